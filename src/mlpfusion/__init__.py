@@ -1,0 +1,47 @@
+"""Makes the MLPs of language models narrower in one shot, without data, and keeps how they fine-tune.
+
+Importing the package is cheap (no torch) and lets transformers load compressed checkpoints.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mlpfusion.install.hook import register as _register
+
+if TYPE_CHECKING:
+    from mlpfusion.compression import compress as compress
+    from mlpfusion.errors import InputError as InputError
+    from mlpfusion.install.folding import fold as fold
+    from mlpfusion.methods.clustering import Clustering as Clustering
+    from mlpfusion.methods.folded_fusion import FoldedFusion as FoldedFusion
+    from mlpfusion.methods.fusion import Fusion as Fusion
+    from mlpfusion.methods.neuron_pruning import NeuronPruning as NeuronPruning
+    from mlpfusion.methods.random_neurons import RandomNeurons as RandomNeurons
+    from mlpfusion.record import Record as Record
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "compress": "mlpfusion.compression",
+    "fold": "mlpfusion.install.folding",
+    "Clustering": "mlpfusion.methods.clustering",
+    "FoldedFusion": "mlpfusion.methods.folded_fusion",
+    "Fusion": "mlpfusion.methods.fusion",
+    "InputError": "mlpfusion.errors",
+    "NeuronPruning": "mlpfusion.methods.neuron_pruning",
+    "RandomNeurons": "mlpfusion.methods.random_neurons",
+    "Record": "mlpfusion.record",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return ["__version__", *_PUBLIC]
+
+
+_register()

@@ -1,0 +1,104 @@
+"""Looks for MLPs by their pattern in a model whose type has no row, and proposes the row that would serve."""
+
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2CLS
+from transformers.pytorch_utils import Conv1D
+
+from mlpfusion.architectures.sites import base_model, linear_tensors
+from mlpfusion.architectures.table import Architecture, Stack
+
+_ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
+
+
+def detect_architecture(model: PreTrainedModel) -> Architecture | None:
+    """The row that the shapes and the names of `model` suggest, or None. Works on a model without weights.
+
+    In every stack of layers it looks, outside attention, for a linear map hidden -> f (two in a gated block, or one
+    hidden -> 2 f), a linear map f -> hidden, and an activation module. A proposal to be checked by eye, not a proof.
+    """
+    base = base_model(model)
+    stacks = [
+        stack
+        for path, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and not _has_number(path)
+        if (stack := _detect_stack(base, path, module[0]))
+    ]
+    return Architecture(tuple(stacks)) if stacks else None
+
+
+def _detect_stack(base: PreTrainedModel, path: str, layer: nn.Module) -> Stack | None:
+    linears = _outside_attention(layer, (nn.Linear, Conv1D))
+    shapes = {name: tuple(linear_tensors(linear)[0].shape) for name, linear in linears.items()}
+    for down, (hidden_size, width) in shapes.items():
+        ups = [name for name, shape in shapes.items() if shape == (width, hidden_size) and name != down]
+        fused = [name for name, shape in shapes.items() if shape == (2 * width, hidden_size) and name != down]
+        activations = list(_outside_attention(layer, _ACTIVATIONS))
+        if len(ups) + len(fused) not in (1, 2) or not activations or hidden_size != base.config.hidden_size:
+            continue
+        if not _is_plain(layer, (ups + fused)[0], down):
+            continue
+        activation = max(activations, key=lambda name: _shared_parents(name, (ups + fused)[0]))
+        gate = _gate(layer, ups, activation) if len(ups) == 2 else (fused or [None])[0]
+        up = next((name for name in ups if name != gate), gate)
+        assert up is not None
+        return Stack(f"{path}.{{}}", up, down, activation, gate, _width_key(base.config, width))
+    return None
+
+
+def _is_plain(layer: nn.Module, up: str, down: str) -> bool:
+    """Whether the module that holds both maps holds nothing but what an MLP has; a Mamba mixer has a convolution."""
+    parents = up.split(".")[: _shared_parents(up, down)]
+    if not parents:
+        return True
+    container = layer.get_submodule(".".join(parents))
+    leaves = [module for module in container.modules() if not list(module.children())]
+    usual = (nn.Linear, Conv1D, nn.Dropout, nn.Identity, *_ACTIVATIONS)
+    odd = [module for module in leaves if not isinstance(module, usual) and "Norm" not in type(module).__name__]
+    return not odd and not list(container.parameters(recurse=False))
+
+
+def _gate(layer: nn.Module, ups: list[str], activation: str) -> str:
+    """Of two parallel maps the one whose output enters the activation, seen by running their module without weights."""
+    container = layer.get_submodule(".".join(ups[0].split(".")[: _shared_parents(*ups)]))
+    outputs: dict[int, str] = {}
+    entered: list[int] = []
+    hooks = [
+        layer.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: outputs.update({id(y): name}))
+        for name in ups
+    ]
+    hooks.append(layer.get_submodule(activation).register_forward_pre_hook(lambda _m, x: entered.append(id(x[0]))))
+    try:
+        weight = linear_tensors(layer.get_submodule(ups[0]))[0]
+        container(torch.empty(1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype))
+    except (TypeError, NotImplementedError, RuntimeError):  # a container that wants other arguments: names must do
+        return next((name for name in ups if "gate" in name), ups[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next((outputs[key] for key in entered if key in outputs), ups[0])
+
+
+def _outside_attention(layer: nn.Module, kinds: tuple[type, ...]) -> dict[str, Any]:
+    return {name: m for name, m in layer.named_modules() if type(m) in kinds and "att" not in name.lower()}
+
+
+def _width_key(config: Any, width: int) -> str:
+    """The config key that holds the width, preferring the names that the field uses for it."""
+    keys = [key for key, value in config.to_dict().items() if type(value) is int and value == width]
+    usual = [key for key in keys if any(word in key for word in ("intermediate", "ffn", "inner", "d_ff", "mlp"))]
+    return (usual or keys or ["intermediate_size"])[0]
+
+
+def _shared_parents(first: str, second: str) -> int:
+    """Number of path components that two paths have in common from the start."""
+    pairs = zip(first.split("."), second.split("."), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def _has_number(path: str) -> bool:
+    return any(part.isdigit() for part in path.split("."))

@@ -1,0 +1,140 @@
+"""Finds the MLPs of a model by its row of the table, and reads them into one layout."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from mlpfusion.architectures.table import Architecture, Stack
+from mlpfusion.errors import InputError
+from mlpfusion.mlp import MLP
+
+
+@dataclass(frozen=True)
+class Site:
+    """One MLP of one layer. `path` is the layer's path from the base model, so it is the same under every head."""
+
+    path: str
+    layer: int
+    stack: Stack
+    hidden_size: int
+    intermediate_size: int
+
+    def module_path(self, part: str) -> str:
+        """Path of `up`, `gate`, `down` or `activation` from the base model."""
+        return f"{self.path}.{getattr(self.stack, part)}"
+
+
+def base_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its head; site paths start there."""
+    return cast(PreTrainedModel, model.base_model)
+
+
+def find_sites(model: PreTrainedModel, architecture: Architecture) -> list[Site]:
+    """All MLPs of the model, stack by stack, in the order of the layers.
+
+    Raises `InputError` if a layer has no MLP of the shapes of the row, or if there is none at all.
+    """
+    base = base_model(model)
+    templates = list(dict.fromkeys(stack.layer for stack in architecture.stacks))
+    sites = [site for template in templates for site in _stack_sites(base, architecture, template)]
+    if not sites:
+        raise InputError(f"`architecture` must name layers of {type(base).__name__}, got {', '.join(templates)}")
+    return sites
+
+
+def read_mlp(model: PreTrainedModel, site: Site, output_scale: Tensor | None = None) -> MLP:
+    """The MLP at `site`; its tensors share memory with the model (transposed where the model keeps a `Conv1D`).
+
+    A scale that the model keeps in the activation is part of `activation`, unless it is taken out and handed over.
+    """
+    base = base_model(model)
+    up, up_bias = linear_tensors(base.get_submodule(site.module_path("up")))
+    down, down_bias = linear_tensors(base.get_submodule(site.module_path("down")))
+    gate, gate_bias = None, None
+    if site.stack.gate == site.stack.up:
+        gate, up = up.chunk(2)
+        gate_bias, up_bias = up_bias.chunk(2) if up_bias is not None else (None, None)
+    elif site.stack.gate is not None:
+        gate, gate_bias = linear_tensors(base.get_submodule(site.module_path("gate")))
+    activation = base.get_submodule(site.module_path("activation"))
+    return MLP(up, down, activation, gate, up_bias, gate_bias, down_bias, output_scale=output_scale)
+
+
+def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight with shape (out, in), and bias. Raises `InputError` for anything but a plain linear map."""
+    if type(linear) is nn.Linear:
+        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+    if type(linear) is Conv1D:
+        return linear.weight.detach().T, linear.bias.detach()
+    raise InputError(
+        f"the linear maps of an MLP must be nn.Linear or Conv1D, got {type(linear).__name__}; "
+        "merge adapters and drop quantisation first"
+    )
+
+
+def visited_share(model: PreTrainedModel, sites: list[Site]) -> float:
+    """Share of the MLP parameters of the sites' layers that belong to a site; 1.0 when nothing was overlooked.
+
+    What counts as an MLP parameter is decided by shape, not by the row: every parameter of the layer outside
+    attention with an axis as long as the intermediate size (twice as long where gate and up are one map).
+    """
+    base = base_model(model)
+    visited = {id(parameter) for site in sites for parameter in site_parameters(base, site)}
+    wanted = {id(p): p for site in sites for p in _mlp_shaped_parameters(base, site)}
+    total = sum(parameter.numel() for parameter in wanted.values())
+    return sum(p.numel() for key, p in wanted.items() if key in visited) / total
+
+
+def site_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
+    """The parameters of the linear maps of a site, each once."""
+    paths = dict.fromkeys(site.module_path(part) for part in ("up", "gate", "down") if getattr(site.stack, part))
+    return [parameter for path in paths for parameter in base.get_submodule(path).parameters()]
+
+
+def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: str) -> list[Site]:
+    stacks = [stack for stack in architecture.stacks if stack.layer == template]
+    sites = []
+    while has_module(base, path := template.format(len(sites))):
+        fitting = [stack for stack in stacks if all(has_module(base, f"{path}.{part}") for part in _paths(stack))]
+        if not fitting:
+            raise InputError(f"layer {path} must have {' or '.join(stack.up for stack in stacks)} as `up`, got none")
+        sites.append(_make_site(base, fitting[0], path, len(sites)))
+    return sites
+
+
+def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Site:
+    hidden_size, width = linear_tensors(base.get_submodule(f"{path}.{stack.down}"))[0].shape
+    rows = {
+        part: linear_tensors(base.get_submodule(f"{path}.{part}"))[0].shape for part in {stack.up, stack.gate} - {None}
+    }
+    expected = (2 * width if stack.gate == stack.up else width, hidden_size)
+    for part, shape in rows.items():
+        if tuple(shape) != expected:
+            raise InputError(f"{path}.{part} must have shape {expected} to fit {stack.down}, got {tuple(shape)}")
+    return Site(path, layer, stack, hidden_size, width)
+
+
+def _paths(stack: Stack) -> list[str]:
+    return [path for path in (stack.up, stack.gate, stack.down, stack.activation) if path]
+
+
+def has_module(base: nn.Module, path: str) -> bool:
+    """Whether `path` leads to a module of `base`."""
+    try:
+        base.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _mlp_shaped_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
+    lengths = {site.intermediate_size} | ({2 * site.intermediate_size} if site.stack.gate == site.stack.up else set())
+    axes = 2 if site.hidden_size in lengths else 1
+    return [
+        parameter
+        for name, parameter in base.get_submodule(site.path).named_parameters()
+        if "att" not in name.lower() and parameter.ndim >= axes and lengths & set(parameter.shape)
+    ]

@@ -1,0 +1,73 @@
+"""The model card of a compressed checkpoint: what was done, and what was measured while doing it."""
+
+from huggingface_hub import ModelCardData
+
+from mlpfusion.record import RECORD_FILE, Record, SiteRecord
+
+_TEXT = """\
+---
+{data}
+---
+
+# {title}
+
+{source} with narrower MLPs, made by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}.
+Method `{method}`, layers `{layers}`, seed {seed}. No data was used. Nothing was trained after it.
+
+| | before | after |
+|---|---|---|
+| parameters | {before_parameters:,} | {after_parameters:,} ({parameters_share:.1f} %) |
+| bytes | {before_bytes:,} | {after_bytes:,} ({bytes_share:.1f} %) |
+
+## How to load it
+
+```python
+import mlpfusion  # lets transformers build the narrower blocks
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path/or/id")  # or any other Auto class
+```
+
+Without the package transformers refuses the checkpoint with a shape error. `mlpfusion.fold(model)` gives the form to
+deploy. The licence is that of the source model.
+
+## Layers
+
+| layer | width before | width after | parameters after | inertia left | largest cluster | single neurons |
+|---|---|---|---|---|---|---|
+{rows}
+
+The full record, with versions and the hash of the source weights, is in `{record_file}`.
+"""
+
+
+def model_card(record: Record, source: str, *, hub_id: bool) -> str:
+    """The text of README.md for `record`; `source` is the name of the original, linked as base model if on the Hub."""
+    base = source if hub_id else None
+    data = ModelCardData(base_model=base, library_name="transformers", tags=["mlp-fusion", "compression"])
+    before, after = record.original, record.compressed
+    return _TEXT.format(
+        data=data.to_yaml(),
+        title=f"{source.rpartition('/')[2]}, narrowed",
+        source=f"[{source}](https://huggingface.co/{source})" if hub_id else f"`{source}`",
+        version=record.versions["mlpfusion"],
+        method=record.recipe["method"],
+        layers=record.recipe["layers"],
+        seed=record.recipe["seed"],
+        before_parameters=before.parameters,
+        after_parameters=after.parameters,
+        parameters_share=100 * after.parameters / before.parameters,
+        before_bytes=before.bytes,
+        after_bytes=after.bytes,
+        bytes_share=100 * after.bytes / before.bytes,
+        rows="\n".join(_row(site) for site in record.sites),
+        record_file=RECORD_FILE,
+    )
+
+
+def _row(site: SiteRecord) -> str:
+    metrics = site.metrics
+    inertia = f"{100 * metrics['inertia_ratio']:.1f} %" if "inertia_ratio" in metrics else "-"
+    clusters = [f"{metrics[name]:,}" if name in metrics else "-" for name in ("largest_cluster", "singletons")]
+    cells = [site.path, f"{site.original_width:,}", f"{site.width:,}", f"{site.parameters:,}", inertia, *clusters]
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,129 @@
+"""The command line. Every command parses, calls one function of the library, and prints what it returns."""
+
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlpfusion import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Makes the MLPs of language models narrower in one shot, without data, and keeps how they fine-tune.
+
+    \b
+    Start with:  mlpfusion demo
+    Then:        mlpfusion inspect MODEL
+                 mlpfusion compress MODEL OUT --layers last:8 --keep-ratio 0.25
+    """
+
+
+@main.command()
+@click.argument("model")
+@click.option("--revision", help="Branch, tag or commit of a Hub id.")
+@click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
+@click.option("--layers", default="all", show_default=True, help="Layers of the cut that is shown.")
+@click.option("--keep-ratio", type=float, default=0.25, show_default=True, help="Cut that is shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(model: str, as_json: bool, **options: Any) -> None:
+    """Shows the MLPs of MODEL (a folder or a Hub id), their share of the parameters, and what a cut would give.
+
+    Only the config is needed, no weights. For a model type without a row of its own, a row that would serve is
+    looked for and printed.
+    """
+    with _reported_errors():
+        from mlpfusion.report.inspection import inspect_checkpoint, print_inspection
+
+        inspection = inspect_checkpoint(model, **options)
+        if as_json:
+            click.echo(json.dumps(inspection.to_dict(), indent=2))
+        else:
+            print_inspection(inspection)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.argument("out", required=False)
+@click.option("--method", help="fusion (default), folded-fusion, clustering, neuron-pruning or random-neurons.")
+@click.option("--layers", help="all (default), last:8, first:2, 4-11 or 0,3,5; in each stack by itself.")
+@click.option("--keep-ratio", type=float, help="Share of the neurons to keep, for example 0.25.")
+@click.option("--width", type=int, help="Neurons to keep, instead of --keep-ratio.")
+@click.option("--round-to", type=int, help="Round the width of --keep-ratio to a multiple of this.")
+@click.option("--seed", type=int, help="Seed of all random steps (default 0).")
+@click.option("--device", help="cpu (default) or cuda: where the arithmetic is done.")
+@click.option("--revision", help="Branch, tag or commit of a Hub id.")
+@click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method, e.g. num_init=4.")
+@click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it holds something.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flags: Any) -> None:
+    """Compresses MODEL (a folder or a Hub id) into the new folder OUT.
+
+    OUT appears complete or not at all. It holds the model, its tokenizer, a record of the run and a model card.
+    """
+    with _reported_errors():
+        from mlpfusion.recipe import Recipe, read_recipe, run_recipe, with_fields
+        from mlpfusion.report.terminal import print_record, progress_bar
+
+        chosen = read_recipe(Path(recipe)) if recipe else Recipe()
+        given = {name: value for name, value in flags.items() if value is not None and value is not False}
+        if options:
+            given["options"] = chosen.options | dict(_parse_option(option) for option in options)
+        chosen = with_fields(chosen, given)
+        with progress_bar("Compressing") as progress:
+            record = run_recipe(chosen, progress)
+        if as_json:
+            click.echo(record.to_json(), nl=False)
+        else:
+            print_record(record, chosen.out)
+
+
+@main.command()
+@click.option("--out", default="demo-out", show_default=True, help="Folder for the compressed model.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: str, seed: int) -> None:
+    """Fuses a real pretrained model, saves it, loads it back in a fresh process, and measures it. Offline."""
+    with _reported_errors():
+        from mlpfusion.demo import run_demo
+
+        run_demo(Path(out), seed)
+
+
+@contextmanager
+def _reported_errors() -> Iterator[None]:
+    """Bad input ends in one line on stderr and exit code 2, a warning in one line.
+
+    SIGTERM unwinds the stack, so that nothing is left behind.
+    """
+    from transformers.utils import logging
+
+    from mlpfusion.errors import InputError
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
+            yield
+    except InputError as error:
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise click.UsageError(f"--option must be NAME=VALUE, got {text!r}")
+    return name, yaml.safe_load(value)

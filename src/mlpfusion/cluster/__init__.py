@@ -1,0 +1,5 @@
+"""Clustering of neurons: k-means in the space of inner products."""
+
+from mlpfusion.cluster.kmeans import KMeansResult as KMeansResult
+from mlpfusion.cluster.kmeans import kmeans as kmeans
+from mlpfusion.cluster.kmeans import kmeans_batched as kmeans_batched

@@ -1,0 +1,217 @@
+"""k-means for neurons: few points, many features, and a quarter as many clusters as points.
+
+Greedy k-means++, Lloyd, then single-point moves, all on one Gram matrix, so that beyond building it no step depends on
+the number of features.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlpfusion.cluster.block import KMeansResult, OrderedBlock, order_block, summarize
+from mlpfusion.cluster.gram import GramSpace, InnerProducts, PointSpace
+from mlpfusion.cluster.lloyd import lloyd
+from mlpfusion.cluster.partition import Partition, fill_empty_clusters
+from mlpfusion.cluster.refine import refine
+from mlpfusion.cluster.seeding import distances_to_points, draw_uniforms, greedy_kmeans_plusplus
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One restart of one block; `history` is (num_iter, num_rounds, converged)."""
+
+    inertia: float
+    labels: Int[Tensor, " neurons"]
+    history: tuple[int, int, bool]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What does not differ between blocks."""
+
+    num_clusters: int
+    num_init: int
+    num_candidates: int
+    max_iter: int
+    refine: bool
+    max_gram_bytes: int
+
+
+def kmeans(
+    points: Float[Tensor, "neurons features"],
+    num_clusters: int,
+    *,
+    generator: torch.Generator,
+    num_init: int = 1,
+    num_candidates: int = 8,
+    max_iter: int = 300,
+    refine: bool = True,
+    init: Float[Tensor, "clusters features"] | None = None,
+    max_gram_bytes: int = 2**32,
+) -> KMeansResult:
+    """Clusters the rows of `points` so that the squared distances to the cluster means are small.
+
+    With `refine` the result of Lloyd is improved by single-point moves; without it, and with `init`, it is plain Lloyd
+    from these centres, as in scikit-learn. Of `num_init` restarts the smallest inertia wins; `init` needs only one and
+    ignores `generator`, which must be a CPU generator. Permuting the rows permutes the labels and changes nothing else.
+    If there are at most `num_clusters` distinct rows, the inertia is 0 and no cluster is empty. Arithmetic is float32
+    (float64 for float64 points). A Gram matrix above `max_gram_bytes` is not built; GEMMs take its place.
+
+    Raises ValueError if a number is out of range, `init` has another shape, or a value is not finite.
+    """
+    (result,) = kmeans_batched(
+        points[None],
+        num_clusters,
+        generators=[generator],
+        num_init=num_init,
+        num_candidates=num_candidates,
+        max_iter=max_iter,
+        refine=refine,
+        init=None if init is None else init[None],
+        max_gram_bytes=max_gram_bytes,
+    )
+    return result
+
+
+def kmeans_batched(
+    points: Float[Tensor, "blocks neurons features"],
+    num_clusters: int,
+    *,
+    generators: Sequence[torch.Generator],
+    num_init: int = 1,
+    num_candidates: int = 8,
+    max_iter: int = 300,
+    refine: bool = True,
+    init: Float[Tensor, "blocks clusters features"] | None = None,
+    max_gram_bytes: int = 2**32,
+) -> list[KMeansResult]:
+    """`kmeans` of each block, with a generator for each; a result does not depend on the other blocks.
+
+    Blocks are worked on together as long as their Gram matrices fit into `max_gram_bytes`.
+    """
+    points, init = points.detach(), None if init is None else init.detach()
+    settings = _Settings(num_clusters, num_init, num_candidates, max_iter, refine, max_gram_bytes)
+    _check_settings(settings, points.shape[1])
+    _check_tensors(points, init, settings, len(generators))
+    blocks = [order_block(block) for block in points]
+    results: dict[int, KMeansResult] = {}
+    for group in _groups(blocks, settings):
+        starts = None if init is None else init[group]
+        solved = _solve([blocks[i] for i in group], [generators[i] for i in group], starts, settings)
+        results.update(zip(group, solved, strict=True))
+    return [results[i] if i in results else _all_distinct_rows(block, num_clusters) for i, block in enumerate(blocks)]
+
+
+def _check_settings(settings: _Settings, num_points: int) -> None:
+    limits = {"num_clusters": num_points, "num_init": None, "num_candidates": None, "max_iter": None}
+    for name, highest in limits.items():
+        value = getattr(settings, name)
+        if highest is None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if highest is not None and not 1 <= value <= highest:
+            raise ValueError(f"`{name}` must be between 1 and {highest}, got {value}")
+
+
+def _check_tensors(
+    points: Float[Tensor, "blocks neurons features"],
+    init: Float[Tensor, "blocks clusters features"] | None,
+    settings: _Settings,
+    num_generators: int,
+) -> None:
+    if not points.is_floating_point():
+        raise ValueError(f"`points` must be floating-point numbers, got {points.dtype}")
+    if num_generators != len(points):
+        raise ValueError(f"`generators` must hold one generator a block ({len(points)}), got {num_generators}")
+    expected = (len(points), settings.num_clusters, points.shape[2])
+    if init is not None and init.shape != expected:
+        raise ValueError(f"`init` must have the shape {expected[1:]} a block, got {tuple(init.shape[1:])}")
+    for name, tensor in (("points", points), ("init", init)):
+        bad = 0 if tensor is None else int((~tensor.isfinite()).sum())
+        if bad:
+            raise ValueError(f"`{name}` must be finite, got {bad} entries that are not")
+
+
+def _groups(blocks: Sequence[OrderedBlock], settings: _Settings) -> Iterator[list[int]]:
+    """The blocks that need work, in groups whose Gram matrices fit; those with few distinct rows need none."""
+    open_blocks = [i for i, block in enumerate(blocks) if block.num_distinct > settings.num_clusters]
+    size = max(1, settings.max_gram_bytes // _gram_bytes(blocks[0]))
+    for start in range(0, len(open_blocks), size):
+        yield open_blocks[start : start + size]
+
+
+def _gram_bytes(block: OrderedBlock) -> int:
+    return len(block.points) ** 2 * _working_dtype(block).itemsize
+
+
+def _working_dtype(block: OrderedBlock) -> torch.dtype:
+    return torch.promote_types(block.points.dtype, torch.float32)
+
+
+def _all_distinct_rows(block: OrderedBlock, num_clusters: int) -> KMeansResult:
+    """A cluster for every distinct row; clusters that are left over split duplicates."""
+    labels = fill_empty_clusters(block.groups, torch.zeros(len(block.groups), device=block.groups.device), num_clusters)
+    return summarize(block, labels, num_clusters, (0, 0, True))
+
+
+def _solve(
+    blocks: Sequence[OrderedBlock],
+    generators: Sequence[torch.Generator],
+    init: Float[Tensor, "blocks clusters features"] | None,
+    settings: _Settings,
+) -> list[KMeansResult]:
+    """The best run of each block; all runs use the same inner products."""
+    dtype = _working_dtype(blocks[0])
+    centered = [block.centered(dtype) for block in blocks]
+    fits = _gram_bytes(blocks[0]) <= settings.max_gram_bytes
+    space = (GramSpace if fits else PointSpace).from_points(centered)
+    if init is None:
+        shape = (settings.num_init, settings.num_clusters, settings.num_candidates)
+        starts = (_seeded_distances(space, uniforms) for uniforms in draw_uniforms(generators, shape))
+    else:
+        centers = [(start - block.mean()).to(dtype) for start, block in zip(init, blocks, strict=True)]
+        starts = [_distances_to_centers(centered, centers)]
+    best: list[_Run] = []
+    for distances in starts:
+        runs = _run(space, distances, settings)
+        best = [min(pair, key=lambda run: run.inertia) for pair in zip(best or runs, runs, strict=True)]
+    return [summarize(b, r.labels, settings.num_clusters, r.history) for b, r in zip(blocks, best, strict=True)]
+
+
+def _seeded_distances(
+    space: InnerProducts, uniforms: Float[Tensor, "blocks clusters candidates"]
+) -> Float[Tensor, "blocks clusters neurons"]:
+    return distances_to_points(space, greedy_kmeans_plusplus(space, uniforms))
+
+
+def _distances_to_centers(
+    points: Sequence[Float[Tensor, "neurons features"]], centers: Sequence[Float[Tensor, "clusters features"]]
+) -> Float[Tensor, "blocks clusters neurons"]:
+    """Squared distances up to a term of the point alone, by one GEMM a block."""
+    return torch.stack([c.square().sum(1)[:, None] - 2 * c @ p.T for p, c in zip(points, centers, strict=True)])
+
+
+def _assign(
+    distances: Float[Tensor, "blocks clusters neurons"], squared_norms: Float[Tensor, "blocks neurons"]
+) -> Int[Tensor, "blocks neurons"]:
+    """The nearest cluster of every point, numbered through all blocks; none is empty."""
+    num_blocks, num_clusters, _ = distances.shape
+    offsets = torch.arange(num_blocks, device=distances.device)[:, None] * num_clusters
+    nearest, labels = distances.min(1)
+    farness = (nearest + squared_norms).flatten()
+    return fill_empty_clusters((labels + offsets).flatten(), farness, num_clusters, num_blocks).view_as(labels)
+
+
+def _run(space: InnerProducts, distances: Float[Tensor, "blocks clusters neurons"], settings: _Settings) -> list[_Run]:
+    """Lloyd and refinement from the nearest of the starting centres."""
+    partition = Partition(space, _assign(distances, space.squared_norms), settings.num_clusters)
+    num_iter, converged = lloyd(partition, settings.max_iter)
+    rounds = torch.zeros_like(num_iter)
+    if settings.refine:
+        rounds, refined = refine(partition)
+        converged &= refined
+    histories = zip(num_iter.tolist(), rounds.tolist(), converged.tolist(), strict=True)
+    runs = zip(partition.inertia().tolist(), partition.local_labels(), histories, strict=True)
+    return [_Run(*run) for run in runs]

@@ -1,0 +1,40 @@
+"""Lloyd's algorithm (1982) on a partition that keeps all distances."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mlpfusion.cluster.partition import Partition, fill_empty_clusters
+
+
+def lloyd(partition: Partition, max_iter: int) -> tuple[Int[Tensor, " blocks"], Bool[Tensor, " blocks"]]:
+    """Moves all points to their nearest centres until none moves; returns iterations and convergence of each block.
+
+    A point that has its own centre among the nearest stays. A block has also converged when its inertia no longer
+    falls. An empty cluster takes the point farthest from its centre.
+    """
+    active = torch.ones(partition.num_blocks, dtype=torch.bool, device=partition.labels.device)
+    num_iter = torch.zeros_like(active, dtype=torch.int64)
+    inertia = partition.inertia()
+    for _ in range(max_iter):
+        num_iter += active
+        labels = _reassign(partition, active)
+        moved = (labels != partition.labels).nonzero()[:, 0]
+        partition.move(moved, labels[moved])
+        before, inertia = inertia, partition.inertia()
+        has_moved = torch.zeros_like(active)
+        has_moved[partition.block_of_point[moved]] = True
+        active &= has_moved & (inertia < before)
+        if not active.any():
+            break
+    return num_iter, ~active
+
+
+def _reassign(partition: Partition, active: Bool[Tensor, " blocks"]) -> Int[Tensor, " points"]:
+    """The labels after one assignment step of the active blocks."""
+    nearest = partition.distances.amin(0)
+    gains = partition.own(partition.distances) - nearest
+    movers = ((gains > partition.resolution) & active[partition.block_of_point]).nonzero()[:, 0]
+    labels = partition.labels.clone()
+    labels[movers] = partition.best_clusters(partition.distances, movers)
+    return fill_empty_clusters(labels, nearest, partition.num_clusters, partition.num_blocks)

@@ -1,0 +1,215 @@
+"""Compresses a model in place: for each site of the plan read, narrow, install; leaves a record."""
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp, site_parameters, visited_share
+from mlpfusion.architectures.table import Architecture, find_architecture
+from mlpfusion.errors import DegenerateClusteringWarning, InputError
+from mlpfusion.install.folding import set_key
+from mlpfusion.install.key import KEY, FusionKey, InstalledSite
+from mlpfusion.install.narrow import install
+from mlpfusion.methods import METHODS, Narrowed, method_name, narrow
+from mlpfusion.mlp import MLP, forward
+from mlpfusion.plan import Plan, make_plan
+from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions
+
+Progress = Callable[[int, int, str], None]
+
+
+@torch.no_grad()
+def compress(
+    model: PreTrainedModel,
+    method: Any,
+    *,
+    layers: str = "all",
+    keep_ratio: float | None = None,
+    width: int | None = None,
+    round_to: int = 1,
+    seed: int = 0,
+    architecture: Architecture | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """Makes the MLPs of the chosen layers narrower. Changes `model` in place; `save_pretrained` then just works.
+
+    `method` is a config such as `Fusion()`; `layers`, `keep_ratio`, `width` and `round_to` are those of `make_plan`;
+    `device` is where the arithmetic is done, one block at a time (default: where the model is). The same `seed` gives
+    the same bytes on the CPU. `progress(done, total, path)` is called before each block and at the end. Raises
+    `InputError`, before anything is changed, for an unknown model type or method, a bad layer or width, NaN or Inf
+    in a weight, or a model that is compressed, quantised or dispatched already.
+    """
+    started = time.perf_counter()
+    check_method(method)
+    check_model(model)
+    row = architecture or find_architecture(model.config.model_type)
+    sites = find_sites(model, row)
+    check_row(model, sites if architecture is not None else [])
+    selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
+    plan = make_plan(sites, **selection)
+    check_visited(model, plan)
+    recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
+    compute = torch.device(device or model.device)
+    original, digest = model_size(model), source_hash(model, [site for site, _ in plan.entries])
+    narrowed = _narrow_all(model, plan, method, seed, compute, progress or _silent)
+    records = _install_all(model, plan, narrowed)
+    set_key(model, FusionKey(row, _installed(records, narrowed), recipe["method"], seed, digest))
+    return Record(
+        recipe=recipe,
+        source_sha256=digest,
+        device=str(compute),
+        dtype=str(model.dtype).removeprefix("torch."),
+        versions=versions(),
+        seconds=round(time.perf_counter() - started, 3),
+        peak_bytes=peak_bytes(compute),
+        original=original,
+        compressed=model_size(model),
+        sites=records,
+    )
+
+
+def check_method(method: Any) -> None:
+    """Raises `InputError` unless `method` is a config of the table."""
+    if type(method) not in METHODS:
+        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in METHODS)}, got {method!r}")
+
+
+def check_not_compressed(config: PreTrainedConfig) -> None:
+    """Raises `InputError` if the config is that of a compressed model."""
+    if getattr(config, KEY, None) is not None:
+        raise InputError("`model` must not be compressed already, got one with the config key `mlp_fusion`")
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raises `InputError` for a model that is compressed or spread over devices already, or holds NaN or Inf."""
+    check_not_compressed(model.config)
+    if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
+        raise InputError("`model` must be on one device, got one dispatched by `device_map`")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise InputError(f"the weights must be finite, got {bad} NaN or Inf in {name}")
+
+
+def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+    """Raises `InputError` if a site, as a row describes it, computes something else than the model does there.
+
+    Shapes cannot tell gate from up, a run can: one forward pass on transformers' dummy inputs. A model that takes no
+    token ids is not run, and a warning says so.
+    """
+    if not sites:
+        return
+    if model.main_input_name != "input_ids":
+        warnings.warn(f"the row was checked by shapes only, {type(model).__name__} takes no token ids", stacklevel=3)
+        return
+    for site, (inputs, outputs) in zip(sites, _watch_sites(model, sites), strict=True):
+        found = forward(read_mlp(model, site), inputs)
+        if not torch.allclose(found.float(), outputs.float(), rtol=1e-2, atol=1e-2 * float(outputs.abs().max())):
+            raise InputError(
+                f"the row must describe what the model computes, it does not at {site.path}: is `gate` right?"
+            )
+
+
+def check_visited(model: PreTrainedModel, plan: Plan) -> None:
+    """Raises `InputError` if parameters of the chosen layers look like MLP parameters but belong to no site."""
+    share = visited_share(model, [site for site, _ in plan.entries])
+    if share < 1:
+        raise InputError(f"the row of the architecture must cover 100 % of the MLP parameters, got {100 * share:.1f} %")
+
+
+def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
+    """SHA-256 of the original MLP weights of `sites` (name, dtype, shape, bytes), the same under every head."""
+    digest = hashlib.sha256()
+    names = {id(parameter): name for name, parameter in base_model(model).named_parameters()}
+    for site in sites:
+        for parameter in site_parameters(base_model(model), site):
+            digest.update(f"{names[id(parameter)]} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def site_generator(seed: int, path: str) -> torch.Generator:
+    """The random stream of one site: it depends on the seed and the site alone, not on which others are compressed."""
+    digest = hashlib.sha256(f"{seed} {path}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def _watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What enters and what leaves the MLP at each site on transformers' dummy inputs."""
+    seen: list[list[torch.Tensor]] = [[] for _ in sites]
+    base, hooks, training = base_model(model), [], model.training
+    for site, pair in zip(sites, seen, strict=True):
+        up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
+        hooks.append(up.register_forward_pre_hook(lambda _m, args, pair=pair: pair.insert(0, args[0])))
+        hooks.append(down.register_forward_hook(lambda _m, _args, output, pair=pair: pair.append(output)))
+    try:
+        model.eval()(**{name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()})
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return [(pair[0], pair[1]) for pair in seen]
+
+
+def _narrow_all(
+    model: PreTrainedModel, plan: Plan, method: Any, seed: int, device: torch.device, progress: Progress
+) -> list[Narrowed]:
+    """All narrow blocks, before any is installed: an error or an interrupt leaves the model as it was."""
+    narrowed = []
+    for done, (site, num_neurons) in enumerate(plan.entries):
+        progress(done, len(plan.entries), site.path)
+        mlp = read_mlp(model, site)
+        result = narrow(_to(mlp, device), num_neurons, method, site_generator(seed, site.path))
+        narrowed.append(replace(result, mlp=_to(result.mlp, mlp.up.device)))
+    progress(len(plan.entries), len(plan.entries), "")
+    return narrowed
+
+
+def _install_all(model: PreTrainedModel, plan: Plan, narrowed: Sequence[Narrowed]) -> tuple[SiteRecord, ...]:
+    """Puts the blocks in place, and warns once if clusterings among them were degenerate. Changes the model."""
+    records = []
+    for (site, _), result in zip(plan.entries, narrowed, strict=True):
+        before, after = read_mlp(model, site).num_parameters, result.mlp.num_parameters
+        install(model, site, result.mlp)
+        widths = site.intermediate_size, result.mlp.num_neurons
+        records.append(SiteRecord(site.path, site.layer, *widths, before, after, result.metrics))
+    _warn_if_degenerate(records)
+    return tuple(records)
+
+
+def _installed(records: Sequence[SiteRecord], narrowed: Sequence[Narrowed]) -> dict[str, InstalledSite]:
+    return {
+        site.path: InstalledSite(site.width, site.original_width, result.mlp.output_scale is not None, site.parameters)
+        for site, result in zip(records, narrowed, strict=True)
+    }
+
+
+def _to(mlp: MLP, device: torch.device) -> MLP:
+    tensors = dict(mlp.tensors())
+    if mlp.output_scale is not None:
+        tensors["output_scale"] = mlp.output_scale
+    return replace(mlp, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def _warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
+    bad = [record for record in records if record.metrics.get("degenerate")]
+    if bad:
+        largest = max(record.metrics["largest_cluster"] / record.original_width for record in bad)
+        single = max(record.metrics["singletons"] / record.width for record in bad)
+        warnings.warn(
+            f"the clustering is degenerate at {len(bad)} of {len(records)} layers: one cluster holds up to "
+            f"{100 * largest:.0f} % of the neurons, up to {100 * single:.0f} % of the clusters are single neurons",
+            DegenerateClusteringWarning,
+            stacklevel=5,
+        )
+
+
+def _silent(done: int, total: int, path: str) -> None:
+    """No progress is shown."""

@@ -1,0 +1,70 @@
+"""How far the output of a compressed block is from the original's, on inputs that the original model really sees."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp
+from mlpfusion.architectures.table import Architecture, find_architecture
+from mlpfusion.mlp import MLP, forward
+
+Batch = Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def mlp_inputs(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
+) -> dict[str, Float[Tensor, "tokens hidden"]]:
+    """What enters the MLP at each site (by path), for every token of `batches` that `attention_mask` does not hide.
+
+    One forward pass of the model a batch, in the mode that the model is in: call `model.eval()` first.
+    """
+    base = base_model(model)
+    seen: dict[str, list[Tensor]] = {site.path: [] for site in sites}
+    for batch in batches:
+        mask = batch.get("attention_mask")
+        hooks = [_record_input(base.get_submodule(site.module_path("up")), seen[site.path], mask) for site in sites]
+        try:
+            base(**batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return {path: torch.cat(parts) for path, parts in seen.items()}
+
+
+@torch.no_grad()
+def relative_output_error(original: MLP, compressed: MLP, inputs: Float[Tensor, "tokens hidden"]) -> float:
+    """|H~ - H|_F / |H|_F over all tokens, of the raw MLP output (before residual and LayerNorm)."""
+    exact, approximate = forward(original, inputs).double(), forward(compressed, inputs).double()
+    return float((approximate - exact).norm() / exact.norm())
+
+
+def output_errors(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    batches: Iterable[Batch],
+    architecture: Architecture | None = None,
+) -> dict[str, float]:
+    """Relative output error of every site that differs between the two models, each on the original's inputs."""
+    row = architecture or find_architecture(original.config.model_type)
+    pairs = [
+        (before, after)
+        for before, after in zip(find_sites(original, row), find_sites(compressed, row), strict=True)
+        if before.intermediate_size != after.intermediate_size
+    ]
+    inputs = mlp_inputs(original, [before for before, _ in pairs], batches)
+    return {
+        site.path: relative_output_error(read_mlp(original, site), read_mlp(compressed, after), inputs[site.path])
+        for site, after in pairs
+    }
+
+
+def _record_input(module: nn.Module, seen: list[Tensor], mask: Tensor | None) -> torch.utils.hooks.RemovableHandle:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].reshape(-1, args[0].shape[-1])
+        seen.append(x if mask is None else x[mask.reshape(-1).bool()])
+
+    return module.register_forward_pre_hook(hook)

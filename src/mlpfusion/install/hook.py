@@ -1,0 +1,64 @@
+"""Lets transformers build compressed models: `import mlpfusion` is all that `from_pretrained` needs.
+
+`PreTrainedModel.post_init` runs at the end of the `__init__` of every model, before any weight is read. Where the
+config carries the key `mlp_fusion`, the linear maps get their narrower shape and the activations their scale there,
+so `from_pretrained` and `from_config` of every Auto class, dtypes, device maps and quantisers work on the right
+modules. At the end of `from_pretrained`, when transformers sorts out missing and unexpected weights, the loaded scales
+are checked. Without this package plain transformers fails on the shapes, because the config keeps the original width.
+"""
+
+import functools
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mlpfusion.install.key import FusionKey
+
+_MARK = "_mlpfusion_hook"
+
+
+def register() -> None:
+    """Patches `PreTrainedModel.post_init` as soon as transformers' modelling code is imported, at once if it is."""
+    wrapt.register_post_import_hook(_patch, "transformers.modeling_utils")
+
+
+def _patch(module: ModuleType) -> None:
+    model_class = module.PreTrainedModel
+    if hasattr(model_class.post_init, _MARK):
+        return
+    original_post_init = model_class.post_init
+    original_adjust = model_class._adjust_missing_and_unexpected_keys
+
+    @functools.wraps(original_post_init)
+    def post_init(self: "PreTrainedModel") -> None:
+        key = _key(self)
+        if key is not None:
+            from mlpfusion.install.rebuild import rebuild_sites
+
+            rebuild_sites(self, key)
+        original_post_init(self)
+
+    @functools.wraps(original_adjust)
+    def adjust(self: "PreTrainedModel", loading_info: Any) -> None:
+        original_adjust(self, loading_info)
+        key = _key(self)
+        if key is not None:
+            from mlpfusion.install.rebuild import check_loaded
+
+            check_loaded(self, key, loading_info.missing_keys, loading_info.unexpected_keys)
+
+    setattr(post_init, _MARK, True)
+    model_class.post_init = post_init
+    model_class._adjust_missing_and_unexpected_keys = adjust
+
+
+def _key(model: "PreTrainedModel") -> "FusionKey | None":
+    """The parsed `mlp_fusion` key of the model's config, None without one. Raises `InputError` if it is malformed."""
+    from mlpfusion.install.key import KEY, key_from_dict
+
+    data = getattr(model.config, KEY, None)
+    return None if data is None else key_from_dict(data)

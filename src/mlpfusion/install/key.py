@@ -1,0 +1,84 @@
+"""The key `mlp_fusion` of a model's config: all that the loader needs to rebuild a compressed model."""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mlpfusion.architectures.table import Architecture, architecture_from_dict, architecture_to_dict
+from mlpfusion.errors import InputError
+
+KEY = "mlp_fusion"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class InstalledSite:
+    """One compressed MLP: its width now and before, whether a scale stands in its activation, its parameters now."""
+
+    intermediate_size: int
+    original_size: int
+    scaled: bool
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class FusionKey:
+    """What was compressed and from what. `sites` maps the path of a layer from the base model to its MLP."""
+
+    architecture: Architecture
+    sites: dict[str, InstalledSite]
+    method: str
+    seed: int
+    source_sha256: str
+
+
+def key_to_dict(key: FusionKey) -> dict[str, Any]:
+    """The key as JSON data, with the version of this form."""
+    return {
+        "version": VERSION,
+        "method": key.method,
+        "seed": key.seed,
+        "source_sha256": key.source_sha256,
+        "architecture": architecture_to_dict(key.architecture),
+        "sites": {path: asdict(site) for path, site in key.sites.items()},
+    }
+
+
+def key_from_dict(data: Any) -> FusionKey:
+    """The key from JSON data. Raises `InputError` for a newer version and anything missing, unknown or malformed."""
+    version = data.get("version") if isinstance(data, dict) else None
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise InputError(
+            f"`{KEY}.version` must be between 1 and {VERSION}, got {version!r}; upgrade mlpfusion to load it"
+        )
+    _check_keys(KEY, data, ["version", *(field.name for field in fields(FusionKey))])
+    if not re.fullmatch("[0-9a-f]{64}", str(data["source_sha256"])):
+        raise InputError(f"`{KEY}.source_sha256` must be 64 hexadecimal digits, got {data['source_sha256']!r}")
+    if not isinstance(data["method"], str) or type(data["seed"]) is not int:
+        raise InputError(f"`{KEY}` must hold `method` as text and `seed` as a whole number")
+    if not isinstance(data["sites"], dict) or not data["sites"]:
+        raise InputError(f"`{KEY}.sites` must name at least one layer, got {data['sites']!r}")
+    sites = {path: _site_from_dict(path, site) for path, site in data["sites"].items()}
+    architecture = architecture_from_dict(data["architecture"])
+    return FusionKey(architecture, sites, data["method"], data["seed"], data["source_sha256"])
+
+
+def _site_from_dict(path: str, data: Any) -> InstalledSite:
+    where = f"{KEY}.sites[{path}]"
+    _check_keys(where, data, [field.name for field in fields(InstalledSite)])
+    for name in ("intermediate_size", "original_size", "num_parameters"):
+        if type(data[name]) is not int or data[name] < 1:
+            raise InputError(f"`{where}.{name}` must be a whole number of at least 1, got {data[name]!r}")
+    if data["intermediate_size"] > data["original_size"]:
+        raise InputError(
+            f"`intermediate_size` of {path} must be at most {data['original_size']}, got {data['intermediate_size']}"
+        )
+    if type(data["scaled"]) is not bool:
+        raise InputError(f"`{where}.scaled` must be true or false, got {data['scaled']!r}")
+    return InstalledSite(**data)
+
+
+def _check_keys(where: str, data: Any, known: list[str]) -> None:
+    given = list(data) if isinstance(data, dict) else [data]
+    if sorted(map(str, given)) != sorted(known):
+        raise InputError(f"`{where}` must have exactly the keys {', '.join(known)}, got {', '.join(map(str, given))}")

@@ -1,0 +1,23 @@
+"""Fusion with P folded into `down`: same forward as `Fusion`, smaller Adam kernel of `down` (paper, section 4.3)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mlpfusion.methods import fusion
+from mlpfusion.methods.outcome import Narrowed
+from mlpfusion.mlp import MLP, fold
+
+
+@dataclass(frozen=True)
+class FoldedFusion:
+    """MLP Fusion with P folded into the second linear map: a stock block, for deployment or as the ablation."""
+
+    num_init: int = fusion.Fusion.num_init
+    max_iter: int = fusion.Fusion.max_iter
+
+
+def compress(mlp: MLP, num_neurons: int, config: FoldedFusion, generator: torch.Generator) -> Narrowed:
+    """The block of `num_neurons` centroids with `down` times the cluster sizes, no scale."""
+    fused = fusion.compress(mlp, num_neurons, fusion.Fusion(config.num_init, config.max_iter), generator)
+    return Narrowed(fold(fused.mlp), fused.metrics)

@@ -1,0 +1,47 @@
+"""MLP Fusion: neurons become cluster centroids, a stand-alone constant P keeps the Adam kernel (paper, Eq. 5)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from mlpfusion.cluster import KMeansResult, kmeans
+from mlpfusion.methods.outcome import Narrowed
+from mlpfusion.mlp import MLP, neurons, replace_neurons
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """MLP Fusion with a stand-alone P: the method of the paper, for fine-tuning."""
+
+    num_init: int = 1
+    max_iter: int = 300
+
+
+def compress(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> Narrowed:
+    """The block of `num_neurons` centroids with the cluster sizes as its `output_scale` (int32)."""
+    clusters = cluster_neurons(mlp, num_neurons, config, generator)
+    centroids = replace_neurons(mlp, clusters.centroids)
+    fused = replace(centroids, output_scale=clusters.cluster_sizes.to(torch.int32))
+    return Narrowed(fused, cluster_metrics(clusters))
+
+
+def cluster_neurons(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> KMeansResult:
+    """k-means on the rows [gate | up | b1 | down] of all neurons; raw, unscaled rows as in the paper's code."""
+    rows = neurons(mlp)
+    return kmeans(rows, num_neurons, generator=generator, num_init=config.num_init, max_iter=config.max_iter)
+
+
+def cluster_metrics(clusters: KMeansResult) -> dict[str, float]:
+    """Cluster-size diagnostics: real clusterings are skewed, and one giant cluster means a poor block."""
+    sizes = clusters.cluster_sizes
+    largest, singletons = int(sizes.max()), int((sizes == 1).sum())
+    mean_size = int(sizes.sum()) / len(sizes)
+    return {
+        "inertia": clusters.inertia,
+        "inertia_ratio": clusters.inertia_ratio,
+        "largest_cluster": largest,
+        "singletons": singletons,
+        "degenerate": largest > 10 * mean_size and singletons > len(sizes) / 2,
+        "num_iter": clusters.num_iter,
+        "converged": clusters.converged,
+    }

@@ -1,0 +1,19 @@
+"""The control of every comparison: neurons chosen by lot."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mlpfusion.methods.outcome import Narrowed
+from mlpfusion.mlp import MLP, select_neurons
+
+
+@dataclass(frozen=True)
+class RandomNeurons:
+    """Keeps neurons chosen uniformly at random."""
+
+
+def compress(mlp: MLP, num_neurons: int, config: RandomNeurons, generator: torch.Generator) -> Narrowed:
+    """`num_neurons` different neurons drawn from `generator`, in their old order."""
+    chosen = torch.randperm(mlp.num_neurons, generator=generator)[:num_neurons].sort().values
+    return Narrowed(select_neurons(mlp, chosen.to(mlp.up.device)))

@@ -1,0 +1,84 @@
+"""Which sites get which width."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlpfusion.architectures.sites import Site
+from mlpfusion.errors import InputError
+
+LAYERS_FORM = "`layers` must be `all`, `last:N`, `first:N`, a range like `4-11` or a list like `0,3,5`"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sites to compress and the width of each, in the order of the model."""
+
+    entries: tuple[tuple[Site, int], ...]
+
+
+def make_plan(
+    sites: Sequence[Site],
+    *,
+    layers: str = "all",
+    keep_ratio: float | None = None,
+    width: int | None = None,
+    round_to: int = 1,
+) -> Plan:
+    """The plan for `sites`. In a model with an encoder and a decoder, `layers` selects in each stack by itself.
+
+    Exactly one of `keep_ratio` (0.25 keeps a quarter of the neurons) and `width` (neurons) must be given;
+    `keep_ratio` rounds to the nearest multiple of `round_to`. Raises `InputError` naming the field, its range and
+    the value.
+    """
+    if (keep_ratio is None) == (width is None):
+        raise InputError(f"exactly one of `keep_ratio` and `width` must be given, got {keep_ratio} and {width}")
+    if round_to < 1:
+        raise InputError(f"`round_to` must be at least 1, got {round_to}")
+    stacks = dict.fromkeys(site.stack.layer for site in sites)
+    chosen = []
+    for stack in stacks:
+        members = [site for site in sites if site.stack.layer == stack]
+        indices = set(parse_layers(layers, len(members)))
+        chosen += [site for site in members if site.layer in indices]
+    return Plan(tuple((site, _site_width(site, keep_ratio, width, round_to)) for site in chosen))
+
+
+def parse_layers(layers: str, num_layers: int) -> tuple[int, ...]:
+    """The layer numbers that `layers` stands for in a stack of `num_layers` layers, ascending."""
+    text = str(layers).strip()
+    if text == "all":
+        return tuple(range(num_layers))
+    if match := re.fullmatch(r"(first|last):(\d+)", text):
+        count = int(match[2])
+        if not 1 <= count <= num_layers:
+            raise InputError(f"`layers={match[1]}:N` must have N between 1 and {num_layers}, got {count}")
+        return tuple(range(count)) if match[1] == "first" else tuple(range(num_layers - count, num_layers))
+    if not re.fullmatch(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*", text):
+        raise InputError(f"{LAYERS_FORM}, got {text!r}")
+    return _parse_list(text, num_layers)
+
+
+def _parse_list(text: str, num_layers: int) -> tuple[int, ...]:
+    indices: set[int] = set()
+    for item in text.split(","):
+        first, _, last = item.strip().partition("-")
+        start, stop = int(first), int(last or first)
+        if start > stop:
+            raise InputError(f"a range in `layers` must ascend, got {item.strip()}")
+        if stop >= num_layers:
+            raise InputError(f"`layers` must be between 0 and {num_layers - 1}, got {stop}")
+        indices.update(range(start, stop + 1))
+    return tuple(sorted(indices))
+
+
+def _site_width(site: Site, keep_ratio: float | None, width: int | None, round_to: int) -> int:
+    if keep_ratio is not None:
+        if not 0 < keep_ratio <= 1:
+            raise InputError(f"`keep_ratio` must be above 0 and at most 1, got {keep_ratio}")
+        rounded = round_to * round(keep_ratio * site.intermediate_size / round_to)
+        return min(max(rounded, round_to, 1), site.intermediate_size)
+    assert width is not None
+    if not 1 <= width <= site.intermediate_size:
+        raise InputError(f"`width` must be between 1 and {site.intermediate_size} at {site.path}, got {width}")
+    return width

@@ -1,0 +1,143 @@
+"""A run from checkpoint to checkpoint: its fields, read from YAML, checked before any work, and carried out."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+import torch
+import yaml
+from transformers import PreTrainedConfig
+
+from mlpfusion.architectures.sites import find_sites
+from mlpfusion.architectures.table import Architecture, find_architecture, read_architecture
+from mlpfusion.checkpoint.card import model_card
+from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
+from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
+from mlpfusion.compression import Progress, check_not_compressed, check_visited, compress
+from mlpfusion.errors import InputError
+from mlpfusion.methods import method_from_name
+from mlpfusion.plan import make_plan
+from mlpfusion.record import RECORD_FILE, Record
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to compress, how, and where to put it: the same fields as the flags of `mlpfusion compress`.
+
+    `options` are the fields of the method's config; `architecture` is the path of a row file for a model type that
+    has no row of its own.
+    """
+
+    model: str = ""
+    out: str = ""
+    method: str = "fusion"
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: str = "all"
+    keep_ratio: float | None = None
+    width: int | None = None
+    round_to: int = 1
+    seed: int = 0
+    device: str = "cpu"
+    revision: str | None = None
+    architecture: str | None = None
+    overwrite: bool = False
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file. Raises `InputError` for an unknown key, a value of the wrong type, or no YAML."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"`recipe` must be a readable YAML file, got {path}: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"`recipe` must hold keys and values, got {data!r}")
+    return with_fields(Recipe(), data)
+
+
+def with_fields(recipe: Recipe, data: dict[str, Any]) -> Recipe:
+    """`recipe` with some fields replaced. Raises `InputError` for unknown keys and wrong types."""
+    known = {item.name: item.type for item in fields(Recipe)}
+    values = {}
+    for name, value in data.items():
+        if name not in known:
+            raise InputError(f"a recipe must have keys among {', '.join(known)}, got {name!r}")
+        values[name] = _checked(name, value, known[name])
+    return replace(recipe, **values)
+
+
+def recipe_command(recipe: Recipe, model: str) -> str:
+    """The command line that carries out `recipe`, with `model` for the name of the checkpoint."""
+    defaults = asdict(Recipe())
+    flags = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in asdict(recipe).items()
+        if name not in ("model", "out", "options") and (value != defaults[name] or name == "method")
+    ]
+    options = [f"--option {name}={value}" for name, value in recipe.options.items()]
+    return " ".join(["mlpfusion compress", model, recipe.out, *flags, *options])
+
+
+def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
+    """Compresses the checkpoint `recipe.model` into the new folder `recipe.out`.
+
+    All that can be checked without the weights is checked before they are read; `out` appears complete or not at all.
+    Raises `InputError` for anything wrong with the recipe or the checkpoint.
+    """
+    for name in ("model", "out"):
+        if not getattr(recipe, name):
+            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+    method = method_from_name(recipe.method, recipe.options)
+    out = Path(recipe.out).expanduser()
+    check_output(out, overwrite=recipe.overwrite)
+    _check_device(recipe.device)
+    source = resolve(recipe.model, recipe.revision)
+    config = read_config(source)
+    architecture = _architecture(recipe, config)
+    selection = {name: getattr(recipe, name) for name in ("layers", "keep_ratio", "width", "round_to")}
+    _check_plan(config, architecture, selection)
+    check_weights(source)
+    model = load_model(source, config)
+    chosen = {"seed": recipe.seed, "architecture": architecture, "device": recipe.device, "progress": progress}
+    record = compress(model, method, **selection, **chosen)
+    is_hub_id = not Path(recipe.model).expanduser().is_dir()
+    name = recipe.model if is_hub_id else source.resolve().name
+    with staged_folder(out) as folder:
+        save_model(model, source, folder)
+        (folder / "README.md").write_text(model_card(record, name, hub_id=is_hub_id), encoding="utf-8")
+        (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+    return record
+
+
+def _check_device(device: str) -> None:
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"`device` must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("`device` must be cpu on this machine, got 'cuda', but torch sees no CUDA device")
+
+
+def _architecture(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
+    if recipe.architecture is not None:
+        return read_architecture(Path(recipe.architecture))
+    return find_architecture(config.model_type)
+
+
+def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection: dict[str, Any]) -> None:
+    """Raises `InputError` for a bad layer or width, or a row that does not fit, with shapes only: no weight is read."""
+    check_not_compressed(config)
+    model = empty_model(config)
+    check_visited(model, make_plan(find_sites(model, architecture), **selection))
+
+
+def _checked(name: str, value: Any, wanted: Any) -> Any:
+    kinds = get_args(wanted) if isinstance(wanted, UnionType) else (get_origin(wanted) or wanted,)
+    if name == "layers" and type(value) is int:  # `layers: 3` in YAML
+        return str(value)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
+        raise InputError(f"`{name}` must be of type {names}, got {value!r}")
+    return value

@@ -1,0 +1,76 @@
+"""The JSON that a stage leaves: what was done, with what, on what, and what came out."""
+
+import json
+import platform
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+RECORD_FILE = "mlp_fusion_record.json"
+_PACKAGES = ("mlpfusion", "torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Trained parameters of a model, shared ones once, and the bytes of all that it stores."""
+
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One compressed MLP: its widths, its trained parameters, and the numbers of the method."""
+
+    path: str
+    layer: int
+    original_width: int
+    width: int
+    original_parameters: int
+    parameters: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `compress` did; `seconds` is wall time, `peak_bytes` the peak memory of the process (of the GPU on CUDA)."""
+
+    recipe: dict[str, Any]
+    source_sha256: str
+    device: str
+    dtype: str
+    versions: dict[str, str]
+    seconds: float
+    peak_bytes: int
+    original: Size
+    compressed: Size
+    sites: tuple[SiteRecord, ...]
+
+    def to_json(self) -> str:
+        """The record as indented JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def model_size(model: nn.Module) -> Size:
+    """Parameters and bytes of a model as it would be saved (buffers count as bytes, not as parameters)."""
+    parameters = list(model.parameters())
+    stored = parameters + [buffer for buffer in model.state_dict().values() if not buffer.is_floating_point()]
+    return Size(sum(p.numel() for p in parameters), sum(t.numel() * t.element_size() for t in stored))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory so far: of the CUDA allocator for a CUDA device, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

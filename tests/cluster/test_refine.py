@@ -1,0 +1,75 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kmeans_reference import best_single_move_gain, inertia_of, lloyd_reference, seeded, skewed_points
+
+from mlpfusion.cluster.gram import GramSpace
+from mlpfusion.cluster.partition import Partition
+from mlpfusion.cluster.refine import refine
+
+SEEDS = range(6)
+
+
+def random_partition(points: torch.Tensor, num_clusters: int, seed: int) -> Partition:
+    labels = torch.arange(len(points)) % num_clusters
+    labels = labels[torch.randperm(len(points), generator=seeded(seed))]
+    return Partition(GramSpace.from_points([points - points.mean(0)]), labels[None], num_clusters)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_single_move_is_left_and_lloyd_moves_nothing(seed: int) -> None:
+    points = skewed_points(seed, 24, 4, torch.float64)
+    partition = random_partition(points, 7, seed)
+    _, converged = refine(partition)
+    assert converged.all()
+    assert best_single_move_gain(points, partition.labels) < 1e-8 * inertia_of(points, partition.labels)
+    means = torch.stack([points[partition.labels == cluster].mean(0) for cluster in range(7)])
+    assert torch.equal(lloyd_reference(points, means), partition.labels)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32), num_points=st.integers(2, 24), num_clusters=st.integers(1, 8))
+def test_a_round_gains_at_least_its_best_move_and_empties_no_cluster(
+    seed: int, num_points: int, num_clusters: int
+) -> None:
+    points = skewed_points(seed, max(num_points, num_clusters), 3, torch.float64)
+    partition = random_partition(points, num_clusters, seed)
+    for _ in range(100):
+        before, best = inertia_of(points, partition.labels), best_single_move_gain(points, partition.labels)
+        rounds, converged = refine(partition, max_rounds=1)
+        if converged.all():
+            assert rounds.tolist() == [0]
+            return
+        assert before - inertia_of(points, partition.labels) >= best * (1 - 1e-9)
+        assert len(partition.labels.unique()) == num_clusters
+    pytest.fail("the moves do not end")
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.3, 0.7, 1.3, 1.7, 2.9])
+@pytest.mark.parametrize("labels", [[0, 0, 1], [0, 1, 1]])
+def test_a_move_that_gains_nothing_is_not_made(shift: float, labels: list[int]) -> None:
+    points = torch.tensor([[0.0], [2.0], [4.0]]) + shift
+    partition = Partition(GramSpace.from_points([points - points.mean(0)]), torch.tensor([labels]), 2)
+    rounds, converged = refine(partition)
+    assert (rounds.tolist(), converged.tolist()) == ([0], [True])
+    assert partition.labels.tolist() == labels
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_blocks_are_refined_as_if_alone(seed: int) -> None:
+    blocks = [skewed_points(seed + 10 * block, 50, 6) for block in range(3)]
+    labels = torch.stack([torch.randperm(50, generator=seeded(seed + block)) % 9 for block in range(3)])
+    together = Partition(GramSpace.from_points(blocks), labels + 9 * torch.arange(3)[:, None], 9)
+    rounds, _ = refine(together)
+    for block in range(3):
+        alone = Partition(GramSpace.from_points(blocks[block : block + 1]), labels[block : block + 1].clone(), 9)
+        assert refine(alone)[0].tolist() == rounds[block : block + 1].tolist()
+        assert torch.equal(alone.local_labels()[0], together.local_labels()[block])
+
+
+def test_a_pair_splits_where_lloyd_would_leave_it() -> None:
+    points = torch.tensor([[0.0], [2.0], [5.0]], dtype=torch.float64)
+    partition = Partition(GramSpace.from_points([points]), torch.tensor([[0, 1, 1]]), 2)
+    refine(partition)
+    assert partition.labels.tolist() == [0, 0, 1]

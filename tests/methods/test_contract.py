@@ -1,0 +1,134 @@
+"""What every method of the table must hold, tested by being in the table."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_mlp
+
+from mlpfusion.errors import InputError
+from mlpfusion.methods import METHODS, Narrowed, method_from_name, method_name, narrow
+from mlpfusion.mlp import MLP, forward, neurons
+
+every_method = pytest.mark.parametrize("method", [method() for method in METHODS], ids=lambda m: method_name(type(m)))
+every_layout = pytest.mark.parametrize(
+    "layout", [{"biased": False}, {"biased": True}, {"gated": True, "biased": False}, {"gated": True}], ids=str
+)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def run(mlp: MLP, num_neurons: int, method, seed: int = 0) -> Narrowed:
+    return narrow(mlp, num_neurons, method, torch.Generator().manual_seed(seed))
+
+
+def inputs(mlp: MLP, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(9, mlp.hidden_size, generator=generator, dtype=torch.float64).to(mlp.up.dtype)
+
+
+@every_method
+@every_layout
+@every_dtype
+def test_full_width_keeps_the_function(method, layout, dtype):
+    mlp = make_mlp(dtype=dtype, **layout)
+    x = inputs(mlp)
+    torch.testing.assert_close(forward(run(mlp, 12, method).mlp, x), forward(mlp, x))
+
+
+@every_method
+@every_layout
+@every_dtype
+def test_the_asked_width_dtype_and_kind_of_block_are_delivered(method, layout, dtype):
+    mlp = make_mlp(dtype=dtype, **layout)
+    for width in (1, 5, 11):
+        small = run(mlp, width, method).mlp
+        assert small.num_neurons == width
+        assert small.tensors().keys() == mlp.tensors().keys()
+        assert {tensor.dtype for tensor in small.tensors().values()} == {dtype}
+        assert all(tensor.is_contiguous() for tensor in small.tensors().values())
+        assert len({tensor.untyped_storage().data_ptr() for tensor in small.tensors().values()}) == len(small.tensors())
+
+
+@every_method
+@every_layout
+def test_inputs_and_the_output_bias_are_untouched(method, layout):
+    mlp = make_mlp(**layout)
+    before = {name: tensor.clone() for name, tensor in mlp.tensors().items()}
+    small = run(mlp, 5, method).mlp
+    for name, tensor in mlp.tensors().items():
+        assert torch.equal(tensor, before[name])
+    if mlp.down_bias is not None:
+        assert small.down_bias is not None
+        assert torch.equal(small.down_bias, mlp.down_bias)
+
+
+@every_method
+@every_dtype
+def test_the_same_seed_gives_the_same_bytes(method, dtype):
+    mlp = make_mlp(40, 6, dtype=dtype)
+    first, second = run(mlp, 10, method, seed=3).mlp, run(mlp, 10, method, seed=3).mlp
+    for name, tensor in first.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name])
+
+
+@every_method
+def test_a_dead_neuron_does_no_harm(method):
+    mlp = make_mlp()
+    dead = replace(mlp, up=mlp.up.clone(), down=mlp.down.clone())
+    dead.up[3], dead.down[:, 3] = 0.0, 0.0
+    small = run(dead, 6, method).mlp
+    assert all(torch.isfinite(tensor).all() for tensor in small.tensors().values())
+
+
+@pytest.mark.parametrize("name", ["fusion", "folded-fusion"])
+@every_layout
+def test_exact_duplicates_fuse_without_change(name, layout):
+    half = make_mlp(6, **layout)
+    twice = replace(
+        half,
+        **{k: torch.cat([v, v]) for k, v in half.tensors().items() if k not in ("down", "down_bias")},
+        down=torch.cat([half.down, half.down], dim=1),
+    )
+    x = inputs(twice)
+    for seed in range(5):
+        torch.testing.assert_close(forward(run(twice, 6, method_from_name(name), seed).mlp, x), forward(twice, x))
+
+
+@every_method
+def test_permuting_the_neurons_changes_nothing_but_their_order(method):
+    if method_name(type(method)) == "random-neurons":
+        pytest.skip("it chooses positions, so it has no canonical order by definition")
+    mlp = make_mlp(40, 6)
+    assert mlp.up_bias is not None
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(5))
+    moved = replace(mlp, up=mlp.up[order], up_bias=mlp.up_bias[order], down=mlp.down[:, order])
+    first, second = neurons(run(mlp, 10, method).mlp), neurons(run(moved, 10, method).mlp)
+    torch.testing.assert_close(first[first[:, 0].argsort()], second[second[:, 0].argsort()])
+
+
+@every_method
+def test_bad_input_names_its_field(method):
+    mlp = make_mlp()
+    for width in (0, -1, 13):
+        with pytest.raises(InputError, match="`num_neurons` must be between 1 and 12, got"):
+            run(mlp, width, method)
+    mlp.up[2, 1] = float("nan")
+    with pytest.raises(InputError, match="`up` must be finite, got 1 NaN or Inf"):
+        run(mlp, 5, method)
+
+
+def test_an_unknown_method_is_refused_with_the_list_of_known_ones():
+    with pytest.raises(InputError, match="`method` must be one of fusion, .*, got 'magic'"):
+        method_from_name("magic")
+    with pytest.raises(InputError, match="`method` must be a config of Fusion"):
+        run(make_mlp(), 5, "fusion")
+
+
+def test_options_are_checked_by_name_type_and_value():
+    assert method_from_name("fusion", {"num_init": 3}).num_init == 3
+    with pytest.raises(InputError, match="options of fusion must be among .*, got 'restarts'"):
+        method_from_name("fusion", {"restarts": 3})
+    with pytest.raises(InputError, match="`num_init` of fusion must be of type int, got 'many'"):
+        method_from_name("fusion", {"num_init": "many"})
+    with pytest.raises(InputError, match="`norm` must be 1 or 2, got 3"):
+        method_from_name("neuron-pruning", {"norm": 3})

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from pico import PICO, pico_config, pico_model
+from transformers import AutoConfig, AutoModel
+
+import mlpfusion
+from mlpfusion.cli import main
+from mlpfusion.report.inspection import inspect_checkpoint
+
+STABLELM = {
+    "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "vocab_size": 67,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICO)
+def test_the_cut_that_is_shown_is_the_cut_that_compress_makes(name, tmp_path):
+    model = pico_model(name)
+    model.save_pretrained(tmp_path)
+    shown = inspect_checkpoint(str(tmp_path), layers="last:2", keep_ratio=0.3)
+    record = mlpfusion.compress(model, mlpfusion.NeuronPruning(), layers="last:2", keep_ratio=0.3)
+    assert shown.known
+    assert shown.visited_share == 1.0
+    assert shown.cut is not None
+    assert (shown.parameters, shown.cut.parameters) == (record.original.parameters, record.compressed.parameters)
+    assert shown.cut.widths == tuple(site.width for site in record.sites)
+
+
+def test_only_the_config_is_needed(tmp_path):
+    pico_config("llama").save_pretrained(tmp_path)
+    shown = inspect_checkpoint(str(tmp_path))
+    assert shown.stacks[0].gated
+    assert shown.stacks[0].activation == "SiLUActivation"
+    assert shown.mlp_parameters == 3 * 3 * 32 * 56
+
+
+def test_a_compressed_checkpoint_is_shown_as_such(tmp_path):
+    model = pico_model("bert")
+    mlpfusion.compress(model, mlpfusion.Fusion(), layers="last:2", width=14)
+    model.save_pretrained(tmp_path)
+    shown = inspect_checkpoint(str(tmp_path))
+    assert shown.stacks[0].widths == (56, 14, 14)
+    assert shown.stacks[0].activation == "GELUActivation"
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
+    assert "Compressed by mlpfusion: method fusion, seed 0, 2 blocks." in result.stdout
+
+
+def test_inspect_prints_for_people_and_for_programs(tmp_path):
+    pico_model("gpt2").save_pretrained(tmp_path)
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path), "--layers", "1-2"])
+    assert result.exit_code == 0
+    for text in ("GPT2Model, model type gpt2", "h.{}", "Conv1D", "100.0 %", "in layers 1-2 (2 MLPs, width 14)"):
+        assert text in result.stdout
+    data = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path), "--json"]).stdout)
+    assert data["stacks"][0]["linear"] == "Conv1D"
+
+
+def test_a_row_is_proposed_for_an_unknown_type_and_serves_from_compress_to_reload(tmp_path):
+    source, out, row = tmp_path / "source", tmp_path / "out", tmp_path / "row.yaml"
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model("stablelm", **STABLELM)).save_pretrained(source)
+    shown = inspect_checkpoint(str(source))
+    assert not shown.known
+    assert shown.proposed_row is not None
+    assert shown.proposed_row in CliRunner().invoke(main, ["inspect", str(source)]).stdout
+    refused = CliRunner().invoke(main, ["compress", str(source), str(out), "--width", "14"])
+    assert refused.exit_code == 2
+    assert "`model_type` must be one of bart, bert" in refused.stderr
+    row.write_text(shown.proposed_row)
+    arguments = ["compress", str(source), str(out), "--width", "14", "--architecture", str(row)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    loaded = AutoModel.from_pretrained(out)
+    assert loaded.layers[1].mlp.gate_proj.weight.shape == (14, 32)
+    assert int(loaded.layers[1].mlp.act_fn.output_scale.sum()) == 56
+
+
+def test_a_model_without_a_recognisable_mlp_is_told_so(tmp_path):
+    config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=67, state_size=4)
+    config.save_pretrained(tmp_path)
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "No MLP was recognised" in result.stdout

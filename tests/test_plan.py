@@ -1,0 +1,87 @@
+import pytest
+
+from mlpfusion.architectures.sites import Site
+from mlpfusion.architectures.table import Stack
+from mlpfusion.errors import InputError
+from mlpfusion.plan import make_plan, parse_layers
+
+ENCODER = Stack("encoder.{}", "up", "down", "act")
+DECODER = Stack("decoder.{}", "up", "down", "act")
+
+
+def sites(stack: Stack = ENCODER, number: int = 12, width: int = 100) -> list[Site]:
+    return [Site(stack.layer.format(i), i, stack, 8, width) for i in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("all", list(range(12))),
+        ("last:8", list(range(4, 12))),
+        ("first:2", [0, 1]),
+        ("4-11", list(range(4, 12))),
+        ("0,3,5", [0, 3, 5]),
+        ("3, 0-1", [0, 1, 3]),
+        ("11", [11]),
+    ],
+)
+def test_layers_are_parsed(layers, expected):
+    assert list(parse_layers(layers, 12)) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("last:99", r"`layers=last:N` must have N between 1 and 12, got 99"),
+        ("first:0", r"`layers=first:N` must have N between 1 and 12, got 0"),
+        ("12", r"`layers` must be between 0 and 11, got 12"),
+        ("5-3", r"a range in `layers` must ascend, got 5-3"),
+        ("", r"`layers` must be `all`"),
+        ("-1", r"`layers` must be `all`"),
+        ("top", r"`layers` must be `all`.*got 'top'"),
+        ("1,,2", r"`layers` must be `all`"),
+    ],
+)
+def test_bad_layers_name_the_field_the_range_and_the_value(layers, message):
+    with pytest.raises(InputError, match=message):
+        parse_layers(layers, 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({"keep_ratio": 0.25}, 25),
+        ({"keep_ratio": 1.0}, 100),
+        ({"keep_ratio": 0.001}, 1),
+        ({"keep_ratio": 0.25, "round_to": 16}, 32),
+        ({"keep_ratio": 0.01, "round_to": 16}, 16),
+        ({"keep_ratio": 1.0, "round_to": 64}, 100),
+        ({"width": 33}, 33),
+        ({"width": 33, "round_to": 16}, 33),
+    ],
+)
+def test_widths(options, width):
+    assert {entry[1] for entry in make_plan(sites(), **options).entries} == {width}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, r"`width` must be between 1 and 100 at encoder.0, got 0"),
+        ({"width": 101}, r"`width` must be between 1 and 100 at encoder.0, got 101"),
+        ({"keep_ratio": 0.0}, r"`keep_ratio` must be above 0 and at most 1, got 0.0"),
+        ({"keep_ratio": 1.5}, r"`keep_ratio` must be above 0 and at most 1, got 1.5"),
+        ({"keep_ratio": float("nan")}, r"`keep_ratio` must be above 0 and at most 1, got nan"),
+        ({}, r"exactly one of `keep_ratio` and `width` must be given"),
+        ({"keep_ratio": 0.5, "width": 5}, r"exactly one of `keep_ratio` and `width` must be given"),
+        ({"keep_ratio": 0.5, "round_to": 0}, r"`round_to` must be at least 1, got 0"),
+    ],
+)
+def test_bad_widths_name_the_field_the_range_and_the_value(options, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(sites(), **options)
+
+
+def test_layers_are_selected_in_each_stack_by_itself():
+    plan = make_plan(sites(ENCODER, 6) + sites(DECODER, 3), layers="last:2", width=10)
+    assert [site.path for site, _ in plan.entries] == ["encoder.4", "encoder.5", "decoder.1", "decoder.2"]
