@@ -9,6 +9,10 @@ import torch
 
 from mlpfusion.mlp import MLP
 
+# One thread a process: torch's own threads wait for each other on a busy machine, tests run side by side instead.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": torch.nn.functional.gelu,
     "relu": torch.nn.functional.relu,

@@ -33,10 +33,7 @@ PICO: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _LLAMA),
     "llama-biased": ("llama", {**_LLAMA, "mlp_bias": True}),
     "mistral": ("mistral", _LLAMA),
-    "modernbert": (
-        "modernbert",
-        {**_USUAL, "cls_token_id": 1, "sep_token_id": 2, "layer_types": ["full_attention"] * 3},
-    ),
+    "modernbert": ("modernbert", {**_USUAL, "cls_token_id": 1, "sep_token_id": 2}),
     "olmo2": ("olmo2", _LLAMA),
     "opt": (
         "opt",

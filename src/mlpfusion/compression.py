@@ -147,8 +147,8 @@ def _watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> list[tuple[to
     base, hooks, training = base_model(model), [], model.training
     for site, pair in zip(sites, seen, strict=True):
         up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
-        hooks.append(up.register_forward_pre_hook(lambda _m, args, pair=pair: pair.insert(0, args[0])))
-        hooks.append(down.register_forward_hook(lambda _m, _args, output, pair=pair: pair.append(output)))
+        hooks.append(up.register_forward_pre_hook(_keep_input(pair)))
+        hooks.append(down.register_forward_hook(_keep_output(pair)))
     try:
         model.eval()(**{name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()})
     finally:
@@ -156,6 +156,14 @@ def _watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> list[tuple[to
         for hook in hooks:
             hook.remove()
     return [(pair[0], pair[1]) for pair in seen]
+
+
+def _keep_input(seen: list[torch.Tensor]) -> Callable[..., None]:
+    return lambda _module, args: seen.append(args[0])
+
+
+def _keep_output(seen: list[torch.Tensor]) -> Callable[..., None]:
+    return lambda _module, _args, output: seen.append(output)
 
 
 def _narrow_all(

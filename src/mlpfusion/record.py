@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlpfusion import __version__
+
 RECORD_FILE = "mlp_fusion_record.json"
-_PACKAGES = ("mlpfusion", "torch", "transformers", "safetensors")
+_PACKAGES = ("torch", "transformers", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def model_size(model: nn.Module) -> Size:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    own = {"python": platform.python_version(), "mlpfusion": __version__}
+    return own | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def peak_bytes(device: torch.device) -> int:

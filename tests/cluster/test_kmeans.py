@@ -231,6 +231,7 @@ def test_the_farthest_points_replace_centres_that_attract_nothing(max_gram_bytes
     points, init = torch.tensor([[0.0], [1.0], [10.0], [30.0]]), torch.tensor([[0.0], [1000.0], [2000.0]])
     result = kmeans(points, 3, generator=seeded(0), init=init, refine=False, max_gram_bytes=max_gram_bytes)
     assert result.labels.tolist() == [0, 0, 1, 2]
+    assert result.num_iter == 1
 
 
 @pytest.mark.parametrize("max_gram_bytes", [2**32, 0])

@@ -42,7 +42,7 @@ def test_lora_attaches_trains_merges_saves_and_reloads(name, tmp_path):
     merged: Any = lora.merge_and_unload()
     torch.testing.assert_close(pico_outputs(merged, name), tuned, atol=1e-4, rtol=1e-4)
     merged.save_pretrained(tmp_path / "merged")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.equal(pico_outputs(loaded, name), pico_outputs(merged, name))
     for path, scale in scales.items():
         assert torch.equal(loaded.get_submodule(path).output_scale, scale)

@@ -37,6 +37,7 @@ class _Settings:
     num_candidates: int
     max_iter: int
     refine: bool
+    tol: float
     max_gram_bytes: int
 
 
@@ -49,6 +50,7 @@ def kmeans(
     num_candidates: int = 8,
     max_iter: int = 300,
     refine: bool = True,
+    tol: float = 3e-5,
     init: Float[Tensor, "clusters features"] | None = None,
     max_gram_bytes: int = 2**32,
 ) -> KMeansResult:
@@ -70,6 +72,7 @@ def kmeans(
         num_candidates=num_candidates,
         max_iter=max_iter,
         refine=refine,
+        tol=tol,
         init=None if init is None else init[None],
         max_gram_bytes=max_gram_bytes,
     )
@@ -85,6 +88,7 @@ def kmeans_batched(
     num_candidates: int = 8,
     max_iter: int = 300,
     refine: bool = True,
+    tol: float = 3e-5,
     init: Float[Tensor, "blocks clusters features"] | None = None,
     max_gram_bytes: int = 2**32,
 ) -> list[KMeansResult]:
@@ -93,7 +97,7 @@ def kmeans_batched(
     Blocks are worked on together as long as their Gram matrices fit into `max_gram_bytes`.
     """
     points, init = points.detach(), None if init is None else init.detach()
-    settings = _Settings(num_clusters, num_init, num_candidates, max_iter, refine, max_gram_bytes)
+    settings = _Settings(num_clusters, num_init, num_candidates, max_iter, refine, tol, max_gram_bytes)
     _check_settings(settings, points.shape[1])
     _check_tensors(points, init, settings, len(generators))
     blocks = [order_block(block) for block in points]
@@ -210,7 +214,7 @@ def _run(space: InnerProducts, distances: Float[Tensor, "blocks clusters neurons
     num_iter, converged = lloyd(partition, settings.max_iter)
     rounds = torch.zeros_like(num_iter)
     if settings.refine:
-        rounds, refined = refine(partition)
+        rounds, refined = refine(partition, settings.tol)
         converged &= refined
     histories = zip(num_iter.tolist(), rounds.tolist(), converged.tolist(), strict=True)
     runs = zip(partition.inertia().tolist(), partition.local_labels(), histories, strict=True)

@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all that a newcomer needs; both make the environment in .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-lowest check bench docs clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/demo
+	$(BIN)/mlpfusion demo
+
+test: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+# Lint, types, all tests, documents: what CI runs.
+check: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	$(BIN)/python docs/tables.py --check
+
+# The same tests with the oldest versions that pyproject.toml allows.
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto -m "not slow"
+
+docs: .venv/test
+	$(BIN)/python docs/tables.py
+
+bench: .venv/bench
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kmeans.py
+
+.venv/demo .venv/test .venv/bench: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(notdir $@)]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-lowest demo-out .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,124 @@
+"""Writes the generated parts of the documents, from the code and from the records of the benchmarks.
+
+    python docs/tables.py [--check]
+
+A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and the
+exit code is 1 if a part is out of date.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from mlpfusion.architectures.table import ARCHITECTURES
+from mlpfusion.cli import main as cli
+from mlpfusion.methods import METHOD_TYPES
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/cli.md")
+
+
+def read_result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def output_errors() -> str:
+    """Method x layer, mean and standard deviation over the seeds."""
+    result = read_result("minilm")
+    layers = sorted({row["layer"] for row in result["errors"]})
+    rows = []
+    for name in METHOD_TYPES:
+        by_layer = [
+            [r["output_error"] for r in result["errors"] if (r["method"], r["layer"]) == (name, i)] for i in layers
+        ]
+        cells = [f"{statistics.mean(errors):.3f} +- {statistics.stdev(errors):.3f}" for errors in by_layer]
+        rows.append([f"`{name}`", *cells])
+    return markdown(["method", *(f"layer {layer}" for layer in layers)], rows)
+
+
+def cut() -> str:
+    """What the cut of the demo saves."""
+    result = read_result("minilm")["cut"]
+    rows = [
+        [name, format(before, form), format(after, form), f"{after / before:.2f}"]
+        for name, (before, after), form in [
+            ("parameters", result["parameters"], ",d"),
+            ("bytes", result["bytes"], ",d"),
+            (f"seconds a forward pass, batch {result['batch_shape']}", result["forward_seconds"], ".3f"),
+        ]
+    ]
+    return markdown(["all-MiniLM-L6-v2, last 4 of 6 layers at 25 %", "before", "after", "ratio"], rows)
+
+
+def methods() -> str:
+    """The table of methods, each with the first line of its config's docstring."""
+    rows = []
+    for name, method in METHOD_TYPES.items():
+        first = (method.__doc__ or "").strip().splitlines()[0]
+        rows.append([f"`{name}`", f"`{method.__name__}`", first])
+    return markdown(["`--method`", "Python", "what it does"], rows)
+
+
+def architectures() -> str:
+    """The model types of the table."""
+    return ", ".join(f"`{model_type}`" for model_type in ARCHITECTURES) + "."
+
+
+def command_help() -> str:
+    """What `--help` prints, for every command."""
+    parts = []
+    for command in ([], *([name] for name in cli.commands)):
+        text = CliRunner().invoke(cli, [*command, "--help"], prog_name="mlpfusion", terminal_width=100).output
+        parts.append(f"## {' '.join(['mlpfusion', *command])}\n\n```\n{text.rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "architectures": architectures,
+    "command-help": command_help,
+    "cut": cut,
+    "methods": methods,
+    "output-errors": output_errors,
+}
+
+
+def generate(text: str) -> str:
+    """The document with every generated part made anew."""
+    for name in re.findall(r"<!-- begin (\S+) -->", text):
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        head, _, rest = text.partition(begin)
+        _, found, tail = rest.partition(end)
+        assert found, f"{end} is missing"
+        text = f"{head}{begin}\n{PARTS[name]()}\n{end}{tail}"
+    return text
+
+
+def main() -> None:
+    stale = []
+    for document in DOCUMENTS:
+        path = ROOT / document
+        old = path.read_text(encoding="utf-8")
+        new = generate(old)
+        if new != old:
+            stale.append(document)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if stale:
+        print(("out of date, run `make docs`: " if "--check" in sys.argv else "written: ") + ", ".join(stale))
+    sys.exit(1 if stale and "--check" in sys.argv else 0)
+
+
+if __name__ == "__main__":
+    main()
