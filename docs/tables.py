@@ -39,12 +39,12 @@ def output_errors() -> str:
     result = read_result("minilm")
     layers = sorted({row["layer"] for row in result["errors"]})
     rows = []
-    for name in METHOD_TYPES:
+    for name in dict.fromkeys(row["method"] for row in result["errors"]):
         by_layer = [
             [r["output_error"] for r in result["errors"] if (r["method"], r["layer"]) == (name, i)] for i in layers
         ]
         cells = [f"{statistics.mean(errors):.3f} +- {statistics.stdev(errors):.3f}" for errors in by_layer]
-        rows.append([f"`{name}`", *cells])
+        rows.append([name, *cells])
     return markdown(["method", *(f"layer {layer}" for layer in layers)], rows)
 
 

@@ -23,7 +23,7 @@ def test_the_record_tells_what_was_done():
     record = mlpfusion.compress(model, mlpfusion.Fusion(), layers="last:2", keep_ratio=0.25, seed=7)
     assert record.recipe == {
         "method": "fusion",
-        "options": {"num_init": 1, "max_iter": 300},
+        "options": {"num_init": 1, "max_iter": 300, "refine": True},
         "layers": "last:2",
         "keep_ratio": 0.25,
         "width": None,

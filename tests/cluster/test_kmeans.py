@@ -160,7 +160,9 @@ def test_permuting_the_points_permutes_the_labels_and_nothing_else(seed: int) ->
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("options", [{}, {"max_gram_bytes": 0}, {"num_init": 2, "refine": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_gram_bytes": 0, "tol": 0}, {"tol": 0.01}, {"num_init": 2, "refine": False}]
+)
 def test_a_block_is_clustered_as_if_alone(seed: int, options: dict[str, Any]) -> None:
     blocks = torch.stack([skewed_points(seed + 10 * block, 60) for block in range(4)])
     blocks[2] = blocks[2, :5].repeat(12, 1)
@@ -271,6 +273,7 @@ def test_an_iteration_limit_that_was_reached_shows() -> None:
         ({"num_init": 0}, "`num_init` must be at least 1, got 0"),
         ({"num_candidates": 0}, "`num_candidates` must be at least 1, got 0"),
         ({"max_iter": 0}, "`max_iter` must be at least 1, got 0"),
+        ({"tol": -1.0}, "`tol` must be at least 0, got -1.0"),
         ({"init": torch.zeros(3, 20)}, r"`init` must have the shape \(4, 20\) a block, got \(3, 20\)"),
         ({"init": torch.full((4, 20), torch.nan)}, "`init` must be finite, got 80 entries that are not"),
     ],

@@ -71,16 +71,33 @@ def test_a_move_that_gains_nothing_is_not_made(shift: float, labels: list[int]) 
     assert partition.labels.tolist() == labels
 
 
+@pytest.mark.parametrize("tol", [0.0, 0.02])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_blocks_are_refined_as_if_alone(seed: int) -> None:
+def test_blocks_are_refined_as_if_alone(seed: int, tol: float) -> None:
     blocks = [skewed_points(seed + 10 * block, 50, 6) for block in range(3)]
     labels = torch.stack([torch.randperm(50, generator=seeded(seed + block)) % 9 for block in range(3)])
     together = Partition(GramSpace.from_points(blocks), labels + 9 * torch.arange(3)[:, None], 9)
-    rounds, _ = refine(together)
+    rounds, _ = refine(together, tol)
     for block in range(3):
         alone = Partition(GramSpace.from_points(blocks[block : block + 1]), labels[block : block + 1].clone(), 9)
-        assert refine(alone)[0].tolist() == rounds[block : block + 1].tolist()
+        assert refine(alone, tol)[0].tolist() == rounds[block : block + 1].tolist()
         assert torch.equal(alone.local_labels()[0], together.local_labels()[block])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tolerance_ends_with_the_first_round_that_gains_less(seed: int) -> None:
+    points = skewed_points(seed, 60, 4, torch.float64)
+    partition, step_by_step = (random_partition(points, 15, seed) for _ in range(2))
+    (rounds,), converged = refine(partition, 0.05)
+    falls = []
+    for _ in range(int(rounds)):
+        before = inertia_of(points, step_by_step.labels)
+        refine(step_by_step, max_rounds=1)
+        falls.append(before / inertia_of(points, step_by_step.labels) - 1)
+    assert converged.all()
+    assert torch.equal(partition.labels, step_by_step.labels)
+    assert all(fall > 0.05 for fall in falls[:-1])
+    assert falls[-1] <= 0.05
 
 
 def test_a_pair_splits_where_lloyd_would_leave_it() -> None:

@@ -61,8 +61,10 @@ class GramSpace:
         return cls(rows, rows.diagonal(dim1=1, dim2=2).contiguous())
 
     def with_points(self, indices: Int[Tensor, "blocks chosen"]) -> Float[Tensor, "blocks chosen neurons"]:
-        blocks = torch.arange(len(self.rows), device=self.rows.device)[:, None]
-        return self.rows[blocks, indices]
+        size = self.rows.shape[1]
+        offsets = torch.arange(len(indices), device=indices.device)[:, None] * size
+        rows = self.rows.flatten(0, 1).index_select(0, (indices + offsets).flatten())
+        return rows.view(*indices.shape, size)
 
     def with_sums(
         self, sums: Float[Tensor, "chosen width"], blocks: Int[Tensor, " chosen"]

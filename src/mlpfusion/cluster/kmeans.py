@@ -56,11 +56,14 @@ def kmeans(
 ) -> KMeansResult:
     """Clusters the rows of `points` so that the squared distances to the cluster means are small.
 
-    With `refine` the result of Lloyd is improved by single-point moves; without it, and with `init`, it is plain Lloyd
-    from these centres, as in scikit-learn. Of `num_init` restarts the smallest inertia wins; `init` needs only one and
-    ignores `generator`, which must be a CPU generator. Permuting the rows permutes the labels and changes nothing else.
-    If there are at most `num_clusters` distinct rows, the inertia is 0 and no cluster is empty. Arithmetic is float32
-    (float64 for float64 points). A Gram matrix above `max_gram_bytes` is not built; GEMMs take its place.
+    Greedy k-means++ seeds (`num_candidates` a step), Lloyd follows (at most `max_iter` iterations), and with `refine`
+    single-point moves until a round lowers the inertia by less than `tol` times the inertia. With `init` and without
+    `refine` it is plain Lloyd from these centres, as in scikit-learn. Of `num_init` restarts the smallest inertia wins;
+    `init` needs only one and ignores `generator`, which must be a CPU generator.
+
+    Permuting the rows permutes the labels and changes nothing else. If there are at most `num_clusters` distinct rows,
+    the inertia is 0. Arithmetic is float32 (float64 for float64 points). A Gram matrix above `max_gram_bytes` is not
+    built; GEMMs take its place.
 
     Raises ValueError if a number is out of range, `init` has another shape, or a value is not finite.
     """
@@ -110,13 +113,11 @@ def kmeans_batched(
 
 
 def _check_settings(settings: _Settings, num_points: int) -> None:
-    limits = {"num_clusters": num_points, "num_init": None, "num_candidates": None, "max_iter": None}
-    for name, highest in limits.items():
-        value = getattr(settings, name)
-        if highest is None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-        if highest is not None and not 1 <= value <= highest:
-            raise ValueError(f"`{name}` must be between 1 and {highest}, got {value}")
+    if not 1 <= settings.num_clusters <= num_points:
+        raise ValueError(f"`num_clusters` must be between 1 and {num_points}, got {settings.num_clusters}")
+    for name, lowest in {"num_init": 1, "num_candidates": 1, "max_iter": 1, "tol": 0}.items():
+        if not getattr(settings, name) >= lowest:
+            raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(settings, name)}")
 
 
 def _check_tensors(

@@ -32,7 +32,7 @@ _NEXT = """\
 
 
 _EXPLANATION = """\
-Output error: |H~ - H| / |H| of the block alone, on the inputs that the original model gives it. Inertia left: variance
+Output error: mean |H~ - H| over mean |H| of the block alone, on the inputs that the original model gives it. Inertia left: variance
 of the neurons within their clusters. Largest, single: neurons in the largest cluster, clusters of a single neuron.
 Mean cosine between the sentence embeddings before and after: {similarity:.3f}. Fusion is where fine-tuning starts."""
 

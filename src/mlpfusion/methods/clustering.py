@@ -1,6 +1,6 @@
 """The paper's Clustering ablation (section 5.3): the same centroids, the square root of P on both sides."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -15,6 +15,7 @@ class Clustering:
 
     num_init: int = fusion.Fusion.num_init
     max_iter: int = fusion.Fusion.max_iter
+    refine: bool = fusion.Fusion.refine
 
 
 def compress(mlp: MLP, num_neurons: int, config: Clustering, generator: torch.Generator) -> Narrowed:
@@ -22,7 +23,7 @@ def compress(mlp: MLP, num_neurons: int, config: Clustering, generator: torch.Ge
 
     With a gate there are three factors of which only the activated one and `down` carry the root; `up` stays.
     """
-    clusters = fusion.cluster_neurons(mlp, num_neurons, fusion.Fusion(config.num_init, config.max_iter), generator)
+    clusters = fusion.cluster_neurons(mlp, num_neurons, fusion.Fusion(**asdict(config)), generator)
     centroids = replace_neurons(mlp, clusters.centroids)
     roots = clusters.cluster_sizes.to(clusters.centroids.dtype).sqrt()
     columns = torch.ones_like(clusters.centroids) * roots[:, None]

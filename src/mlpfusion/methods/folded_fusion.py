@@ -1,6 +1,6 @@
 """Fusion with P folded into `down`: same forward as `Fusion`, smaller Adam kernel of `down` (paper, section 4.3)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -15,9 +15,10 @@ class FoldedFusion:
 
     num_init: int = fusion.Fusion.num_init
     max_iter: int = fusion.Fusion.max_iter
+    refine: bool = fusion.Fusion.refine
 
 
 def compress(mlp: MLP, num_neurons: int, config: FoldedFusion, generator: torch.Generator) -> Narrowed:
     """The block of `num_neurons` centroids with `down` times the cluster sizes, no scale."""
-    fused = fusion.compress(mlp, num_neurons, fusion.Fusion(config.num_init, config.max_iter), generator)
+    fused = fusion.compress(mlp, num_neurons, fusion.Fusion(**asdict(config)), generator)
     return Narrowed(fold(fused.mlp), fused.metrics)

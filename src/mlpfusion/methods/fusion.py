@@ -1,6 +1,6 @@
 """MLP Fusion: neurons become cluster centroids, a stand-alone constant P keeps the Adam kernel (paper, Eq. 5)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -11,10 +11,14 @@ from mlpfusion.mlp import MLP, neurons, replace_neurons
 
 @dataclass(frozen=True)
 class Fusion:
-    """MLP Fusion with a stand-alone P: the method of the paper, for fine-tuning."""
+    """MLP Fusion with a stand-alone P: the method of the paper, for fine-tuning.
+
+    `refine` adds single-point moves to Lloyd's k-means; without it the clustering is that of the paper.
+    """
 
     num_init: int = 1
     max_iter: int = 300
+    refine: bool = True
 
 
 def compress(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> Narrowed:
@@ -27,8 +31,7 @@ def compress(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Genera
 
 def cluster_neurons(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> KMeansResult:
     """k-means on the rows [gate | up | b1 | down] of all neurons; raw, unscaled rows as in the paper's code."""
-    rows = neurons(mlp)
-    return kmeans(rows, num_neurons, generator=generator, num_init=config.num_init, max_iter=config.max_iter)
+    return kmeans(neurons(mlp), num_neurons, generator=generator, **asdict(config))
 
 
 def cluster_metrics(clusters: KMeansResult) -> dict[str, float]:

@@ -1,0 +1,205 @@
+"""The Adam kernel of every neuron, in which the kernel of a block is linear.
+
+What a block computes depends on its effective weights only, the ones with the scales folded in; the scales decide how
+fast each tensor learns. The gradient by a tensor that was divided by a positive number is the effective one times that
+number, and its sign does not change. So with kappa_j the kernels of neuron j on the effective weights,
+
+    plain:  K = sum_j s1_j kappa_input_j                     + sum_j s2_j kappa_output_j + kappa_down_bias
+    gated:  K = sum_j s1_j kappa_input_j + sum_j a_j kappa_up_j + sum_j b_j kappa_output_j + kappa_down_bias
+
+exactly, for all positive diagonals. kappa_input belongs to what enters the activation (`up` and `up_bias`, in a gated
+block `gate` and `gate_bias`) and is multiplied by `input_scale` s1; kappa_output belongs to `down`. In a plain block
+s2 is `output_scale`. In a gated block `output_scale` is the product s2 = a b of two factors that are free: `up` and
+`up_bias` are the effective ones divided by a, `down` the effective one divided by b. An `up` that is left alone has
+a = 1, b = s2: its part of the kernel does not depend on the scales. At zero the formulas are limits: the weights
+that belong to them grow without bound.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from mlpfusion.errors import InputError
+from mlpfusion.kernel.gradient import (
+    WeightGradient,
+    by_length,
+    check_block,
+    compute_dtype,
+    neuron_slab,
+    rows,
+    runs,
+    token_sums,
+    weight_gradients,
+)
+from mlpfusion.kernel.ntk import DEFAULT_WORKSPACE, neuron_slabs
+from mlpfusion.kernel.trace import BlockTrace
+from mlpfusion.mlp import MLP, fold
+
+_SUM_NEURONS = 64  # as many kernels are turned to float64 at once
+_COPIES = 4  # of a slab's gradients: runs, all of them, signs, kernels
+
+
+@dataclass(frozen=True)
+class NeuronKernels:
+    """The Adam kernels of all neurons of a block on its effective weights; `up_side` is that of a gated `up`, or None.
+
+    The `down_bias` kernel is zero where the block has no such bias.
+    """
+
+    input_side: Float[Tensor, "neurons samples samples"]
+    output_side: Float[Tensor, "neurons samples samples"]
+    down_bias: Float[Tensor, "samples samples"]
+    up_side: Float[Tensor, "neurons samples samples"] | None = None
+
+    def combine(
+        self,
+        input_scale: Float[Tensor, " neurons"],
+        down_scale: Float[Tensor, " neurons"],
+        up_scale: Float[Tensor, " neurons"] | None = None,
+    ) -> Float64[Tensor, "samples samples"]:
+        """The kernel of the block with these factors s1, b (s2 in a plain block) and a (default: ones)."""
+        kernel = self.down_bias.double() + _weighted(self.input_side, input_scale)
+        kernel = kernel + _weighted(self.output_side, down_scale)
+        if self.up_side is None:
+            return kernel
+        return kernel + _weighted(self.up_side, torch.ones_like(down_scale) if up_scale is None else up_scale)
+
+
+@dataclass(frozen=True)
+class NeuronProducts:
+    """Inner products <A, B> = sum_ij A_ij B_ij of the kernels of all neurons, for matching them to a target.
+
+    The factors are ordered input side, up side (gated blocks only), output side, the neurons of each in their order.
+    """
+
+    gram: Float64[Tensor, "factors factors"]
+    with_target: Float64[Tensor, " factors"]
+
+
+@torch.no_grad()
+def neuron_kernels(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> NeuronKernels:
+    """The kernels of all neurons on the effective weights (the docstring of this module says what is linear in them).
+
+    In the dtype of the gradients, fp32 or better, so the result takes neurons * samples^2 * 4 bytes a side: 0.4 GB for
+    1536 neurons and 256 samples in fp32, beside `workspace_bytes`. Take a trace of a few samples (`BlockTrace.select`),
+    or `neuron_products`, which never holds them. Raises `InputError` as `adam_kernel` does.
+    """
+    effective, ordered, places = _prepared(mlp, trace)
+    all_rows = slice(0, trace.num_samples)
+    sides = [torch.cat(side) for side in _sides(effective, ordered, all_rows, workspace_bytes)]
+    sides = [side[:, places][:, :, places] for side in sides]
+    bias = down_bias_kernel(mlp, trace).to(sides[0].dtype)
+    return NeuronKernels(sides[0], sides[-1], bias, sides[1] if len(sides) == 3 else None)
+
+
+@torch.no_grad()
+def neuron_products(
+    mlp: MLP,
+    trace: BlockTrace,
+    target: Float[Tensor, "samples samples"],
+    *,
+    workspace_bytes: int = DEFAULT_WORKSPACE,
+) -> NeuronProducts:
+    """The Gram matrix of the kernels of all neurons and their products with `target`, without storing the kernels.
+
+    A few rows of all kernels stand in memory at a time, at most half of `workspace_bytes`; the sums over rows are in
+    float64. `target` is what the neurons have to make up for: take `down_bias_kernel` away from it first. Raises
+    `InputError` as `adam_kernel` does, or if `target` is not of the samples of the trace.
+    """
+    if target.shape != (trace.num_samples, trace.num_samples):
+        raise InputError(f"`target` must be {trace.num_samples} x {trace.num_samples}, got {tuple(target.shape)}")
+    effective, ordered, places = _prepared(mlp, trace)
+    order = places.argsort()
+    wanted = target[order][:, order].to(ordered.inputs)
+    num_factors = (2 if mlp.gate is None else 3) * mlp.num_neurons
+    # Twice: the parts, and all of them together.
+    row_bytes = 2 * num_factors * trace.num_samples * ordered.inputs.element_size()
+    step = max(1, workspace_bytes // 2 // row_bytes)
+    gram = torch.zeros(num_factors, num_factors, dtype=torch.float64, device=wanted.device)
+    with_target = gram.new_zeros(num_factors)
+    for first in range(0, trace.num_samples, step):
+        some = slice(first, min(first + step, trace.num_samples))
+        parts = [part for side in _sides(effective, ordered, some, workspace_bytes // 2) for part in side]
+        stacked = torch.cat(parts).flatten(1)
+        gram += stacked @ stacked.T
+        with_target += stacked @ wanted[some].flatten()
+    return NeuronProducts(gram, with_target)
+
+
+@torch.no_grad()
+def down_bias_kernel(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, "samples samples"]:
+    """The Adam kernel of `down_bias`, zero where the block has none: the part that no scale changes."""
+    dtype = compute_dtype(mlp)
+    if mlp.down_bias is None:
+        return trace.inputs.new_zeros(trace.num_samples, trace.num_samples, dtype=torch.float64)
+    sums = token_sums(trace.cotangents.to(dtype), runs(trace, trace.num_samples))
+    return (sums @ sums.sign().T).double()
+
+
+def with_scales(
+    mlp: MLP,
+    input_scale: Float[Tensor, " neurons"],
+    down_scale: Float[Tensor, " neurons"],
+    up_scale: Float[Tensor, " neurons"] | None = None,
+) -> MLP:
+    """The block that computes the same with these scales: its kernel is `NeuronKernels.combine` of the same three.
+
+    Up to rounding in the dtype of the weights. Raises `InputError` for a scale that is not positive, and for an
+    `up_scale` of a block without a gate, where `up` is what `input_scale` scales.
+    """
+    scales = {"input_scale": input_scale, "down_scale": down_scale, "up_scale": up_scale}
+    for name, scale in scales.items():
+        if scale is not None and not bool((scale > 0).all()):
+            raise InputError(f"`{name}` must be positive, got {float(scale.min())}")
+    effective = fold(mlp)
+    fields: dict[str, Tensor] = {"down": effective.down / down_scale}
+    sides = [("up" if mlp.gate is None else "gate", input_scale)]
+    if up_scale is not None:
+        if mlp.gate is None:
+            raise InputError("`up_scale` must be None for a block without a gate, got one")
+        sides.append(("up", up_scale))
+    for side, scale in sides:
+        for name in (side, f"{side}_bias"):
+            if (tensor := getattr(effective, name)) is not None:
+                fields[name] = (tensor.T / scale).T.contiguous()
+    output_scale = down_scale if up_scale is None else down_scale * up_scale
+    return replace(effective, **fields, input_scale=input_scale, output_scale=output_scale)
+
+
+def _prepared(mlp: MLP, trace: BlockTrace) -> tuple[MLP, BlockTrace, Tensor]:
+    check_block(mlp, trace)
+    dtype = compute_dtype(mlp)
+    effective = fold(replace(mlp, **{name: tensor.to(dtype) for name, tensor in mlp.tensors().items()}))
+    ordered, places = by_length(trace)
+    return effective, ordered.to(dtype=dtype), places
+
+
+def _sides(mlp: MLP, trace: BlockTrace, some: slice, workspace_bytes: int) -> list[list[Tensor]]:
+    """Rows `some` of the kernels of all neurons: one list of slabs for each of input, up (if gated) and output side."""
+    sides: list[list[Tensor]] = [[] for _ in range(2 if mlp.gate is None else 3)]
+    for slab in neuron_slabs(mlp, trace, workspace_bytes, copies=_COPIES):
+        for side, gradient in zip(sides, weight_gradients(neuron_slab(mlp, slab), trace), strict=True):
+            side.append(_neuron_rows(gradient, trace, some))
+    return sides
+
+
+def _neuron_rows(gradient: WeightGradient, trace: BlockTrace, some: slice) -> Float[Tensor, "neurons rows samples"]:
+    gradients = torch.cat(list(_features(gradient, trace)), dim=1)
+    return gradients[:, some] @ gradients.sign().transpose(1, 2)
+
+
+def _features(gradient: WeightGradient, trace: BlockTrace) -> Iterator[Float[Tensor, "neurons samples features"]]:
+    """The gradients by one row a neuron, of the weight and, where there is one, of the bias in a last column."""
+    for run in runs(trace, trace.num_samples):
+        part = rows(gradient, run)
+        if gradient.bias is not None:
+            part = torch.cat([part, run.of(gradient.signals).sum(1)[:, :, None]], dim=2)
+        yield part.transpose(0, 1)
+
+
+def _weighted(kernels: Tensor, scale: Tensor) -> Float64[Tensor, "samples samples"]:
+    parts = zip(scale.double().split(_SUM_NEURONS), kernels.split(_SUM_NEURONS), strict=True)
+    return torch.stack([torch.tensordot(factors, part.double(), dims=1) for factors, part in parts]).sum(0)
