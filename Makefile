@@ -1,4 +1,5 @@
 # `make demo` and `make test` are all that a newcomer needs; both make the environment in .venv first.
+# (OMP_WAIT_POLICY=PASSIVE and one thread a test process: torch's threads slow each other down on a busy machine.)
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,7 +7,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := demo
 
 demo: .venv/demo
-	$(BIN)/mlpfusion demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/mlpfusion demo
 
 test: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"

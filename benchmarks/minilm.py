@@ -3,8 +3,8 @@
     python benchmarks/minilm.py [--sentences N] [--out benchmarks/results/minilm.json]
 
 Each layer alone is cut to 25 % of its neurons; the error is the mean of |H~ - H| over the mean of |H|, of the raw MLP
-output, over all tokens of the SST-2 validation sentences in the folder that MLPFUSION_DATA names. Three seeds. Size and forward time are those of
-the model with its last four layers fused, in turns with the original, in one process.
+output, over all tokens of the SST-2 validation sentences in the folder that MLPFUSION_DATA names. Three seeds.
+Size and forward time are those of the model with its last four layers fused, in turns with the original.
 """
 
 import argparse

@@ -62,11 +62,22 @@ def cut() -> str:
     return markdown(["all-MiniLM-L6-v2, last 4 of 6 layers at 25 %", "before", "after", "ratio"], rows)
 
 
+def kmeans() -> str:
+    """Data x method: inertia and seconds, medians over the seeds."""
+    result = read_result("kmeans")
+    names = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    cells: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        inertia = "" if row["inertia"] is None else f"{row['inertia']:,.0f}, "
+        cells.setdefault(row["data"], []).append(f"{inertia}{row['seconds']:.2f} s")
+    return markdown(["inertia, time", *names], [[data, *values] for data, values in cells.items()])
+
+
 def methods() -> str:
     """The table of methods, each with the first line of its config's docstring."""
     rows = []
     for name, method in METHOD_TYPES.items():
-        first = (method.__doc__ or "").strip().splitlines()[0]
+        first = (method.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
         rows.append([f"`{name}`", f"`{method.__name__}`", first])
     return markdown(["`--method`", "Python", "what it does"], rows)
 
@@ -89,6 +100,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
     "cut": cut,
+    "kmeans": kmeans,
     "methods": methods,
     "output-errors": output_errors,
 }

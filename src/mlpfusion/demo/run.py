@@ -1,5 +1,6 @@
 """The steps of `mlpfusion demo` and what it prints."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,8 +33,8 @@ _NEXT = """\
 
 
 _EXPLANATION = """\
-Output error: mean |H~ - H| over mean |H| of the block alone, on the inputs that the original model gives it. Inertia left: variance
-of the neurons within their clusters. Largest, single: neurons in the largest cluster, clusters of a single neuron.
+Output error: mean |H~ - H| over mean |H| of the block alone, on the inputs that the original model gives it. Inertia
+left: variance of the neurons within their clusters. Largest: neurons in the largest cluster; single: clusters of one.
 Mean cosine between the sentence embeddings before and after: {similarity:.3f}. Fusion is where fine-tuning starts."""
 
 
@@ -55,7 +56,7 @@ def run_demo(out: Path, seed: int) -> None:
     print_inspection(inspect_checkpoint(str(source), layers="last:4"), title="all-MiniLM-L6-v2")
     _heading(console, "2. Fuse the last 4 of 6 layers to 25 % of their neurons, in one shot, without data")
     recipe = Recipe(model=str(source), out=str(out), layers="last:4", keep_ratio=0.25, seed=seed, overwrite=True)
-    console.print(f"$ {recipe_command(recipe, 'all-MiniLM-L6-v2')}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"$ {recipe_command(recipe, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
     with progress_bar("Fusing") as progress:
         record = run_recipe(recipe, progress)
     console.print(f"{len(record.sites)} blocks fused in {record.seconds:.1f} s, saved in {out}")

@@ -154,25 +154,42 @@ def with_scales(
     for name, scale in scales.items():
         if scale is not None and not bool((scale > 0).all()):
             raise InputError(f"`{name}` must be positive, got {float(scale.min())}")
-    effective = fold(mlp)
-    fields: dict[str, Tensor] = {"down": effective.down / down_scale}
-    sides = [("up" if mlp.gate is None else "gate", input_scale)]
+    effective = _effective(mlp)
+    fields = {"down": (effective.down / down_scale).to(mlp.down.dtype)} | _scaled_rows(
+        effective, _input_side(mlp), 1 / input_scale
+    )
+    output_scale = down_scale
     if up_scale is not None:
         if mlp.gate is None:
             raise InputError("`up_scale` must be None for a block without a gate, got one")
-        sides.append(("up", up_scale))
-    for side, scale in sides:
-        for name in (side, f"{side}_bias"):
-            if (tensor := getattr(effective, name)) is not None:
-                fields[name] = (tensor.T / scale).T.contiguous()
-    output_scale = down_scale if up_scale is None else down_scale * up_scale
+        fields |= _scaled_rows(effective, "up", 1 / up_scale)
+        output_scale = down_scale * up_scale
     return replace(effective, **fields, input_scale=input_scale, output_scale=output_scale)
+
+
+def _input_side(mlp: MLP) -> str:
+    return "up" if mlp.gate is None else "gate"
+
+
+def _effective(mlp: MLP) -> MLP:
+    """The block of the effective weights, without scales."""
+    folded = fold(replace(mlp, input_scale=None))
+    if mlp.input_scale is None:
+        return folded
+    return replace(folded, **_scaled_rows(folded, _input_side(mlp), mlp.input_scale))
+
+
+def _scaled_rows(mlp: MLP, side: str, scale: Float[Tensor, " neurons"]) -> dict[str, Tensor]:
+    """The weight and the bias of `up` or `gate`, each row times its scale."""
+    weight, bias = getattr(mlp, side), getattr(mlp, f"{side}_bias")
+    scaled = {side: (weight * scale[:, None]).to(weight.dtype)}
+    return scaled if bias is None else scaled | {f"{side}_bias": (bias * scale).to(bias.dtype)}
 
 
 def _prepared(mlp: MLP, trace: BlockTrace) -> tuple[MLP, BlockTrace, Tensor]:
     check_block(mlp, trace)
     dtype = compute_dtype(mlp)
-    effective = fold(replace(mlp, **{name: tensor.to(dtype) for name, tensor in mlp.tensors().items()}))
+    effective = _effective(replace(mlp, **{name: tensor.to(dtype) for name, tensor in mlp.tensors().items()}))
     ordered, places = by_length(trace)
     return effective, ordered.to(dtype=dtype), places
 
