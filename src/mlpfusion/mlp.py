@@ -81,7 +81,8 @@ def fold(mlp: MLP) -> MLP:
         for name in (side, f"{side}_bias"):
             tensor = getattr(mlp, name)
             if tensor is not None:
-                folded[name] = scale_neurons(tensor.T, mlp.input_scale).T.contiguous()
+                scale = mlp.input_scale if tensor.ndim == 1 else mlp.input_scale[:, None]
+                folded[name] = scale_neurons(tensor, scale)
     return replace(mlp, input_scale=None, output_scale=None, **folded)
 
 

@@ -124,7 +124,7 @@ def test_the_size_of_the_slab_changes_nothing(gated, kernel, monkeypatch):
     wanted = kernel(mlp, trace)
     for neurons_a_slab in (1, 4):
         monkeypatch.setattr(ntk, "_CPU_COLUMNS", neurons_a_slab * mlp.hidden_size)
-        assert len(ntk.neuron_slabs(mlp, trace, 1 << 30)) == -(-13 // neurons_a_slab)
+        assert len(ntk.neuron_slabs(mlp, trace, 1 << 30, column_bytes=8, fixed_bytes=0)) == -(-13 // neurons_a_slab)
         found = kernel(mlp, trace)
         for name in wanted.blocks:
             assert_equal(found.blocks[name], wanted.blocks[name])

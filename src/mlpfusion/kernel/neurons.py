@@ -89,7 +89,7 @@ def neuron_kernels(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAUL
     """
     effective, ordered, places = _prepared(mlp, trace)
     all_rows = slice(0, trace.num_samples)
-    sides = [torch.cat(side) for side in _sides(effective, ordered, all_rows, workspace_bytes)]
+    sides = [torch.cat(side) for side in _sides(effective, ordered, all_rows, workspace_bytes, 0)]
     sides = [side[:, places][:, :, places] for side in sides]
     bias = down_bias_kernel(mlp, trace).to(sides[0].dtype)
     return NeuronKernels(sides[0], sides[-1], bias, sides[1] if len(sides) == 3 else None)
@@ -117,12 +117,13 @@ def neuron_products(
     num_factors = (2 if mlp.gate is None else 3) * mlp.num_neurons
     # Twice: the parts, and all of them together.
     row_bytes = 2 * num_factors * trace.num_samples * ordered.inputs.element_size()
-    step = max(1, workspace_bytes // 2 // row_bytes)
+    step = min(max(1, workspace_bytes // 2 // row_bytes), trace.num_samples)
+    memory = workspace_bytes, step * row_bytes
     gram = torch.zeros(num_factors, num_factors, dtype=torch.float64, device=wanted.device)
     with_target = gram.new_zeros(num_factors)
     for first in range(0, trace.num_samples, step):
         some = slice(first, min(first + step, trace.num_samples))
-        parts = [part for side in _sides(effective, ordered, some, workspace_bytes // 2) for part in side]
+        parts = [part for side in _sides(effective, ordered, some, *memory) for part in side]
         stacked = torch.cat(parts).flatten(1)
         gram += stacked @ stacked.T
         with_target += stacked @ wanted[some].flatten()
@@ -194,10 +195,11 @@ def _prepared(mlp: MLP, trace: BlockTrace) -> tuple[MLP, BlockTrace, Tensor]:
     return effective, ordered.to(dtype=dtype), places
 
 
-def _sides(mlp: MLP, trace: BlockTrace, some: slice, workspace_bytes: int) -> list[list[Tensor]]:
+def _sides(mlp: MLP, trace: BlockTrace, some: slice, workspace_bytes: int, fixed_bytes: int) -> list[list[Tensor]]:
     """Rows `some` of the kernels of all neurons: one list of slabs for each of input, up (if gated) and output side."""
     sides: list[list[Tensor]] = [[] for _ in range(2 if mlp.gate is None else 3)]
-    for slab in neuron_slabs(mlp, trace, workspace_bytes, copies=_COPIES):
+    column_bytes = _COPIES * trace.num_samples * trace.inputs.element_size()
+    for slab in neuron_slabs(mlp, trace, workspace_bytes, column_bytes=column_bytes, fixed_bytes=fixed_bytes):
         for side, gradient in zip(sides, weight_gradients(neuron_slab(mlp, slab), trace), strict=True):
             side.append(_neuron_rows(gradient, trace, some))
     return sides

@@ -54,22 +54,22 @@ def plain_kernel(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_
     return _kernel(mlp, trace, PlainProduct, workspace_bytes)
 
 
-def neuron_slabs(mlp: MLP, trace: BlockTrace, workspace_bytes: int, copies: int = 0) -> list[slice]:
+def neuron_slabs(
+    mlp: MLP, trace: BlockTrace, workspace_bytes: int, *, column_bytes: int, fixed_bytes: int
+) -> list[slice]:
     """Slabs of neurons, as equal as can be, whose gradients and signals fit the workspace.
 
-    `copies` is how often the gradients of a slab stand in memory, 0 for the buffers of a product instead. Raises
-    `InputError` if a single neuron does not fit.
+    `column_bytes` is what one entry of the gradient needs for all samples, `fixed_bytes` what the caller needs beside.
+    Raises `InputError` if a single neuron does not fit.
     """
-    like, hidden_size, num_samples = trace.inputs, mlp.hidden_size, trace.num_samples
+    like, hidden_size = trace.inputs, mlp.hidden_size
     signals = (PLAIN_SIGNALS if mlp.gate is None else GATED_SIGNALS) * trace.num_tokens
-    column = copies * num_samples * like.element_size() or bytes_per_column(num_samples, like)
-    per_neuron = hidden_size * column + (signals + _CHUNK_COPIES * hidden_size) * like.element_size()
-    chunk = min(MAX_CHUNK, num_samples * hidden_size * mlp.num_neurons)
-    fixed = _CHUNK_COPIES * chunk * like.element_size() + _PRODUCT_BYTES * num_samples**2
-    if workspace_bytes < fixed + per_neuron:
-        raise InputError(f"`workspace_bytes` must be at least {fixed + per_neuron}, got {workspace_bytes}")
+    per_neuron = hidden_size * column_bytes + signals * like.element_size()
+    least = fixed_bytes + per_neuron
+    if workspace_bytes < least:
+        raise InputError(f"`workspace_bytes` must be at least {least}, got {workspace_bytes}")
     columns = _GPU_COLUMNS if like.is_cuda else _CPU_COLUMNS
-    most = min((workspace_bytes - fixed) // per_neuron, max(1, columns // mlp.hidden_size))
+    most = min((workspace_bytes - fixed_bytes) // per_neuron, max(1, columns // mlp.hidden_size))
     size = -(-mlp.num_neurons // -(-mlp.num_neurons // most))
     return [slice(start, min(start + size, mlp.num_neurons)) for start in range(0, mlp.num_neurons, size)]
 
@@ -79,13 +79,21 @@ def _kernel(mlp: MLP, trace: BlockTrace, make: MakeContraction, workspace_bytes:
     sorted_trace, places = by_length(trace)
     sorted_trace = sorted_trace.to(dtype=compute_dtype(mlp))
     accumulator = KernelAccumulator(make)
-    for slab in neuron_slabs(mlp, sorted_trace, workspace_bytes):
+    sizes = {"column_bytes": bytes_per_column(trace.num_samples, sorted_trace.inputs)}
+    sizes["fixed_bytes"] = _fixed_bytes(mlp, sorted_trace)
+    for slab in neuron_slabs(mlp, sorted_trace, workspace_bytes, **sizes):
         for gradient in weight_gradients(neuron_slab(mlp, slab), sorted_trace):
             _add(accumulator, gradient, sorted_trace)
     if mlp.down_bias is not None:
         accumulator.add("down_bias", token_sums(sorted_trace.cotangents, runs(sorted_trace, trace.num_samples)))
     kernels = accumulator.kernels(places)
     return BlockKernels({name: kernels.blocks[name] for name in mlp.tensors()})
+
+
+def _fixed_bytes(mlp: MLP, trace: BlockTrace) -> int:
+    """Bytes of the rows on their way into a product and of the values on their way out."""
+    rows_in = min(max(MAX_CHUNK, mlp.hidden_size), trace.num_samples * mlp.hidden_size * mlp.num_neurons)
+    return _CHUNK_COPIES * rows_in * trace.inputs.element_size() + _PRODUCT_BYTES * trace.num_samples**2
 
 
 def _add(accumulator: KernelAccumulator, gradient: WeightGradient, trace: BlockTrace) -> None:
