@@ -5,8 +5,8 @@
 Two blocks: layer 0 of all-MiniLM-L6-v2 (384/1536) with the real inputs and the real gradients of a logit, and a block
 of the size of RoBERTa-base (768/3072) with random weights, inputs and cotangents at the real token counts. Ours stands
 against the straightforward version: the gradients of every sample by torch.func (vmap of grad), stacked, their signs,
-one matrix product. Every run is a process of its own, so that its peak (ru_maxrss) is its own; the forward pass of the
-model is in none of them. Where the straightforward version does not fit the memory, its time is fitted as
+one matrix product. Every run is a process of its own, so that its peak resident size is its own (VmHWM: ru_maxrss would
+hold the parent's); the forward pass of the model is in none of them. Where the straightforward version does not fit the memory, its time is fitted as
 a n + b n^2 and its peak as a + b n over runs of fewer sentences, and the row says so.
 """
 
@@ -15,7 +15,6 @@ import gzip
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -132,15 +131,21 @@ METHODS: dict[str, Callable[[MLP, BlockTrace], Tensor]] = {
 }
 
 
+def peak_bytes() -> int:
+    """Peak resident size of this process so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def work(method: str, table: Path, num_sentences: int, kernel: Path) -> None:
     """One measurement; prints a line of JSON and leaves the kernel in a file."""
     torch.set_num_threads(1)
     mlp, trace = from_table(load_file(table), num_sentences)
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    loaded = peak_bytes()
     started = time.perf_counter()
     total = METHODS[method](mlp, trace)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     save_file({"total": total}, kernel)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak, "loaded_bytes": loaded, "tokens": trace.num_tokens}))
 

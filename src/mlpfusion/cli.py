@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,58 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
             click.echo(record.to_json(), nl=False)
         else:
             print_record(record, chosen.out)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", required=True, metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
+@click.option("--column", help="Field of a JSONL file that holds the text.")
+@click.option("--max-samples", type=int, default=256, show_default=True, help="Texts to measure on.")
+@click.option("--methods", default="all", show_default=True, help="all, or names like fusion,fusion:refine=false.")
+@click.option("--layers", default="0", show_default=True, help="Layers, each of which is cut alone.")
+@click.option("--keep-ratio", type=float, default=0.25, show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True, help="Each drives the random head and the compression.")
+@click.option("--scalar", default="logit", show_default=True, help="f of the kernel: logit or prob0 (the authors').")
+@click.option("--out", metavar="DIR", help="Folder for comparison.json, .md and .png.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
+    """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
+    with _reported_errors():
+        from mlpfusion.report.comparison import COLUMNS, comparison_table, write_comparison
+        from mlpfusion.report.run_comparison import run_comparison
+        from mlpfusion.report.terminal import progress_bar
+
+        with progress_bar("Comparing") as progress:
+            record = run_comparison(model, progress=progress, **options)
+        written = write_comparison(record, Path(out)) if out else []
+        if as_json:
+            click.echo(json.dumps(record, indent=2))
+            return
+        for column, title in COLUMNS.items():
+            click.echo(f"\n{title}\n{comparison_table(record, column)}")
+        click.echo("".join(f"\nwritten: {path}" for path in written))
+
+
+@main.command()
+@click.argument("original")
+@click.argument("compressed")
+@click.option("--data", required=True, metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
+@click.option("--column", help="Field of a JSONL file that holds the text.")
+@click.option("--max-samples", type=int, default=256, show_default=True, help="Texts to measure on.")
+@click.option("--scalar", default="logit", show_default=True, help="f of the kernel: logit or prob0 (the authors').")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random head.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def measure(original: str, compressed: str, as_json: bool, **options: Any) -> None:
+    """Output error and kernel error of every block of COMPRESSED, all in place, against its source ORIGINAL."""
+    with _reported_errors():
+        from mlpfusion.report.run_comparison import run_measurement
+        from mlpfusion.report.terminal import print_block_errors
+
+        errors = run_measurement(original, compressed, **options)
+        if as_json:
+            click.echo(json.dumps([asdict(error) for error in errors], indent=2))
+        else:
+            print_block_errors(errors)
 
 
 @main.command()

@@ -246,7 +246,7 @@ def test_a_cluster_that_lloyd_empties_takes_the_farthest_point(max_gram_bytes: i
     assert result.converged
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.1, 0.3, 0.7, 1.3])
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.4, 0.9, 1.4])
 def test_a_point_with_two_nearest_centres_stays_where_it_is(shift: float) -> None:
     points = torch.tensor([[0.0], [2.0], [3.0], [3.0]]) + shift
     result = kmeans(points, 2, generator=seeded(0), init=torch.tensor([[3.4], [0.9]]) + shift, refine=False)

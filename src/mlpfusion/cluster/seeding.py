@@ -1,4 +1,4 @@
-"""Greedy k-means++ (Arthur and Vassilvitskii 2007, section "several candidates a step") on inner products alone."""
+"""Greedy k-means++ (Arthur and Vassilvitskii 2007, with several candidates a step) on inner products alone."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlpfusion.cluster.gram import InnerProducts
+
+_UNITS = 2**40
 
 
 def draw_uniforms(
@@ -56,7 +58,12 @@ def distances_to_points(
 def _sample(
     weights: Float[Tensor, "blocks neurons"], uniforms: Float[Tensor, "blocks candidates"]
 ) -> Int[Tensor, "blocks candidates"]:
-    """Inverse of the cumulated weights; never a point of weight zero unless all are."""
-    cumulated = weights.cumsum(-1, dtype=torch.float64)
-    found = torch.searchsorted(cumulated, uniforms * cumulated[:, -1:], right=True)
+    """Inverse of the cumulated weights; never a point of weight zero unless all are.
+
+    Weights are counted in units of 2^-40 of the largest: a GPU adds floats along a row in no fixed order, integers give
+    the same sums in any.
+    """
+    units = _UNITS / weights.amax(-1, keepdim=True).double().clamp_(min=torch.finfo(torch.float64).tiny * _UNITS)
+    cumulated = (weights * units).long().cumsum(-1)
+    found = torch.searchsorted(cumulated, (uniforms * cumulated[:, -1:]).long(), right=True)
     return found.clamp_(max=weights.shape[1] - 1)

@@ -1,7 +1,7 @@
 """What the commands print for people: a progress bar on stderr, a table of the result on stdout."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mlpfusion.compression import Progress as ProgressCallback
+from mlpfusion.evaluate.approximation import BlockError
 from mlpfusion.record import Record
 
 
@@ -39,6 +40,17 @@ def print_record(record: Record, out: str) -> None:
     console.print(
         f"[bold]{out}[/bold] is complete. `import mlpfusion`, then load it by any Auto class of transformers."
     )
+
+
+def print_block_errors(errors: Sequence[BlockError]) -> None:
+    """Prints the errors of compressed blocks, one a line."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("block", "output error", "Adam kernel error", "trace ratio", "plain kernel error"):
+        table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
+    for error in errors:
+        values = error.output_error, error.adam_kernel_error, error.adam_trace_ratio, error.plain_kernel_error
+        table.add_row(error.path, *(f"{value:.3f}" for value in values))
+    Console().print(table)
 
 
 def _site_table(record: Record) -> Table:

@@ -1,0 +1,65 @@
+"""The work behind `mlpfusion compare` and `mlpfusion measure`: options in, records out."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mlpfusion.checkpoint.read import resolve
+from mlpfusion.errors import InputError
+from mlpfusion.evaluate.approximation import BlockError, Probe
+from mlpfusion.evaluate.comparison import Progress, compare_methods, load_checkpoint, measure_checkpoint
+from mlpfusion.methods import METHOD_TYPES, method_from_name
+from mlpfusion.record import versions
+from mlpfusion.report.comparison import comparison_record
+from mlpfusion.tasks.text import read_texts, token_batches
+
+
+def run_comparison(
+    model: str, *, data: str, column: str | None, max_samples: int, progress: Progress, **run: Any
+) -> Any:
+    """The record of `compare_methods` on a checkpoint; `run` holds methods, layers, keep_ratio, seeds and scalar.
+
+    Everything is checked before the weights are read. Raises `InputError`.
+    """
+    methods, seeds = parse_methods(run["methods"]), parse_seeds(run["seeds"])
+    Probe(run["scalar"])
+    texts = read_texts(Path(data), column=column, max_samples=max_samples)
+    folder, loaded = load_checkpoint(model)
+    batches = token_batches(folder, texts)
+    selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
+    rows = compare_methods(loaded, methods, batches, seeds=seeds, progress=progress, **selection)
+    measured_on = {"model": Path(model).name, "data": Path(data).name, "samples": len(texts)}
+    where = {"device": str(loaded.device), "threads": torch.get_num_threads(), "versions": versions()}
+    return comparison_record(rows, measured_on | selection | {"seeds": seeds} | where)
+
+
+def run_measurement(
+    original: str, compressed: str, *, data: str, column: str | None, max_samples: int, scalar: str, seed: int
+) -> list[BlockError]:
+    """The errors of the blocks of a compressed checkpoint on the texts of a file. Raises `InputError`."""
+    probe = Probe(scalar, seed)
+    texts = read_texts(Path(data), column=column, max_samples=max_samples)
+    return measure_checkpoint(original, compressed, token_batches(resolve(original), texts), probe)
+
+
+def parse_methods(text: str) -> list[Any]:
+    """Configs from `all` or from names with options, as in `fusion,fusion:refine=false`. Raises `InputError`."""
+    if text == "all":
+        return [method() for method in METHOD_TYPES.values()]
+    return [_parse_method(item.strip()) for item in text.split(",")]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Whole numbers from a list like `0,1,2`. Raises `InputError` for anything else."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(item.isdigit() for item in items):
+        raise InputError(f"`seeds` must be a list of whole numbers like 0,1,2, got {text!r}")
+    return [int(item) for item in items]
+
+
+def _parse_method(text: str) -> Any:
+    name, *options = text.split(":")
+    pairs = [option.partition("=") for option in options]
+    return method_from_name(name, {option: yaml.safe_load(value) for option, _, value in pairs})

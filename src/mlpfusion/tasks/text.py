@@ -1,0 +1,77 @@
+"""Unlabelled text to measure or to calibrate on, and its batches of token ids."""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from mlpfusion.errors import InputError
+
+BATCH_SIZE = 32
+
+
+def read_texts(path: Path, *, column: str | None = None, max_samples: int | None = None) -> list[str]:
+    """The texts in a file: one a line, or the field `column` of every line of a JSONL file; .gz is unpacked.
+
+    Empty lines are left out. Raises `InputError` for a missing or unreadable file, a line that is no JSON object or
+    has no such field, a missing `column`, and a file without any text.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
+    is_json = path.name.removesuffix(".gz").endswith(".jsonl")
+    if is_json and column is None:
+        raise InputError(f"`column` must name the field of {path} that holds the text, got none")
+    texts: list[str] = []
+    for number, line in enumerate(_lines(path), start=1):
+        text = _field(line, column or "", f"{path}, line {number}") if is_json else line.strip()
+        texts += [text] if text else []
+        if max_samples is not None and len(texts) == max_samples:
+            break
+    if not texts:
+        raise InputError(f"`data` must hold at least one text, got none in {path}")
+    return texts
+
+
+def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = 128) -> list[Mapping[str, Tensor]]:
+    """Padded batches of the texts in order of their length, by the tokenizer in `folder`; longer texts are cut.
+
+    Raises `InputError` if the folder has no tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"`model` must come with a tokenizer, {folder} has none: {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
+    options = {"padding": "longest", "truncation": True, "max_length": max_length, "return_tensors": "pt"}
+    starts = range(0, len(order), BATCH_SIZE)
+    return [dict(tokenizer([texts[i] for i in order[start : start + BATCH_SIZE]], **options)) for start in starts]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                yield from file
+        else:
+            with path.open(encoding="utf-8") as file:
+                yield from file
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"`data` must be a readable text file, got {path}: {' '.join(str(error).split())}") from error
+
+
+def _field(line: str, column: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"`data` must be JSON in {where}: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise InputError(f"`column` must be a text field of {where}, one of {known}, got {column!r}")
+    return row[column].strip()

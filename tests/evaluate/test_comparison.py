@@ -1,0 +1,145 @@
+"""`mlpfusion compare` and `mlpfusion measure` on the real checkpoint and on tiny models."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from pico import pico_inputs, pico_model
+
+import mlpfusion
+from mlpfusion.architectures.table import find_architecture
+from mlpfusion.cli import main
+from mlpfusion.errors import InputError
+from mlpfusion.evaluate.approximation import Probe, block_errors, references
+from mlpfusion.evaluate.comparison import compare_methods
+
+SENTENCES = Path(mlpfusion.__file__).parent / "demo" / "sentences.txt"
+
+
+def compare(model, methods, **options):
+    defaults = {"layers": "1", "keep_ratio": 0.25, "seeds": [0]}
+    return compare_methods(model, methods, [pico_inputs("bert")], **(defaults | options))
+
+
+def test_a_cut_that_keeps_everything_has_no_error():
+    (row,) = compare(pico_model("bert"), [mlpfusion.NeuronPruning()], keep_ratio=1.0)
+    assert row.error.output_error == 0
+    assert row.error.adam_kernel_error < 1e-6
+    assert row.error.plain_kernel_error < 1e-6
+    assert row.error.adam_trace_ratio == pytest.approx(1)
+
+
+def test_every_method_layer_and_seed_gets_a_row_and_the_model_stays():
+    model = pico_model("bert")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    methods = [mlpfusion.Fusion(), mlpfusion.FoldedFusion(), mlpfusion.RandomNeurons()]
+    rows = compare(model, methods, layers="0,2", seeds=[0, 1])
+    assert [(r.seed, r.error.layer, r.method) for r in rows] == [
+        (seed, layer, name)
+        for seed in (0, 1)
+        for layer in (0, 2)
+        for name in ("fusion", "folded-fusion", "random-neurons")
+    ]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not hasattr(model.config, "mlp_fusion")
+
+
+def test_folded_and_stand_alone_p_have_one_output_error_and_two_kernel_errors():
+    alone, folded = compare(pico_model("bert"), [mlpfusion.Fusion(), mlpfusion.FoldedFusion()])
+    assert folded.error.output_error == pytest.approx(alone.error.output_error, rel=1e-4)
+    assert folded.error.adam_blocks["up"] == pytest.approx(alone.error.adam_blocks["up"], rel=1e-3)
+    assert folded.error.adam_blocks["down"] != pytest.approx(alone.error.adam_blocks["down"], rel=1e-2)
+
+
+def test_a_deterministic_method_differs_between_seeds_by_the_head_only():
+    first, second = compare(pico_model("bert"), [mlpfusion.NeuronPruning()], seeds=[0, 1])
+    assert first.error.output_error == second.error.output_error
+    assert first.error.adam_kernel_absolute != second.error.adam_kernel_absolute
+
+
+def test_a_classification_model_is_measured_with_its_own_head():
+    from transformers import AutoModelForSequenceClassification
+
+    model = pico_model("bert", AutoModelForSequenceClassification)
+    rows = [compare(copy.deepcopy(model), [mlpfusion.NeuronPruning()], seeds=[seed])[0] for seed in (0, 1)]
+    assert rows[0].error == rows[1].error
+    assert compare(model, [mlpfusion.NeuronPruning()], scalar="prob0")[0].error != rows[0].error
+
+
+def test_all_compressed_blocks_are_measured_in_place():
+    model = pico_model("gpt2")
+    small = copy.deepcopy(model)
+    mlpfusion.compress(small, mlpfusion.Fusion(), layers="last:2", width=14)
+    row, batches = find_architecture("gpt2"), [pico_inputs("gpt2")]
+    sites = [site for site in mlpfusion.architectures.sites.find_sites(model, row) if site.layer > 0]
+    errors = block_errors(references(model, sites, batches, Probe()), small, row, batches, Probe())
+    assert [error.path for error in errors] == ["h.1", "h.2"]
+    assert all(0 < error.output_error < 10 for error in errors)
+    with pytest.raises(InputError, match="`scalar` must be one of logit, prob0, loss, got 'accuracy'"):
+        Probe("accuracy")
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_compare_writes_table_record_and_chart(minilm, tmp_path):
+    methods = "fusion:refine=false,neuron-pruning"
+    options = ["--data", SENTENCES, "--max-samples", 6, "--seeds", "0,1", "--methods", methods, "--layers", 5]
+    result = call("compare", minilm, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "| fusion refine=False |" in result.stdout
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "comparison.json",
+        "comparison.md",
+        "comparison.png",
+    }
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert len(record["rows"]) == 4
+    assert record["samples"] == 6
+    assert str(minilm) not in json.dumps(record)
+
+
+def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
+    out = tmp_path / "out"
+    assert call("compress", minilm, out, "--layers", "last:2", "--keep-ratio", 0.25).exit_code == 0
+    options = ["--data", SENTENCES, "--max-samples", 6]
+    result = call("measure", minilm, out, *options, "--json")
+    assert result.exit_code == 0, result.output
+    errors = json.loads(result.stdout)
+    assert [error["path"] for error in errors] == ["encoder.layer.4", "encoder.layer.5"]
+    assert all(0.1 < error["output_error"] < 1.5 for error in errors)
+    assert "encoder.layer.4" in call("measure", minilm, out, *options).stdout
+    other = tmp_path / "other"
+    pico_model("bert").save_pretrained(other)
+    for file in minilm.glob("*token*"):
+        (other / file.name).write_bytes(file.read_bytes())
+    for original, compressed, message in [
+        (other, out, "`original` must be the source of"),
+        (minilm, minilm, "`compressed` must be compressed by mlpfusion"),
+        (out, out, "`model` must not be compressed already"),
+    ]:
+        refused = call("measure", original, compressed, *options)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "magic"], "`method` must be one of"),
+        (["--methods", "fusion:speed=3"], "options of fusion must be among"),
+        (["--seeds", "a"], "`seeds` must be a list of whole numbers like 0,1,2, got 'a'"),
+        (["--scalar", "accuracy"], "`scalar` must be one of logit"),
+        (["--layers", "last:99"], "`layers=last:N` must have N between 1 and 6, got 99"),
+        (["--data", "none.txt"], "`data` must be a readable text file"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options, message, minilm):
+    result = call("compare", minilm, "--data", SENTENCES, *options)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert message in result.stderr
