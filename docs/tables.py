@@ -8,7 +8,6 @@ exit code is 1 if a part is out of date.
 
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from click.testing import CliRunner
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
 from mlpfusion.methods import METHOD_TYPES
+from mlpfusion.report.comparison import comparison_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,21 +36,17 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def output_errors() -> str:
     """Method x layer, mean and standard deviation over the seeds."""
-    result = read_result("minilm")
-    layers = sorted({row["layer"] for row in result["errors"]})
-    rows = []
-    for name in dict.fromkeys(row["method"] for row in result["errors"]):
-        by_layer = [
-            [r["output_error"] for r in result["errors"] if (r["method"], r["layer"]) == (name, i)] for i in layers
-        ]
-        cells = [f"{statistics.mean(errors):.3f} +- {statistics.stdev(errors):.3f}" for errors in by_layer]
-        rows.append([name, *cells])
-    return markdown(["method", *(f"layer {layer}" for layer in layers)], rows)
+    return comparison_table(read_result("minilm_comparison"), "output_error")
+
+
+def kernel_errors() -> str:
+    """The same for the Adam kernel."""
+    return comparison_table(read_result("minilm_comparison"), "adam_kernel_error")
 
 
 def cut() -> str:
     """What the cut of the demo saves."""
-    result = read_result("minilm")["cut"]
+    result = read_result("minilm_cut")
     rows = [
         [name, format(before, form), format(after, form), f"{after / before:.2f}"]
         for name, (before, after), form in [
@@ -100,6 +96,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
     "cut": cut,
+    "kernel-errors": kernel_errors,
     "kmeans": kmeans,
     "methods": methods,
     "output-errors": output_errors,

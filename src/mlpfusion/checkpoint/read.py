@@ -83,7 +83,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of `config` without memory for its weights: modules and shapes only."""
     with torch.device("meta"):
-        return model_class(config)._from_config(config)
+        return model_class(config)(config)
 
 
 def load_model(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int8, Num
 from torch import Tensor
 
 from mlpfusion.cluster.gram import gram_matrix
 
 _NUM_DIGITS, _BASE, _TOP = 3, 254, 127
 _SMALLEST = 1e-36  # _TOP divided by it is finite in fp32
+_FEW_COLUMNS = 64
 _TOLERANCE = 5e-5  # of the norm of a slab's kernel; slabs err independently, so their sum is several times better
 
 
@@ -94,13 +95,12 @@ class IntegerSignProduct:
 
     def product(self, num_columns: int) -> Float64[Tensor, "samples samples"]:
         *digits, signs = self._matrices(num_columns)
-        # The signs are the right factor: where a CPU adds pairs of products in 16 bits, twice 255 * 1 still fits.
         unit = self._largest.double() / _TOP
-        kernel = torch.zeros(len(unit), len(unit), dtype=torch.float64)
+        kernel = unit.new_zeros(len(unit), len(unit))
         for index, digit in enumerate(digits):
             if index == 2 and self._is_exact_enough(kernel, unit * _BASE, num_columns):
                 break
-            kernel.add_(torch.ops.aten._int_mm(digit, signs.T) * unit)
+            kernel.add_(_whole_product(digit, signs) * unit)
             unit = unit / _BASE
         return kernel
 
@@ -129,7 +129,28 @@ def bytes_per_column(num_samples: int, like: Tensor) -> int:
 
 def _has_fast_int8(like: Tensor) -> bool:
     on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
-    return on_cpu and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    fast = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return on_cpu and fast and _is_exact()
+
+
+def _is_exact() -> bool:
+    """Whether the int8 GEMM of this machine is right for the largest digits: some that add in 16 bits overflow."""
+    digits = torch.full((8, 256), -_TOP, dtype=torch.int8)
+    signs = torch.ones(8, 256, dtype=torch.int8)
+    return all(bool((_whole_product(sign * digits, signs) == -_TOP * 256 * sign).all()) for sign in (1, -1))
+
+
+def _whole_product(
+    digits: Int8[Tensor, "samples columns"], signs: Int8[Tensor, "samples columns"]
+) -> Num[Tensor, "samples samples"]:
+    """digits signs^T, exactly. A pair of products, even with an operand moved by 128, is below 2^15.
+
+    Few columns go by float64, where it costs nothing: for a single one the int8 GEMM takes strides of a dimension of
+    size one at their word and returns what was in memory (pytorch issue 195066).
+    """
+    if digits.shape[1] < _FEW_COLUMNS:
+        return digits.double() @ signs.double().T
+    return torch.ops.aten._int_mm(digits, signs.T)
 
 
 def _matrix(values: Float[Tensor, " values"], num_rows: int, num_columns: int) -> Float[Tensor, "rows columns"]:

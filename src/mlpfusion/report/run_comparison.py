@@ -45,10 +45,12 @@ def run_measurement(
 
 
 def parse_methods(text: str) -> list[Any]:
-    """Configs from `all` or from names with options, as in `fusion,fusion:refine=false`. Raises `InputError`."""
-    if text == "all":
-        return [method() for method in METHOD_TYPES.values()]
-    return [_parse_method(item.strip()) for item in text.split(",")]
+    """Configs from names with options, as in `fusion,fusion:refine=false`; `all` is every method. Raises `InputError`."""
+    methods: list[Any] = []
+    for item in text.split(","):
+        every = item.strip() == "all"
+        methods += [method() for method in METHOD_TYPES.values()] if every else [_parse_method(item.strip())]
+    return methods
 
 
 def parse_seeds(text: str) -> list[int]:

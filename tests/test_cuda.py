@@ -1,0 +1,40 @@
+"""What must hold on a GPU; skipped where there is none."""
+
+import pytest
+import torch
+from pico import pico_inputs, pico_model
+
+import mlpfusion
+from mlpfusion.cluster import kmeans
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_a_model_on_the_gpu_is_compressed_there():
+    model = pico_model("llama").cuda()
+    record = mlpfusion.compress(model, mlpfusion.Fusion(), width=14)
+    assert record.device.startswith("cuda")
+    assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+    assert model.layers[0].mlp.act_fn.output_scale.is_cuda
+    inputs = {name: tensor.cuda() for name, tensor in pico_inputs("llama").items()}
+    assert torch.isfinite(model(**inputs).last_hidden_state).all()
+
+
+def test_the_arithmetic_moves_to_the_gpu_and_the_model_stays():
+    model = pico_model("bert")
+    mlpfusion.compress(model, mlpfusion.Fusion(), width=14, device="cuda")
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kmeans_is_repeatable_and_as_good_as_on_the_cpu(seed):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(600, 4, generator=generator) @ torch.randn(4, 90, generator=generator)
+    points += 0.1 * torch.randn(600, 90, generator=generator)
+    results = [
+        kmeans(points.to(device), 150, generator=torch.Generator().manual_seed(seed))
+        for device in ("cuda", "cuda", "cpu")
+    ]
+    assert torch.equal(results[0].labels, results[1].labels)
+    assert torch.equal(results[0].centroids, results[1].centroids)
+    assert results[0].inertia == pytest.approx(results[2].inertia, rel=0.02)
