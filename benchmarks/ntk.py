@@ -6,7 +6,8 @@ Two blocks: layer 0 of all-MiniLM-L6-v2 (384/1536) with the real inputs and the 
 of the size of RoBERTa-base (768/3072) with random weights, inputs and cotangents at the real token counts. Ours stands
 against the straightforward version: the gradients of every sample by torch.func (vmap of grad), stacked, their signs,
 one matrix product. Every run is a process of its own, so that its peak resident size is its own (VmHWM: ru_maxrss would
-hold the parent's); the forward pass of the model is in none of them. Where the straightforward version does not fit the memory, its time is fitted as
+hold the parent's); the forward pass of the model is in none of them. One thread; the ratios are of processor seconds,
+which a busy machine disturbs least. Where the straightforward version does not fit the memory, its time is fitted as
 a n + b n^2 and its peak as a + b n over runs of fewer sentences, and the row says so.
 """
 
@@ -142,12 +143,12 @@ def work(method: str, table: Path, num_sentences: int, kernel: Path) -> None:
     torch.set_num_threads(1)
     mlp, trace = from_table(load_file(table), num_sentences)
     loaded = peak_bytes()
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     total = METHODS[method](mlp, trace)
-    seconds = time.perf_counter() - started
-    peak = peak_bytes()
+    seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - started_cpu}
+    memory = {"peak_bytes": peak_bytes(), "loaded_bytes": loaded}
     save_file({"total": total}, kernel)
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "loaded_bytes": loaded, "tokens": trace.num_tokens}))
+    print(json.dumps({**seconds, **memory, "tokens": trace.num_tokens}))
 
 
 def measure(method: str, block: str, folder: Path, num_sentences: int) -> dict:
@@ -163,7 +164,7 @@ def measure(method: str, block: str, folder: Path, num_sentences: int) -> dict:
 def show(row: dict) -> None:
     note = " (extrapolated)" if row["extrapolated"] else ""
     print(
-        f"{row['block']:7} {row['method']:16} {row['sentences']:4} sentences: {row['seconds']:7.1f} s, "
+        f"{row['block']:7} {row['method']:16} {row['sentences']:4} sentences: {row['cpu_seconds']:7.1f} CPU s, "
         f"{row['peak_bytes'] / GIB:6.2f} GiB{note}",
         flush=True,
     )
@@ -172,12 +173,13 @@ def show(row: dict) -> None:
 def extrapolate(rows: list[dict], num_sentences: int) -> dict:
     """Seconds as a n + b n^2, peak as a + b n, by least squares."""
     n = np.array([row["sentences"] for row in rows], dtype=float)
-    linear, quadratic = np.linalg.lstsq(np.stack([n, n**2], 1), np.array([r["seconds"] for r in rows]), rcond=None)[0]
+    seconds = np.array([row["cpu_seconds"] for row in rows])
+    linear, quadratic = np.linalg.lstsq(np.stack([n, n**2], 1), seconds, rcond=None)[0]
     slope, offset = np.polyfit(n, [row["peak_bytes"] for row in rows], 1)
     found = {
         "sentences": num_sentences,
         "extrapolated": True,
-        "seconds": linear * num_sentences + quadratic * num_sentences**2,
+        "cpu_seconds": linear * num_sentences + quadratic * num_sentences**2,
         "peak_bytes": slope * num_sentences + offset,
         "fitted_on": n.astype(int).tolist(),
     }
@@ -198,13 +200,13 @@ def measure_block(block: str, folder: Path, total: int, sizes: list[int], check:
     for method in ("straightforward", "one_by_one"):
         slow = [measure(method, block, folder, size) for size in sizes]
         rows += slow if sizes[-1] == total else [*slow, extrapolate(slow, total)]
-    rows += [measure(method, block, folder, check) for method in ("ours", "ours_in_floats", "ours_in_float64")]
-    pairs = [("ours", "ours_in_float64"), ("ours_in_floats", "ours_in_float64"), ("ours", "ours_in_floats")]
-    if check in sizes:
-        pairs.append(("straightforward", "ours_in_float64"))
-    full = {row["method"]: row for row in rows if row["sentences"] == total}
+    checked = ["ours", "ours_in_floats", "ours_in_float64"] + (["straightforward"] if check not in sizes else [])
+    rows += [measure(method, block, folder, check) for method in checked]
+    pairs = [(method, "ours_in_float64") for method in ("ours", "ours_in_floats", "straightforward")]
+    pairs.append(("ours", "ours_in_floats"))
+    full = {row["method"]: row for row in reversed(rows) if row["sentences"] == total}
     ratios = {
-        method: {key: full[method][key] / full["ours"][key] for key in ("seconds", "peak_bytes")}
+        method: {key: full[method][key] / full["ours"][key] for key in ("cpu_seconds", "peak_bytes")}
         for method in ("straightforward", "one_by_one")
     }
     differences = {f"{a} against {b}": difference(folder, block, (a, b), check) for a, b in pairs}

@@ -161,7 +161,7 @@ def test_permuting_the_points_permutes_the_labels_and_nothing_else(seed: int) ->
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    "options", [{}, {"max_gram_bytes": 0, "tol": 0}, {"tol": 0.01}, {"num_init": 2, "refine": False}]
+    "options", [{}, {"max_gram_bytes": 0, "tol": 0.0}, {"tol": 0.01}, {"num_init": 2, "refine": False}]
 )
 def test_a_block_is_clustered_as_if_alone(seed: int, options: dict[str, Any]) -> None:
     blocks = torch.stack([skewed_points(seed + 10 * block, 60) for block in range(4)])

@@ -30,7 +30,7 @@ from mlpfusion.mlp import MLP
 
 DEFAULT_WORKSPACE = 1 << 30
 # Larger slabs gain nothing on a CPU (see benchmarks/ntk.py); on a GPU they fill it better.
-_CPU_COLUMNS, _GPU_COLUMNS = 32_768, 262_144
+_CPU_COLUMNS, _GPU_COLUMNS = 49_152, 262_144
 _CHUNK_COPIES = 4  # of the rows on their way into a product
 _PRODUCT_BYTES = 32  # of one value on its way out
 

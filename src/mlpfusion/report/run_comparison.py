@@ -45,7 +45,7 @@ def run_measurement(
 
 
 def parse_methods(text: str) -> list[Any]:
-    """Configs from names with options, as in `fusion,fusion:refine=false`; `all` is every method. Raises `InputError`."""
+    """Configs from names with options, as in `all,fusion:refine=false`; `all` is every method. Raises `InputError`."""
     methods: list[Any] = []
     for item in text.split(","):
         every = item.strip() == "all"
