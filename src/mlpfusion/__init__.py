@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from mlpfusion.methods.clustering import Clustering as Clustering
     from mlpfusion.methods.folded_fusion import FoldedFusion as FoldedFusion
     from mlpfusion.methods.fusion import Fusion as Fusion
+    from mlpfusion.methods.mmd import MMD as MMD
     from mlpfusion.methods.neuron_pruning import NeuronPruning as NeuronPruning
     from mlpfusion.methods.random_neurons import RandomNeurons as RandomNeurons
+    from mlpfusion.methods.sketch import Sketch as Sketch
     from mlpfusion.record import Record as Record
 
 __version__ = "0.1.0"
@@ -28,9 +30,11 @@ _PUBLIC = {
     "FoldedFusion": "mlpfusion.methods.folded_fusion",
     "Fusion": "mlpfusion.methods.fusion",
     "InputError": "mlpfusion.errors",
+    "MMD": "mlpfusion.methods.mmd",
     "NeuronPruning": "mlpfusion.methods.neuron_pruning",
     "RandomNeurons": "mlpfusion.methods.random_neurons",
     "Record": "mlpfusion.record",
+    "Sketch": "mlpfusion.methods.sketch",
 }
 
 

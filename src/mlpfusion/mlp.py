@@ -114,6 +114,11 @@ def select_neurons(mlp: MLP, indices: Int[Tensor, " kept"]) -> MLP:
     return replace(mlp, **fields, **scales, down=mlp.down[:, indices].contiguous())
 
 
+def canonical_order(mlp: MLP) -> Int[Tensor, " neurons"]:
+    """The neurons by length of their row: with it a seeded method does not depend on the order it is given them in."""
+    return neurons(mlp).double().square().sum(1).argsort(stable=True)
+
+
 def _neuron_parts(mlp: MLP) -> dict[str, Tensor]:
     """Field name -> tensor with one row a neuron, in the order of the row of `neurons`."""
     parts = {"gate": mlp.gate, "gate_bias": mlp.gate_bias, "up": mlp.up, "up_bias": mlp.up_bias, "down": mlp.down.T}

@@ -4,7 +4,6 @@ A method is one file with a frozen config and `compress(mlp, num_neurons, config
 here. It knows nothing of models, layers, files or devices.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from mlpfusion.errors import InputError
-from mlpfusion.methods import clustering, folded_fusion, fusion, neuron_pruning, random_neurons
+from mlpfusion.methods import clustering, folded_fusion, fusion, mmd, neuron_pruning, random_neurons, sketch
 from mlpfusion.methods.outcome import Narrowed as Narrowed
 from mlpfusion.mlp import MLP
 
@@ -22,12 +21,20 @@ METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {
     clustering.Clustering: clustering.compress,
     neuron_pruning.NeuronPruning: neuron_pruning.compress,
     random_neurons.RandomNeurons: random_neurons.compress,
+    sketch.Sketch: sketch.compress,
+    mmd.MMD: mmd.compress,
+}
+
+# Methods that at full width do not give the block back, and why. All others must.
+NOT_EXACT_AT_FULL_WIDTH: dict[type, str] = {
+    sketch.Sketch: "S S^T is the identity only in the mean",
+    mmd.MMD: "points are moved, and pulled to zero by weight decay, wherever they start",
 }
 
 
 def method_name(method: type) -> str:
-    """The name of a method on the command line: `NeuronPruning` is `neuron-pruning`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", method.__name__).lower()
+    """The name of a method on the command line, that of its file: `NeuronPruning` is `neuron-pruning`."""
+    return method.__module__.rpartition(".")[2].replace("_", "-")
 
 
 METHOD_TYPES: dict[str, type] = {method_name(method): method for method in METHODS}
