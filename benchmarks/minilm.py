@@ -20,17 +20,19 @@ from transformers import AutoModel, AutoTokenizer
 
 from mlpfusion.architectures.sites import find_sites, read_mlp
 from mlpfusion.architectures.table import find_architecture
-from mlpfusion.compression import compress, site_generator
+from mlpfusion.compression import compress
 from mlpfusion.demo.model import demo_checkpoint
 from mlpfusion.evaluate.output_error import mlp_inputs, relative_output_error
 from mlpfusion.evaluate.speed import forward_seconds
-from mlpfusion.methods import METHOD_TYPES, narrow
+from mlpfusion.methods import METHODS as NARROW_METHODS
+from mlpfusion.methods import method_name, narrow
 from mlpfusion.methods.fusion import Fusion
+from mlpfusion.outcomes import site_generator
 from mlpfusion.record import versions
 
 KEEP_RATIO = 0.25
 SEEDS = (0, 1, 2)
-METHODS = {name: method() for name, method in METHOD_TYPES.items()} | {"fusion, Lloyd only": Fusion(refine=False)}
+METHODS = {method_name(method): method() for method in NARROW_METHODS} | {"fusion, Lloyd only": Fusion(refine=False)}
 BATCH_SIZE = 32
 
 
