@@ -230,6 +230,10 @@ def test_a_checkpoint_that_lost_a_weight_is_refused(method, tmp_path):
 
 @every_method
 def test_a_width_is_refused_for_methods_that_keep_it(method):
-    for option, given in (({"width": 14}, "width"), ({"keep_ratio": 0.5, "round_to": 8}, "round_to")):
+    options: list[tuple[dict[str, Any], str]] = [
+        ({"width": 14}, "width"),
+        ({"keep_ratio": 0.5, "round_to": 8}, "round_to"),
+    ]
+    for option, given in options:
         with pytest.raises(InputError, match=f"`{given}` must be left out for .*: give `keep_ratio`"):
             mlpfusion.compress(pico_model("bert"), method, **option)
