@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
-from mlpfusion.methods import METHOD_TYPES
+from mlpfusion.methods import LOW_RANK_METHODS, METHOD_TYPES, METHODS
 from mlpfusion.report.comparison import comparison_table
 
 ROOT = Path(__file__).parents[1]
@@ -74,8 +74,9 @@ def methods() -> str:
     rows = []
     for name, method in METHOD_TYPES.items():
         first = (method.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
-        rows.append([f"`{name}`", f"`{method.__name__}`", first])
-    return markdown(["`--method`", "Python", "what it does"], rows)
+        kind = "narrow" if method in METHODS else "low-rank" if method in LOW_RANK_METHODS else "masked"
+        rows.append([f"`{name}`", f"`{method.__name__}`", kind, first])
+    return markdown(["`--method`", "Python", "kind", "what it does"], rows)
 
 
 def architectures() -> str:

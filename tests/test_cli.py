@@ -57,6 +57,25 @@ def test_compress_writes_a_complete_folder(checkpoint, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [("svd", "rank 5"), ("magnitude", "% non-zero"), ("ntk-sap", "% non-zero"), ("sketch", "14"), ("mmd", "14")],
+)
+def test_every_kind_of_method_goes_through_the_same_flags(method, size, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    result = call("compress", checkpoint, out, "--method", method, "--layers", "last:2", "--keep-ratio", 0.25)
+    assert result.exit_code == 0, result.output
+    assert size in result.stdout
+    assert size in (out / "README.md").read_text()
+    assert torch.isfinite(pico_outputs(AutoModel.from_pretrained(out), "bert")).all()
+    assert "Compressed by mlpfusion" in call("inspect", out).output
+
+
+def test_a_width_for_a_method_that_keeps_the_width_is_refused(checkpoint, tmp_path):
+    line = refused("compress", checkpoint, tmp_path / "out", "--method", "svd", "--width", 20)
+    assert line == "Error: `width` must be left out for svd, which keeps the width: give `keep_ratio`"
+
+
 def test_compress_prints_the_record_as_json(checkpoint, tmp_path):
     result = call("compress", checkpoint, tmp_path / "out", "--width", 20, "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "mlp_fusion_record.json").read_text())

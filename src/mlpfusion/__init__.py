@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from mlpfusion.methods.clustering import Clustering as Clustering
     from mlpfusion.methods.folded_fusion import FoldedFusion as FoldedFusion
     from mlpfusion.methods.fusion import Fusion as Fusion
+    from mlpfusion.methods.magnitude import Magnitude as Magnitude
+    from mlpfusion.methods.mmd import MMD as MMD
     from mlpfusion.methods.neuron_pruning import NeuronPruning as NeuronPruning
+    from mlpfusion.methods.ntk_sap import NTKSAP as NTKSAP
     from mlpfusion.methods.random_neurons import RandomNeurons as RandomNeurons
+    from mlpfusion.methods.sketch import Sketch as Sketch
+    from mlpfusion.methods.svd import SVD as SVD
     from mlpfusion.record import Record as Record
 
 __version__ = "0.1.0"
@@ -28,9 +33,14 @@ _PUBLIC = {
     "FoldedFusion": "mlpfusion.methods.folded_fusion",
     "Fusion": "mlpfusion.methods.fusion",
     "InputError": "mlpfusion.errors",
+    "Magnitude": "mlpfusion.methods.magnitude",
+    "MMD": "mlpfusion.methods.mmd",
     "NeuronPruning": "mlpfusion.methods.neuron_pruning",
+    "NTKSAP": "mlpfusion.methods.ntk_sap",
     "RandomNeurons": "mlpfusion.methods.random_neurons",
     "Record": "mlpfusion.record",
+    "Sketch": "mlpfusion.methods.sketch",
+    "SVD": "mlpfusion.methods.svd",
 }
 
 

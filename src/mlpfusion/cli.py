@@ -53,7 +53,7 @@ def inspect(model: str, as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("model", required=False)
 @click.argument("out", required=False)
-@click.option("--method", help="fusion (default), folded-fusion, clustering, neuron-pruning or random-neurons.")
+@click.option("--method", help="fusion (default) or another name in the README's table of methods.")
 @click.option("--layers", help="all (default), last:8, first:2, 4-11 or 0,3,5; in each stack by itself.")
 @click.option("--keep-ratio", type=float, help="Share of the neurons to keep, for example 0.25.")
 @click.option("--width", type=int, help="Neurons to keep, instead of --keep-ratio.")

@@ -1,10 +1,10 @@
-"""Compresses a model in place: for each site of the plan read, narrow, install; leaves a record."""
+"""Compresses a model in place: reads all blocks of the plan, runs the method, installs; leaves a record."""
 
 import hashlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,14 +14,13 @@ from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp
 from mlpfusion.architectures.table import Architecture, find_architecture
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
 from mlpfusion.install.folding import set_key
-from mlpfusion.install.key import KEY, FusionKey, InstalledSite
-from mlpfusion.install.narrow import install
-from mlpfusion.methods import METHODS, Narrowed, method_name, narrow
-from mlpfusion.mlp import MLP, forward
+from mlpfusion.install.key import KEY, FusionKey, InstalledSite, site_kind
+from mlpfusion.install.kinds import KINDS
+from mlpfusion.methods import ALL_METHODS, METHODS, Outcome, method_name
+from mlpfusion.mlp import forward
+from mlpfusion.outcomes import Progress, compute_outcomes
 from mlpfusion.plan import Plan, make_plan
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions
-
-Progress = Callable[[int, int, str], None]
 
 
 @torch.no_grad()
@@ -38,16 +37,18 @@ def compress(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Record:
-    """Makes the MLPs of the chosen layers narrower. Changes `model` in place; `save_pretrained` then just works.
+    """Makes the MLPs of the chosen layers smaller. Changes `model` in place; `save_pretrained` then just works.
 
-    `method` is a config such as `Fusion()`; `layers`, `keep_ratio`, `width` and `round_to` are those of `make_plan`;
-    `device` is where the arithmetic is done, one block at a time (default: where the model is). The same `seed` gives
-    the same bytes on the CPU. `progress(done, total, path)` is called before each block and at the end. Raises
-    `InputError`, before anything is changed, for an unknown model type or method, a bad layer or width, NaN or Inf
-    in a weight, or a model that is compressed, quantised or dispatched already.
+    `method` is a config such as `Fusion()`. `keep_ratio` is the share of the entries of the MLPs' matrices to keep,
+    whatever the method makes of them (neurons, factors, entries that are not zero); `layers`, `width` and `round_to`
+    are those of `make_plan`, the last two for methods that narrow. `device` is where the arithmetic is done (default:
+    where the model is). The same `seed` gives the same bytes on the CPU. `progress(done, total, path)` is called
+    before each block and at the end. Raises `InputError`, before anything is changed, for an unknown model type or
+    method, a bad layer or width, NaN or Inf in a weight, or a model that is compressed, quantised or dispatched
+    already.
     """
     started = time.perf_counter()
-    check_method(method)
+    check_method(method, width, round_to)
     check_model(model)
     row = architecture or find_architecture(model.config.model_type)
     sites = find_sites(model, row)
@@ -58,9 +59,9 @@ def compress(
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
     compute = torch.device(device or model.device)
     original, digest = model_size(model), source_hash(model, [site for site, _ in plan.entries])
-    narrowed = _narrow_all(model, plan, method, seed, compute, progress or _silent)
-    records = _install_all(model, plan, narrowed)
-    set_key(model, FusionKey(row, _installed(records, narrowed), recipe["method"], seed, digest))
+    outcomes = compute_outcomes(model, plan, method, seed, compute, progress or _silent)
+    records, installed = _install_all(model, plan, outcomes)
+    set_key(model, FusionKey(row, installed, recipe["method"], seed, digest))
     return Record(
         recipe=recipe,
         source_sha256=digest,
@@ -75,10 +76,15 @@ def compress(
     )
 
 
-def check_method(method: Any) -> None:
-    """Raises `InputError` unless `method` is a config of the table."""
-    if type(method) not in METHODS:
-        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in METHODS)}, got {method!r}")
+def check_method(method: Any, width: int | None, round_to: int) -> None:
+    """Raises `InputError` unless `method` is a config of a table, and one that narrows where a width is asked for."""
+    if type(method) not in ALL_METHODS:
+        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in ALL_METHODS)}, got {method!r}")
+    if type(method) not in METHODS and (width is not None or round_to != 1):
+        given = "width" if width is not None else "round_to"
+        raise InputError(
+            f"`{given}` must be left out for {method_name(type(method))}, which keeps the width: give `keep_ratio`"
+        )
 
 
 def check_not_compressed(config: PreTrainedConfig) -> None:
@@ -135,12 +141,6 @@ def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
     return digest.hexdigest()
 
 
-def site_generator(seed: int, path: str) -> torch.Generator:
-    """The random stream of one site: it depends on the seed and the site alone, not on which others are compressed."""
-    digest = hashlib.sha256(f"{seed} {path}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-
-
 def _watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What enters and what leaves the MLP at each site on transformers' dummy inputs."""
     seen: list[list[torch.Tensor]] = [[] for _ in sites]
@@ -166,44 +166,34 @@ def _keep_output(seen: list[torch.Tensor]) -> Callable[..., None]:
     return lambda _module, _args, output: seen.append(output)
 
 
-def _narrow_all(
-    model: PreTrainedModel, plan: Plan, method: Any, seed: int, device: torch.device, progress: Progress
-) -> list[Narrowed]:
-    """All narrow blocks, before any is installed: an error or an interrupt leaves the model as it was."""
-    narrowed = []
-    for done, (site, num_neurons) in enumerate(plan.entries):
-        progress(done, len(plan.entries), site.path)
-        mlp = read_mlp(model, site)
-        result = narrow(_to(mlp, device), num_neurons, method, site_generator(seed, site.path))
-        narrowed.append(replace(result, mlp=_to(result.mlp, mlp.up.device)))
-    progress(len(plan.entries), len(plan.entries), "")
-    return narrowed
-
-
-def _install_all(model: PreTrainedModel, plan: Plan, narrowed: Sequence[Narrowed]) -> tuple[SiteRecord, ...]:
+def _install_all(
+    model: PreTrainedModel, plan: Plan, outcomes: Sequence[Outcome]
+) -> tuple[tuple[SiteRecord, ...], dict[str, InstalledSite]]:
     """Puts the blocks in place, and warns once if clusterings among them were degenerate. Changes the model."""
-    records = []
-    for (site, _), result in zip(plan.entries, narrowed, strict=True):
-        before, after = read_mlp(model, site).num_parameters, result.mlp.num_parameters
-        install(model, site, result.mlp)
-        widths = site.intermediate_size, result.mlp.num_neurons
-        records.append(SiteRecord(site.path, site.layer, *widths, before, after, result.metrics))
+    records, installed = [], {}
+    for (site, _), outcome in zip(plan.entries, outcomes, strict=True):
+        before = read_mlp(model, site).num_parameters
+        entry = KINDS[type(outcome)].install(model, site, outcome)
+        records.append(_site_record(site, before, entry, outcome.metrics))
+        installed[site.path] = entry
     _warn_if_degenerate(records)
-    return tuple(records)
+    return tuple(records), installed
 
 
-def _installed(records: Sequence[SiteRecord], narrowed: Sequence[Narrowed]) -> dict[str, InstalledSite]:
-    return {
-        site.path: InstalledSite(site.width, site.original_width, result.mlp.output_scale is not None, site.parameters)
-        for site, result in zip(records, narrowed, strict=True)
-    }
-
-
-def _to(mlp: MLP, device: torch.device) -> MLP:
-    tensors = dict(mlp.tensors())
-    if mlp.output_scale is not None:
-        tensors["output_scale"] = mlp.output_scale
-    return replace(mlp, **{name: tensor.to(device) for name, tensor in tensors.items()})
+def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[str, float]) -> SiteRecord:
+    data = asdict(entry)
+    return SiteRecord(
+        path=site.path,
+        layer=site.layer,
+        original_width=site.intermediate_size,
+        width=data.get("intermediate_size", site.intermediate_size),
+        original_parameters=before,
+        parameters=entry.num_parameters,
+        metrics=metrics,
+        kind=site_kind(entry),
+        rank=data.get("rank"),
+        nonzero_parameters=entry.num_parameters - data.get("num_zeros", 0),
+    )
 
 
 def _warn_if_degenerate(records: Sequence[SiteRecord]) -> None:

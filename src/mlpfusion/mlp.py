@@ -45,6 +45,10 @@ class MLP:
         names = ("up", "up_bias", "gate", "gate_bias", "down", "down_bias")
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
+    def matrices(self) -> dict[str, Tensor]:
+        """`up`, `gate` (if there is one) and `down` by field name."""
+        return {name: tensor for name, tensor in self.tensors().items() if tensor.ndim == 2}
+
 
 def forward(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
     """The output of the block: down(act(up x * s1) * s2) + b2, or down(act(gate x * s1) * s2 * up x) + b2."""
@@ -113,6 +117,11 @@ def select_neurons(mlp: MLP, indices: Int[Tensor, " kept"]) -> MLP:
         if (scale := getattr(mlp, name)) is not None
     }
     return replace(mlp, **fields, **scales, down=mlp.down[:, indices].contiguous())
+
+
+def canonical_order(mlp: MLP) -> Int[Tensor, " neurons"]:
+    """The neurons by length of their row: with it a seeded method does not depend on the order it is given them in."""
+    return neurons(mlp).double().square().sum(1).argsort(stable=True)
 
 
 def _neuron_parts(mlp: MLP) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ LAYERS_FORM = "`layers` must be `all`, `last:N`, `first:N`, a range like `4-11` 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sites to compress and the width of each, in the order of the model."""
+    """The sites to compress and the width of each, in the order of the model, and the ratio if one was asked for."""
 
     entries: tuple[tuple[Site, int], ...]
+    keep_ratio: float | None = None
 
 
 def make_plan(
@@ -41,7 +42,7 @@ def make_plan(
         members = [site for site in sites if site.stack.layer == stack]
         indices = set(parse_layers(layers, len(members)))
         chosen += [site for site in members if site.layer in indices]
-    return Plan(tuple((site, _site_width(site, keep_ratio, width, round_to)) for site in chosen))
+    return Plan(tuple((site, _site_width(site, keep_ratio, width, round_to)) for site in chosen), keep_ratio)
 
 
 def parse_layers(layers: str, num_layers: int) -> tuple[int, ...]:

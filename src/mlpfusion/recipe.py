@@ -14,9 +14,10 @@ from mlpfusion.architectures.table import Architecture, find_architecture, read_
 from mlpfusion.checkpoint.card import model_card
 from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
 from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
-from mlpfusion.compression import Progress, check_not_compressed, check_visited, compress
+from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
 from mlpfusion.errors import InputError
 from mlpfusion.methods import method_from_name
+from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import RECORD_FILE, Record
 
@@ -90,6 +91,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
         if not getattr(recipe, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
     method = method_from_name(recipe.method, recipe.options)
+    check_method(method, recipe.width, recipe.round_to)
     out = Path(recipe.out).expanduser()
     check_output(out, overwrite=recipe.overwrite)
     _check_device(recipe.device)

@@ -27,7 +27,11 @@ class Size:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """One compressed MLP: its widths, its trained parameters, and the numbers of the method."""
+    """One compressed MLP: its widths, its trained parameters, and the numbers of the method.
+
+    `kind` is `narrow`, `low-rank` or `masked`, `rank` that of a low-rank block. `parameters` are those that are stored,
+    `nonzero_parameters` those of them that no mask holds at zero.
+    """
 
     path: str
     layer: int
@@ -36,6 +40,14 @@ class SiteRecord:
     original_parameters: int
     parameters: int
     metrics: dict[str, float]
+    kind: str
+    rank: int | None
+    nonzero_parameters: int
+
+    def size(self) -> str:
+        """What the block is now, in words: its width, its rank, or the share of its parameters that are not zero."""
+        masked = f"{100 * self.nonzero_parameters / self.parameters:.1f} % non-zero"
+        return {"narrow": f"{self.width:,}", "low-rank": f"rank {self.rank}", "masked": masked}[self.kind]
 
 
 @dataclass(frozen=True)

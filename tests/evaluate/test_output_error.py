@@ -44,3 +44,12 @@ def test_only_sites_that_changed_are_compared():
     inputs = mlp_inputs(model, [site], [batch])["encoder.layer.1"]
     after = read_mlp(small, find_sites(small, find_architecture("bert"))[1])
     assert errors["encoder.layer.1"] == relative_output_error(read_mlp(model, site), after, inputs) > 0
+
+
+@pytest.mark.parametrize("method", [mlpfusion.SVD(), mlpfusion.Magnitude()], ids=lambda method: type(method).__name__)
+def test_blocks_of_the_same_width_have_an_error_too(method):
+    original, compressed = pico_model("bert"), pico_model("bert")
+    mlpfusion.compress(compressed, method, layers="last:2", keep_ratio=0.5)
+    errors = output_errors(original, compressed, [pico_inputs("bert")])
+    assert errors.keys() == {"encoder.layer.1", "encoder.layer.2"}
+    assert all(0 < error < 2 for error in errors.values())

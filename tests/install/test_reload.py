@@ -136,7 +136,13 @@ def test_the_config_keeps_the_original_width_and_the_parameter_counts(tmp_path):
     assert config["intermediate_size"] == pico_config("bert").intermediate_size
     site = config["mlp_fusion"]["sites"]["encoder.layer.1"]
     parameters = WIDTH * (2 * 32 + 1) + 32
-    assert site == {"intermediate_size": WIDTH, "original_size": 56, "scaled": True, "num_parameters": parameters}
+    assert site == {
+        "kind": "narrow",
+        "intermediate_size": WIDTH,
+        "original_size": 56,
+        "scaled": True,
+        "num_parameters": parameters,
+    }
 
 
 @pytest.mark.parametrize("method", [mlpfusion.NeuronPruning(), mlpfusion.RandomNeurons(), mlpfusion.Clustering()])

@@ -10,6 +10,8 @@ from transformers.pytorch_utils import Conv1D
 from mlpfusion.architectures.table import Architecture, Stack
 from mlpfusion.errors import InputError
 from mlpfusion.mlp import MLP
+from mlpfusion.modules.low_rank import LowRankLinear
+from mlpfusion.modules.masked import MaskedConv1D, MaskedLinear
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,27 @@ def read_mlp(model: PreTrainedModel, site: Site, output_scale: Tensor | None = N
 
 
 def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight with shape (out, in), and bias. Raises `InputError` for anything but a plain linear map."""
-    if type(linear) is nn.Linear:
+    """Weight with shape (out, in), and bias; the product, where the map is one of two factors.
+
+    Raises `InputError` for anything but a plain linear map or one of ours.
+    """
+    if isinstance(linear, nn.Linear) and type(linear) in (nn.Linear, MaskedLinear):
         return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    if type(linear) is Conv1D:
+    if isinstance(linear, Conv1D) and type(linear) in (Conv1D, MaskedConv1D):
         return linear.weight.detach().T, linear.bias.detach()
+    if isinstance(linear, LowRankLinear):
+        return linear.dense()
     raise InputError(
         f"the linear maps of an MLP must be nn.Linear or Conv1D, got {type(linear).__name__}; "
         "merge adapters and drop quantisation first"
     )
+
+
+def linear_maps(site: Site) -> dict[str, tuple[str, ...]]:
+    """Path of every linear map from the base model -> the matrices in it; gate before up where it holds both."""
+    if site.stack.gate == site.stack.up:
+        return {site.module_path("up"): ("gate", "up"), site.module_path("down"): ("down",)}
+    return {site.module_path(part): (part,) for part in ("up", "gate", "down") if getattr(site.stack, part)}
 
 
 def visited_share(model: PreTrainedModel, sites: list[Site]) -> float:
@@ -90,8 +104,7 @@ def visited_share(model: PreTrainedModel, sites: list[Site]) -> float:
 
 def site_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
     """The parameters of the linear maps of a site, each once."""
-    paths = dict.fromkeys(site.module_path(part) for part in ("up", "gate", "down") if getattr(site.stack, part))
-    return [parameter for path in paths for parameter in base.get_submodule(path).parameters()]
+    return [parameter for path in linear_maps(site) for parameter in base.get_submodule(path).parameters()]
 
 
 def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: str) -> list[Site]:
@@ -106,15 +119,20 @@ def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: st
 
 
 def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Site:
-    hidden_size, width = linear_tensors(base.get_submodule(f"{path}.{stack.down}"))[0].shape
-    rows = {
-        part: linear_tensors(base.get_submodule(f"{path}.{part}"))[0].shape for part in {stack.up, stack.gate} - {None}
-    }
+    hidden_size, width = _linear_shape(base.get_submodule(f"{path}.{stack.down}"))
+    rows = {part: _linear_shape(base.get_submodule(f"{path}.{part}")) for part in {stack.up, stack.gate} - {None}}
     expected = (2 * width if stack.gate == stack.up else width, hidden_size)
     for part, shape in rows.items():
         if tuple(shape) != expected:
             raise InputError(f"{path}.{part} must have shape {expected} to fit {stack.down}, got {tuple(shape)}")
     return Site(path, layer, stack, hidden_size, width)
+
+
+def _linear_shape(linear: nn.Module) -> tuple[int, int]:
+    if isinstance(linear, LowRankLinear):  # without multiplying the factors
+        return linear.shape()
+    rows, columns = linear_tensors(linear)[0].shape
+    return rows, columns
 
 
 def _paths(stack: Stack) -> list[str]:

@@ -11,7 +11,7 @@ _TEXT = """\
 
 # {title}
 
-{source} with narrower MLPs, made by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}.
+{source} with {what}, made by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}.
 Method `{method}`, layers `{layers}`, seed {seed}. No data was used. Nothing was trained after it.
 
 | | before | after |
@@ -22,18 +22,17 @@ Method `{method}`, layers `{layers}`, seed {seed}. No data was used. Nothing was
 ## How to load it
 
 ```python
-import mlpfusion  # lets transformers build the narrower blocks
+import mlpfusion  # lets transformers build the compressed blocks
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("path/or/id")  # or any other Auto class
 ```
 
-Without the package transformers refuses the checkpoint with a shape error. `mlpfusion.fold(model)` gives the form to
-deploy. The licence is that of the source model.
+{without} `mlpfusion.fold(model)` gives the form to deploy. The licence is that of the source model.
 
 ## Layers
 
-| layer | width before | width after | parameters after | inertia left | largest cluster | single neurons |
+| layer | width before | after | parameters after | inertia left | largest cluster | single neurons |
 |---|---|---|---|---|---|---|
 {rows}
 
@@ -41,14 +40,28 @@ The full record, with versions and the hash of the source weights, is in `{recor
 """
 
 
+_REFUSED = "Without the package transformers refuses the checkpoint with a shape error."
+_WHAT = {
+    "narrow": ("narrower MLPs", _REFUSED),
+    "low-rank": ("low-rank factors in the MLPs", _REFUSED),
+    "masked": (
+        "zeros in the MLPs",
+        "Without the package transformers loads it as well, but nothing then keeps the zeros in fine-tuning.",
+    ),
+}
+
+
 def model_card(record: Record, source: str, *, hub_id: bool) -> str:
     """The text of README.md for `record`; `source` is the name of the original, linked as base model if on the Hub."""
     base = source if hub_id else None
     data = ModelCardData(base_model=base, library_name="transformers", tags=["mlp-fusion", "compression"])
     before, after = record.original, record.compressed
+    what, without = _WHAT[record.sites[0].kind]
     return _TEXT.format(
         data=data.to_yaml(),
-        title=f"{source.rpartition('/')[2]}, narrowed",
+        title=f"{source.rpartition('/')[2]}, compressed",
+        what=what,
+        without=without,
         source=f"[{source}](https://huggingface.co/{source})" if hub_id else f"`{source}`",
         version=record.versions["mlpfusion"],
         method=record.recipe["method"],
@@ -69,5 +82,5 @@ def _row(site: SiteRecord) -> str:
     metrics = site.metrics
     inertia = f"{100 * metrics['inertia_ratio']:.1f} %" if "inertia_ratio" in metrics else "-"
     clusters = [f"{metrics[name]:,}" if name in metrics else "-" for name in ("largest_cluster", "singletons")]
-    cells = [site.path, f"{site.original_width:,}", f"{site.width:,}", f"{site.parameters:,}", inertia, *clusters]
+    cells = [site.path, f"{site.original_width:,}", site.size(), f"{site.parameters:,}", inertia, *clusters]
     return "| " + " | ".join(cells) + " |"

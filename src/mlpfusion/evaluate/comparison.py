@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from mlpfusion.checkpoint.read import check_weights, load_model, read_config, re
 from mlpfusion.compression import check_model, check_not_compressed, compress, source_hash
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
 from mlpfusion.evaluate.approximation import Batch, BlockError, Probe, block_errors, references
-from mlpfusion.install.key import KEY, key_from_dict
-from mlpfusion.methods import method_name
+from mlpfusion.install.key import KEY, NarrowSite, key_from_dict
+from mlpfusion.methods import METHODS, method_name
+from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,13 @@ def compare_methods(
     """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
 
     `model` is left as it is. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises
-    `InputError` as `compress`, `Probe` and `block_traces` do.
+    `InputError` as `compress`, `Probe` and `block_traces` do, and for a method that does not narrow: the kernel over
+    factors or under a mask is not that of the block in closed form.
     """
+    for method in methods:
+        if type(method) not in METHODS:
+            names = ", ".join(method_name(one) for one in METHODS)
+            raise InputError(f"`methods` must be among those that narrow, {names}, got {method_name(type(method))}")
     check_model(model)
     row = find_architecture(model.config.model_type)
     plan = make_plan(find_sites(model, row), layers=layers, keep_ratio=keep_ratio)
@@ -86,6 +90,10 @@ def measure_checkpoint(original: str, compressed: str, batches: Sequence[Batch],
     if data is None:
         raise InputError(f"`compressed` must be compressed by mlpfusion, got {compressed}")
     key = key_from_dict(data)
+    if not all(isinstance(site, NarrowSite) for site in key.sites.values()):
+        raise InputError(
+            f"`compressed` must hold narrower blocks to be measured, got {compressed}, made by {key.method}"
+        )
     sites = [site for site in find_sites(before, key.architecture) if site.path in key.sites]
     if {site.path for site in sites} != set(key.sites) or source_hash(before, sites) != key.source_sha256:
         raise InputError(f"`original` must be the source of {compressed}, got {original}, whose MLPs have another hash")

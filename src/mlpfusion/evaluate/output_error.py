@@ -57,13 +57,19 @@ def output_errors(
     pairs = [
         (before, after)
         for before, after in zip(find_sites(original, row), find_sites(compressed, row), strict=True)
-        if before.intermediate_size != after.intermediate_size
+        if _differ(read_mlp(original, before), read_mlp(compressed, after))
     ]
     inputs = mlp_inputs(original, [before for before, _ in pairs], batches)
     return {
         site.path: relative_output_error(read_mlp(original, site), read_mlp(compressed, after), inputs[site.path])
         for site, after in pairs
     }
+
+
+def _differ(first: MLP, second: MLP) -> bool:
+    """Whether any matrix differs; a narrower one does."""
+    pairs = zip(first.matrices().values(), second.matrices().values(), strict=True)
+    return not all(torch.equal(one, other) for one, other in pairs)
 
 
 def _record_input(module: nn.Module, seen: list[Tensor], mask: Tensor | None) -> torch.utils.hooks.RemovableHandle:

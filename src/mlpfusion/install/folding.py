@@ -1,25 +1,25 @@
-"""Folds P into the weights: the form to deploy, which stock transformers and other engines can run."""
+"""Folds P, factors and masks into plain weights: the form to deploy, for stock transformers and other engines."""
 
 import warnings
 from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp
+from mlpfusion.architectures.sites import base_model, find_sites
 from mlpfusion.architectures.table import Architecture
 from mlpfusion.errors import InputError
-from mlpfusion.install.key import KEY, FusionKey, key_from_dict, key_to_dict
-from mlpfusion.install.narrow import linear_copy, remove_scale
+from mlpfusion.install.key import KEY, FusionKey, InstalledSite, LowRankSite, NarrowSite, key_from_dict, key_to_dict
+from mlpfusion.install.kinds import KINDS
 from mlpfusion.install.rebuild import installed_sites
-from mlpfusion.mlp import fold as fold_mlp
 
 
 def fold(model: PreTrainedModel) -> PreTrainedModel:
-    """Folds the scales of all compressed blocks into their second linear map. Changes `model` in place and returns it.
+    """Makes plain linear maps of all compressed blocks. Changes `model` in place and returns it.
 
-    The logits stay the same up to rounding; the Adam kernel does not, so fold after fine-tuning. If every layer now
-    has one and the same width, the key `mlp_fusion` goes and the config gets that width: a stock model, which loads
-    without this package. If not, the key stays (without scales) and a warning says so.
+    Scales go into the second linear map, factors are multiplied (the model has its original size again, a warning says
+    so), zeros become weights like others. The logits stay the same up to rounding; the Adam kernel does not, so fold
+    after fine-tuning. If every layer now has one and the same width, the key `mlp_fusion` goes and the config gets that
+    width: a stock model, which loads without this package. If not, the key stays, without scales, and a warning tells.
     Raises `InputError` if the model is not compressed.
     """
     data = getattr(model.config, KEY, None)
@@ -27,7 +27,9 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
         raise InputError("`model` must be compressed by mlpfusion, got one without the config key `mlp_fusion`")
     key = key_from_dict(data)
     for site in installed_sites(model, key):
-        _fold_site(model, site)
+        KINDS[type(key.sites[site.path])].fold(model, site)
+    if any(isinstance(site, LowRankSite) for site in key.sites.values()):
+        warnings.warn("the factors were multiplied: the model has its original size again", stacklevel=2)
     widths = _stock_widths(model, key.architecture)
     if widths is None:
         warnings.warn(
@@ -35,7 +37,7 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
             "compress all layers to one width for a stock model",
             stacklevel=2,
         )
-        set_key(model, replace(key, sites={path: replace(site, scaled=False) for path, site in key.sites.items()}))
+        set_key(model, replace(key, sites={path: _without_scale(site) for path, site in key.sites.items()}))
     else:
         _set_config(model, widths, None)
     return model
@@ -46,11 +48,10 @@ def set_key(model: PreTrainedModel, key: FusionKey) -> None:
     _set_config(model, {}, key)
 
 
-def _fold_site(model: PreTrainedModel, site: Site) -> None:
-    scale = remove_scale(model, site)
-    if scale is not None:
-        folded = fold_mlp(read_mlp(model, site, output_scale=scale))
-        linear_copy(base_model(model).get_submodule(site.module_path("down")), folded.down, folded.down_bias)
+def _without_scale(site: InstalledSite) -> NarrowSite:
+    """Only narrow blocks keep a key: the others have the original width when they are folded."""
+    assert isinstance(site, NarrowSite)
+    return replace(site, scaled=False)
 
 
 def _stock_widths(model: PreTrainedModel, architecture: Architecture) -> dict[str, int] | None:

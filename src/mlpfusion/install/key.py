@@ -1,7 +1,7 @@
 """The key `mlp_fusion` of a model's config: all that the loader needs to rebuild a compressed model."""
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
 from mlpfusion.architectures.table import Architecture, architecture_from_dict, architecture_to_dict
@@ -12,13 +12,33 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class InstalledSite:
-    """One compressed MLP: its width now and before, whether a scale stands in its activation, its parameters now."""
+class NarrowSite:
+    """A narrower MLP: its width now and before, whether a scale stands in its activation, its parameters now."""
 
     intermediate_size: int
     original_size: int
     scaled: bool
     num_parameters: int
+
+
+@dataclass(frozen=True)
+class LowRankSite:
+    """An MLP of factors: the rank of each of its matrices, its parameters now (all factors and biases)."""
+
+    rank: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class MaskedSite:
+    """An MLP with zeros: how many its matrices have at least, and its parameters, zeros counted."""
+
+    num_zeros: int
+    num_parameters: int
+
+
+InstalledSite = NarrowSite | LowRankSite | MaskedSite
+SITE_KINDS: dict[str, type[InstalledSite]] = {"narrow": NarrowSite, "low-rank": LowRankSite, "masked": MaskedSite}
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,11 @@ class FusionKey:
     source_sha256: str
 
 
+def site_kind(site: InstalledSite) -> str:
+    """The name of the kind of outcome at a site: `narrow`, `low-rank` or `masked`."""
+    return next(name for name, kind in SITE_KINDS.items() if type(site) is kind)
+
+
 def key_to_dict(key: FusionKey) -> dict[str, Any]:
     """The key as JSON data, with the version of this form."""
     return {
@@ -40,7 +65,7 @@ def key_to_dict(key: FusionKey) -> dict[str, Any]:
         "seed": key.seed,
         "source_sha256": key.source_sha256,
         "architecture": architecture_to_dict(key.architecture),
-        "sites": {path: asdict(site) for path, site in key.sites.items()},
+        "sites": {path: {"kind": site_kind(site), **asdict(site)} for path, site in key.sites.items()},
     }
 
 
@@ -65,17 +90,27 @@ def key_from_dict(data: Any) -> FusionKey:
 
 def _site_from_dict(path: str, data: Any) -> InstalledSite:
     where = f"{KEY}.sites[{path}]"
-    _check_keys(where, data, [field.name for field in fields(InstalledSite)])
-    for name in ("intermediate_size", "original_size", "num_parameters"):
-        if type(data[name]) is not int or data[name] < 1:
-            raise InputError(f"`{where}.{name}` must be a whole number of at least 1, got {data[name]!r}")
-    if data["intermediate_size"] > data["original_size"]:
+    name = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(name, str) or name not in SITE_KINDS:
+        raise InputError(f"`{where}.kind` must be one of {', '.join(SITE_KINDS)}, got {name!r}")
+    items = fields(SITE_KINDS[name])
+    _check_keys(where, data, ["kind", *(item.name for item in items)])
+    for item in items:
+        _check_value(where, item, data[item.name])
+    site = SITE_KINDS[name](**{item.name: data[item.name] for item in items})
+    if isinstance(site, NarrowSite) and site.intermediate_size > site.original_size:
         raise InputError(
-            f"`intermediate_size` of {path} must be at most {data['original_size']}, got {data['intermediate_size']}"
+            f"`intermediate_size` of {path} must be at most {site.original_size}, got {site.intermediate_size}"
         )
-    if type(data["scaled"]) is not bool:
-        raise InputError(f"`{where}.scaled` must be true or false, got {data['scaled']!r}")
-    return InstalledSite(**data)
+    return site
+
+
+def _check_value(where: str, item: Field, value: Any) -> None:
+    if item.type is bool and type(value) is not bool:
+        raise InputError(f"`{where}.{item.name}` must be true or false, got {value!r}")
+    smallest = 0 if item.name == "num_zeros" else 1
+    if item.type is int and (type(value) is not int or value < smallest):
+        raise InputError(f"`{where}.{item.name}` must be a whole number of at least {smallest}, got {value!r}")
 
 
 def _check_keys(where: str, data: Any, known: list[str]) -> None:

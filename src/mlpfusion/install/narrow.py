@@ -1,12 +1,17 @@
-"""Puts a narrower MLP in the place of a model's own: plain linear maps, P in the activation."""
+"""The narrow kind: a narrower MLP in the place of a model's own, plain linear maps, P in the activation."""
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.architectures.sites import Site, base_model
-from mlpfusion.mlp import MLP, scale_neurons
+from mlpfusion.architectures.sites import Site, base_model, read_mlp
+from mlpfusion.errors import InputError
+from mlpfusion.install.key import NarrowSite
+from mlpfusion.install.linear import linear_copy, new_linear, replace_module
+from mlpfusion.methods import Narrowed
+from mlpfusion.mlp import fold as fold_mlp
+from mlpfusion.mlp import scale_neurons
 
 
 class ScaledActivation(nn.Module):
@@ -38,17 +43,18 @@ def make_room(model: PreTrainedModel, site: Site, num_neurons: int, *, scaled: b
     base = base_model(model)
     fused_factor = 2 if site.stack.gate == site.stack.up else 1
     for path in dict.fromkeys(site.module_path(part) for part in ("up", "gate") if getattr(site.stack, part)):
-        _replace(base, path, _resized(base.get_submodule(path), out_features=fused_factor * num_neurons))
+        replace_module(base, path, _resized(base.get_submodule(path), out_features=fused_factor * num_neurons))
     down = site.module_path("down")
-    _replace(base, down, _resized(base.get_submodule(down), in_features=num_neurons))
+    replace_module(base, down, _resized(base.get_submodule(down), in_features=num_neurons))
     if scaled:
         path = site.module_path("activation")
         device = next(base.get_submodule(down).parameters()).device
-        _replace(base, path, ScaledActivation(base.get_submodule(path), num_neurons, device))
+        replace_module(base, path, ScaledActivation(base.get_submodule(path), num_neurons, device))
 
 
-def install(model: PreTrainedModel, site: Site, mlp: MLP) -> None:
-    """Puts `mlp` in the place of the block at `site`. Changes the model; the values are copied."""
+def install(model: PreTrainedModel, site: Site, outcome: Narrowed) -> NarrowSite:
+    """Puts the block in the place of the one at `site`. Changes the model; the values are copied."""
+    mlp = outcome.mlp
     assert mlp.input_scale is None
     base = base_model(model)
     make_room(model, site, mlp.num_neurons, scaled=mlp.output_scale is not None)
@@ -66,6 +72,44 @@ def install(model: PreTrainedModel, site: Site, mlp: MLP) -> None:
         activation = base.get_submodule(site.module_path("activation"))
         assert isinstance(activation, ScaledActivation)
         activation.output_scale.copy_(mlp.output_scale)
+    return NarrowSite(mlp.num_neurons, site.intermediate_size, mlp.output_scale is not None, mlp.num_parameters)
+
+
+def rebuild(model: PreTrainedModel, site: Site, entry: NarrowSite) -> None:
+    """Makes room for the narrow block, uninitialised. Changes the model; idempotent.
+
+    Raises `InputError` where the key and the config disagree on the original width.
+    """
+    scaled = _is_scaled(model, site)
+    if (site.intermediate_size, scaled) == (entry.intermediate_size, entry.scaled):
+        return
+    if site.intermediate_size != entry.original_size or scaled:
+        raise InputError(
+            f"`mlp_fusion` wants {entry.intermediate_size} of {entry.original_size} neurons at {site.path}, "
+            f"the config gives that layer {site.intermediate_size}"
+        )
+    make_room(model, site, entry.intermediate_size, scaled=entry.scaled)
+
+
+def check(model: PreTrainedModel, site: Site, entry: NarrowSite) -> None:
+    """Raises `InputError` unless a loaded scale is a partition of the original neurons."""
+    activation = base_model(model).get_submodule(site.module_path("activation"))
+    if not isinstance(activation, ScaledActivation) or activation.output_scale.is_meta:
+        return
+    smallest, total = int(activation.output_scale.min()), int(activation.output_scale.sum())
+    if smallest < 1 or total != entry.original_size:
+        raise InputError(
+            f"the `output_scale` at {site.path} must be at least 1 and sum up to "
+            f"{entry.original_size}, got a minimum of {smallest} and a sum of {total}"
+        )
+
+
+def fold(model: PreTrainedModel, site: Site) -> None:
+    """Multiplies the scale into the second linear map. Changes the model."""
+    scale = remove_scale(model, site)
+    if scale is not None:
+        folded = fold_mlp(read_mlp(model, site, output_scale=scale))
+        linear_copy(base_model(model).get_submodule(site.module_path("down")), folded.down, folded.down_bias)
 
 
 def remove_scale(model: PreTrainedModel, site: Site) -> Tensor | None:
@@ -75,18 +119,8 @@ def remove_scale(model: PreTrainedModel, site: Site) -> Tensor | None:
     activation = base.get_submodule(path)
     if not isinstance(activation, ScaledActivation):
         return None
-    _replace(base, path, activation.activation)
+    replace_module(base, path, activation.activation)
     return activation.output_scale
-
-
-@torch.no_grad()
-def linear_copy(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Copies `weight`, shape (out, in), and `bias` into a linear map. Changes `linear`."""
-    assert isinstance(linear, nn.Linear | Conv1D)
-    linear.weight.copy_(weight.T if isinstance(linear, Conv1D) else weight)
-    if bias is not None:
-        assert linear.bias is not None
-        linear.bias.copy_(bias)
 
 
 def _resized(linear: nn.Module, *, in_features: int | None = None, out_features: int | None = None) -> nn.Module:
@@ -95,17 +129,12 @@ def _resized(linear: nn.Module, *, in_features: int | None = None, out_features:
     weight = linear.weight
     columns, rows = weight.shape if isinstance(linear, Conv1D) else reversed(weight.shape)
     columns, rows = in_features or columns, out_features or rows
-    if isinstance(linear, Conv1D):
-        with torch.device("meta"):
-            new = Conv1D(rows, columns)
-    else:
-        new = nn.Linear(columns, rows, bias=linear.bias is not None, device="meta")
+    new = new_linear(type(linear), rows, columns, bias=linear.bias is not None)
     new = new.to(weight.dtype).to_empty(device=weight.device)
     for name, parameter in linear.named_parameters():
         new.get_parameter(name).requires_grad_(parameter.requires_grad)
     return new.train(linear.training)
 
 
-def _replace(base: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(base.get_submodule(parent), name, module)
+def _is_scaled(model: PreTrainedModel, site: Site) -> bool:
+    return isinstance(base_model(model).get_submodule(site.module_path("activation")), ScaledActivation)

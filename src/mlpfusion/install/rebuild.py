@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites, has_module, site_parameters
+from mlpfusion.architectures.sites import Site, base_model, find_sites, has_module, linear_maps, site_parameters
 from mlpfusion.errors import InputError
 from mlpfusion.install.key import FusionKey
-from mlpfusion.install.narrow import ScaledActivation, make_room
+from mlpfusion.install.kinds import KINDS
 
 
 def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
-    """Resizes every site of the key that the model has. Idempotent.
+    """Makes room for what the key names at every site that the model has. Idempotent.
 
     Site paths are relative to the base model, so a nested stack (T5's, OPT's, BART's), in which they lead nowhere, is
     passed over. Raises `InputError` where key and model disagree.
@@ -21,36 +21,29 @@ def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
     if not any(has_module(base, path) for path in key.sites):
         return
     for site in installed_sites(model, key):
-        wanted = key.sites[site.path]
-        if (site.intermediate_size, _is_scaled(base, site)) == (wanted.intermediate_size, wanted.scaled):
-            continue
-        if site.intermediate_size != wanted.original_size or _is_scaled(base, site):
-            raise InputError(
-                f"`mlp_fusion` wants {wanted.intermediate_size} of {wanted.original_size} neurons at {site.path}, "
-                f"the config gives that layer {site.intermediate_size}"
-            )
-        make_room(model, site, wanted.intermediate_size, scaled=wanted.scaled)
-        _check_size(base, site, wanted.num_parameters)
+        entry = key.sites[site.path]
+        KINDS[type(entry)].rebuild(model, site, entry)
+        _check_size(base, site, entry.num_parameters)
 
 
 def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raises `InputError` unless all scales, and no others, were loaded, and each is a partition of the neurons."""
+    """Raises `InputError` unless all compressed blocks were loaded whole, no other scales were, and each fits its kind.
+
+    A lost weight is refused even where transformers would make a random one: in a compressed block nobody wants that.
+    """
     lost = [name for name in (*missing, *unexpected) if name.endswith(".output_scale")]
     if lost:
         raise InputError(
             f"the checkpoint must hold the `output_scale` of every scaled block and no other, see {min(lost)}"
         )
-    base = base_model(model)
+    missing = sorted(missing)
     for site in installed_sites(model, key):
-        activation = base.get_submodule(site.module_path("activation"))
-        if not isinstance(activation, ScaledActivation) or activation.output_scale.is_meta:
-            continue
-        smallest, total = int(activation.output_scale.min()), int(activation.output_scale.sum())
-        if smallest < 1 or total != key.sites[site.path].original_size:
-            raise InputError(
-                f"the `output_scale` at {site.path} must be at least 1 and sum up to "
-                f"{key.sites[site.path].original_size}, got a minimum of {smallest} and a sum of {total}"
-            )
+        for path in linear_maps(site):
+            absent = [name for name in missing if f".{path}." in f".{name}"]
+            if absent:
+                raise InputError(f"the checkpoint must hold all weights of compressed blocks, {absent[0]} is missing")
+        entry = key.sites[site.path]
+        KINDS[type(entry)].check(model, site, entry)
 
 
 def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
@@ -73,7 +66,3 @@ def _check_size(base: nn.Module, site: Site, num_parameters: int) -> None:
     count = sum(parameter.numel() for parameter in site_parameters(base, site))
     if count != num_parameters:
         raise InputError(f"`mlp_fusion` wants {num_parameters} parameters at {site.path}, the model has {count}")
-
-
-def _is_scaled(base: nn.Module, site: Site) -> bool:
-    return isinstance(base.get_submodule(site.module_path("activation")), ScaledActivation)

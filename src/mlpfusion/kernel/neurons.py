@@ -38,8 +38,7 @@ from mlpfusion.kernel.ntk import DEFAULT_WORKSPACE, neuron_slabs
 from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.mlp import MLP, fold
 
-_SUM_NEURONS = 64  # as many kernels are turned to float64 at once
-_COPIES = 4  # of a slab's gradients: runs, all of them, signs, kernels
+_SUM_NEURONS = 64  # as many kernels are copied at once
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,12 @@ def neuron_kernels(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAUL
     or `neuron_products`, which never holds them. Raises `InputError` as `adam_kernel` does.
     """
     effective, ordered, places = _prepared(mlp, trace)
-    all_rows = slice(0, trace.num_samples)
-    sides = [torch.cat(side) for side in _sides(effective, ordered, all_rows, workspace_bytes, 0)]
-    sides = [side[:, places][:, :, places] for side in sides]
-    bias = down_bias_kernel(mlp, trace).to(sides[0].dtype)
+    kernels = ordered.inputs.new_empty(_num_factors(mlp), trace.num_samples, trace.num_samples)
+    _fill(kernels, effective, ordered, 0, _slabs(effective, ordered, trace.num_samples, workspace_bytes, 0))
+    for some in kernels.split(_SUM_NEURONS):
+        some.copy_(some[:, places][:, :, places])
+    sides = kernels.split(mlp.num_neurons)
+    bias = down_bias_kernel(mlp, trace).to(kernels.dtype)
     return NeuronKernels(sides[0], sides[-1], bias, sides[1] if len(sides) == 3 else None)
 
 
@@ -113,20 +114,20 @@ def neuron_products(
         raise InputError(f"`target` must be {trace.num_samples} x {trace.num_samples}, got {tuple(target.shape)}")
     effective, ordered, places = _prepared(mlp, trace)
     order = places.argsort()
-    wanted = target[order][:, order].to(ordered.inputs)
-    num_factors = (2 if mlp.gate is None else 3) * mlp.num_neurons
-    # Twice: the parts, and all of them together.
-    row_bytes = 2 * num_factors * trace.num_samples * ordered.inputs.element_size()
+    wanted = target.to(ordered.inputs)[order][:, order]
+    num_factors = _num_factors(mlp)
+    row_bytes = num_factors * trace.num_samples * ordered.inputs.element_size()
     step = min(max(1, workspace_bytes // 2 // row_bytes), trace.num_samples)
-    memory = workspace_bytes, step * row_bytes
+    kernels = ordered.inputs.new_empty(num_factors, step, trace.num_samples)
+    slabs = _slabs(effective, ordered, step, workspace_bytes, step * row_bytes)
     gram = torch.zeros(num_factors, num_factors, dtype=torch.float64, device=wanted.device)
     with_target = gram.new_zeros(num_factors)
     for first in range(0, trace.num_samples, step):
-        some = slice(first, min(first + step, trace.num_samples))
-        parts = [part for side in _sides(effective, ordered, some, *memory) for part in side]
-        stacked = torch.cat(parts).flatten(1)
-        gram += stacked @ stacked.T
-        with_target += stacked @ wanted[some].flatten()
+        some = kernels[:, : trace.num_samples - first]
+        _fill(some, effective, ordered, first, slabs)
+        flat = some.flatten(1)
+        gram += flat @ flat.T
+        with_target += flat @ wanted[first : first + step].flatten()
     return NeuronProducts(gram, with_target)
 
 
@@ -195,19 +196,26 @@ def _prepared(mlp: MLP, trace: BlockTrace) -> tuple[MLP, BlockTrace, Tensor]:
     return effective, ordered.to(dtype=dtype), places
 
 
-def _sides(mlp: MLP, trace: BlockTrace, some: slice, workspace_bytes: int, fixed_bytes: int) -> list[list[Tensor]]:
-    """Rows `some` of the kernels of all neurons: one list of slabs for each of input, up (if gated) and output side."""
-    sides: list[list[Tensor]] = [[] for _ in range(2 if mlp.gate is None else 3)]
-    column_bytes = _COPIES * trace.num_samples * trace.inputs.element_size()
-    for slab in neuron_slabs(mlp, trace, workspace_bytes, column_bytes=column_bytes, fixed_bytes=fixed_bytes):
+def _num_factors(mlp: MLP) -> int:
+    return (2 if mlp.gate is None else 3) * mlp.num_neurons
+
+
+def _slabs(mlp: MLP, trace: BlockTrace, num_rows: int, workspace_bytes: int, fixed_bytes: int) -> list[slice]:
+    """Slabs of neurons for `_fill` with so many rows."""
+    copies = 3 + -(-num_rows // mlp.hidden_size)  # runs, gradients, signs; kernels
+    column_bytes = copies * trace.num_samples * trace.inputs.element_size()
+    return neuron_slabs(mlp, trace, workspace_bytes, column_bytes=column_bytes, fixed_bytes=fixed_bytes)
+
+
+def _fill(
+    out: Float[Tensor, "factors rows samples"], mlp: MLP, trace: BlockTrace, first: int, slabs: list[slice]
+) -> None:
+    """Writes rows `first` and on of the kernels of all neurons to `out`."""
+    sides = out.split(mlp.num_neurons)
+    for slab in slabs:
         for side, gradient in zip(sides, weight_gradients(neuron_slab(mlp, slab), trace), strict=True):
-            side.append(_neuron_rows(gradient, trace, some))
-    return sides
-
-
-def _neuron_rows(gradient: WeightGradient, trace: BlockTrace, some: slice) -> Float[Tensor, "neurons rows samples"]:
-    gradients = torch.cat(list(_features(gradient, trace)), dim=1)
-    return gradients[:, some] @ gradients.sign().transpose(1, 2)
+            gradients = torch.cat(list(_features(gradient, trace)), dim=1)
+            side[slab] = gradients[:, first : first + out.shape[1]] @ gradients.sign().transpose(1, 2)
 
 
 def _features(gradient: WeightGradient, trace: BlockTrace) -> Iterator[Float[Tensor, "neurons samples features"]]:

@@ -1,36 +1,69 @@
-"""The table of one-shot methods that give a narrower block: config type -> function.
+"""The tables of one-shot methods, one for each kind of outcome: config type -> function.
 
-A method is one file with a frozen config and `compress(mlp, num_neurons, config, generator) -> Narrowed`, and one row
-here. It knows nothing of models, layers, files or devices.
+A method is one file with a frozen config and a function `compress`, and one row here. It knows nothing of models,
+layers, files or devices.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from mlpfusion.errors import InputError
-from mlpfusion.methods import clustering, folded_fusion, fusion, neuron_pruning, random_neurons
+from mlpfusion.methods import (
+    clustering,
+    folded_fusion,
+    fusion,
+    magnitude,
+    mmd,
+    neuron_pruning,
+    ntk_sap,
+    random_neurons,
+    sketch,
+    svd,
+)
+from mlpfusion.methods.outcome import LowRank as LowRank
+from mlpfusion.methods.outcome import Masked as Masked
 from mlpfusion.methods.outcome import Narrowed as Narrowed
+from mlpfusion.methods.outcome import Outcome as Outcome
 from mlpfusion.mlp import MLP
 
+# (mlp, num_neurons, config, generator): fewer neurons
 METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {
     fusion.Fusion: fusion.compress,
     folded_fusion.FoldedFusion: folded_fusion.compress,
     clustering.Clustering: clustering.compress,
     neuron_pruning.NeuronPruning: neuron_pruning.compress,
     random_neurons.RandomNeurons: random_neurons.compress,
+    sketch.Sketch: sketch.compress,
+    mmd.MMD: mmd.compress,
+}
+
+# (mlp, rank, config, generator): two factors for each matrix
+LOW_RANK_METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], LowRank]] = {svd.SVD: svd.compress}
+
+# (mlps, keep_ratio, config, generators): zeros in the matrices; all blocks at once, for ranks over all of them
+MASK_METHODS: dict[type, Callable[[Sequence[MLP], float, Any, Sequence[torch.Generator]], list[Masked]]] = {
+    magnitude.Magnitude: magnitude.compress,
+    ntk_sap.NTKSAP: ntk_sap.compress,
+}
+
+ALL_METHODS: tuple[type, ...] = (*METHODS, *LOW_RANK_METHODS, *MASK_METHODS)
+
+# Methods of METHODS that at full width do not give the block back, and why. All others must.
+NOT_EXACT_AT_FULL_WIDTH: dict[type, str] = {
+    sketch.Sketch: "S S^T is the identity only in the mean",
+    mmd.MMD: "points are moved, and pulled to zero by weight decay, wherever they start",
 }
 
 
 def method_name(method: type) -> str:
-    """The name of a method on the command line: `NeuronPruning` is `neuron-pruning`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", method.__name__).lower()
+    """The name of a method on the command line, that of its file: `NeuronPruning` is `neuron-pruning`."""
+    return method.__module__.rpartition(".")[2].replace("_", "-")
 
 
-METHOD_TYPES: dict[str, type] = {method_name(method): method for method in METHODS}
+METHOD_TYPES: dict[str, type] = {method_name(method): method for method in ALL_METHODS}
 
 
 def method_from_name(name: str, options: dict[str, Any] | None = None) -> Any:
@@ -52,13 +85,55 @@ def method_from_name(name: str, options: dict[str, Any] | None = None) -> Any:
 def narrow(mlp: MLP, num_neurons: int, method: Any, generator: torch.Generator) -> Narrowed:
     """`mlp` made `num_neurons` wide by `method`; the input is left as it is.
 
-    Raises `InputError` for something that is no method, a width out of range, and NaN or Inf in a weight.
+    Raises `InputError` for something that is no method of that kind, a width out of range, and NaN or Inf in a weight.
     """
-    if type(method) not in METHODS:
-        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in METHODS)}, got {method!r}")
+    _check_method(method, METHODS)
     if not 1 <= num_neurons <= mlp.num_neurons:
         raise InputError(f"`num_neurons` must be between 1 and {mlp.num_neurons}, got {num_neurons}")
+    _check_finite(mlp)
+    return METHODS[type(method)](mlp, num_neurons, method, generator)
+
+
+def factorise(mlp: MLP, rank: int, method: Any, generator: torch.Generator) -> LowRank:
+    """Factors of rank `rank` for the matrices of `mlp`, which is left as it is.
+
+    Raises `InputError` for something that is no method of that kind, a rank out of range, and NaN or Inf in a weight.
+    """
+    _check_method(method, LOW_RANK_METHODS)
+    largest = min(mlp.up.shape)
+    if not 1 <= rank <= largest:
+        raise InputError(f"`rank` must be between 1 and {largest}, got {rank}")
+    _check_finite(mlp)
+    return LOW_RANK_METHODS[type(method)](mlp, rank, method, generator)
+
+
+def mask(mlps: Sequence[MLP], keep_ratio: float, method: Any, generators: Sequence[torch.Generator]) -> list[Masked]:
+    """`mlps` with all but the share `keep_ratio` of the entries of their matrices zeroed; the inputs stay.
+
+    Raises `InputError` for something that is no method of that kind, a bad ratio, and NaN or Inf in a weight.
+    """
+    _check_method(method, MASK_METHODS)
+    if not 0 < keep_ratio <= 1:
+        raise InputError(f"`keep_ratio` must be above 0 and at most 1, got {keep_ratio}")
+    for mlp in mlps:
+        _check_finite(mlp)
+    return MASK_METHODS[type(method)](mlps, keep_ratio, method, generators)
+
+
+def budget_rank(hidden_size: int, num_neurons: int, keep_ratio: float) -> int:
+    """The largest rank at which two factors hold at most `keep_ratio` of the entries of one matrix, but at least 1.
+
+    At `keep_ratio` 1 that is below full rank: two full factors hold more than their product.
+    """
+    return max(1, int(keep_ratio * hidden_size * num_neurons / (hidden_size + num_neurons)))
+
+
+def _check_method(method: Any, table: dict[type, Any]) -> None:
+    if type(method) not in table:
+        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in table)}, got {method!r}")
+
+
+def _check_finite(mlp: MLP) -> None:
     for name, tensor in mlp.tensors().items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"`{name}` must be finite, got {int((~torch.isfinite(tensor)).sum())} NaN or Inf")
-    return METHODS[type(method)](mlp, num_neurons, method, generator)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from mlpfusion.methods.outcome import Narrowed
-from mlpfusion.mlp import MLP, neurons, select_neurons
+from mlpfusion.mlp import MLP, canonical_order, select_neurons
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,6 @@ class RandomNeurons:
 
 def compress(mlp: MLP, num_neurons: int, config: RandomNeurons, generator: torch.Generator) -> Narrowed:
     """`num_neurons` different neurons drawn from `generator`, in their old order."""
-    canonical = neurons(mlp).double().square().sum(1).argsort(stable=True)  # so that their order does not matter
+    canonical = canonical_order(mlp)
     chosen = torch.randperm(mlp.num_neurons, generator=generator)[:num_neurons].to(canonical.device)
     return Narrowed(select_neurons(mlp, canonical[chosen].sort().values))

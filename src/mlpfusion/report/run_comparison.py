@@ -9,8 +9,9 @@ import yaml
 from mlpfusion.checkpoint.read import resolve
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import BlockError, Probe
-from mlpfusion.evaluate.comparison import Progress, compare_methods, load_checkpoint, measure_checkpoint
-from mlpfusion.methods import METHOD_TYPES, method_from_name
+from mlpfusion.evaluate.comparison import compare_methods, load_checkpoint, measure_checkpoint
+from mlpfusion.methods import METHODS, method_from_name
+from mlpfusion.outcomes import Progress
 from mlpfusion.record import versions
 from mlpfusion.report.comparison import comparison_record
 from mlpfusion.tasks.text import read_texts, token_batches
@@ -45,11 +46,11 @@ def run_measurement(
 
 
 def parse_methods(text: str) -> list[Any]:
-    """Configs from names with options, as in `all,fusion:refine=false`; `all` is every method. Raises `InputError`."""
+    """Configs from names with options, as in `all,fusion:refine=false`; `all`: all that narrow. Raises `InputError`."""
     methods: list[Any] = []
     for item in text.split(","):
         every = item.strip() == "all"
-        methods += [method() for method in METHOD_TYPES.values()] if every else [_parse_method(item.strip())]
+        methods += [method() for method in METHODS] if every else [_parse_method(item.strip())]
     return methods
 
 

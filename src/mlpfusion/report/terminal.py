@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mlpfusion.compression import Progress as ProgressCallback
 from mlpfusion.evaluate.approximation import BlockError
+from mlpfusion.outcomes import Progress as ProgressCallback
 from mlpfusion.record import Record
 
 
@@ -61,5 +61,5 @@ def _site_table(record: Record) -> Table:
         metrics = site.metrics
         inertia = f"{100 * metrics['inertia_ratio']:.1f} %" if "inertia_ratio" in metrics else "-"
         counts = [f"{metrics[name]:,}" if name in metrics else "-" for name in ("largest_cluster", "singletons")]
-        table.add_row(site.path, f"{site.original_width:,} -> {site.width:,}", inertia, *counts)
+        table.add_row(site.path, f"{site.original_width:,} -> {site.size()}", inertia, *counts)
     return table
