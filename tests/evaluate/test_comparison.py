@@ -132,6 +132,7 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     [
         (["--methods", "magic"], "`method` must be one of"),
         (["--methods", "fusion:speed=3"], "options of fusion must be among"),
+        (["--methods", "svd"], "`methods` must be among those that narrow, fusion, "),
         (["--seeds", "a"], "`seeds` must be a list of whole numbers like 0,1,2, got 'a'"),
         (["--scalar", "accuracy"], "`scalar` must be one of logit"),
         (["--layers", "last:99"], "`layers=last:N` must have N between 1 and 6, got 99"),
