@@ -77,6 +77,7 @@ def _draw_bars(axes: Any, record: dict[str, Any], names: Sequence[str], column: 
         deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found]
         axes.bar(places, [statistics.mean(v) for v in found], width=width, yerr=deviations, label=name)
     axes.set_xticks([place + (0.8 - width) / 2 for place in range(len(paths))], paths, fontsize=8, rotation=20)
+    axes.set_yscale("log")  # methods lie a factor of fifty apart
     axes.set_ylabel(f"{COLUMNS[column]}, relative")
 
 
