@@ -94,14 +94,12 @@ class IntegerSignProduct:
                 rest.sub_(work).mul_(_BASE)
 
     def product(self, num_columns: int) -> Float64[Tensor, "samples samples"]:
-        *digits, signs = self._matrices(num_columns)
-        unit = self._largest.double() / _TOP
-        kernel = unit.new_zeros(len(unit), len(unit))
-        for index, digit in enumerate(digits):
-            if index == 2 and self._is_exact_enough(kernel, unit * _BASE, num_columns):
-                break
-            kernel.add_(_whole_product(digit, signs) * unit)
-            unit = unit / _BASE
+        matrices = self._matrices(num_columns)
+        signs, unit = matrices[-1], self._largest.double() / _TOP
+        leading, second = _whole_product(matrices[:2].flatten(0, 1), signs).double().chunk(2)
+        kernel = leading.add_(second, alpha=1 / _BASE).mul_(unit)
+        if not self._is_exact_enough(kernel, unit / _BASE, num_columns):
+            kernel.add_(_whole_product(matrices[2], signs) * (unit / _BASE**2))
         return kernel
 
     @staticmethod
@@ -141,8 +139,8 @@ def _is_exact() -> bool:
 
 
 def _whole_product(
-    digits: Int8[Tensor, "samples columns"], signs: Int8[Tensor, "samples columns"]
-) -> Num[Tensor, "samples samples"]:
+    digits: Int8[Tensor, "rows columns"], signs: Int8[Tensor, "samples columns"]
+) -> Num[Tensor, "rows samples"]:
     """digits signs^T, exactly. A pair of products, even with an operand moved by 128, is below 2^15.
 
     Few columns go by float64, where it costs nothing: for a single one the int8 GEMM takes strides of a dimension of
