@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
-from mlpfusion.methods import LOW_RANK_METHODS, METHOD_TYPES, METHODS
+from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS
 from mlpfusion.report.comparison import comparison_table
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,8 @@ def methods() -> str:
     rows = []
     for name, method in METHOD_TYPES.items():
         first = (method.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
-        kind = "narrow" if method in METHODS else "low-rank" if method in LOW_RANK_METHODS else "masked"
+        kind = "narrow" if method in NARROW_METHODS else "low-rank" if method in LOW_RANK_METHODS else "masked"
+        kind += ", calibrated" if method in CALIBRATED_METHODS else ""
         rows.append([f"`{name}`", f"`{method.__name__}`", kind, first])
     return markdown(["`--method`", "Python", "kind", "what it does"], rows)
 

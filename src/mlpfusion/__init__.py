@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlpfusion.methods.folded_fusion import FoldedFusion as FoldedFusion
     from mlpfusion.methods.fusion import Fusion as Fusion
     from mlpfusion.methods.magnitude import Magnitude as Magnitude
+    from mlpfusion.methods.maintain_output import MaintainOutput as MaintainOutput
     from mlpfusion.methods.mmd import MMD as MMD
     from mlpfusion.methods.neuron_pruning import NeuronPruning as NeuronPruning
     from mlpfusion.methods.ntk_sap import NTKSAP as NTKSAP
@@ -34,6 +35,7 @@ _PUBLIC = {
     "Fusion": "mlpfusion.methods.fusion",
     "InputError": "mlpfusion.errors",
     "Magnitude": "mlpfusion.methods.magnitude",
+    "MaintainOutput": "mlpfusion.methods.maintain_output",
     "MMD": "mlpfusion.methods.mmd",
     "NeuronPruning": "mlpfusion.methods.neuron_pruning",
     "NTKSAP": "mlpfusion.methods.ntk_sap",

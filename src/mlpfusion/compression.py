@@ -3,8 +3,8 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,15 +12,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp, site_parameters, visited_share
 from mlpfusion.architectures.table import Architecture, find_architecture
+from mlpfusion.calibration import calibrated_outcomes, check_calibration, data_free_calibration
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
 from mlpfusion.install.folding import set_key
 from mlpfusion.install.key import KEY, FusionKey, InstalledSite, site_kind
 from mlpfusion.install.kinds import KINDS
-from mlpfusion.methods import ALL_METHODS, METHODS, Outcome, method_name
+from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, Outcome, method_name
 from mlpfusion.mlp import forward
-from mlpfusion.outcomes import Progress, compute_outcomes
+from mlpfusion.outcomes import Job, Progress, compute_outcomes
 from mlpfusion.plan import Plan, make_plan
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions
+from mlpfusion.traces import Batch, eval_mode, watch_sites
 
 
 @torch.no_grad()
@@ -33,6 +35,8 @@ def compress(
     width: int | None = None,
     round_to: int = 1,
     seed: int = 0,
+    calibration: Sequence[Batch] | None = None,
+    sequential: bool = False,
     architecture: Architecture | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -43,27 +47,29 @@ def compress(
     whatever the method makes of them (neurons, factors, entries that are not zero); `layers`, `width` and `round_to`
     are those of `make_plan`, the last two for methods that narrow. `device` is where the arithmetic is done (default:
     where the model is). The same `seed` gives the same bytes on the CPU. `progress(done, total, path)` is called
-    before each block and at the end. Raises `InputError`, before anything is changed, for an unknown model type or
-    method, a bad layer or width, NaN or Inf in a weight, or a model that is compressed, quantised or dispatched
-    already.
+    before each block and at the end.
+
+    `calibration` holds batches of model inputs, unlabelled, for a method that takes them; with `sequential` every block
+    sees what the blocks compressed before it leave. `calibrated_outcomes` says what that costs. Raises `InputError`,
+    before anything is changed, for an unknown model type or method, a bad layer or width, NaN or Inf in a weight or in
+    what the calibration makes, a calibration that is missing, empty or not wanted, or a model that is compressed,
+    quantised or dispatched already.
     """
     started = time.perf_counter()
     check_method(method, width, round_to)
+    check_calibration(method, calibration, sequential)
     check_model(model)
-    row = architecture or find_architecture(model.config.model_type)
-    sites = find_sites(model, row)
-    check_row(model, sites if architecture is not None else [])
     selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
-    plan = make_plan(sites, **selection)
-    check_visited(model, plan)
+    row, plan = _checked_plan(model, architecture, selection)
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
     compute = torch.device(device or model.device)
     original, digest = model_size(model), source_hash(model, [site for site, _ in plan.entries])
-    outcomes = compute_outcomes(model, plan, method, seed, compute, progress or _silent)
+    job = Job(plan, method, seed, compute, progress or _silent)
+    outcomes, used = _outcomes(model, job, calibration, sequential)
     records, installed = _install_all(model, plan, outcomes)
     set_key(model, FusionKey(row, installed, recipe["method"], seed, digest))
     return Record(
-        recipe=recipe,
+        recipe=recipe | used,
         source_sha256=digest,
         device=str(compute),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -80,7 +86,7 @@ def check_method(method: Any, width: int | None, round_to: int) -> None:
     """Raises `InputError` unless `method` is a config of a table, and one that narrows where a width is asked for."""
     if type(method) not in ALL_METHODS:
         raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in ALL_METHODS)}, got {method!r}")
-    if type(method) not in METHODS and (width is not None or round_to != 1):
+    if type(method) not in NARROW_METHODS and (width is not None or round_to != 1):
         given = "width" if width is not None else "round_to"
         raise InputError(
             f"`{given}` must be left out for {method_name(type(method))}, which keeps the width: give `keep_ratio`"
@@ -115,7 +121,10 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     if model.main_input_name != "input_ids":
         warnings.warn(f"the row was checked by shapes only, {type(model).__name__} takes no token ids", stacklevel=3)
         return
-    for site, (inputs, outputs) in zip(sites, _watch_sites(model, sites), strict=True):
+    with eval_mode(model), watch_sites(model, sites) as seen:
+        model(**{name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()})
+    for site, one in zip(sites, seen, strict=True):
+        inputs, outputs = one.inputs[0], one.outputs[0]
         found = forward(read_mlp(model, site), inputs)
         if not torch.allclose(found.float(), outputs.float(), rtol=1e-2, atol=1e-2 * float(outputs.abs().max())):
             raise InputError(
@@ -141,29 +150,30 @@ def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
     return digest.hexdigest()
 
 
-def _watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What enters and what leaves the MLP at each site on transformers' dummy inputs."""
-    seen: list[list[torch.Tensor]] = [[] for _ in sites]
-    base, hooks, training = base_model(model), [], model.training
-    for site, pair in zip(sites, seen, strict=True):
-        up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
-        hooks.append(up.register_forward_pre_hook(_keep_input(pair)))
-        hooks.append(down.register_forward_hook(_keep_output(pair)))
-    try:
-        model.eval()(**{name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()})
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return [(pair[0], pair[1]) for pair in seen]
+def _checked_plan(
+    model: PreTrainedModel, architecture: Architecture | None, selection: dict[str, Any]
+) -> tuple[Architecture, Plan]:
+    """The row of the model and the plan; a row of one's own is tried out on the model."""
+    row = architecture or find_architecture(model.config.model_type)
+    sites = find_sites(model, row)
+    check_row(model, sites if architecture is not None else [])
+    plan = make_plan(sites, **selection)
+    check_visited(model, plan)
+    return row, plan
 
 
-def _keep_input(seen: list[torch.Tensor]) -> Callable[..., None]:
-    return lambda _module, args: seen.append(args[0])
-
-
-def _keep_output(seen: list[torch.Tensor]) -> Callable[..., None]:
-    return lambda _module, _args, output: seen.append(output)
+def _outcomes(
+    model: PreTrainedModel, job: Job, calibration: Sequence[Batch] | None, sequential: bool
+) -> tuple[Sequence[Outcome], dict[str, Any]]:
+    """The outcomes of any method, and what the record says about the calibration of one that is calibrated."""
+    if type(job.method) not in CALIBRATED_METHODS:
+        return compute_outcomes(model, job), {}
+    if calibration is None:
+        sites = [site for site, _ in job.plan.entries]
+        calibrate = data_free_calibration(model, sites, job.seed)
+        return compute_outcomes(model, replace(job, calibrate=calibrate)), {"sequential": False, "calibration": None}
+    outcomes, counts = calibrated_outcomes(model, job, calibration, sequential=sequential)
+    return outcomes, {"sequential": sequential, "calibration": counts}
 
 
 def _install_all(

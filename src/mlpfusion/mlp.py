@@ -124,6 +124,12 @@ def canonical_order(mlp: MLP) -> Int[Tensor, " neurons"]:
     return neurons(mlp).double().square().sum(1).argsort(stable=True)
 
 
+def in_compute_dtype(mlp: MLP) -> MLP:
+    """The block with its tensors in fp32, or as they are if that is better; the scales stay."""
+    compute = torch.promote_types(mlp.up.dtype, torch.float32)
+    return replace(mlp, **{name: tensor.to(compute) for name, tensor in mlp.tensors().items()})
+
+
 def _neuron_parts(mlp: MLP) -> dict[str, Tensor]:
     """Field name -> tensor with one row a neuron, in the order of the row of `neurons`."""
     parts = {"gate": mlp.gate, "gate_bias": mlp.gate_bias, "up": mlp.up, "up_bias": mlp.up_bias, "down": mlp.down.T}

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from mlpfusion.architectures.sites import Site, read_mlp
 from mlpfusion.methods import (
     LOW_RANK_METHODS,
     MASK_METHODS,
+    Calibration,
     LowRank,
     Masked,
     Narrowed,
@@ -27,18 +28,31 @@ from mlpfusion.plan import Plan
 Progress = Callable[[int, int, str], None]
 
 
-def compute_outcomes(
-    model: PreTrainedModel, plan: Plan, method: Any, seed: int, device: torch.device, progress: Progress
-) -> Sequence[Outcome]:
-    """What `method` makes of every block of the plan, on the device of the model; the arithmetic is done on `device`.
+@dataclass(frozen=True)
+class Job:
+    """One method on the blocks of one plan: what `compute_outcomes` needs beside the model.
+
+    `calibrate` gives the calibration of a site, on any device, for a method that takes one.
+    """
+
+    plan: Plan
+    method: Any
+    seed: int
+    device: torch.device
+    progress: Progress
+    calibrate: Callable[[Site], Calibration] | None = None
+
+
+def compute_outcomes(model: PreTrainedModel, job: Job) -> Sequence[Outcome]:
+    """What the method makes of every block of the plan, on the device of the model; the arithmetic is on the job's.
 
     Raises `InputError` for what the method refuses.
     """
-    if type(method) in LOW_RANK_METHODS:
-        return _low_rank(model, plan, method, seed, device, progress)
-    if type(method) in MASK_METHODS:
-        return _masked(model, plan, method, seed, device, progress)
-    return _narrowed(model, plan, method, seed, device, progress)
+    if type(job.method) in LOW_RANK_METHODS:
+        return _low_rank(model, job)
+    if type(job.method) in MASK_METHODS:
+        return _masked(model, job)
+    return _narrowed(model, job)
 
 
 def site_generator(seed: int, path: str) -> torch.Generator:
@@ -47,47 +61,43 @@ def site_generator(seed: int, path: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
-def _narrowed(
-    model: PreTrainedModel, plan: Plan, method: Any, seed: int, device: torch.device, progress: Progress
-) -> list[Narrowed]:
+def _narrowed(model: PreTrainedModel, job: Job) -> list[Narrowed]:
     narrowed = []
-    for done, (site, num_neurons) in enumerate(plan.entries):
-        progress(done, len(plan.entries), site.path)
+    for done, (site, num_neurons) in enumerate(job.plan.entries):
+        job.progress(done, len(job.plan.entries), site.path)
         mlp = read_mlp(model, site)
-        result = narrow(_to(mlp, device), num_neurons, method, site_generator(seed, site.path))
+        calibration = None if job.calibrate is None else job.calibrate(site).to(job.device)
+        generator = site_generator(job.seed, site.path)
+        result = narrow(_to(mlp, job.device), num_neurons, job.method, generator, calibration)
         narrowed.append(replace(result, mlp=_to(result.mlp, mlp.up.device)))
-    progress(len(plan.entries), len(plan.entries), "")
+    job.progress(len(job.plan.entries), len(job.plan.entries), "")
     return narrowed
 
 
-def _low_rank(
-    model: PreTrainedModel, plan: Plan, method: Any, seed: int, device: torch.device, progress: Progress
-) -> list[LowRank]:
-    assert plan.keep_ratio is not None
+def _low_rank(model: PreTrainedModel, job: Job) -> list[LowRank]:
+    assert job.plan.keep_ratio is not None
     results = []
-    for done, (site, _) in enumerate(plan.entries):
-        progress(done, len(plan.entries), site.path)
-        rank = budget_rank(site.hidden_size, site.intermediate_size, plan.keep_ratio)
+    for done, (site, _) in enumerate(job.plan.entries):
+        job.progress(done, len(job.plan.entries), site.path)
+        rank = budget_rank(site.hidden_size, site.intermediate_size, job.plan.keep_ratio)
         mlp = read_mlp(model, site)
-        result = factorise(_to(mlp, device), rank, method, site_generator(seed, site.path))
+        result = factorise(_to(mlp, job.device), rank, job.method, site_generator(job.seed, site.path))
         home = mlp.up.device
         factors = {name: (left.to(home), right.to(home)) for name, (left, right) in result.factors.items()}
         results.append(replace(result, factors=factors))
-    progress(len(plan.entries), len(plan.entries), "")
+    job.progress(len(job.plan.entries), len(job.plan.entries), "")
     return results
 
 
-def _masked(
-    model: PreTrainedModel, plan: Plan, method: Any, seed: int, device: torch.device, progress: Progress
-) -> list[Masked]:
+def _masked(model: PreTrainedModel, job: Job) -> list[Masked]:
     """All blocks in one call: a method may rank them together."""
-    assert plan.keep_ratio is not None
-    sites: list[Site] = [site for site, _ in plan.entries]
-    progress(0, len(sites), sites[0].path)
+    assert job.plan.keep_ratio is not None
+    sites: list[Site] = [site for site, _ in job.plan.entries]
+    job.progress(0, len(sites), sites[0].path)
     mlps = [read_mlp(model, site) for site in sites]
-    generators = [site_generator(seed, site.path) for site in sites]
-    results = mask([_to(mlp, device) for mlp in mlps], plan.keep_ratio, method, generators)
-    progress(len(sites), len(sites), "")
+    generators = [site_generator(job.seed, site.path) for site in sites]
+    results = mask([_to(mlp, job.device) for mlp in mlps], job.plan.keep_ratio, job.method, generators)
+    job.progress(len(sites), len(sites), "")
     return [replace(result, mlp=_to(result.mlp, mlp.up.device)) for result, mlp in zip(results, mlps, strict=True)]
 
 

@@ -14,9 +14,9 @@ from mlpfusion.architectures.sites import Site, base_model, find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.compression import compress
 from mlpfusion.errors import InputError
-from mlpfusion.evaluate.traces import block_traces, random_traces, read_block
 from mlpfusion.kernel import SCALARS, RandomHead, adam_kernel, logit, loss, plain_kernel, prob0
 from mlpfusion.methods.fusion import Fusion
+from mlpfusion.traces import block_traces, random_traces, read_block
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 SEEDS = (0, 1, 2)

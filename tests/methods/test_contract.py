@@ -7,13 +7,28 @@ import torch
 from conftest import make_mlp
 
 from mlpfusion.errors import InputError
-from mlpfusion.methods import METHODS, NOT_EXACT_AT_FULL_WIDTH, Narrowed, method_from_name, method_name, narrow
+from mlpfusion.kernel import BlockTrace
+from mlpfusion.methods import (
+    CALIBRATED_METHODS,
+    NARROW_METHODS,
+    NOT_EXACT_AT_FULL_WIDTH,
+    Calibration,
+    Narrowed,
+    method_from_name,
+    method_name,
+    narrow,
+)
 from mlpfusion.mlp import MLP, forward, neurons
 
-every_method = pytest.mark.parametrize("method", [method() for method in METHODS], ids=lambda m: method_name(type(m)))
+every_method = pytest.mark.parametrize(
+    "method", [method() for method in NARROW_METHODS], ids=lambda m: method_name(type(m))
+)
+every_calibrated_method = pytest.mark.parametrize(
+    "method", [method() for method in CALIBRATED_METHODS], ids=lambda m: method_name(type(m))
+)
 every_exact_method = pytest.mark.parametrize(
     "method",
-    [method() for method in METHODS if method not in NOT_EXACT_AT_FULL_WIDTH],
+    [method() for method in NARROW_METHODS if method not in NOT_EXACT_AT_FULL_WIDTH],
     ids=lambda m: method_name(type(m)),
 )
 every_layout = pytest.mark.parametrize(
@@ -23,7 +38,17 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def run(mlp: MLP, num_neurons: int, method, seed: int = 0) -> Narrowed:
-    return narrow(mlp, num_neurons, method, torch.Generator().manual_seed(seed))
+    calibration = calibration_of(mlp) if type(method) in CALIBRATED_METHODS else None
+    return narrow(mlp, num_neurons, method, torch.Generator().manual_seed(seed), calibration)
+
+
+def calibration_of(mlp: MLP, seed: int = 2) -> Calibration:
+    """Six samples of different lengths; what enters and the cotangents in the dtype of the block."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([5, 1, 9, 4, 7, 4])
+    inputs, cotangents = torch.randn(2, 30, mlp.hidden_size, generator=generator, dtype=torch.float64).to(mlp.up.dtype)
+    finite = replace(mlp, **{name: tensor.nan_to_num() for name, tensor in mlp.tensors().items()})
+    return Calibration.of(finite, BlockTrace(inputs, cotangents, lengths))
 
 
 def inputs(mlp: MLP, seed: int = 1) -> torch.Tensor:
@@ -85,7 +110,7 @@ def test_a_dead_neuron_does_no_harm(method):
     assert all(torch.isfinite(tensor).all() for tensor in small.tensors().values())
 
 
-@pytest.mark.parametrize("name", ["fusion", "folded-fusion"])
+@pytest.mark.parametrize("name", ["fusion", "folded-fusion", "maintain-output"])
 @every_layout
 def test_exact_duplicates_fuse_without_change(name, layout):
     half = make_mlp(6, **layout)
@@ -118,6 +143,46 @@ def test_bad_input_names_its_field(method):
     mlp.up[2, 1] = float("nan")
     with pytest.raises(InputError, match="`up` must be finite, got 1 NaN or Inf"):
         run(mlp, 5, method)
+
+
+@every_calibrated_method
+def test_a_calibration_that_does_not_fit_or_is_not_finite_is_refused(method):
+    mlp, generator = make_mlp(), torch.Generator()
+    good = calibration_of(mlp)
+    for name, bad in [
+        ("inputs", replace(good, trace=replace(good.trace, inputs=spoiled(good.trace.inputs)))),
+        ("cotangents", replace(good, trace=replace(good.trace, cotangents=spoiled(good.trace.cotangents)))),
+        ("targets", replace(good, targets=spoiled(good.targets))),
+    ]:
+        with pytest.raises(InputError, match=f"`calibration` must be finite, got 2 NaN or Inf in its {name}"):
+            narrow(mlp, 5, method, generator, bad)
+    with pytest.raises(InputError, match="`calibration` must be given for"):
+        narrow(mlp, 5, method, generator)
+    with pytest.raises(InputError, match="`calibration` must have hidden size 5, got 7"):
+        narrow(mlp, 5, method, generator, calibration_of(make_mlp(hidden_size=7)))
+
+
+@every_calibrated_method
+def test_a_calibration_is_left_as_it_is(method):
+    mlp = make_mlp()
+    calibration, fresh = calibration_of(mlp), calibration_of(mlp)
+    narrow(mlp, 5, method, torch.Generator(), calibration)
+    assert torch.equal(calibration.targets, fresh.targets)
+    for name in ("inputs", "cotangents", "lengths"):
+        assert torch.equal(getattr(calibration.trace, name), getattr(fresh.trace, name))
+
+
+def test_a_calibration_for_a_method_that_takes_none_is_refused():
+    mlp = make_mlp()
+    with pytest.raises(InputError, match="`calibration` must be left out for fusion"):
+        narrow(mlp, 5, method_from_name("fusion"), torch.Generator(), calibration_of(mlp))
+
+
+def spoiled(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with one NaN and one infinity."""
+    copy = tensor.clone()
+    copy[3, 1], copy[4, 0] = float("nan"), float("inf")
+    return copy
 
 
 def test_an_unknown_method_is_refused_with_the_list_of_known_ones():

@@ -3,19 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites
+from mlpfusion.architectures.sites import Site, find_sites
 from mlpfusion.architectures.table import Architecture
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.output_error import relative_output_error
-from mlpfusion.evaluate.traces import block_traces, read_block
 from mlpfusion.kernel import SCALARS, BlockKernels, BlockTrace, RandomHead, adam_kernel, compare_kernels, plain_kernel
 from mlpfusion.mlp import MLP
-
-Batch = Mapping[str, Tensor]
+from mlpfusion.traces import Batch, block_traces, random_head, read_block
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,7 @@ class Probe:
         """None for a classification model, whose own logits serve; else a random head, one and the same for a seed."""
         if type(model).__name__.endswith("ForSequenceClassification"):
             return None
-        hidden_size = base_model(model).config.hidden_size
-        return RandomHead.draw(hidden_size, torch.Generator().manual_seed(self.seed))
+        return random_head(model, self.seed)
 
     def traces(self, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]) -> dict[str, BlockTrace]:
         """The traces of the sites, by path, for this f. Raises `InputError` as `block_traces` does."""

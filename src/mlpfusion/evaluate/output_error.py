@@ -1,38 +1,16 @@
 """How far the output of a compressed block is from the original's, on inputs that the original model really sees."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp
+from mlpfusion.architectures.sites import find_sites, read_mlp
 from mlpfusion.architectures.table import Architecture, find_architecture
 from mlpfusion.mlp import MLP, forward
-
-Batch = Mapping[str, Tensor]
-
-
-@torch.no_grad()
-def mlp_inputs(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
-) -> dict[str, Float[Tensor, "tokens hidden"]]:
-    """What enters the MLP at each site (by path), for every token of `batches` that `attention_mask` does not hide.
-
-    One forward pass of the model a batch, in the mode that the model is in: call `model.eval()` first.
-    """
-    base = base_model(model)
-    seen: dict[str, list[Tensor]] = {site.path: [] for site in sites}
-    for batch in batches:
-        mask = batch.get("attention_mask")
-        hooks = [_record_input(base.get_submodule(site.module_path("up")), seen[site.path], mask) for site in sites]
-        try:
-            base(**batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return {path: torch.cat(parts) for path, parts in seen.items()}
+from mlpfusion.traces import Batch, mlp_inputs
 
 
 @torch.no_grad()
@@ -70,11 +48,3 @@ def _differ(first: MLP, second: MLP) -> bool:
     """Whether any matrix differs; a narrower one does."""
     pairs = zip(first.matrices().values(), second.matrices().values(), strict=True)
     return not all(torch.equal(one, other) for one, other in pairs)
-
-
-def _record_input(module: nn.Module, seen: list[Tensor], mask: Tensor | None) -> torch.utils.hooks.RemovableHandle:
-    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].reshape(-1, args[0].shape[-1])
-        seen.append(x if mask is None else x[mask.reshape(-1).bool()])
-
-    return module.register_forward_pre_hook(hook)

@@ -48,15 +48,22 @@ class BlockTrace:
 
         Raises `InputError` for a number that is none of a sample's.
         """
+        tokens = self.token_indices(samples).to(self.inputs.device)
+        lengths = self.lengths[samples.to(self.lengths.device)]
+        return BlockTrace(self.inputs[tokens], self.cotangents[tokens], lengths)
+
+    def token_indices(self, samples: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen_tokens"]:
+        """Where the tokens of these samples stand, sample by sample, on the CPU.
+
+        Raises `InputError` for a number that is none of a sample's.
+        """
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < self.num_samples:
             raise InputError(f"`samples` must be between 0 and {self.num_samples - 1}, got {samples.tolist()}")
         lengths, chosen = self.lengths.cpu(), samples.cpu()
         starts = (lengths.cumsum(0) - lengths)[chosen]
         sizes = lengths[chosen]
         offsets = starts - (sizes.cumsum(0) - sizes)
-        tokens = torch.arange(int(sizes.sum())) + offsets.repeat_interleave(sizes)
-        tokens = tokens.to(self.inputs.device)
-        return BlockTrace(self.inputs[tokens], self.cotangents[tokens], sizes.to(self.lengths.device))
+        return torch.arange(int(sizes.sum())) + offsets.repeat_interleave(sizes)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "BlockTrace":
         """The trace on this device and X and D in this dtype; shares memory where nothing changes."""

@@ -4,8 +4,8 @@ A method is one file with a frozen config and a function `compress`, and one row
 layers, files or devices.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mlpfusion.methods import (
     folded_fusion,
     fusion,
     magnitude,
+    maintain_output,
     mmd,
     neuron_pruning,
     ntk_sap,
@@ -23,6 +24,7 @@ from mlpfusion.methods import (
     sketch,
     svd,
 )
+from mlpfusion.methods.calibration import Calibration as Calibration
 from mlpfusion.methods.outcome import LowRank as LowRank
 from mlpfusion.methods.outcome import Masked as Masked
 from mlpfusion.methods.outcome import Narrowed as Narrowed
@@ -40,6 +42,13 @@ METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {
     mmd.MMD: mmd.compress,
 }
 
+# (mlp, num_neurons, config, generator, calibration): fewer neurons, with the help of unlabelled data
+CALIBRATED_METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator, Calibration], Narrowed]] = {
+    maintain_output.MaintainOutput: maintain_output.compress,
+}
+
+NARROW_METHODS: tuple[type, ...] = (*METHODS, *CALIBRATED_METHODS)
+
 # (mlp, rank, config, generator): two factors for each matrix
 LOW_RANK_METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], LowRank]] = {svd.SVD: svd.compress}
 
@@ -49,9 +58,9 @@ MASK_METHODS: dict[type, Callable[[Sequence[MLP], float, Any, Sequence[torch.Gen
     ntk_sap.NTKSAP: ntk_sap.compress,
 }
 
-ALL_METHODS: tuple[type, ...] = (*METHODS, *LOW_RANK_METHODS, *MASK_METHODS)
+ALL_METHODS: tuple[type, ...] = (*NARROW_METHODS, *LOW_RANK_METHODS, *MASK_METHODS)
 
-# Methods of METHODS that at full width do not give the block back, and why. All others must.
+# Methods that narrow and at full width do not give the block back, and why. All others must.
 NOT_EXACT_AT_FULL_WIDTH: dict[type, str] = {
     sketch.Sketch: "S S^T is the identity only in the mean",
     mmd.MMD: "points are moved, and pulled to zero by weight decay, wherever they start",
@@ -82,16 +91,36 @@ def method_from_name(name: str, options: dict[str, Any] | None = None) -> Any:
         raise InputError(str(error)) from error
 
 
-def narrow(mlp: MLP, num_neurons: int, method: Any, generator: torch.Generator) -> Narrowed:
+def takes_no_data(method: Any) -> bool:
+    """Whether the config `method` is not calibrated, or told to draw its inputs itself."""
+    return type(method) not in CALIBRATED_METHODS or bool(asdict(method).get("data_free"))
+
+
+def can_be_data_free(method: type) -> bool:
+    """Whether a calibrated method has the option to draw its inputs itself."""
+    return method in CALIBRATED_METHODS and "data_free" in {field.name for field in fields(method)}
+
+
+def narrow(
+    mlp: MLP, num_neurons: int, method: Any, generator: torch.Generator, calibration: Calibration | None = None
+) -> Narrowed:
     """`mlp` made `num_neurons` wide by `method`; the input is left as it is.
 
-    Raises `InputError` for something that is no method of that kind, a width out of range, and NaN or Inf in a weight.
+    Raises `InputError` for something that is no method of that kind, a width out of range, NaN or Inf in a weight or in
+    the calibration, and a calibration where the method takes none, or none where it needs one.
     """
-    _check_method(method, METHODS)
+    if type(method) not in NARROW_METHODS:
+        raise InputError(f"`method` must be a config of {_names(NARROW_METHODS)}, got {method!r}")
+    if (type(method) in CALIBRATED_METHODS) != (calibration is not None):
+        wanted = "must be given" if calibration is None else "must be left out"
+        raise InputError(f"`calibration` {wanted} for {method_name(type(method))}")
     if not 1 <= num_neurons <= mlp.num_neurons:
         raise InputError(f"`num_neurons` must be between 1 and {mlp.num_neurons}, got {num_neurons}")
     _check_finite(mlp)
-    return METHODS[type(method)](mlp, num_neurons, method, generator)
+    if calibration is None:
+        return METHODS[type(method)](mlp, num_neurons, method, generator)
+    calibration.check(mlp)
+    return CALIBRATED_METHODS[type(method)](mlp, num_neurons, method, generator, calibration)
 
 
 def factorise(mlp: MLP, rank: int, method: Any, generator: torch.Generator) -> LowRank:
@@ -130,7 +159,11 @@ def budget_rank(hidden_size: int, num_neurons: int, keep_ratio: float) -> int:
 
 def _check_method(method: Any, table: dict[type, Any]) -> None:
     if type(method) not in table:
-        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in table)}, got {method!r}")
+        raise InputError(f"`method` must be a config of {_names(table)}, got {method!r}")
+
+
+def _names(methods: Iterable[type]) -> str:
+    return ", ".join(method.__name__ for method in methods)
 
 
 def _check_finite(mlp: MLP) -> None:

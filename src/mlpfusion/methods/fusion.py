@@ -24,9 +24,13 @@ class Fusion:
 def compress(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> Narrowed:
     """The block of `num_neurons` centroids with the cluster sizes as its `output_scale` (int32)."""
     clusters = cluster_neurons(mlp, num_neurons, config, generator)
+    return Narrowed(fused_block(mlp, clusters), cluster_metrics(clusters))
+
+
+def fused_block(mlp: MLP, clusters: KMeansResult) -> MLP:
+    """`mlp` with centroids for neurons and P for its `output_scale`."""
     centroids = replace_neurons(mlp, clusters.centroids)
-    fused = replace(centroids, output_scale=clusters.cluster_sizes.to(torch.int32))
-    return Narrowed(fused, cluster_metrics(clusters))
+    return replace(centroids, output_scale=clusters.cluster_sizes.to(torch.int32))
 
 
 def cluster_neurons(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> KMeansResult:

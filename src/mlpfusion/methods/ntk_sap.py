@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlpfusion.methods.masking import apply_mask, best_masks
 from mlpfusion.methods.outcome import Masked
-from mlpfusion.mlp import MLP, canonical_order, forward, select_neurons
+from mlpfusion.mlp import MLP, canonical_order, forward, in_compute_dtype, select_neurons
 
 Matrices = dict[str, Float[Tensor, "out in"]]
 Mask = dict[str, Bool[Tensor, "out in"]]
@@ -81,7 +81,7 @@ def output_change(
 
 def _compress_one(mlp: MLP, keep_ratio: float, config: NTKSAP, generator: torch.Generator) -> Masked:
     order = canonical_order(mlp)
-    ordered = _in_compute_dtype(select_neurons(mlp, order))
+    ordered = in_compute_dtype(select_neurons(mlp, order))
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in ordered.matrices().items()}
     for step in range(1, config.num_rounds + 1):
         scores = saliency(ordered, mask, config, generator)
@@ -89,11 +89,6 @@ def _compress_one(mlp: MLP, keep_ratio: float, config: NTKSAP, generator: torch.
         mask = best_masks([scores], keep_ratio ** (step / config.num_rounds))[0]
     back = order.argsort()
     return apply_mask(mlp, {name: part[:, back] if name == "down" else part[back] for name, part in mask.items()})
-
-
-def _in_compute_dtype(mlp: MLP) -> MLP:
-    compute = torch.promote_types(mlp.up.dtype, torch.float32)
-    return replace(mlp, **{name: tensor.to(compute) for name, tensor in mlp.tensors().items()})
 
 
 def _gaussian(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What one site took in and gave in one forward pass: lists of one tensor each."""
 
     inputs: list[Tensor]
@@ -46,7 +46,7 @@ def block_traces(
     _check_mode(model)
     parts: dict[str, list[BlockTrace]] = {site.path: [] for site in sites}
     for batch in batches:
-        with torch.enable_grad(), _watch(model, sites) as seen:
+        with torch.enable_grad(), watch_sites(model, sites) as seen:
             values = scalar(_logits(model, batch, head), batch.get("labels"))
             _check_runs(sites, seen)
             outputs = [one.outputs[0] for one in seen]
@@ -67,14 +67,37 @@ def random_traces(
     `InputError` if the model is in training mode, there is no batch, or a site runs not once a batch.
     """
     _check_mode(model)
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {site.path: [] for site in sites}
-    for batch in batches:
-        with _watch(model, sites) as seen:
-            base_model(model)(**_model_inputs(batch))
-            _check_runs(sites, seen)
-        for site, one in zip(sites, seen, strict=True):
-            parts[site.path].append(_visible(model, site, batch, one.inputs[0]))
-    return {path: _random_trace(found, generator) for path, found in parts.items()}
+    return {path: _random_trace(found, generator) for path, found in _visible_inputs(model, sites, batches).items()}
+
+
+@torch.no_grad()
+def mlp_inputs(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
+) -> dict[str, Float[Tensor, "tokens hidden"]]:
+    """What enters the MLP at each site (by path), for every token of `batches` that no mask hides.
+
+    One forward pass of the model a batch, in the mode that the model is in: call `model.eval()` first. Raises
+    `InputError` if a site runs not once a batch.
+    """
+    found = _visible_inputs(model, sites, batches)
+    return {path: torch.cat([inputs for inputs, _ in parts]) for path, parts in found.items()}
+
+
+def random_head(model: PreTrainedModel, seed: int) -> RandomHead:
+    """The random head on the base model of `model`, one and the same for a seed."""
+    return RandomHead.draw(base_model(model).config.hidden_size, torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """`model` without dropout while the context is open; every module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def read_block(model: PreTrainedModel, site: Site) -> MLP:
@@ -89,22 +112,36 @@ def read_block(model: PreTrainedModel, site: Site) -> MLP:
     return replace(mlp, activation=activation.activation, output_scale=activation.output_scale)
 
 
+def _visible_inputs(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
+) -> dict[str, list[tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]]]:
+    """For every site and batch the tokens that no mask hides, and how many there are a sample."""
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {site.path: [] for site in sites}
+    for batch in batches:
+        with watch_sites(model, sites) as seen:
+            base_model(model)(**_model_inputs(batch))
+            _check_runs(sites, seen)
+        for site, one in zip(sites, seen, strict=True):
+            parts[site.path].append(_visible(model, site, batch, one.inputs[0]))
+    return parts
+
+
 def _check_mode(model: PreTrainedModel) -> None:
     if model.training:
         raise InputError("`model` must be in eval mode, got one in training mode; call model.eval() first")
 
 
-def _check_runs(sites: Sequence[Site], seen: Sequence[_Seen]) -> None:
+def _check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
     for site, one in zip(sites, seen, strict=True):
         if len(one.inputs) != 1 or len(one.outputs) != 1:
             raise InputError(f"`sites` must run once a forward pass, got {len(one.outputs)} runs of {site.path}")
 
 
 @contextmanager
-def _watch(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[_Seen]]:
+def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
     """Records what enters and what leaves the sites while the context is open; hooks go on any way out of it."""
     base, hooks = base_model(model), []
-    seen = [_Seen([], []) for _ in sites]
+    seen = [Seen([], []) for _ in sites]
     try:
         for site, one in zip(sites, seen, strict=True):
             up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
@@ -116,11 +153,11 @@ def _watch(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[_Seen
             hook.remove()
 
 
-def _keep_input(seen: _Seen) -> Any:
+def _keep_input(seen: Seen) -> Any:
     return lambda _module, args: seen.inputs.append(args[0].detach())
 
 
-def _keep_output(seen: _Seen) -> Any:
+def _keep_output(seen: Seen) -> Any:
     def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         kept = output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
         seen.outputs.append(kept)

@@ -1,0 +1,55 @@
+"""What a calibrated method gets to see beside the block: real inputs, cotangents and the outputs to keep."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlpfusion.errors import InputError
+from mlpfusion.kernel import BlockTrace
+from mlpfusion.mlp import MLP, forward, in_compute_dtype
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The trace of one block, unlabelled, and what should leave the block at its tokens.
+
+    `targets` are the outputs of the original block, `down` bias included, in fp32 or better. They belong to the inputs
+    of the trace, unless blocks are compressed one after the other: then the inputs are what the compressed blocks
+    before this one leave, the targets and the cotangents those of the original model. Raises `InputError` if the shapes
+    differ.
+    """
+
+    trace: BlockTrace
+    targets: Float[Tensor, "tokens hidden"]
+
+    def __post_init__(self) -> None:
+        if self.targets.shape != self.trace.inputs.shape:
+            found = f"{tuple(self.trace.inputs.shape)} and {tuple(self.targets.shape)}"
+            raise InputError(f"`trace` and `targets` must be of one shape (tokens, hidden), got {found}")
+
+    @classmethod
+    def of(cls, mlp: MLP, trace: BlockTrace) -> "Calibration":
+        """The calibration with the outputs of `mlp` at the inputs of `trace` for targets."""
+        block = in_compute_dtype(mlp)
+        return cls(trace, forward(block, trace.inputs.to(block.up)))
+
+    def select(self, samples: Int[Tensor, " chosen"]) -> "Calibration":
+        """The calibration on these samples, in this order; a copy. Raises `InputError` as `BlockTrace.select` does."""
+        tokens = self.trace.token_indices(samples).to(self.targets.device)
+        return Calibration(self.trace.select(samples), self.targets[tokens])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Calibration":
+        """The calibration on this device and its values in this dtype; shares memory where nothing changes."""
+        return Calibration(self.trace.to(device, dtype), self.targets.to(device=device, dtype=dtype))
+
+    def check(self, mlp: MLP) -> None:
+        """Raises `InputError` if the block has another hidden size, or if there is NaN or Inf in it."""
+        if self.trace.hidden_size != mlp.hidden_size:
+            raise InputError(f"`calibration` must have hidden size {mlp.hidden_size}, got {self.trace.hidden_size}")
+        values = {"inputs": self.trace.inputs, "cotangents": self.trace.cotangents, "targets": self.targets}
+        for name, tensor in values.items():
+            if not torch.isfinite(tensor).all():
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise InputError(f"`calibration` must be finite, got {bad} NaN or Inf in its {name}")

@@ -1,0 +1,97 @@
+"""A narrower block trained on calibration data, starting from the fused one: what the calibrated methods share."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlpfusion.cluster import KMeansResult
+from mlpfusion.methods import fusion
+from mlpfusion.methods.calibration import Calibration
+from mlpfusion.mlp import MLP, canonical_order, in_compute_dtype, select_neurons
+
+# (student, calibration on some samples) -> the loss, summed over them; about 1 over all samples, for Adam's epsilon
+Loss = Callable[[MLP, Calibration], Float[Tensor, ""]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Adam on the weights of a student: `num_epochs` over the samples, steps of about `batch_tokens` tokens."""
+
+    learning_rate: float
+    num_epochs: int
+    batch_tokens: int
+
+    def __post_init__(self):
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
+        for name in ("num_epochs", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class FusedStart:
+    """The original with its neurons in canonical order, its clustering, and the fused block, P in `output_scale`."""
+
+    original: MLP
+    clusters: KMeansResult
+    student: MLP
+
+
+def fused_start(mlp: MLP, num_neurons: int, generator: torch.Generator) -> FusedStart:
+    """MLP Fusion of `mlp` with its default options; the order of the neurons of `mlp` does not matter."""
+    original = select_neurons(mlp, canonical_order(mlp))
+    clusters = fusion.cluster_neurons(original, num_neurons, fusion.Fusion(), generator)
+    return FusedStart(original, clusters, fusion.fused_block(original, clusters))
+
+
+def train_student(
+    start: MLP, calibration: Calibration, loss: Loss, training: Training, generator: torch.Generator
+) -> tuple[MLP, float, float]:
+    """`start` after training all of its tensors but `down_bias`, with the loss before and after, over all samples.
+
+    In the dtype of `start`; the steps are made in fp32 or better. Where training did not lower the loss of the block as
+    it is handed over, rounded to its dtype, that is `start` itself. Neither argument is changed.
+    """
+    calibration = calibration.to(start.up.device, torch.promote_types(start.up.dtype, torch.float32))
+    before = _total_loss(start, calibration, loss, training)
+    trained = _train(start, calibration, loss, training, generator)
+    after = _total_loss(trained, calibration, loss, training)
+    return (trained, before, after) if after < before else (start, before, before)
+
+
+def _train(start: MLP, calibration: Calibration, loss: Loss, training: Training, generator: torch.Generator) -> MLP:
+    block = in_compute_dtype(start)
+    leaves = {n: t.detach().clone().requires_grad_() for n, t in block.tensors().items() if n != "down_bias"}
+    optimizer = torch.optim.Adam(leaves.values(), lr=training.learning_rate)
+    lengths = calibration.trace.lengths.cpu()
+    for _ in range(training.num_epochs):
+        order = torch.randperm(len(lengths), generator=generator)
+        for samples in _batches(order, lengths, training.batch_tokens):
+            part = calibration.select(samples)
+            with torch.enable_grad():
+                value = loss(replace(block, **leaves), part) * (calibration.trace.num_samples / part.trace.num_samples)
+                gradients = torch.autograd.grad(value, list(leaves.values()))
+            for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+                leaf.grad = gradient
+            optimizer.step()
+    return replace(start, **{name: leaf.detach().to(start.up.dtype) for name, leaf in leaves.items()})
+
+
+@torch.no_grad()
+def _total_loss(student: MLP, calibration: Calibration, loss: Loss, training: Training) -> float:
+    block, lengths = in_compute_dtype(student), calibration.trace.lengths.cpu()
+    parts = _batches(torch.arange(len(lengths)), lengths, training.batch_tokens)
+    return sum(float(loss(block, calibration.select(samples))) for samples in parts)
+
+
+def _batches(
+    order: Int[Tensor, " samples"], lengths: Int[Tensor, " samples"], batch_tokens: int
+) -> Iterator[Int[Tensor, " chosen"]]:
+    """Neighbours in `order` that start within the same `batch_tokens` tokens; no sample is cut."""
+    totals = lengths[order].cumsum(0) - lengths[order]
+    starts = totals // batch_tokens
+    yield from order.split(torch.unique_consecutive(starts, return_counts=True)[1].tolist())

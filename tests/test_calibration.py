@@ -1,0 +1,227 @@
+"""Calibration on whole models: traces from batches, sequential or not, and inputs drawn from the normalisations."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pico import HIDDEN, PICO, pico_inputs, pico_model, pico_outputs
+from transformers import AutoModelForSequenceClassification
+
+import mlpfusion
+from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp
+from mlpfusion.architectures.table import find_architecture
+from mlpfusion.calibration import (
+    NUM_SAMPLES,
+    NUM_TOKENS,
+    calibrated_outcomes,
+    data_free_calibration,
+    feeding_norms,
+    norm_trace,
+)
+from mlpfusion.errors import InputError
+from mlpfusion.kernel import logit
+from mlpfusion.methods import Calibration
+from mlpfusion.mlp import forward
+from mlpfusion.outcomes import Job
+from mlpfusion.plan import make_plan
+from mlpfusion.traces import block_traces, mlp_inputs, random_head
+
+# Models that normalise after the MLP only: what enters it is the residual stream.
+WITHOUT_NORM = {"olmo2"}
+METHOD = mlpfusion.MaintainOutput()
+
+
+def sites_of(model: Any) -> list[Site]:
+    return find_sites(model, find_architecture(model.config.model_type))
+
+
+def batches_of(name: str, dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
+    found = [pico_inputs(name, seed) for seed in range(3)]
+    return [{k: x.to(dtype) if x.is_floating_point() else x for k, x in batch.items()} for batch in found]
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def watched(model: Any, batches: Any, *, sequential: bool, monkeypatch: Any) -> tuple[dict[str, Calibration], Any]:
+    """What the method was given at every site, by the order of the calls, and the outcomes."""
+    seen: list[Calibration] = []
+    compress = mlpfusion.methods.CALIBRATED_METHODS[mlpfusion.MaintainOutput]
+
+    def spy(mlp: Any, num_neurons: int, config: Any, generator: Any, calibration: Calibration) -> Any:
+        seen.append(calibration)
+        return compress(mlp, num_neurons, config, generator, calibration)
+
+    monkeypatch.setitem(mlpfusion.methods.CALIBRATED_METHODS, mlpfusion.MaintainOutput, spy)
+    plan = make_plan(sites_of(model), width=9)
+    job = Job(plan, METHOD, 5, torch.device("cpu"), lambda *_: None)
+    outcomes, _ = calibrated_outcomes(model, job, batches, sequential=sequential)
+    return {site.path: one for (site, _), one in zip(plan.entries, seen, strict=True)}, outcomes
+
+
+@pytest.mark.parametrize("name", PICO)
+def test_every_site_is_calibrated_on_what_the_original_model_sees(name, monkeypatch):
+    model, batches = pico_model(name), batches_of(name)
+    found, _ = watched(model, batches, sequential=False, monkeypatch=monkeypatch)
+    traces = block_traces(model, sites_of(model), batches, logit, random_head(model, 5))
+    for site in sites_of(model):
+        assert torch.equal(found[site.path].trace.inputs, traces[site.path].inputs)
+        assert torch.equal(found[site.path].trace.cotangents, traces[site.path].cotangents)
+        assert torch.equal(found[site.path].targets, forward(read_mlp(model, site), traces[site.path].inputs))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
+def test_sequential_inputs_are_those_of_the_compressed_model_and_targets_those_of_the_original(name, monkeypatch):
+    model, batches = pico_model(name), batches_of(name)
+    plain, _ = watched(model, batches, sequential=False, monkeypatch=monkeypatch)
+    found, outcomes = watched(model, batches, sequential=True, monkeypatch=monkeypatch)
+    sites = sites_of(model)
+    final = copy.deepcopy(model)
+    mlpfusion.compress(final, METHOD, width=9, seed=5, calibration=batches, sequential=True)
+    inputs = mlp_inputs(final, sites, batches)
+    for index, (site, outcome) in enumerate(zip(sites, outcomes, strict=True)):
+        assert torch.equal(found[site.path].targets, plain[site.path].targets)
+        assert torch.equal(found[site.path].trace.cotangents, plain[site.path].trace.cotangents)
+        assert torch.equal(found[site.path].trace.inputs, inputs[site.path])
+        change = (found[site.path].trace.inputs - plain[site.path].trace.inputs).abs().max()
+        assert (float(change) < 1e-4) == (index == 0)  # not 0: T5 attends by another kernel without gradients
+        assert torch.equal(read_mlp(final, site).up, outcome.mlp.up)
+
+
+def test_the_head_of_a_classifier_is_not_used(monkeypatch):
+    model = pico_model("bert", AutoModelForSequenceClassification)
+    batches = batches_of("bert")
+    first, _ = watched(model, batches, sequential=False, monkeypatch=monkeypatch)
+    with torch.no_grad():
+        model.classifier.weight.mul_(-3)
+    second, _ = watched(model, batches, sequential=False, monkeypatch=monkeypatch)
+    assert all(torch.equal(first[path].trace.cotangents, one.trace.cotangents) for path, one in second.items())
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_calibrated_model_is_the_same_for_the_same_seed_in_any_mode(sequential):
+    batches = batches_of("bert")
+    models = [pico_model("bert") for _ in range(3)]
+    models[1].train()
+    for model, seed in zip(models, (5, 5, 6), strict=True):
+        record = mlpfusion.compress(
+            model, METHOD, layers="last:2", width=9, seed=seed, calibration=batches, sequential=sequential
+        )
+        assert record.recipe["calibration"] == {"samples": 6, "tokens": 42}
+        assert record.recipe["sequential"] == sequential
+        assert record.sites[0].metrics["squared_error"] < record.sites[0].metrics["squared_error_start"]
+    assert all(module.training for module in models[1].modules())
+    assert same(state(models[0]), state(models[1]))
+    assert not same(state(models[0]), state(models[2]))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in models[0].parameters())
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_failure_leaves_the_model_as_it_was(sequential):
+    model = pico_model("gpt2")
+    before = state(model)
+
+    def interrupt(done: int, total: int, path: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    options: Any = {"width": 9, "calibration": batches_of("gpt2"), "sequential": sequential}
+    with pytest.raises(KeyboardInterrupt):
+        mlpfusion.compress(model, METHOD, progress=interrupt, **options)
+    assert same(before, state(model))
+    assert not hasattr(model.config, "mlp_fusion")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_bf16_batches_and_padding_are_taken():
+    model = pico_model("llama", dtype=torch.bfloat16)
+    batches = batches_of("llama")
+    batches[0]["attention_mask"][1, 4:] = 0
+    record = mlpfusion.compress(model, METHOD, width=20, calibration=batches)
+    assert record.recipe["calibration"] == {"samples": 6, "tokens": 39}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(pico_outputs(model, "llama")).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (METHOD, {}, "`calibration` must be given for maintain-output, or the option `data_free`, got none"),
+        (METHOD, {"calibration": []}, "`calibration` must hold at least one batch, got none"),
+        (mlpfusion.Fusion(), {"calibration": []}, "`calibration` must be left out for fusion, which takes none"),
+        (mlpfusion.Fusion(), {"sequential": True}, "`sequential` must be left out for fusion"),
+        (replace(METHOD, data_free=True), {"calibration": []}, "which draws its inputs itself"),
+        (replace(METHOD, data_free=True), {"sequential": True}, "`sequential` must be left out for maintain-output"),
+    ],
+)
+def test_a_calibration_that_is_missing_empty_or_not_wanted_is_refused(method, options, message):
+    model = pico_model("bert")
+    before = state(model)
+    with pytest.raises(InputError, match=message):
+        mlpfusion.compress(model, method, width=9, **options)
+    assert same(before, state(model))
+
+
+def test_traces_that_are_not_finite_are_refused_before_anything_changes():
+    model = pico_model("bert")
+    before = state(model)
+    batches = batches_of("bert")
+    batches[1]["inputs_embeds"] = torch.full((2, 7, HIDDEN), float("nan"))
+    del batches[1]["input_ids"]
+    with pytest.raises(InputError, match=r"`calibration` must be finite, got \d+ NaN or Inf in its inputs"):
+        mlpfusion.compress(model, METHOD, width=9, calibration=batches)
+    assert same(before, state(model))
+
+
+@pytest.mark.parametrize("name", PICO)
+def test_the_norm_that_feeds_the_mlp_is_found_in_every_architecture(name):
+    model = pico_model(name)
+    sites = sites_of(model)
+    if name in WITHOUT_NORM:
+        with pytest.raises(InputError, match="`data_free` must be left out where no normalisation feeds the MLP"):
+            feeding_norms(model, sites)
+        return
+    norms = feeding_norms(model, sites)
+    paths = {id(module): path for path, module in base_model(model).named_modules()}
+    found = [paths[id(norms[site.path])] for site in sites]
+    assert len(set(found)) == len(sites)
+    assert all(norm.startswith(site.path) for norm, site in zip(found, sites, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(set(PICO) - WITHOUT_NORM))
+def test_data_free_inputs_have_the_statistics_of_the_norm(name):
+    model = pico_model(name, dtype=torch.float64)
+    site = sites_of(model)[1]
+    norm: Any = feeding_norms(model, [site])[site.path]
+    weight = norm.weight.detach() + ("Gemma" in type(norm).__name__)
+    bias = 0 if getattr(norm, "bias", None) is None else norm.bias.detach()
+    trace = norm_trace(norm, read_mlp(model, site).up, torch.Generator().manual_seed(0))
+    g = (trace.inputs - bias) / weight
+    assert trace.lengths.tolist() == [NUM_TOKENS] * NUM_SAMPLES
+    torch.testing.assert_close(g.square().mean(1), torch.ones(len(g)).double(), rtol=1e-3, atol=0)
+    is_layer_norm = isinstance(norm, torch.nn.LayerNorm)
+    assert (float(g.mean(1).abs().max()) < 1e-10) == is_layer_norm
+    assert float(trace.cotangents.std()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["bert", "gemma2", "vit"])
+def test_data_free_draws_depend_on_the_seed_and_the_site_alone(name):
+    model = pico_model(name)
+    sites = sites_of(model)
+    draws = [data_free_calibration(model, chosen, seed) for chosen, seed in ((sites, 0), (sites[1:2], 0), (sites, 1))]
+    one, two, three = (calibrate(sites[1]) for calibrate in draws)
+    assert torch.equal(one.trace.inputs, two.trace.inputs)
+    assert torch.equal(one.targets, forward(read_mlp(model, sites[1]), one.trace.inputs))
+    assert not torch.equal(one.trace.inputs, three.trace.inputs)
+    assert not torch.equal(one.trace.inputs, draws[0](sites[2]).trace.inputs)
+    record = mlpfusion.compress(model, replace(METHOD, data_free=True), layers="1", width=20)
+    assert record.recipe["calibration"] is None
+    assert record.recipe["options"]["data_free"]
+    assert record.sites[0].metrics["squared_error"] < record.sites[0].metrics["squared_error_start"]
