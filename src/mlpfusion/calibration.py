@@ -22,21 +22,19 @@ from mlpfusion.traces import Batch, block_traces, eval_mode, mlp_inputs, random_
 NUM_SAMPLES, NUM_TOKENS = 256, 24
 
 
-def check_calibration(method: Any, calibration: Sequence[Batch] | None, sequential: bool) -> None:
-    """Raises `InputError` unless batches are given to a method that takes them, and to no other."""
+def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
+    """Raises `InputError` unless a calibration is given for a method that takes one, and for no other."""
     name = method_name(type(method))
     if takes_no_data(method):
         reason = "draws its inputs itself" if type(method) in CALIBRATED_METHODS else "takes none"
-        if calibration is not None:
+        if given:
             raise InputError(f"`calibration` must be left out for {name}, which {reason}")
         if sequential:
             raise InputError(f"`sequential` must be left out for {name}, which has no calibration data to pass on")
         return
-    if calibration is None:
+    if not given:
         free = ", or the option `data_free`" if can_be_data_free(type(method)) else ""
         raise InputError(f"`calibration` must be given for {name}{free}, got none")
-    if not len(calibration):
-        raise InputError("`calibration` must hold at least one batch, got none")
 
 
 def calibrated_outcomes(
@@ -48,8 +46,11 @@ def calibrated_outcomes(
     logit of a random head from the job's seed on the base model: two tensors a site of tokens x hidden size x the bytes
     of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). With `sequential` the blocks are
     compressed in the order of the plan in a copy of the model, and each sees the inputs that those before it leave: a
-    forward pass a site more, and the memory of the copy. Raises `InputError` as `block_traces` and the method do.
+    forward pass a site more, and the memory of the copy. Raises `InputError` as `block_traces` and the method do, and
+    if there is no batch.
     """
+    if not len(batches):
+        raise InputError("`calibration` must hold at least one batch, got none")
     sites = [site for site, _ in job.plan.entries]
     home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     with eval_mode(model):

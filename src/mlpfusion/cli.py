@@ -50,6 +50,20 @@ def inspect(model: str, as_json: bool, **options: Any) -> None:
             print_inspection(inspection)
 
 
+def _calibration_options(command: Any) -> Any:
+    """The flags that say on what a calibrated method is calibrated."""
+    for option in (
+        click.option("--calibration-samples", type=int, help="Texts of --calibration to use (default 256)."),
+        click.option(
+            "--calibration",
+            metavar="FILE",
+            help="Texts for a calibrated method: text, JSONL, .parquet, or hub:owner/name[[:config]:split].",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("model", required=False)
 @click.argument("out", required=False)
@@ -63,6 +77,10 @@ def inspect(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")
 @click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method, e.g. num_init=4.")
+@_calibration_options
+@click.option("--column", help="Field of --calibration that holds the text.")
+@click.option("--sequential", is_flag=True, help="Calibrate each block on what the blocks compressed before it leave.")
+@click.option("--data-free", is_flag=True, help="Draw the inputs of a calibrated method from the model's own norms.")
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it holds something.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
@@ -98,6 +116,7 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 @click.option("--keep-ratio", type=float, default=0.25, show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Each drives the random head and the compression.")
 @click.option("--scalar", default="logit", show_default=True, help="f of the kernel: logit or prob0 (the authors').")
+@_calibration_options
 @click.option("--out", metavar="DIR", help="Folder for comparison.json, .md and .png.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:

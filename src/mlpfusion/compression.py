@@ -57,7 +57,7 @@ def compress(
     """
     started = time.perf_counter()
     check_method(method, width, round_to)
-    check_calibration(method, calibration, sequential)
+    check_calibration(method, given=calibration is not None, sequential=sequential)
     check_model(model)
     selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
     row, plan = _checked_plan(model, architecture, selection)

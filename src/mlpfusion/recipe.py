@@ -11,23 +11,26 @@ from transformers import PreTrainedConfig
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, find_architecture, read_architecture
+from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.card import model_card
 from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
 from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
 from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
 from mlpfusion.errors import InputError
-from mlpfusion.methods import method_from_name
+from mlpfusion.methods import CALIBRATED_METHODS, can_be_data_free, method_from_name, method_name
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import RECORD_FILE, Record
+from mlpfusion.tasks.calibration_texts import CalibrationTexts
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What to compress, how, and where to put it: the same fields as the flags of `mlpfusion compress`.
 
-    `options` are the fields of the method's config; `architecture` is the path of a row file for a model type that
-    has no row of its own.
+    `options` are the fields of the method's config, and `data_free` is one of them for some; `calibration` is a file or
+    data set as in `read_texts`, of which `calibration_samples` texts are drawn by `seed`; `architecture` is the path of
+    a row file for a model type that has no row of its own.
     """
 
     model: str = ""
@@ -43,6 +46,11 @@ class Recipe:
     revision: str | None = None
     architecture: str | None = None
     overwrite: bool = False
+    calibration: str | None = None
+    column: str | None = None
+    calibration_samples: int = 256
+    sequential: bool = False
+    data_free: bool = False
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -90,8 +98,9 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     for name in ("model", "out"):
         if not getattr(recipe, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
-    method = method_from_name(recipe.method, recipe.options)
+    method = _method(recipe)
     check_method(method, recipe.width, recipe.round_to)
+    texts = _calibration_texts(recipe, method)
     out = Path(recipe.out).expanduser()
     check_output(out, overwrite=recipe.overwrite)
     _check_device(recipe.device)
@@ -101,9 +110,11 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     selection = {name: getattr(recipe, name) for name in ("layers", "keep_ratio", "width", "round_to")}
     _check_plan(config, architecture, selection)
     check_weights(source)
+    batches = None if texts is None else texts.batches(source, config, recipe.seed)
     model = load_model(source, config)
-    chosen = {"seed": recipe.seed, "architecture": architecture, "device": recipe.device, "progress": progress}
-    record = compress(model, method, **selection, **chosen)
+    chosen = {name: getattr(recipe, name) for name in ("seed", "sequential", "device")}
+    given = {"architecture": architecture, "progress": progress, "calibration": batches}
+    record = _with_source(compress(model, method, **selection, **chosen, **given), texts, recipe.seed)
     is_hub_id = not Path(recipe.model).expanduser().is_dir()
     name = recipe.model if is_hub_id else source.resolve().name
     with staged_folder(out) as folder:
@@ -111,6 +122,33 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
         (folder / "README.md").write_text(model_card(record, name, hub_id=is_hub_id), encoding="utf-8")
         (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     return record
+
+
+def _method(recipe: Recipe) -> Any:
+    """The config of the method. Raises `InputError` as `method_from_name` does, and for a wrong `data_free`."""
+    method = method_from_name(recipe.method, recipe.options)
+    if not recipe.data_free:
+        return method
+    if not can_be_data_free(type(method)):
+        able = ", ".join(method_name(one) for one in CALIBRATED_METHODS if can_be_data_free(one))
+        raise InputError(f"`data_free` must be left out but for {able}, got the method {recipe.method}")
+    return replace(method, data_free=True)
+
+
+def _calibration_texts(recipe: Recipe, method: Any) -> CalibrationTexts | None:
+    """The texts that the recipe names, none where it names none. Raises `InputError` where the method disagrees."""
+    check_calibration(method, given=recipe.calibration is not None, sequential=recipe.sequential)
+    if recipe.calibration is None:
+        return None
+    return CalibrationTexts.read(recipe.calibration, recipe.column, recipe.calibration_samples)
+
+
+def _with_source(record: Record, texts: CalibrationTexts | None, seed: int) -> Record:
+    """The record that says where its calibration is from."""
+    if texts is None:
+        return record
+    used = record.recipe["calibration"] | texts.record() | {"shuffle_seed": seed}
+    return replace(record, recipe=record.recipe | {"calibration": used})
 
 
 def _check_device(device: str) -> None:

@@ -12,7 +12,7 @@ _TEXT = """\
 # {title}
 
 {source} with {what}, made by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}.
-Method `{method}`, layers `{layers}`, seed {seed}. No data was used. Nothing was trained after it.
+Method `{method}`, layers `{layers}`, seed {seed}. {data_used}
 
 | | before | after |
 |---|---|---|
@@ -67,6 +67,7 @@ def model_card(record: Record, source: str, *, hub_id: bool) -> str:
         method=record.recipe["method"],
         layers=record.recipe["layers"],
         seed=record.recipe["seed"],
+        data_used=_data_used(record),
         before_parameters=before.parameters,
         after_parameters=after.parameters,
         parameters_share=100 * after.parameters / before.parameters,
@@ -75,6 +76,17 @@ def model_card(record: Record, source: str, *, hub_id: bool) -> str:
         bytes_share=100 * after.bytes / before.bytes,
         rows="\n".join(_row(site) for site in record.sites),
         record_file=RECORD_FILE,
+    )
+
+
+def _data_used(record: Record) -> str:
+    calibration = record.recipe.get("calibration")
+    if calibration is None:
+        return "No data was used. Nothing was trained after it."
+    source = f" of `{calibration['file']}`" if "file" in calibration else ""
+    return (
+        f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "
+        "Nothing was trained on a task after it."
     )
 
 

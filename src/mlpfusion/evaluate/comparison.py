@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mlpfusion.compression import check_model, check_not_compressed, compress, s
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
 from mlpfusion.evaluate.approximation import Batch, BlockError, Probe, block_errors, references
 from mlpfusion.install.key import KEY, NarrowSite, key_from_dict
-from mlpfusion.methods import METHODS, method_name
+from mlpfusion.methods import NARROW_METHODS, method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 
@@ -44,17 +44,19 @@ def compare_methods(
     keep_ratio: float,
     seeds: Sequence[int],
     scalar: str = "logit",
+    calibration: Mapping[int, Sequence[Batch]] | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> list[ComparisonRow]:
     """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
 
-    `model` is left as it is. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises
+    `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself. `model` is left
+    as it is. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises
     `InputError` as `compress`, `Probe` and `block_traces` do, and for a method that does not narrow: the kernel over
     factors or under a mask is not that of the block in closed form.
     """
     for method in methods:
-        if type(method) not in METHODS:
-            names = ", ".join(method_name(one) for one in METHODS)
+        if type(method) not in NARROW_METHODS:
+            names = ", ".join(method_name(one) for one in NARROW_METHODS)
             raise InputError(f"`methods` must be among those that narrow, {names}, got {method_name(type(method))}")
     check_model(model)
     row = find_architecture(model.config.model_type)
@@ -68,7 +70,9 @@ def compare_methods(
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
                 one = {site.path: originals[site.path]}
-                small, record = _cut(model, method, str(site.layer), keep_ratio, seed)
+                data = None if calibration is None or takes_no_data(method) else calibration[seed]
+                options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed, "calibration": data}
+                small, record = _cut(model, method, str(site.layer), options)
                 result = next(entry for entry in record.sites if entry.path == site.path)
                 (error,) = block_errors(one, small, row, batches, probe)
                 size = result.width, result.parameters
@@ -111,8 +115,8 @@ def _load(model: str) -> PreTrainedModel:
     return load_model(folder, read_config(folder)).eval()
 
 
-def _cut(model: PreTrainedModel, method: Any, layer: str, keep_ratio: float, seed: int) -> tuple[PreTrainedModel, Any]:
+def _cut(model: PreTrainedModel, method: Any, layer: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     small = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusteringWarning)
-        return small, compress(small, method, layers=layer, keep_ratio=keep_ratio, seed=seed)
+        return small, compress(small, method, layers=layer, **options)

@@ -1,19 +1,29 @@
 """The work behind `mlpfusion compare` and `mlpfusion measure`: options in, records out."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from mlpfusion.checkpoint.read import resolve
+from mlpfusion.calibration import check_calibration
+from mlpfusion.checkpoint.read import read_config, resolve
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import BlockError, Probe
 from mlpfusion.evaluate.comparison import compare_methods, load_checkpoint, measure_checkpoint
-from mlpfusion.methods import METHODS, method_from_name
+from mlpfusion.methods import (
+    CALIBRATED_METHODS,
+    METHODS,
+    NARROW_METHODS,
+    can_be_data_free,
+    method_from_name,
+    method_name,
+)
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import versions
 from mlpfusion.report.comparison import comparison_record
+from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
 from mlpfusion.tasks.text import read_texts, token_batches
 
 
@@ -22,16 +32,23 @@ def run_comparison(
 ) -> Any:
     """The record of `compare_methods` on a checkpoint; `run` holds methods, layers, keep_ratio, seeds and scalar.
 
-    Everything is checked before the weights are read. Raises `InputError`.
+    It may hold `calibration`, a file or data set as in `read_texts`, and `calibration_samples`. Everything is checked
+    before the weights are read. Raises `InputError`.
     """
-    methods, seeds = parse_methods(run["methods"]), parse_seeds(run["seeds"])
+    drawn_from = _calibration_texts(run.get("calibration"), column, run.get("calibration_samples"))
+    methods, seeds = parse_methods(run["methods"], calibrated=drawn_from is not None), parse_seeds(run["seeds"])
     Probe(run["scalar"])
-    texts = read_texts(Path(data), column=column, max_samples=max_samples)
+    texts = read_texts(data, column=column, max_samples=max_samples)
     folder, loaded = load_checkpoint(model)
-    batches = token_batches(folder, texts)
+    batches = with_decoder_inputs(token_batches(folder, texts), loaded.config)
+    calibration = {seed: drawn_from.batches(folder, loaded.config, seed) for seed in seeds} if drawn_from else None
     selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
-    rows = compare_methods(loaded, methods, batches, seeds=seeds, progress=progress, **selection)
+    rows = compare_methods(
+        loaded, methods, batches, seeds=seeds, calibration=calibration, progress=progress, **selection
+    )
     measured_on = {"model": Path(model).name, "data": Path(data).name, "samples": len(texts)}
+    if drawn_from is not None:
+        measured_on["calibration"] = drawn_from.record() | {"samples": drawn_from.num_samples}
     where = {"device": str(loaded.device), "threads": torch.get_num_threads(), "versions": versions()}
     return comparison_record(rows, measured_on | selection | {"seeds": seeds} | where)
 
@@ -41,17 +58,40 @@ def run_measurement(
 ) -> list[BlockError]:
     """The errors of the blocks of a compressed checkpoint on the texts of a file. Raises `InputError`."""
     probe = Probe(scalar, seed)
-    texts = read_texts(Path(data), column=column, max_samples=max_samples)
-    return measure_checkpoint(original, compressed, token_batches(resolve(original), texts), probe)
+    texts = read_texts(data, column=column, max_samples=max_samples)
+    folder = resolve(original)
+    batches = with_decoder_inputs(token_batches(folder, texts), read_config(folder))
+    return measure_checkpoint(original, compressed, batches, probe)
 
 
-def parse_methods(text: str) -> list[Any]:
-    """Configs from names with options, as in `all,fusion:refine=false`; `all`: all that narrow. Raises `InputError`."""
+def parse_methods(text: str, *, calibrated: bool = False) -> list[Any]:
+    """Configs from names with options, as in `all,fusion:refine=false`; `all`: all that narrow.
+
+    If there is nothing to be calibrated on, `all` has the data-free form of the calibrated methods, and a warning names
+    those that have none. Raises `InputError`, also for a calibrated method that is asked for by name then.
+    """
     methods: list[Any] = []
     for item in text.split(","):
         every = item.strip() == "all"
-        methods += [method() for method in METHODS] if every else [_parse_method(item.strip())]
+        methods += _all_methods(calibrated=calibrated) if every else [_parse_method(item.strip())]
+    if not calibrated:
+        for method in methods:
+            check_calibration(method, given=False, sequential=False)
     return methods
+
+
+def _all_methods(*, calibrated: bool) -> list[Any]:
+    if calibrated:
+        return [method() for method in NARROW_METHODS]
+    left_out = [method_name(method) for method in CALIBRATED_METHODS if not can_be_data_free(method)]
+    if left_out:
+        warnings.warn(f"{', '.join(left_out)} left out: there is no --calibration", stacklevel=3)
+    free = [method(data_free=True) for method in CALIBRATED_METHODS if can_be_data_free(method)]
+    return [method() for method in METHODS] + free
+
+
+def _calibration_texts(file: str | None, column: str | None, num_samples: int | None) -> CalibrationTexts | None:
+    return None if file is None else CalibrationTexts.read(file, column, 256 if num_samples is None else num_samples)
 
 
 def parse_seeds(text: str) -> list[int]:

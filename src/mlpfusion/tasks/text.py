@@ -4,23 +4,35 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from mlpfusion.errors import InputError
+from mlpfusion.tasks.hub import is_data_set, read_data_set
 
 BATCH_SIZE = 32
+MAX_LENGTH = 128
 
 
-def read_texts(path: Path, *, column: str | None = None, max_samples: int | None = None) -> list[str]:
+def read_texts(file: Path | str, *, column: str | None = None, max_samples: int | None = None) -> list[str]:
     """The texts in a file: one a line, or the field `column` of every line of a JSONL file; .gz is unpacked.
 
-    Empty lines are left out. Raises `InputError` for a missing or unreadable file, a line that is no JSON object or
-    has no such field, a missing `column`, and a file without any text.
+    `hub:owner/name`, `hub:owner/name:split` and `hub:owner/name:config:split` (split `train` if none is named) are read
+    from the Hub, .parquet from disk, both by the package `datasets`. Empty texts are left out. Raises `InputError` for
+    a missing or unreadable file, a line that is no JSON object or has no such field, a missing `column`, a file without
+    any text, and a data set without `datasets`.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
+    texts = read_data_set(str(file), column) if is_data_set(str(file)) else _read_file(Path(file), column, max_samples)
+    if not texts:
+        raise InputError(f"`data` must hold at least one text, got none in {file}")
+    return texts[:max_samples]
+
+
+def _read_file(path: Path, column: str | None, max_samples: int | None) -> list[str]:
     is_json = path.name.removesuffix(".gz").endswith(".jsonl")
     if is_json and column is None:
         raise InputError(f"`column` must name the field of {path} that holds the text, got none")
@@ -30,16 +42,24 @@ def read_texts(path: Path, *, column: str | None = None, max_samples: int | None
         texts += [text] if text else []
         if max_samples is not None and len(texts) == max_samples:
             break
-    if not texts:
-        raise InputError(f"`data` must hold at least one text, got none in {path}")
     return texts
 
 
-def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = 128) -> list[Mapping[str, Tensor]]:
+def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = MAX_LENGTH) -> list[Mapping[str, Tensor]]:
     """Padded batches of the texts in order of their length, by the tokenizer in `folder`; longer texts are cut.
 
     Raises `InputError` if the folder has no tokenizer.
     """
+    tokenizer = load_tokenizer(folder)
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
+    options = {"padding": "longest", "truncation": True, "max_length": max_length, "return_tensors": "pt"}
+    starts = range(0, len(order), BATCH_SIZE)
+    return [dict(tokenizer([texts[i] for i in order[start : start + BATCH_SIZE]], **options)) for start in starts]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, with a token to pad with. Raises `InputError` if there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -47,11 +67,7 @@ def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = 128) 
         raise InputError(f"`model` must come with a tokenizer, {folder} has none: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
-    options = {"padding": "longest", "truncation": True, "max_length": max_length, "return_tensors": "pt"}
-    starts = range(0, len(order), BATCH_SIZE)
-    return [dict(tokenizer([texts[i] for i in order[start : start + BATCH_SIZE]], **options)) for start in starts]
+    return tokenizer
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -1,0 +1,78 @@
+"""The unlabelled texts that a calibrated method sees: drawn from a file by a seed, with their record."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from mlpfusion.errors import InputError
+from mlpfusion.tasks.text import MAX_LENGTH, load_tokenizer, read_texts, token_batches
+from mlpfusion.traces import Batch
+
+
+@dataclass(frozen=True)
+class CalibrationTexts:
+    """The texts of `file`, of which `num_samples` are drawn."""
+
+    file: str
+    column: str | None
+    num_samples: int
+    texts: tuple[str, ...]
+
+    @classmethod
+    def read(cls, file: str, column: str | None, num_samples: int) -> "CalibrationTexts":
+        """Reads `file` as `read_texts` does. Raises `InputError` as it does, and for a number below 1."""
+        if num_samples < 1:
+            raise InputError(f"`calibration_samples` must be at least 1, got {num_samples}")
+        return cls(file, column, num_samples, tuple(read_texts(file, column=column)))
+
+    def draw(self, folder: Path, seed: int) -> list[str]:
+        """The first `num_samples` texts after a shuffle by `seed`, or all if there are fewer; none without a token.
+
+        The tokens are those of the tokenizer in `folder`. Raises `InputError` if there is none, or no text has a token.
+        """
+        tokenizer = load_tokenizer(folder)
+        order = torch.randperm(len(self.texts), generator=torch.Generator().manual_seed(seed)).tolist()
+        options = {"truncation": True, "max_length": MAX_LENGTH}
+        kept = (self.texts[index] for index in order if tokenizer(self.texts[index], **options)["input_ids"])
+        drawn = list(islice(kept, self.num_samples))
+        if not drawn:
+            raise InputError(f"`calibration` must hold a text with at least one token, got none in {self.file}")
+        return drawn
+
+    def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
+        """Batches of token ids of the texts that `draw` gives, for a model of this config. Raises as `draw` does."""
+        return with_decoder_inputs(token_batches(folder, self.draw(folder, seed)), config)
+
+    def record(self) -> dict[str, Any]:
+        """Where the texts are from: SHA-256 of the file (None for a Hub data set) and of all texts, one a line."""
+        path = Path(self.file)
+        return {
+            "file": path.name if path.is_file() else self.file,
+            "column": self.column,
+            "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+            "texts_sha256": hashlib.sha256("\n".join(self.texts).encode()).hexdigest(),
+        }
+
+
+def with_decoder_inputs(batches: Sequence[Batch], config: PreTrainedConfig) -> list[Batch]:
+    """The batches; for a model with encoder and decoder with the same texts, shifted right, as the decoder's inputs.
+
+    Raises `InputError` if the config of such a model names no token for the decoder to start with.
+    """
+    if not config.is_encoder_decoder:
+        return list(batches)
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        raise InputError("the config of `model` must have a `decoder_start_token_id`, got none")
+    found: list[Batch] = []
+    for batch in batches:
+        ids = batch["input_ids"]
+        shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
+        found.append({**batch, "decoder_input_ids": shifted, "decoder_attention_mask": batch["attention_mask"]})
+    return found

@@ -1,0 +1,179 @@
+"""Calibration from the command line: what is drawn, what the record and the card say, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from pico import pico_model
+from safetensors.torch import load_file
+
+import mlpfusion
+from mlpfusion.cli import main
+
+WORDS = ["the", "film", "is", "a", "quiet", "delight", "and", "nobody", "saw", "it", "coming"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return save_model(tmp_path / "model", "bert")
+
+
+@pytest.fixture
+def sentences(tmp_path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": " ".join(WORDS[i % 7 : i % 7 + 1 + i % 5])} for i in range(30)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def save_model(folder: Path, name: str) -> Path:
+    pico_model(name).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The one line of the error."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "mlp_fusion_record.json").read_text())
+
+
+@pytest.mark.parametrize("flags", [[], ["--sequential"]])
+def test_compress_calibrates_on_a_file_and_says_so(flags, checkpoint, sentences, tmp_path):
+    options = ("--method", "maintain-output", "--width", 9, "--calibration", sentences, "--column", "text", *flags)
+    for name, number in (("a", 12), ("b", 12), ("c", 11)):
+        result = call("compress", checkpoint, tmp_path / name, *options, "--calibration-samples", number)
+        assert result.exit_code == 0, result.output
+    recipe = record_of(tmp_path / "a")["recipe"]
+    assert recipe["sequential"] == bool(flags)
+    used = recipe["calibration"]
+    assert {name: used[name] for name in ("file", "column", "samples", "shuffle_seed")} == {
+        "file": "texts.jsonl", "column": "text", "samples": 12, "shuffle_seed": 0,
+    }  # fmt: skip
+    assert used["tokens"] > 12
+    assert f"Calibrated on 12 unlabelled samples of `texts.jsonl`, {used['tokens']} tokens." in (
+        (tmp_path / "a" / "README.md").read_text()
+    )
+    assert str(tmp_path) not in json.dumps(recipe)
+    first, second, third = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert first == second != third
+
+
+def test_the_default_is_256_texts_or_all_there_are(checkpoint, sentences, tmp_path):
+    options = ("--method", "maintain-output", "--width", 9, "--calibration", sentences, "--column", "text")
+    assert call("compress", checkpoint, tmp_path / "out", *options).exit_code == 0
+    assert record_of(tmp_path / "out")["recipe"]["calibration"]["samples"] == 30
+
+
+def test_data_free_is_a_flag_or_an_option(checkpoint, tmp_path):
+    options = ("--method", "maintain-output", "--width", 9)
+    for name, flags in (("a", ["--data-free"]), ("b", ["--option", "data_free=true"])):
+        assert call("compress", checkpoint, tmp_path / name, *options, *flags).exit_code == 0
+        assert record_of(tmp_path / name)["recipe"]["options"]["data_free"]
+        assert "No data was used." in (tmp_path / name / "README.md").read_text()
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "maintain-output"], "`calibration` must be given for maintain-output, or the option `data_free`"),
+        (["--calibration", "{texts}"], "`calibration` must be left out for fusion, which takes none"),
+        (["--data-free"], "`data_free` must be left out but for maintain-output"),
+        (["--sequential"], "`sequential` must be left out for fusion"),
+        (["--method", "maintain-output", "--calibration", "{texts}"], "`column` must name the field of"),
+        (["--method", "maintain-output", "--calibration", "none.txt"], "`data` must be a readable text file"),
+        (["--method", "maintain-output", "--calibration", "{texts}", "--data-free"], "which draws its inputs itself"),
+        (
+            [
+                "--method",
+                "maintain-output",
+                "--calibration",
+                "{texts}",
+                "--column",
+                "text",
+                "--calibration-samples",
+                "0",
+            ],
+            "`calibration_samples` must be at least 1, got 0",
+        ),
+        (["--method", "maintain-output", "--option", "learning_rate=0.0"], "`learning_rate` must be above 0, got 0.0"),
+        (["--method", "maintain-output", "--option", "num_epochs=0"], "`num_epochs` must be at least 1, got 0"),
+    ],
+)
+def test_bad_calibrations_are_refused_before_the_weights_are_read(flags, message, checkpoint, sentences, tmp_path):
+    (checkpoint / "model.safetensors").unlink()
+    flags = [flag.format(texts=sentences) for flag in flags]
+    assert message in refused("compress", checkpoint, tmp_path / "out", "--width", 9, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_has_the_same_fields(checkpoint, sentences, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {checkpoint}\nout: {tmp_path / 'out'}\nmethod: maintain-output\nwidth: 9\nsequential: true\n"
+        f"calibration: {sentences}\ncolumn: text\ncalibration_samples: 5\nlayers: last:2\n"
+    )
+    result = call("compress", "--recipe", recipe)
+    assert result.exit_code == 0, result.output
+    assert record_of(tmp_path / "out")["recipe"]["calibration"]["samples"] == 5
+
+
+def test_an_encoder_decoder_reads_the_texts_on_both_sides(sentences, tmp_path):
+    folder = save_model(tmp_path / "t5", "t5")
+    options = ("--method", "maintain-output", "--width", 20, "--calibration", sentences, "--column", "text")
+    result = call("compress", folder, tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert len(record_of(tmp_path / "out")["sites"]) == 6
+
+
+def compare(checkpoint: Path, sentences: Path, *options: object) -> Result:
+    data = ("--data", sentences, "--column", "text", "--max-samples", 4, "--seeds", "0,1", "--json")
+    return call("compare", checkpoint, *data, *options)
+
+
+def rows_of(result: Result) -> dict[tuple[str, int], float]:
+    assert result.exit_code == 0, result.output
+    return {(row["label"], row["seed"]): row["error"]["output_error"] for row in json.loads(result.stdout)["rows"]}
+
+
+def test_compare_calibrates_per_seed_and_layer_and_without_data_by_the_norms(checkpoint, sentences):
+    methods = ("--methods", "fusion,maintain-output,maintain-output:data_free=true", "--layers", 1)
+    result = compare(checkpoint, sentences, *methods, "--calibration", sentences, "--calibration-samples", 9)
+    rows = rows_of(result)
+    assert {name for name, _ in rows} == {"fusion", "maintain-output", "maintain-output data_free=True"}
+    record = json.loads(result.stdout)
+    assert record["calibration"]["file"] == "texts.jsonl"
+    assert record["calibration"]["samples"] == 9
+    for seed in (0, 1):
+        assert rows["maintain-output", seed] < rows["fusion", seed]
+        assert rows["maintain-output", seed] != rows["maintain-output data_free=True", seed]
+
+
+@pytest.mark.filterwarnings("default:maintain-output left out")
+def test_all_methods_without_data_are_those_that_need_none(checkpoint, sentences, monkeypatch):
+    names = {name for name, _ in rows_of(compare(checkpoint, sentences, "--methods", "all"))}
+    assert "maintain-output data_free=True" in names
+    assert "maintain-output" not in names
+    monkeypatch.setattr("mlpfusion.report.run_comparison.can_be_data_free", lambda _method: False)
+    result = compare(checkpoint, sentences, "--methods", "all")
+    assert "maintain-output left out: there is no --calibration" in " ".join(result.stderr.split())
+    assert {name for name, _ in rows_of(result)} == {name for name in names if "data_free" not in name}
+    assert "`calibration` must be given for maintain-output" in (
+        compare(checkpoint, sentences, "--methods", "maintain-output").stderr
+    )
+    assert mlpfusion.methods.can_be_data_free(mlpfusion.MaintainOutput)
