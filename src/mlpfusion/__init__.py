@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlpfusion.methods.folded_fusion import FoldedFusion as FoldedFusion
     from mlpfusion.methods.fusion import Fusion as Fusion
     from mlpfusion.methods.magnitude import Magnitude as Magnitude
+    from mlpfusion.methods.maintain_ntk_gradient import MaintainNTKGradient as MaintainNTKGradient
     from mlpfusion.methods.maintain_output import MaintainOutput as MaintainOutput
     from mlpfusion.methods.mmd import MMD as MMD
     from mlpfusion.methods.neuron_pruning import NeuronPruning as NeuronPruning
@@ -35,6 +36,7 @@ _PUBLIC = {
     "Fusion": "mlpfusion.methods.fusion",
     "InputError": "mlpfusion.errors",
     "Magnitude": "mlpfusion.methods.magnitude",
+    "MaintainNTKGradient": "mlpfusion.methods.maintain_ntk_gradient",
     "MaintainOutput": "mlpfusion.methods.maintain_output",
     "MMD": "mlpfusion.methods.mmd",
     "NeuronPruning": "mlpfusion.methods.neuron_pruning",

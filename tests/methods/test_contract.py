@@ -110,7 +110,7 @@ def test_a_dead_neuron_does_no_harm(method):
     assert all(torch.isfinite(tensor).all() for tensor in small.tensors().values())
 
 
-@pytest.mark.parametrize("name", ["fusion", "folded-fusion", "maintain-output"])
+@pytest.mark.parametrize("name", ["fusion", "folded-fusion", "maintain-output", "maintain-ntk-gradient"])
 @every_layout
 def test_exact_duplicates_fuse_without_change(name, layout):
     half = make_mlp(6, **layout)

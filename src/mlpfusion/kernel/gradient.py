@@ -93,24 +93,27 @@ def neuron_slab(mlp: MLP, slab: slice) -> MLP:
     return replace(mlp, **fields, **scales, down=mlp.down[:, slab].to(dtype), down_bias=None)
 
 
-def weight_gradients(mlp: MLP, trace: BlockTrace) -> Iterator[WeightGradient]:
+def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False) -> Iterator[WeightGradient]:
     """The gradients of `gate`, `up` and `down` with their biases (paper, Eq. 4, with gate and constant scales).
 
     With h = act(z * s1) * s2, z the pre-activation (of the gate where there is one), and B = D down: the signal of the
     input side is B * s1 * s2 * act'(z * s1), times the up values in a gated block; the signal of a gated `up` is B * h;
-    that of `down` is what multiplies its columns. `mlp` and `trace` must be in one dtype.
+    that of `down` is what multiplies its columns. `mlp` and `trace` must be in one dtype. With `create_graph` they can
+    be differentiated by the tensors of `mlp`, at the price of more memory.
     """
+    times = torch.mul if create_graph else Tensor.mul_
     up = linear(trace.inputs, mlp.up, mlp.up_bias)
-    value, slope = _scaled_activation(mlp, up if mlp.gate is None else linear(trace.inputs, mlp.gate, mlp.gate_bias))
+    z = up if mlp.gate is None else linear(trace.inputs, mlp.gate, mlp.gate_bias)
+    value, slope = _scaled_activation(mlp, z, create_graph=create_graph)
     back = trace.cotangents @ mlp.down
     if mlp.gate is None:
-        yield WeightGradient("up", slope.mul_(back), trace.inputs, _named("up_bias", mlp.up_bias))
+        yield WeightGradient("up", times(slope, back), trace.inputs, _named("up_bias", mlp.up_bias))
         yield WeightGradient("down", value, trace.cotangents)
         return
-    signals = slope.mul_(back).mul_(up)
+    signals = times(times(slope, back), up)
     yield WeightGradient("gate", signals, trace.inputs, _named("gate_bias", mlp.gate_bias))
-    yield WeightGradient("up", back.mul_(value), trace.inputs, _named("up_bias", mlp.up_bias))
-    yield WeightGradient("down", value.mul_(up), trace.cotangents)
+    yield WeightGradient("up", times(back, value), trace.inputs, _named("up_bias", mlp.up_bias))
+    yield WeightGradient("down", times(value, up), trace.cotangents)
 
 
 def rows(gradient: WeightGradient, run: Run) -> Float[Tensor, "samples neurons hidden"]:
@@ -123,23 +126,27 @@ def token_sums(values: Float[Tensor, "tokens width"], trace_runs: list[Run]) -> 
     return torch.cat([run.of(values).sum(1) for run in trace_runs])
 
 
-def _scaled_activation(mlp: MLP, z: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled_activation(mlp: MLP, z: Tensor, *, create_graph: bool) -> tuple[Tensor, Tensor]:
     """act(z * s1) * s2 and its derivative by z, s1 * s2 * act'(z * s1)."""
-    value, slope = _activation_and_slope(mlp.activation, z if mlp.input_scale is None else z * mlp.input_scale)
+    times = torch.mul if create_graph else Tensor.mul_
+    inner = z if mlp.input_scale is None else z * mlp.input_scale
+    value, slope = _activation_and_slope(mlp.activation, inner, create_graph=create_graph)
     if mlp.input_scale is not None:
-        slope = slope.mul_(mlp.input_scale)
+        slope = times(slope, mlp.input_scale)
     if mlp.output_scale is not None:
-        value, slope = value.mul_(mlp.output_scale), slope.mul_(mlp.output_scale)
+        value, slope = times(value, mlp.output_scale), times(slope, mlp.output_scale)
     return value, slope
 
 
-def _activation_and_slope(activation: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+def _activation_and_slope(
+    activation: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool
+) -> tuple[Tensor, Tensor]:
     """act(z) and act'(z) by autograd; on a copy of z, for an activation that works in place."""
-    leaf = z.detach().requires_grad_()
+    leaf = z if create_graph and z.requires_grad else z.detach().requires_grad_()
     with torch.enable_grad():
         value = activation(leaf.clone())
-    (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
-    return value.detach(), slope
+        (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value), create_graph=create_graph)
+    return (value, slope) if create_graph else (value.detach(), slope)
 
 
 def _named(name: str, tensor: Tensor | None) -> str | None:

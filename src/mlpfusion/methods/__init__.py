@@ -16,6 +16,7 @@ from mlpfusion.methods import (
     folded_fusion,
     fusion,
     magnitude,
+    maintain_ntk_gradient,
     maintain_output,
     mmd,
     neuron_pruning,
@@ -45,6 +46,7 @@ METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {
 # (mlp, num_neurons, config, generator, calibration): fewer neurons, with the help of unlabelled data
 CALIBRATED_METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator, Calibration], Narrowed]] = {
     maintain_output.MaintainOutput: maintain_output.compress,
+    maintain_ntk_gradient.MaintainNTKGradient: maintain_ntk_gradient.compress,
 }
 
 NARROW_METHODS: tuple[type, ...] = (*METHODS, *CALIBRATED_METHODS)

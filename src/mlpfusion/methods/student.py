@@ -57,23 +57,29 @@ def train_student(
     it is handed over, rounded to its dtype, that is `start` itself. Neither argument is changed.
     """
     calibration = calibration.to(start.up.device, torch.promote_types(start.up.dtype, torch.float32))
-    before = _total_loss(start, calibration, loss, training)
+    before = total_loss(start, calibration, loss, training)
     trained = _train(start, calibration, loss, training, generator)
-    after = _total_loss(trained, calibration, loss, training)
+    after = total_loss(trained, calibration, loss, training)
     return (trained, before, after) if after < before else (start, before, before)
+
+
+def total_loss(student: MLP, calibration: Calibration, loss: Loss, training: Training) -> float:
+    """The loss of `student` summed over all samples, in fp32 or better, without a graph."""
+    block, order = in_compute_dtype(student), torch.arange(calibration.trace.num_samples)
+    with torch.no_grad():
+        return sum(float(loss(block, part)) for part in _parts(calibration, order, training.batch_tokens))
 
 
 def _train(start: MLP, calibration: Calibration, loss: Loss, training: Training, generator: torch.Generator) -> MLP:
     block = in_compute_dtype(start)
     leaves = {n: t.detach().clone().requires_grad_() for n, t in block.tensors().items() if n != "down_bias"}
     optimizer = torch.optim.Adam(leaves.values(), lr=training.learning_rate)
-    lengths = calibration.trace.lengths.cpu()
+    num_samples = calibration.trace.num_samples
     for _ in range(training.num_epochs):
-        order = torch.randperm(len(lengths), generator=generator)
-        for samples in _batches(order, lengths, training.batch_tokens):
-            part = calibration.select(samples)
+        order = torch.randperm(num_samples, generator=generator)
+        for part in _parts(calibration, order, training.batch_tokens):
             with torch.enable_grad():
-                value = loss(replace(block, **leaves), part) * (calibration.trace.num_samples / part.trace.num_samples)
+                value = loss(replace(block, **leaves), part) * (num_samples / part.trace.num_samples)
                 gradients = torch.autograd.grad(value, list(leaves.values()))
             for leaf, gradient in zip(leaves.values(), gradients, strict=True):
                 leaf.grad = gradient
@@ -81,17 +87,9 @@ def _train(start: MLP, calibration: Calibration, loss: Loss, training: Training,
     return replace(start, **{name: leaf.detach().to(start.up.dtype) for name, leaf in leaves.items()})
 
 
-@torch.no_grad()
-def _total_loss(student: MLP, calibration: Calibration, loss: Loss, training: Training) -> float:
-    block, lengths = in_compute_dtype(student), calibration.trace.lengths.cpu()
-    parts = _batches(torch.arange(len(lengths)), lengths, training.batch_tokens)
-    return sum(float(loss(block, calibration.select(samples))) for samples in parts)
-
-
-def _batches(
-    order: Int[Tensor, " samples"], lengths: Int[Tensor, " samples"], batch_tokens: int
-) -> Iterator[Int[Tensor, " chosen"]]:
-    """Neighbours in `order` that start within the same `batch_tokens` tokens; no sample is cut."""
-    totals = lengths[order].cumsum(0) - lengths[order]
-    starts = totals // batch_tokens
-    yield from order.split(torch.unique_consecutive(starts, return_counts=True)[1].tolist())
+def _parts(calibration: Calibration, order: Int[Tensor, " samples"], batch_tokens: int) -> Iterator[Calibration]:
+    """The samples in this order, those together that start within the same `batch_tokens` tokens; none is cut."""
+    lengths = calibration.trace.lengths.cpu()[order]
+    starts = (lengths.cumsum(0) - lengths) // batch_tokens
+    counts = torch.unique_consecutive(starts, return_counts=True)[1].tolist()
+    return (calibration.select(samples) for samples in order.split(counts))
