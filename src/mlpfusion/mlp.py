@@ -52,6 +52,11 @@ class MLP:
 
 def forward(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
     """The output of the block: down(act(up x * s1) * s2) + b2, or down(act(gate x * s1) * s2 * up x) + b2."""
+    return torch.nn.functional.linear(hidden_activations(mlp, x), mlp.down, mlp.down_bias)
+
+
+def hidden_activations(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch neurons"]:
+    """What enters `down`, scales included."""
     up = torch.nn.functional.linear(x, mlp.up, mlp.up_bias)
     activated = up if mlp.gate is None else torch.nn.functional.linear(x, mlp.gate, mlp.gate_bias)
     if mlp.input_scale is not None:
@@ -59,7 +64,7 @@ def forward(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batc
     activated = mlp.activation(activated)
     if mlp.output_scale is not None:
         activated = scale_neurons(activated, mlp.output_scale)
-    return torch.nn.functional.linear(activated if mlp.gate is None else activated * up, mlp.down, mlp.down_bias)
+    return activated if mlp.gate is None else activated * up
 
 
 def scale_neurons(x: Tensor, scale: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, base_model, read_mlp
 from mlpfusion.errors import InputError
-from mlpfusion.install.narrow import ScaledActivation
 from mlpfusion.kernel import BlockTrace, RandomHead, Scalar, concatenate_traces, random_trace
 from mlpfusion.mlp import MLP
+from mlpfusion.modules.scaled import activation_scales, unscaled
 
 Batch = Mapping[str, Tensor]
 
@@ -101,15 +101,13 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 def read_block(model: PreTrainedModel, site: Site) -> MLP:
-    """The MLP at `site` for its kernel: the scale of a compressed block is in `output_scale`, not in `activation`.
+    """The MLP at `site` for its kernel: scales of a compressed block are in its own fields, not in `activation`.
 
     Shares memory with the model and leaves it as it is. Raises `InputError` as `read_mlp` does.
     """
     mlp = read_mlp(model, site)
-    activation = mlp.activation
-    if not isinstance(activation, ScaledActivation):
-        return mlp
-    return replace(mlp, activation=activation.activation, output_scale=activation.output_scale)
+    activation = base_model(model).get_submodule(site.module_path("activation"))
+    return replace(mlp, activation=unscaled(activation), **activation_scales(activation))
 
 
 def _visible_inputs(

@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.install.narrow import ScaledActivation
+from mlpfusion.modules.scaled import ScaledActivation
 
 HEADS = {
     "base": (AutoModel, modeling_auto.MODEL_MAPPING_NAMES),
@@ -140,7 +140,7 @@ def test_the_config_keeps_the_original_width_and_the_parameter_counts(tmp_path):
         "kind": "narrow",
         "intermediate_size": WIDTH,
         "original_size": 56,
-        "scaled": True,
+        "scale": "cluster-sizes",
         "num_parameters": parameters,
     }
 
@@ -201,14 +201,14 @@ def test_a_checkpoint_without_its_scales_is_refused(tmp_path):
     change_weights(
         tmp_path, lambda weights: {k: v for k, v in weights.items() if k != "layers.1.mlp.act_fn.output_scale"}
     )
-    with pytest.raises(InputError, match="must hold the `output_scale` of every scaled block.*layers.1"):
+    with pytest.raises(InputError, match="must hold the scales of every scaled block.*layers.1"):
         AutoModel.from_pretrained(tmp_path)
 
 
 def test_a_scale_that_the_key_does_not_name_is_refused(tmp_path):
     fused("llama").save_pretrained(tmp_path)
-    change_key(tmp_path, lambda key: key["sites"]["layers.1"].update(scaled=False))
-    with pytest.raises(InputError, match="must hold the `output_scale` of every scaled block.*layers.1"):
+    change_key(tmp_path, lambda key: key["sites"]["layers.1"].update(scale="none"))
+    with pytest.raises(InputError, match="must hold the scales of every scaled block.*layers.1"):
         AutoModel.from_pretrained(tmp_path)
 
 

@@ -47,10 +47,10 @@ def find_sites(model: PreTrainedModel, architecture: Architecture) -> list[Site]
     return sites
 
 
-def read_mlp(model: PreTrainedModel, site: Site, output_scale: Tensor | None = None) -> MLP:
+def read_mlp(model: PreTrainedModel, site: Site) -> MLP:
     """The MLP at `site`; its tensors share memory with the model (transposed where the model keeps a `Conv1D`).
 
-    A scale that the model keeps in the activation is part of `activation`, unless it is taken out and handed over.
+    Scales that the model keeps in the activation are part of `activation`.
     """
     base = base_model(model)
     up, up_bias = linear_tensors(base.get_submodule(site.module_path("up")))
@@ -62,7 +62,7 @@ def read_mlp(model: PreTrainedModel, site: Site, output_scale: Tensor | None = N
     elif site.stack.gate is not None:
         gate, gate_bias = linear_tensors(base.get_submodule(site.module_path("gate")))
     activation = base.get_submodule(site.module_path("activation"))
-    return MLP(up, down, activation, gate, up_bias, gate_bias, down_bias, output_scale=output_scale)
+    return MLP(up, down, activation, gate, up_bias, gate_bias, down_bias)
 
 
 def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -51,7 +51,7 @@ def set_key(model: PreTrainedModel, key: FusionKey) -> None:
 def _without_scale(site: InstalledSite) -> NarrowSite:
     """Only narrow blocks keep a key: the others have the original width when they are folded."""
     assert isinstance(site, NarrowSite)
-    return replace(site, scaled=False)
+    return replace(site, scale="none")
 
 
 def _stock_widths(model: PreTrainedModel, architecture: Architecture) -> dict[str, int] | None:

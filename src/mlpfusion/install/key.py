@@ -13,11 +13,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class NarrowSite:
-    """A narrower MLP: its width now and before, whether a scale stands in its activation, its parameters now."""
+    """A narrower MLP: its width now and before, the scales in its activation (`install.narrow`), its parameters now."""
 
     intermediate_size: int
     original_size: int
-    scaled: bool
+    scale: str
     num_parameters: int
 
 
@@ -106,8 +106,8 @@ def _site_from_dict(path: str, data: Any) -> InstalledSite:
 
 
 def _check_value(where: str, item: Field, value: Any) -> None:
-    if item.type is bool and type(value) is not bool:
-        raise InputError(f"`{where}.{item.name}` must be true or false, got {value!r}")
+    if item.type is str and type(value) is not str:
+        raise InputError(f"`{where}.{item.name}` must be text, got {value!r}")
     smallest = 0 if item.name == "num_zeros" else 1
     if item.type is int and (type(value) is not int or value < smallest):
         raise InputError(f"`{where}.{item.name}` must be a whole number of at least {smallest}, got {value!r}")

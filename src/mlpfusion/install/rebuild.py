@@ -10,6 +10,8 @@ from mlpfusion.errors import InputError
 from mlpfusion.install.key import FusionKey
 from mlpfusion.install.kinds import KINDS
 
+SCALE_BUFFERS = (".output_scale", ".input_scale_bits", ".output_scale_bits")
+
 
 def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
     """Makes room for what the key names at every site that the model has. Idempotent.
@@ -31,11 +33,9 @@ def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str],
 
     A lost weight is refused even where transformers would make a random one: in a compressed block nobody wants that.
     """
-    lost = [name for name in (*missing, *unexpected) if name.endswith(".output_scale")]
+    lost = [name for name in (*missing, *unexpected) if name.endswith(SCALE_BUFFERS)]
     if lost:
-        raise InputError(
-            f"the checkpoint must hold the `output_scale` of every scaled block and no other, see {min(lost)}"
-        )
+        raise InputError(f"the checkpoint must hold the scales of every scaled block and no other, see {min(lost)}")
     missing = sorted(missing)
     for site in installed_sites(model, key):
         for path in linear_maps(site):

@@ -20,7 +20,7 @@ from mlpfusion.architectures.table import (
 )
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
 from mlpfusion.install.key import KEY
-from mlpfusion.install.narrow import ScaledActivation
+from mlpfusion.modules.scaled import unscaled
 from mlpfusion.plan import make_plan
 from mlpfusion.record import model_size
 
@@ -161,14 +161,13 @@ def _summaries(model: PreTrainedModel, sites: list[Site]) -> tuple[StackSummary,
 
 def _summary(model: PreTrainedModel, sites: list[Site]) -> StackSummary:
     mlp = read_mlp(model, sites[0])
-    activation = mlp.activation.activation if isinstance(mlp.activation, ScaledActivation) else mlp.activation
     return StackSummary(
         layers=sites[0].stack.layer,
         hidden_size=mlp.hidden_size,
         widths=tuple(site.intermediate_size for site in sites),
         gated=mlp.gate is not None,
         bias=mlp.up_bias is not None,
-        activation=type(activation).__name__,
+        activation=type(unscaled(base_model(model).get_submodule(sites[0].module_path("activation")))).__name__,
         linear=type(base_model(model).get_submodule(sites[0].module_path("up"))).__name__,
     )
 

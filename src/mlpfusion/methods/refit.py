@@ -1,0 +1,141 @@
+"""The second map of a narrower block by ridge regression on calibration inputs, and a refinement of all its weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlpfusion.methods.calibration import Calibration
+from mlpfusion.mlp import MLP, forward, hidden_activations, in_compute_dtype
+
+_CHUNK_TOKENS = 4096
+_HELD_OUT = 0.1  # of the samples
+_MIN_HELD_OUT = 8
+_CHECKS = 10  # of the held-out samples while refining
+
+
+def refit_down(
+    mlp: MLP,
+    inputs: Float[Tensor, "tokens hidden"],
+    targets: Float[Tensor, "tokens hidden"],
+    ridge: float,
+) -> MLP:
+    """`mlp` with the `down` (and `down_bias`, where it has one) that brings its outputs nearest to `targets`.
+
+    Least squares over the tokens; the ridge, in units of the mean squared activation, draws `down` to what it was, not
+    to zero. Sums and solution are in float64, the dtype of `mlp` is restored.
+    """
+    block = in_compute_dtype(mlp)
+    start = forward(block, inputs.to(block.up))
+    residual = targets.double() - start.double()
+    gram, right = _normal_equations(block, inputs, residual)
+    weight = ridge * float(gram.diagonal()[: mlp.num_neurons].mean())
+    gram.diagonal()[: mlp.num_neurons] += max(weight, torch.finfo(torch.float64).tiny)
+    factor = torch.linalg.cholesky(gram + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
+    change = torch.cholesky_solve(right, factor)
+    fields = {"down": (mlp.down.double() + change[: mlp.num_neurons].T).to(mlp.down.dtype)}
+    if mlp.down_bias is not None:
+        fields["down_bias"] = (mlp.down_bias.double() + change[-1]).to(mlp.down_bias.dtype)
+    return replace(mlp, **fields)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Adam on all weights of a block: `num_epochs` over the tokens in steps of `batch_tokens`, rising and falling rate.
+
+    `learning_rate` is in units of the root mean square of each matrix, which also sets that of its bias. Raises
+    `ValueError` for a bad one; no epochs, no refinement.
+    """
+
+    num_epochs: int
+    learning_rate: float = 0.04
+    batch_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.num_epochs < 0:
+            raise ValueError(f"`num_epochs` must be at least 0, got {self.num_epochs}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
+        if self.batch_tokens < 1:
+            raise ValueError(f"`batch_tokens` must be at least 1, got {self.batch_tokens}")
+
+
+def refine(mlp: MLP, calibration: Calibration, refinement: Refinement, generator: torch.Generator) -> MLP:
+    """`mlp` after training on the mean length of its output error; every tenth sample is held out and decides.
+
+    What is handed over is the state with the lowest error on the held-out samples, be it the start. With fewer than
+    eight such samples that choice would be noise, and the last state is taken. Neither argument is changed.
+    """
+    calibration = calibration.to(mlp.up.device, in_compute_dtype(mlp).up.dtype)
+    order = torch.randperm(calibration.trace.num_samples, generator=generator)
+    num_held = int(_HELD_OUT * len(order))
+    held = calibration.select(order[:num_held].sort().values) if num_held >= _MIN_HELD_OUT else None
+    used = calibration if held is None else calibration.select(order[num_held:].sort().values)
+    steps = refinement.num_epochs * -(-used.trace.num_tokens // refinement.batch_tokens)
+    best, best_error = mlp, float("inf") if held is None else output_error(mlp, held)
+    for step, state in enumerate(_states(mlp, used, refinement, steps, generator), start=1):
+        if step == steps or (held is not None and step % -(-steps // _CHECKS) == 0):
+            error = -1.0 if held is None else output_error(state, held)
+            if error < best_error:
+                best, best_error = replace(state, **{n: t.clone() for n, t in state.tensors().items()}), error
+    return replace(best, **{name: tensor.to(mlp.up.dtype) for name, tensor in best.tensors().items()})
+
+
+@torch.no_grad()
+def output_error(mlp: MLP, calibration: Calibration) -> float:
+    """Mean length of the output error over the mean length of the targets; 0 if these are 0 and met."""
+    error = (forward(in_compute_dtype(mlp), calibration.trace.inputs.to(in_compute_dtype(mlp).up)) - calibration.targets).double().norm(dim=1).mean()
+    size = calibration.targets.double().norm(dim=1).mean()
+    return float(error / size) if size > 0 else float(error)
+
+
+def _states(
+    mlp: MLP, calibration: Calibration, refinement: Refinement, steps: int, generator: torch.Generator
+) -> Iterator[MLP]:
+    """The block after every step; its tensors are those that the next step changes."""
+    if not steps:
+        return
+    block = in_compute_dtype(mlp)
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in block.tensors().items()}
+    rates = {name: refinement.learning_rate * _size(block, name) for name in leaves}
+    groups = [{"params": [leaf], "lr": rates[name]} for name, leaf in leaves.items()]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in groups], total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
+    )
+    size = float(calibration.targets.double().norm(dim=1).mean()) or 1.0
+    inputs, targets = calibration.trace.inputs, calibration.targets
+    for _ in range(refinement.num_epochs):
+        for tokens in torch.randperm(len(inputs), generator=generator).split(refinement.batch_tokens):
+            tokens = tokens.to(inputs.device)
+            with torch.enable_grad():
+                error = forward(replace(block, **leaves), inputs[tokens]) - targets[tokens]
+                gradients = torch.autograd.grad(error.norm(dim=1).mean() / size, list(leaves.values()))
+            for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+                leaf.grad = gradient
+            optimizer.step()
+            schedule.step()
+            yield replace(block, **{name: leaf.detach() for name, leaf in leaves.items()})
+
+
+def _size(block: MLP, name: str) -> float:
+    """Root mean square of a matrix, or of that to which a bias belongs; 1 for a matrix of zeros."""
+    return float(getattr(block, name.removesuffix("_bias")).double().square().mean().sqrt()) or 1.0
+
+
+def _normal_equations(
+    block: MLP, inputs: Float[Tensor, "tokens hidden"], residual: Float[Tensor, "tokens hidden"]
+) -> tuple[Tensor, Tensor]:
+    """A^T A and A^T residual over the tokens, A the activations and, where there is a bias, a column of ones."""
+    gram, right = 0, 0
+    for x, wanted in zip(inputs.split(_CHUNK_TOKENS), residual.split(_CHUNK_TOKENS), strict=True):
+        activations = hidden_activations(block, x.to(block.up))
+        if block.down_bias is not None:
+            activations = torch.cat([activations, activations.new_ones(len(x), 1)], dim=1)
+        gram = gram + (activations.T @ activations).double() / len(inputs)
+        right = right + (activations.T @ wanted.to(activations)).double() / len(inputs)
+    assert isinstance(gram, Tensor)
+    assert isinstance(right, Tensor)
+    return gram, right
