@@ -16,17 +16,19 @@ from mlpfusion.calibration import (
     NUM_SAMPLES,
     NUM_TOKENS,
     calibrated_outcomes,
+    calibration_head,
     data_free_calibration,
     feeding_norms,
     norm_trace,
 )
 from mlpfusion.errors import InputError
+from mlpfusion.evaluate.approximation import Probe
 from mlpfusion.kernel import logit
 from mlpfusion.methods import Calibration
 from mlpfusion.mlp import forward
 from mlpfusion.outcomes import Job
 from mlpfusion.plan import make_plan
-from mlpfusion.traces import block_traces, mlp_inputs, random_head
+from mlpfusion.traces import block_traces, mlp_inputs
 
 # Models that normalise after the MLP only: what enters it is the residual stream.
 WITHOUT_NORM = {"olmo2"}
@@ -70,7 +72,7 @@ def watched(model: Any, batches: Any, *, sequential: bool, monkeypatch: Any) -> 
 def test_every_site_is_calibrated_on_what_the_original_model_sees(name, monkeypatch):
     model, batches = pico_model(name), batches_of(name)
     found, _ = watched(model, batches, sequential=False, monkeypatch=monkeypatch)
-    traces = block_traces(model, sites_of(model), batches, logit, random_head(model, 5))
+    traces = block_traces(model, sites_of(model), batches, logit, calibration_head(model, 5))
     for site in sites_of(model):
         assert torch.equal(found[site.path].trace.inputs, traces[site.path].inputs)
         assert torch.equal(found[site.path].trace.cotangents, traces[site.path].cotangents)
@@ -93,6 +95,16 @@ def test_sequential_inputs_are_those_of_the_compressed_model_and_targets_those_o
         change = (found[site.path].trace.inputs - plain[site.path].trace.inputs).abs().max()
         assert (float(change) < 1e-4) == (index == 0)  # not 0: T5 attends by another kernel without gradients
         assert torch.equal(read_mlp(final, site).up, outcome.mlp.up)
+
+
+def test_the_head_of_the_calibration_is_not_that_of_the_measurement_with_the_same_seed():
+    model = pico_model("bert")
+    calibrated, measured = calibration_head(model, 0), Probe("logit", 0).head(model)
+    assert measured is not None
+    cosine = torch.nn.functional.cosine_similarity(calibrated.weight, measured.weight)
+    assert float(cosine.abs().max()) < 0.6
+    assert torch.equal(calibrated.weight, calibration_head(model, 0).weight)
+    assert not torch.equal(calibrated.weight, calibration_head(model, 1).weight)
 
 
 def test_the_head_of_a_classifier_is_not_used(monkeypatch):

@@ -1,5 +1,7 @@
 """What must hold on a GPU; skipped where there is none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pico import pico_inputs, pico_model
@@ -24,6 +26,22 @@ def test_the_arithmetic_moves_to_the_gpu_and_the_model_stays():
     model = pico_model("bert")
     mlpfusion.compress(model, mlpfusion.Fusion(), width=14, device="cuda")
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("method", [mlpfusion.MaintainOutput(), mlpfusion.MaintainNTKGradient()])
+@pytest.mark.parametrize("options", [{}, {"sequential": True}, {"data_free": True}])
+def test_calibration_is_where_the_model_is_and_the_arithmetic_where_it_is_asked_for(method, options):
+    if options.get("data_free"):
+        method, options = replace(method, data_free=True), {}
+    else:
+        options = {**options, "calibration": [pico_inputs("llama", seed) for seed in range(3)]}
+    for home, device in (("cuda", None), ("cpu", "cuda")):
+        model = pico_model("llama").to(home)
+        record = mlpfusion.compress(model, method, width=14, device=device, **options)
+        assert {parameter.device.type for parameter in model.parameters()} == {home}
+        for name in ("squared_error", "gradient_error"):
+            if name in record.sites[0].metrics:
+                assert record.sites[0].metrics[name] < record.sites[0].metrics[f"{name}_start"]
 
 
 @pytest.mark.parametrize("seed", range(3))

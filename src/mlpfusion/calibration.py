@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import Site, base_model, read_mlp
 from mlpfusion.errors import InputError
 from mlpfusion.install.kinds import KINDS
-from mlpfusion.kernel import BlockTrace, logit, random_trace
+from mlpfusion.kernel import BlockTrace, RandomHead, logit, random_trace
 from mlpfusion.methods import CALIBRATED_METHODS, Calibration, Outcome, can_be_data_free, method_name, takes_no_data
 from mlpfusion.outcomes import Job, compute_outcomes, site_generator
 from mlpfusion.plan import Plan
@@ -54,7 +54,7 @@ def calibrated_outcomes(
     sites = [site for site, _ in job.plan.entries]
     home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     with eval_mode(model):
-        traces = block_traces(model, sites, home, logit, random_head(model, job.seed))
+        traces = block_traces(model, sites, home, logit, calibration_head(model, job.seed))
     one = traces[sites[0].path]
     counts = {"samples": one.num_samples, "tokens": one.num_tokens}
 
@@ -65,6 +65,11 @@ def calibrated_outcomes(
     if not sequential:
         return compute_outcomes(model, calibrated), counts
     return _sequential_outcomes(model, calibrated, home), counts
+
+
+def calibration_head(model: PreTrainedModel, seed: int) -> RandomHead:
+    """The random head whose logit calibration takes for f; another than that with which the same seed measures."""
+    return random_head(model, site_generator(seed, "calibration head"))
 
 
 def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: int) -> Callable[[Site], Calibration]:

@@ -83,9 +83,9 @@ def mlp_inputs(
     return {path: torch.cat([inputs for inputs, _ in parts]) for path, parts in found.items()}
 
 
-def random_head(model: PreTrainedModel, seed: int) -> RandomHead:
-    """The random head on the base model of `model`, one and the same for a seed."""
-    return RandomHead.draw(base_model(model).config.hidden_size, torch.Generator().manual_seed(seed))
+def random_head(model: PreTrainedModel, generator: torch.Generator) -> RandomHead:
+    """A random head for the base model of `model`, the same for the same state of `generator`."""
+    return RandomHead.draw(base_model(model).config.hidden_size, generator)
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def test_options_are_checked(options, message):
     for method in METHODS:
         with pytest.raises(ValueError, match=message):
             replace(method, **options)
-    assert MaintainOutput().training() == Training(1e-3, 1, 256)
+    assert MaintainOutput().training() == Training(1e-3, 1, 64)
 
 
 def test_an_activation_of_a_fixed_width_is_refused():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, find_sites
@@ -29,7 +30,7 @@ class Probe:
         """None for a classification model, whose own logits serve; else a random head, one and the same for a seed."""
         if type(model).__name__.endswith("ForSequenceClassification"):
             return None
-        return random_head(model, self.seed)
+        return random_head(model, torch.Generator().manual_seed(self.seed))
 
     def traces(self, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]) -> dict[str, BlockTrace]:
         """The traces of the sites, by path, for this f. Raises `InputError` as `block_traces` does."""

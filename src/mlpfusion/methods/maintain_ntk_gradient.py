@@ -28,9 +28,9 @@ class MaintainNTKGradient:
     the statistics of the normalisation before the block.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     num_epochs: int = 1
-    batch_tokens: int = 256
+    batch_tokens: int = 64
     data_free: bool = False
 
     def __post_init__(self):

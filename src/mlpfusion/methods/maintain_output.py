@@ -23,7 +23,7 @@ class MaintainOutput:
 
     learning_rate: float = 1e-3
     num_epochs: int = 1
-    batch_tokens: int = 256
+    batch_tokens: int = 64
     data_free: bool = False
 
     def __post_init__(self):
