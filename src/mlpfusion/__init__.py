@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlpfusion.methods.maintain_output import MaintainOutput as MaintainOutput
     from mlpfusion.methods.mmd import MMD as MMD
     from mlpfusion.methods.neuron_pruning import NeuronPruning as NeuronPruning
+    from mlpfusion.methods.ntk_match import NTKMatch as NTKMatch
     from mlpfusion.methods.ntk_sap import NTKSAP as NTKSAP
     from mlpfusion.methods.random_neurons import RandomNeurons as RandomNeurons
     from mlpfusion.methods.sketch import Sketch as Sketch
@@ -40,6 +41,7 @@ _PUBLIC = {
     "MaintainOutput": "mlpfusion.methods.maintain_output",
     "MMD": "mlpfusion.methods.mmd",
     "NeuronPruning": "mlpfusion.methods.neuron_pruning",
+    "NTKMatch": "mlpfusion.methods.ntk_match",
     "NTKSAP": "mlpfusion.methods.ntk_sap",
     "RandomNeurons": "mlpfusion.methods.random_neurons",
     "Record": "mlpfusion.record",

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,23 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import Site, base_model, read_mlp
 from mlpfusion.errors import InputError
 from mlpfusion.install.kinds import KINDS
-from mlpfusion.kernel import BlockTrace, RandomHead, logit, random_trace
-from mlpfusion.methods import CALIBRATED_METHODS, Calibration, Outcome, can_be_data_free, method_name, takes_no_data
-from mlpfusion.outcomes import Job, compute_outcomes, site_generator
+from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit, random_trace
+from mlpfusion.methods import (
+    CALIBRATED_METHODS,
+    Calibration,
+    Narrowed,
+    Outcome,
+    can_be_data_free,
+    is_rescaled,
+    method_name,
+    takes_no_data,
+)
+from mlpfusion.outcomes import Job, compute_outcomes, rescaled_outcomes, site_generator
 from mlpfusion.plan import Plan
 from mlpfusion.traces import Batch, block_traces, eval_mode, mlp_inputs, random_head, watch_sites
 
+# The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
+NUM_LOGITS = 4
 # What a data-free calibration draws for every block.
 NUM_SAMPLES, NUM_TOKENS = 256, 24
 
@@ -42,34 +53,37 @@ def calibrated_outcomes(
 ) -> tuple[Sequence[Outcome], dict[str, int]]:
     """The outcomes of a calibrated method, and the number of samples and of tokens that it saw; the model is only read.
 
-    One forward and one backward pass of the model, in eval mode, give the traces of all sites at once, f being the
-    logit of a random head from the job's seed on the base model: two tensors a site of tokens x hidden size x the bytes
+    One forward and one backward pass of the model, in eval mode, give the traces of all sites at once, f being a
+    logit of a random head from the job's seed on the base model, sample by sample another one of `NUM_LOGITS`: two tensors a site of tokens x hidden size x the bytes
     of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). With `sequential` the blocks are
     compressed in the order of the plan in a copy of the model, and each sees the inputs that those before it leave: a
-    forward pass a site more, and the memory of the copy. Raises `InputError` as `block_traces` and the method do, and
-    if there is no batch.
+    forward pass a site more, and the memory of the copy. A method that chooses its scales in a second step does so by
+    the gradients of a copy with all blocks in place: another pass over the first `match_samples` samples. Raises
+    `InputError` as `block_traces` and the method do, and if there is no batch.
     """
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")
     sites = [site for site, _ in job.plan.entries]
     home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     with eval_mode(model):
-        traces = block_traces(model, sites, home, logit, calibration_head(model, job.seed))
+        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, job.seed))
     one = traces[sites[0].path]
     counts = {"samples": one.num_samples, "tokens": one.num_tokens}
 
     def calibrate(site: Site) -> Calibration:
         return Calibration.of(read_mlp(model, site), traces[site.path])
 
-    calibrated = replace(job, calibrate=calibrate)
-    if not sequential:
-        return compute_outcomes(model, calibrated), counts
-    return _sequential_outcomes(model, calibrated, home), counts
+    calibrated = replace(job, calibrate=calibrate, rescaled=False)
+    outcomes = _sequential_outcomes(model, calibrated, home) if sequential else compute_outcomes(model, calibrated)
+    if is_rescaled(job.method):
+        after = _compressed_traces(model, job, outcomes, home)
+        outcomes = rescaled_outcomes(model, job, cast("Sequence[Narrowed]", outcomes), traces, after)
+    return outcomes, counts
 
 
 def calibration_head(model: PreTrainedModel, seed: int) -> RandomHead:
-    """The random head whose logit calibration takes for f; another than that with which the same seed measures."""
-    return random_head(model, site_generator(seed, "calibration head"))
+    """The random head of calibration, of several logits; another than that with which the same seed measures."""
+    return random_head(model, site_generator(seed, "calibration head"), NUM_LOGITS)
 
 
 def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: int) -> Callable[[Site], Calibration]:
@@ -140,6 +154,21 @@ def _norm_with_output(norms: Sequence[tuple[nn.Module, Tensor]], inputs: Tensor,
     raise InputError(
         f"`data_free` must be left out where no normalisation feeds the MLP, as at {site.path}; give `calibration`"
     )
+
+
+def _compressed_traces(
+    model: PreTrainedModel, job: Job, outcomes: Sequence[Outcome], batches: Sequence[Batch]
+) -> dict[str, BlockTrace]:
+    """The traces of the sites in the model with all blocks in place, of as many samples as the method matches."""
+    work = copy.deepcopy(model)
+    sites = [site for site, _ in job.plan.entries]
+    for site, outcome in zip(sites, outcomes, strict=True):
+        KINDS[type(outcome)].install(work, site, outcome)
+    counts = [len(batch[model.main_input_name]) for batch in batches]
+    starts = [sum(counts[:index]) for index in range(len(counts))]
+    used = [batch for batch, start in zip(batches, starts, strict=True) if start < job.method.match_samples]
+    with eval_mode(work):
+        return block_traces(work, sites, used, alternating_logit, calibration_head(model, job.seed))
 
 
 def _sequential_outcomes(model: PreTrainedModel, job: Job, batches: Sequence[Batch]) -> list[Outcome]:

@@ -1,7 +1,7 @@
 """Runs a method on the blocks of a plan; the model is only read."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, read_mlp
+from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods import (
     LOW_RANK_METHODS,
     MASK_METHODS,
+    RESCALED_METHODS,
     Calibration,
     LowRank,
     Masked,
@@ -32,7 +34,8 @@ Progress = Callable[[int, int, str], None]
 class Job:
     """One method on the blocks of one plan: what `compute_outcomes` needs beside the model.
 
-    `calibrate` gives the calibration of a site, on any device, for a method that takes one.
+    `calibrate` gives the calibration of a site, on any device, for a method that takes one; `rescaled` is that of
+    `narrow`.
     """
 
     plan: Plan
@@ -41,6 +44,7 @@ class Job:
     device: torch.device
     progress: Progress
     calibrate: Callable[[Site], Calibration] | None = None
+    rescaled: bool = True
 
 
 def compute_outcomes(model: PreTrainedModel, job: Job) -> Sequence[Outcome]:
@@ -53,6 +57,25 @@ def compute_outcomes(model: PreTrainedModel, job: Job) -> Sequence[Outcome]:
     if type(job.method) in MASK_METHODS:
         return _masked(model, job)
     return _narrowed(model, job)
+
+
+def rescaled_outcomes(
+    model: PreTrainedModel,
+    job: Job,
+    narrowed: Sequence[Narrowed],
+    before: Mapping[str, BlockTrace],
+    after: Mapping[str, BlockTrace],
+) -> list[Narrowed]:
+    """The second step of a method in `RESCALED_METHODS`: `before` are the traces of `model`, `after` those of the same
+    samples, or the first of them, in the model with the blocks `narrowed`.
+    """
+    rescale, results = RESCALED_METHODS[type(job.method)], []
+    for (site, _), one in zip(job.plan.entries, narrowed, strict=True):
+        small = replace(one, mlp=_to(one.mlp, job.device))
+        traces = [side[site.path].to(job.device) for side in (before, after)]
+        result = rescale(_to(read_mlp(model, site), job.device), traces[0], small, traces[1], job.method)
+        results.append(replace(result, mlp=_to(result.mlp, one.mlp.up.device)))
+    return results
 
 
 def site_generator(seed: int, path: str) -> torch.Generator:
@@ -68,7 +91,7 @@ def _narrowed(model: PreTrainedModel, job: Job) -> list[Narrowed]:
         mlp = read_mlp(model, site)
         calibration = None if job.calibrate is None else job.calibrate(site).to(job.device)
         generator = site_generator(job.seed, site.path)
-        result = narrow(_to(mlp, job.device), num_neurons, job.method, generator, calibration)
+        result = narrow(_to(mlp, job.device), num_neurons, job.method, generator, calibration, rescaled=job.rescaled)
         narrowed.append(replace(result, mlp=_to(result.mlp, mlp.up.device)))
     job.progress(len(job.plan.entries), len(job.plan.entries), "")
     return narrowed
@@ -103,6 +126,6 @@ def _masked(model: PreTrainedModel, job: Job) -> list[Masked]:
 
 def _to(mlp: MLP, device: torch.device) -> MLP:
     tensors = dict(mlp.tensors())
-    if mlp.output_scale is not None:
-        tensors["output_scale"] = mlp.output_scale
+    scales = {"input_scale": mlp.input_scale, "output_scale": mlp.output_scale}
+    tensors |= {name: scale for name, scale in scales.items() if scale is not None}
     return replace(mlp, **{name: tensor.to(device) for name, tensor in tensors.items()})

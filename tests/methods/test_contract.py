@@ -87,7 +87,7 @@ def test_inputs_and_the_output_bias_are_untouched(method, layout):
     small = run(mlp, 5, method).mlp
     for name, tensor in mlp.tensors().items():
         assert torch.equal(tensor, before[name])
-    if mlp.down_bias is not None:
+    if mlp.down_bias is not None and method_name(type(method)) != "ntk-match":  # which refits it
         assert small.down_bias is not None
         assert torch.equal(small.down_bias, mlp.down_bias)
 
@@ -110,7 +110,7 @@ def test_a_dead_neuron_does_no_harm(method):
     assert all(torch.isfinite(tensor).all() for tensor in small.tensors().values())
 
 
-@pytest.mark.parametrize("name", ["fusion", "folded-fusion", "maintain-output", "maintain-ntk-gradient"])
+@pytest.mark.parametrize("name", ["fusion", "folded-fusion", "maintain-output", "maintain-ntk-gradient", "ntk-match"])
 @every_layout
 def test_exact_duplicates_fuse_without_change(name, layout):
     half = make_mlp(6, **layout)
@@ -120,8 +120,11 @@ def test_exact_duplicates_fuse_without_change(name, layout):
         down=torch.cat([half.down, half.down], dim=1),
     )
     x = inputs(twice)
+    options = {"choice": "fusion"} if name == "ntk-match" else {}
     for seed in range(5):
-        torch.testing.assert_close(forward(run(twice, 6, method_from_name(name), seed).mlp, x), forward(twice, x))
+        torch.testing.assert_close(
+            forward(run(twice, 6, method_from_name(name, options), seed).mlp, x), forward(twice, x)
+        )
 
 
 @every_method

@@ -20,6 +20,7 @@ from mlpfusion.kernel.ntk import plain_kernel as plain_kernel
 from mlpfusion.kernel.scalar import SCALARS as SCALARS
 from mlpfusion.kernel.scalar import RandomHead as RandomHead
 from mlpfusion.kernel.scalar import Scalar as Scalar
+from mlpfusion.kernel.scalar import alternating_logit as alternating_logit
 from mlpfusion.kernel.scalar import logit as logit
 from mlpfusion.kernel.scalar import loss as loss
 from mlpfusion.kernel.scalar import prob0 as prob0

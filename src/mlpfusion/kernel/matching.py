@@ -32,7 +32,7 @@ class Matching:
     """
 
     per: str = "neuron"
-    ridge: float = 0.3
+    ridge: float = 0.1
 
     def __post_init__(self) -> None:
         if self.per not in ("layer", "neuron"):
@@ -97,5 +97,6 @@ def _per_neuron(gram: np.ndarray, wanted: np.ndarray, numbers: np.ndarray, ridge
         return value / weight, (product - right + weight * away) / weight
 
     options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-12, "gtol": 1e-9}
-    found = minimize(loss, np.ones_like(numbers), jac=True, method="L-BFGS-B", bounds=[(_SMALLEST, None)] * len(gram), options=options)
+    bounds = [(_SMALLEST, None)] * len(gram)
+    found = minimize(loss, np.ones_like(numbers), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return numbers * found.x

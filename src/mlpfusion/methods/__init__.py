@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mlpfusion.errors import InputError
+from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods import (
     clustering,
     folded_fusion,
@@ -20,6 +21,7 @@ from mlpfusion.methods import (
     maintain_output,
     mmd,
     neuron_pruning,
+    ntk_match,
     ntk_sap,
     random_neurons,
     sketch,
@@ -47,6 +49,13 @@ METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {
 CALIBRATED_METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator, Calibration], Narrowed]] = {
     maintain_output.MaintainOutput: maintain_output.compress,
     maintain_ntk_gradient.MaintainNTKGradient: maintain_ntk_gradient.compress,
+    ntk_match.NTKMatch: ntk_match.compress,
+}
+
+# (original, its trace, narrowed, its trace, config): other scales, the same outputs. The second step of a calibrated
+# method whose scales depend on the gradients that come back through the compressed model.
+RESCALED_METHODS: dict[type, Callable[[MLP, BlockTrace, Narrowed, BlockTrace, Any], Narrowed]] = {
+    ntk_match.NTKMatch: ntk_match.rescale,
 }
 
 NARROW_METHODS: tuple[type, ...] = (*METHODS, *CALIBRATED_METHODS)
@@ -103,10 +112,23 @@ def can_be_data_free(method: type) -> bool:
     return method in CALIBRATED_METHODS and "data_free" in {field.name for field in fields(method)}
 
 
+def is_rescaled(method: Any) -> bool:
+    """Whether the scales of the config `method` are chosen in a second step, in the compressed model."""
+    return type(method) in RESCALED_METHODS and method.match != "none"
+
+
 def narrow(
-    mlp: MLP, num_neurons: int, method: Any, generator: torch.Generator, calibration: Calibration | None = None
+    mlp: MLP,
+    num_neurons: int,
+    method: Any,
+    generator: torch.Generator,
+    calibration: Calibration | None = None,
+    *,
+    rescaled: bool = True,
 ) -> Narrowed:
     """`mlp` made `num_neurons` wide by `method`; the input is left as it is.
+
+    `rescaled` says whether to do the second step of a method that has one (`RESCALED_METHODS`) on the calibration.
 
     Raises `InputError` for something that is no method of that kind, a width out of range, NaN or Inf in a weight or in
     the calibration, and a calibration where the method takes none, or none where it needs one.
@@ -122,7 +144,10 @@ def narrow(
     if calibration is None:
         return METHODS[type(method)](mlp, num_neurons, method, generator)
     calibration.check(mlp)
-    return CALIBRATED_METHODS[type(method)](mlp, num_neurons, method, generator, calibration)
+    result = CALIBRATED_METHODS[type(method)](mlp, num_neurons, method, generator, calibration)
+    if not (rescaled and is_rescaled(method)):
+        return result
+    return RESCALED_METHODS[type(method)](mlp, calibration.trace, result, calibration.trace, method)
 
 
 def factorise(mlp: MLP, rank: int, method: Any, generator: torch.Generator) -> LowRank:

@@ -62,22 +62,30 @@ class Refinement:
             raise ValueError(f"`batch_tokens` must be at least 1, got {self.batch_tokens}")
 
 
-def refine(mlp: MLP, calibration: Calibration, refinement: Refinement, generator: torch.Generator) -> MLP:
-    """`mlp` after training on the mean length of its output error; every tenth sample is held out and decides.
+def split_samples(calibration: Calibration, generator: torch.Generator) -> tuple[Calibration, Calibration]:
+    """The samples to fit on, and the tenth that is held out to judge by; all for both where that were less than eight.
 
-    What is handed over is the state with the lowest error on the held-out samples, be it the start. With fewer than
-    eight such samples that choice would be noise, and the last state is taken. Neither argument is changed.
+    Of a handful of samples none can be spared, and a choice by them would be noise.
     """
-    calibration = calibration.to(mlp.up.device, in_compute_dtype(mlp).up.dtype)
     order = torch.randperm(calibration.trace.num_samples, generator=generator)
     num_held = int(_HELD_OUT * len(order))
-    held = calibration.select(order[:num_held].sort().values) if num_held >= _MIN_HELD_OUT else None
-    used = calibration if held is None else calibration.select(order[num_held:].sort().values)
+    if num_held < _MIN_HELD_OUT:
+        return calibration, calibration
+    return calibration.select(order[num_held:].sort().values), calibration.select(order[:num_held].sort().values)
+
+
+def refine(mlp: MLP, used: Calibration, held: Calibration, refinement: Refinement, generator: torch.Generator) -> MLP:
+    """`mlp` after training on the mean length of its output error on `used`, at the step with the least on `held`.
+
+    That can be the start. In the dtype of `mlp`; no argument is changed.
+    """
+    compute = in_compute_dtype(mlp).up.dtype
+    used, held = (part.to(mlp.up.device, compute) for part in (used, held))
     steps = refinement.num_epochs * -(-used.trace.num_tokens // refinement.batch_tokens)
-    best, best_error = mlp, float("inf") if held is None else output_error(mlp, held)
+    best, best_error = mlp, output_error(mlp, held)
     for step, state in enumerate(_states(mlp, used, refinement, steps, generator), start=1):
-        if step == steps or (held is not None and step % -(-steps // _CHECKS) == 0):
-            error = -1.0 if held is None else output_error(state, held)
+        if step == steps or step % -(-steps // _CHECKS) == 0:
+            error = output_error(state, held)
             if error < best_error:
                 best, best_error = replace(state, **{n: t.clone() for n, t in state.tensors().items()}), error
     return replace(best, **{name: tensor.to(mlp.up.dtype) for name, tensor in best.tensors().items()})
@@ -86,7 +94,9 @@ def refine(mlp: MLP, calibration: Calibration, refinement: Refinement, generator
 @torch.no_grad()
 def output_error(mlp: MLP, calibration: Calibration) -> float:
     """Mean length of the output error over the mean length of the targets; 0 if these are 0 and met."""
-    error = (forward(in_compute_dtype(mlp), calibration.trace.inputs.to(in_compute_dtype(mlp).up)) - calibration.targets).double().norm(dim=1).mean()
+    block = in_compute_dtype(mlp)
+    outputs = forward(block, calibration.trace.inputs.to(block.up))
+    error = (outputs - calibration.targets).double().norm(dim=1).mean()
     size = calibration.targets.double().norm(dim=1).mean()
     return float(error / size) if size > 0 else float(error)
 
@@ -108,8 +118,8 @@ def _states(
     size = float(calibration.targets.double().norm(dim=1).mean()) or 1.0
     inputs, targets = calibration.trace.inputs, calibration.targets
     for _ in range(refinement.num_epochs):
-        for tokens in torch.randperm(len(inputs), generator=generator).split(refinement.batch_tokens):
-            tokens = tokens.to(inputs.device)
+        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        for tokens in order.split(refinement.batch_tokens):
             with torch.enable_grad():
                 error = forward(replace(block, **leaves), inputs[tokens]) - targets[tokens]
                 gradients = torch.autograd.grad(error.norm(dim=1).mean() / size, list(leaves.values()))

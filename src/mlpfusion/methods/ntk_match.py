@@ -1,0 +1,134 @@
+"""NTKMatch: the best output first, then the two diagonals for the kernel (ours; not in the paper)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mlpfusion.kernel import BlockTrace, adam_kernel
+from mlpfusion.kernel.matching import Matching, match_kernel
+from mlpfusion.methods.calibration import Calibration
+from mlpfusion.methods.outcome import Narrowed
+from mlpfusion.methods.refit import Refinement, output_error, refine, refit_down, split_samples
+from mlpfusion.methods.student import fused_start
+from mlpfusion.mlp import MLP, hidden_activations, in_compute_dtype, select_neurons
+
+CHOICES = ("energy", "cholesky", "fusion")
+_CHUNK_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class NTKMatch:
+    """Neurons or clusters, a refit of the second map, a refinement of all weights, and matched diagonals.
+
+    `choice` is `energy` (the neurons that add most to the output: mean squared activation times squared length of the
+    column of `down`), `cholesky` (pivoted Cholesky on their contributions' Gram matrix) or `fusion` (the centroids of
+    MLP Fusion and P). `refit` solves for `down` and its bias by ridge regression with `ridge` in units of the mean
+    squared activation; `refine_epochs` of Adam on all weights follow, at `refine_rate` of the size of each matrix.
+    `match` sets the diagonals for the Adam kernel of the original on the first `match_samples` samples: a number for
+    each `neuron`, drawn by `match_ridge` to that of the `layer`, or that one, or `none`. Each part can be left out.
+    With `data_free` the inputs are drawn from the statistics of the normalisation before the block.
+    """
+
+    choice: str = "energy"
+    refit: bool = True
+    ridge: float = 0.01
+    refine_epochs: int = 20
+    refine_rate: float = 0.04
+    match: str = "neuron"
+    match_ridge: float = 0.1
+    match_samples: int = 128
+    data_free: bool = False
+
+    def __post_init__(self):
+        if self.choice not in CHOICES:
+            raise ValueError(f"`choice` must be one of {', '.join(CHOICES)}, got {self.choice!r}")
+        if not self.ridge > 0:
+            raise ValueError(f"`ridge` must be above 0, got {self.ridge}")
+        if self.match not in ("neuron", "layer", "none"):
+            raise ValueError(f"`match` must be one of neuron, layer, none, got {self.match!r}")
+        if self.match_samples < 1:
+            raise ValueError(f"`match_samples` must be at least 1, got {self.match_samples}")
+        self.refinement()
+        Matching(ridge=self.match_ridge)
+
+    def refinement(self) -> Refinement:
+        """The options of the refinement. Raises `ValueError` for a bad one."""
+        return Refinement(self.refine_epochs, self.refine_rate)
+
+
+def compress(
+    mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, calibration: Calibration
+) -> Narrowed:
+    """The block before its diagonals are matched (`rescale`); the metrics are output errors, held-out where refined."""
+    used, held = split_samples(calibration, generator) if config.refine_epochs else (calibration, calibration)
+    small = _choose(mlp, num_neurons, config, generator, used)
+    metrics = {"output_error_chosen": output_error(small, held)}
+    if config.refit:
+        small = refit_down(small, used.trace.inputs, used.targets, config.ridge)
+        metrics["output_error_refit"] = output_error(small, held)
+    if config.refine_epochs:
+        small = refine(small, used, held, config.refinement(), generator)
+        metrics["output_error_refined"] = output_error(small, held)
+    return Narrowed(small, metrics)
+
+
+def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockTrace, config: NTKMatch) -> Narrowed:
+    """`narrowed` with matched diagonals: its Adam kernel on `after` is drawn to that of `original` on `before`.
+
+    The two are the traces of the same samples in the original model and in the compressed one, whose gradients have
+    changed with it; of a block by itself they are one and the same.
+    """
+    if config.match == "none":
+        return narrowed
+    samples = torch.arange(min(config.match_samples, after.num_samples))
+    target = adam_kernel(original, before.select(samples))
+    matching = Matching(config.match, config.match_ridge)
+    matched = match_kernel(narrowed.mlp, after.select(samples), target, matching)
+    assert matched.input_scale is not None
+    assert matched.output_scale is not None
+    scales = {"input": matched.input_scale, "output": matched.output_scale}
+    means = {f"mean_{name}_scale": float(scale.double().mean()) for name, scale in scales.items()}
+    return replace(narrowed, mlp=matched, metrics=narrowed.metrics | means)
+
+
+def _choose(mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, calibration: Calibration) -> MLP:
+    if config.choice == "fusion":
+        return fused_start(mlp, num_neurons, generator).student
+    inputs = calibration.trace.inputs
+    if config.choice == "energy":
+        best = _energy(mlp, inputs).sort(descending=True, stable=True).indices[:num_neurons]
+    else:
+        best = _pivots(_contributions(mlp, inputs), num_neurons)
+    return select_neurons(mlp, best.sort().values)
+
+
+def _energy(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " neurons"]:
+    """Mean square of what each neuron adds to the output."""
+    block, total = in_compute_dtype(mlp), torch.zeros(mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
+    for x in inputs.split(_CHUNK_TOKENS):
+        total += hidden_activations(block, x.to(block.up)).double().square().sum(0)
+    return total / len(inputs) * block.down.double().square().sum(0)
+
+
+def _contributions(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "neurons neurons"]:
+    """The Gram matrix of what the neurons add to the output, <a_i, a_j> <w2_i, w2_j>, mean over the tokens."""
+    block, gram = in_compute_dtype(mlp), 0
+    for x in inputs.split(_CHUNK_TOKENS):
+        activations = hidden_activations(block, x.to(block.up))
+        gram = gram + (activations.T @ activations).double() / len(inputs)
+    return gram * (block.down.T @ block.down).double()
+
+
+def _pivots(gram: Float[Tensor, "neurons neurons"], count: int) -> Int[Tensor, " count"]:
+    """The first pivots of the pivoted Cholesky factorisation; ties, and a rest of zeros, go to the lower index."""
+    residual, columns, pivots = gram.diagonal().clone(), gram.new_zeros(count, len(gram)), []
+    for step in range(count):
+        pivot = int(residual.argmax())
+        pivots.append(pivot)
+        root = residual[pivot].clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+        columns[step] = (gram[pivot] - columns[:step, pivot] @ columns[:step]) / root
+        residual = (residual - columns[step].square()).clamp_min(0)
+        residual[pivots] = -1.0
+    return torch.tensor(pivots, device=gram.device)
