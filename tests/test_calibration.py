@@ -232,7 +232,7 @@ def test_data_free_draws_depend_on_the_seed_and_the_site_alone(name):
     assert torch.equal(one.trace.inputs, two.trace.inputs)
     assert torch.equal(one.targets, forward(read_mlp(model, sites[1]), one.trace.inputs))
     assert not torch.equal(one.trace.inputs, three.trace.inputs)
-    assert not torch.equal(one.trace.inputs, draws[0](sites[2]).trace.inputs)
+    assert not torch.equal(one.trace.cotangents, draws[0](sites[2]).trace.cotangents)
     record = mlpfusion.compress(model, replace(METHOD, data_free=True), layers="1", width=20)
     assert record.recipe["calibration"] is None
     assert record.recipe["options"]["data_free"]

@@ -144,6 +144,17 @@ def test_training_lowers_the_loss_and_leaves_p_and_the_output_bias(method, metri
 
 
 @each_method
+def test_permuting_the_neurons_changes_no_byte(method, metric):
+    mlp = make_mlp(40, 6, dtype=torch.float32)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(5))
+    assert mlp.up_bias is not None
+    moved = replace(mlp, up=mlp.up[order], up_bias=mlp.up_bias[order], down=mlp.down[:, order])
+    calibration = calibration_of(mlp)
+    first, second = (narrow(one, 10, method, torch.Generator(), calibration).mlp for one in (mlp, moved))
+    assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in first.tensors().items())
+
+
+@each_method
 def test_a_step_too_large_gives_the_fused_block_back(method, metric):
     mlp = make_mlp(24, 6)
     result = run(mlp, 8, replace(method, learning_rate=100.0))
