@@ -15,6 +15,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.evaluate.traces import run_base, visible_tokens
 
 Batch = Mapping[str, Tensor]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def outputs_on_inputs_of(
     """What leaves the sites of `compressed` if every one of their layers takes in what it takes in in `original`.
 
     So the error of one block does not count in those after it. A forward pass of both models a batch; both must be in
-    eval mode. Raises `InputError` if there is no batch.
+    eval mode, and two objects. Raises `InputError` if there is no batch.
     """
     with recorded_outputs(compressed, sites, batches) as recorder:
         for batch in batches:
@@ -100,13 +101,13 @@ def _take(recorder: OutputRecorder, site: Site, part: int) -> Any:
 
 
 @contextmanager
-def _layer_inputs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
-    """The hidden states that enter the layer of every site, by path."""
-    seen: dict[str, Tensor] = {}
+def _layer_inputs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dict[str, Inputs]]:
+    """What enters the layer of every site, by path."""
+    seen: dict[str, Inputs] = {}
 
     def keep(path: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen[path] = args[0] if args else kwargs["hidden_states"]
+            seen[path] = args, kwargs
 
         return hook
 
@@ -115,17 +116,27 @@ def _layer_inputs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dic
 
 
 @contextmanager
-def _forced_inputs(model: PreTrainedModel, sites: Sequence[Site], inputs: Mapping[str, Tensor]) -> Iterator[None]:
-    """Puts these hidden states in the place of what enters the layer of every site."""
+def _forced_inputs(model: PreTrainedModel, sites: Sequence[Site], inputs: Mapping[str, Inputs]) -> Iterator[None]:
+    """Puts these tensors (hidden states, those of an encoder too) in the place of what enters the layers.
+
+    What is no tensor, such as a cache, stays the model's own.
+    """
 
     def put(path: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return ((inputs[path], *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": inputs[path]})
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+            other, named = inputs[path]
+            own = zip(args, other, strict=True)
+            merged = {name: _first_if_tensor(named[name], value) for name, value in kwargs.items()}
+            return tuple(_first_if_tensor(second, first) for first, second in own), merged
 
         return hook
 
     with _layer_hooks(model, {site.path: put(site.path) for site in sites}):
         yield
+
+
+def _first_if_tensor(first: Any, second: Any) -> Any:
+    return first if isinstance(first, Tensor) else second
 
 
 @contextmanager
