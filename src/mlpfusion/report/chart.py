@@ -65,10 +65,11 @@ def _set_log_axis(axes: Any, reached: Sequence[float]) -> None:
     """From a power of ten below all bars, with round numbers for ticks and room for labels."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+    if not reached:  # nothing but zeros has no logarithm
+        return
     axes.set_xscale("log")
-    if reached:
-        left = 10 ** math.floor(math.log10(min(reached)))
-        axes.set_xlim(left, max(reached) * (max(reached) / left) ** 0.1)
+    left = 10 ** math.floor(math.log10(min(reached)))
+    axes.set_xlim(left, max(reached) * (max(reached) / left) ** 0.1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
