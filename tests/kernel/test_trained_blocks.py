@@ -1,6 +1,7 @@
 """Kernels of factors and of masked weights: those of torch.func on the modules that stand in the model."""
 
 import functools
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -208,6 +209,17 @@ def test_a_mask_that_keeps_nothing_has_the_kernel_zero_and_one_that_keeps_all_th
     empty = kernel(MaskedMLP(replace(mlp, up=0 * mlp.up)), trace)
     assert not empty.blocks["up"].any()
     assert empty.blocks["up_bias"].any()
+
+
+def test_the_tokens_seen_through_the_factors_count_in_the_workspace():
+    mlp, trace = make_mlp(gated=True), make_trace(0, [3, 2], 5)
+    least = []
+    for block in (mlp, factored(mlp, 4, 0)):
+        with pytest.raises(InputError, match="must be at least") as refused:
+            adam_kernel(block, trace, workspace_bytes=1)
+        least.append(int(re.findall(r"at least (\d+)", str(refused.value))[0]))
+    assert least[1] - least[0] == 3 * 2 * 5 * 4 * 8  # matrices, sides, tokens, rank, bytes
+    adam_kernel(factored(mlp, 4, 0), trace, workspace_bytes=least[1])
 
 
 def test_factors_are_compared_by_their_matrix():
