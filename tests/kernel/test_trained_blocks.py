@@ -242,3 +242,21 @@ def test_factors_that_do_not_fit_are_refused():
         FactoredMLP(block.mlp, {**block.factors, "up": (left, right[:1])})
     with pytest.raises(InputError, match="`workspace_bytes` must be at least"):
         adam_kernel(block, make_trace(0, [3, 2], 5), workspace_bytes=100)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@every_kernel
+@pytest.mark.parametrize("make", [factored, masked])
+def test_cuda_agrees_with_the_cpu(make, kernel):
+    mlp = make_mlp(gated=True)
+    block = factored(mlp, 3, 0) if make is factored else masked(mlp, 0)
+    moved = replace(block.mlp, **{name: tensor.cuda() for name, tensor in block.mlp.tensors().items()})
+    on_gpu = MaskedMLP(moved)
+    if isinstance(block, FactoredMLP):
+        pairs = {name: (left.cuda(), right.cuda()) for name, (left, right) in block.factors.items()}
+        on_gpu = FactoredMLP(moved, pairs)
+    trace = make_trace(0, [3, 1, 3, 7], mlp.hidden_size)
+    found, wanted = kernel(on_gpu, trace.to("cuda")), kernel(block, trace)
+    for name in wanted.blocks:
+        assert found.blocks[name].is_cuda
+        assert_equal(found.blocks[name].cpu(), wanted.blocks[name])
