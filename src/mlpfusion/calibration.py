@@ -53,13 +53,13 @@ def calibrated_outcomes(
 ) -> tuple[Sequence[Outcome], dict[str, int]]:
     """The outcomes of a calibrated method, and the number of samples and of tokens that it saw; the model is only read.
 
-    One forward and one backward pass of the model, in eval mode, give the traces of all sites at once, f being a
-    logit of a random head from the job's seed on the base model, sample by sample another one of `NUM_LOGITS`: two tensors a site of tokens x hidden size x the bytes
-    of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). With `sequential` the blocks are
-    compressed in the order of the plan in a copy of the model, and each sees the inputs that those before it leave: a
-    forward pass a site more, and the memory of the copy. A method that chooses its scales in a second step does so by
-    the gradients of a copy with all blocks in place: another pass over the first `match_samples` samples. Raises
-    `InputError` as `block_traces` and the method do, and if there is no batch.
+    One forward and one backward pass of the model, in eval mode, give the traces of all sites at once. f is a logit of
+    a random head on the base model from the job's seed, from sample to sample another of `NUM_LOGITS`. They take two
+    tensors a site of tokens x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32:
+    0.44 GB). With `sequential` the blocks are compressed in the order of the plan in a copy of the model, and each sees
+    the inputs that those before it leave: a forward pass a site more, and the memory of the copy. A method that chooses
+    its scales in a second step does so by the gradients of a copy with all blocks in place: another pass over the first
+    `match_samples` samples. Raises `InputError` as `block_traces` and the method do, and if there is no batch.
     """
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")

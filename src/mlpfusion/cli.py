@@ -117,14 +117,14 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 @click.option("--seeds", default="0,1,2", show_default=True, help="Each drives the random head and the compression.")
 @click.option("--scalar", default="logit", show_default=True, help="f of the kernel: logit or prob0 (the authors').")
 @_calibration_options
+@click.option("--authors-quirks", is_flag=True, help="Also the numbers of the authors' code, in fields of their own.")
 @click.option("--out", metavar="DIR", help="Folder for comparison.json, .md and .png.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
     """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
     with _reported_errors():
-        from mlpfusion.report.comparison import COLUMNS, comparison_table, write_comparison
-        from mlpfusion.report.run_comparison import run_comparison
-        from mlpfusion.report.terminal import progress_bar
+        from mlpfusion.report.run_comparison import run_comparison, write_comparison
+        from mlpfusion.report.terminal import print_comparison, progress_bar
 
         with progress_bar("Comparing") as progress:
             record = run_comparison(model, progress=progress, **options)
@@ -132,9 +132,9 @@ def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
         if as_json:
             click.echo(json.dumps(record, indent=2))
             return
-        for column, title in COLUMNS.items():
-            click.echo(f"\n{title}\n{comparison_table(record, column)}")
-        click.echo("".join(f"\nwritten: {path}" for path in written))
+        print_comparison(record)
+        for path in written:
+            click.echo(f"written: {path}")
 
 
 @main.command()
@@ -145,6 +145,7 @@ def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
 @click.option("--max-samples", type=int, default=256, show_default=True, help="Texts to measure on.")
 @click.option("--scalar", default="logit", show_default=True, help="f of the kernel: logit or prob0 (the authors').")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random head.")
+@click.option("--authors-quirks", is_flag=True, help="Also the numbers of the authors' code, in fields of their own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def measure(original: str, compressed: str, as_json: bool, **options: Any) -> None:
     """Output error and kernel error of every block of COMPRESSED, all in place, against its source ORIGINAL."""

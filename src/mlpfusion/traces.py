@@ -205,3 +205,13 @@ def _random_trace(found: Sequence[tuple[Tensor, Tensor]], generator: torch.Gener
         raise InputError("`batches` must hold at least one batch, got none")
     inputs, lengths = zip(*found, strict=True)
     return random_trace(torch.cat(inputs), torch.cat(lengths), generator)
+
+
+def visible_tokens(model: PreTrainedModel, site: Site, batch: Batch, values: Tensor) -> Float[Tensor, "visible hidden"]:
+    """Those tokens of `values`, which enter or leave `site` or its layer, that no mask of `batch` hides."""
+    return _visible(model, site, batch, values)[0]
+
+
+def run_base(model: PreTrainedModel, batch: Batch) -> None:
+    """One forward pass of the base model on a batch, whose `labels` it does not get: for what hooks see of it."""
+    base_model(model)(**_model_inputs(batch))

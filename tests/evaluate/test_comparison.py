@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from pico import pico_inputs, pico_model
+from pico import HIDDEN, WIDTH, pico_inputs, pico_model
 
 import mlpfusion
 from mlpfusion.architectures.table import find_architecture
@@ -15,6 +15,7 @@ from mlpfusion.cli import main
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import Probe, block_errors, references
 from mlpfusion.evaluate.comparison import compare_methods
+from mlpfusion.methods import ALL_METHODS, can_be_data_free, method_name
 
 SENTENCES = Path(mlpfusion.__file__).parent / "demo" / "sentences.txt"
 
@@ -50,14 +51,15 @@ def test_every_method_layer_and_seed_gets_a_row_and_the_model_stays():
 def test_folded_and_stand_alone_p_have_one_output_error_and_two_kernel_errors():
     alone, folded = compare(pico_model("bert"), [mlpfusion.Fusion(), mlpfusion.FoldedFusion()])
     assert folded.error.output_error == pytest.approx(alone.error.output_error, rel=1e-4)
-    assert folded.error.adam_blocks["up"] == pytest.approx(alone.error.adam_blocks["up"], rel=1e-3)
-    assert folded.error.adam_blocks["down"] != pytest.approx(alone.error.adam_blocks["down"], rel=1e-2)
+    before, after = alone.error.adam.blocks, folded.error.adam.blocks
+    assert before["up"].relative == pytest.approx(after["up"].relative, rel=1e-3)
+    assert before["down"].relative != pytest.approx(after["down"].relative, rel=1e-2)
 
 
 def test_a_deterministic_method_differs_between_seeds_by_the_head_only():
     first, second = compare(pico_model("bert"), [mlpfusion.NeuronPruning()], seeds=[0, 1])
     assert first.error.output_error == second.error.output_error
-    assert first.error.adam_kernel_absolute != second.error.adam_kernel_absolute
+    assert first.error.adam.total.absolute != second.error.adam.total.absolute
 
 
 def test_a_classification_model_is_measured_with_its_own_head():
@@ -82,6 +84,40 @@ def test_all_compressed_blocks_are_measured_in_place():
         Probe("accuracy")
 
 
+def data_free(method: type):
+    return method(data_free=True) if can_be_data_free(method) else method()
+
+
+def test_every_kind_is_compared_at_one_budget():
+    model = pico_model("bert")
+    rows = {row.method: row for row in compare(model, [data_free(method) for method in ALL_METHODS])}
+    assert list(rows) == [method_name(method) for method in ALL_METHODS]
+    assert {rows[name].kind for name in rows} == {"narrow", "low-rank", "masked"}
+    biases = HIDDEN + WIDTH
+    for name, row in rows.items():
+        before = 2 * HIDDEN * WIDTH + biases
+        assert row.original_parameters == before
+        assert 0.2 * before < row.nonzero_parameters <= 0.25 * before + biases, name
+        assert (row.parameters == before) == (row.kind == "masked")
+        assert (row.rank == 5) == (row.kind == "low-rank")
+        assert set(row.error.adam.blocks) == {"up", "up_bias", "down", "down_bias"}
+        assert 0 < row.error.adam.without_down_bias.relative < 20
+    assert [rows[name].size for name in ("fusion", "svd", "magnitude")] == ["14", "rank 5", "26.8 % non-zero"]
+
+
+def test_a_mask_and_factors_that_lose_nothing_have_the_output_of_the_block():
+    (masked,) = compare(pico_model("bert"), [mlpfusion.Magnitude()], keep_ratio=1.0)
+    assert masked.error.output_error == masked.error.adam_kernel_error == 0
+    model = pico_model("bert")
+    mlp = model.encoder.layer[1].intermediate.dense, model.encoder.layer[1].output.dense
+    with torch.no_grad():
+        for linear in mlp:  # of rank 3, below that of the budget
+            linear.weight.copy_(linear.weight[:, :3] @ linear.weight[:3])
+    (factored,) = compare(model, [mlpfusion.SVD()])
+    assert factored.error.output_error < 1e-5
+    assert factored.error.adam_kernel_error > 0.01  # factors train otherwise
+
+
 def call(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -91,7 +127,7 @@ def test_compare_writes_table_record_and_chart(minilm, tmp_path):
     options = ["--data", SENTENCES, "--max-samples", 6, "--seeds", "0,1", "--methods", methods, "--layers", 5]
     result = call("compare", minilm, *options, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "| fusion refine=False |" in result.stdout
+    assert "fusion refine=False" in result.stdout
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "comparison.json",
         "comparison.md",
@@ -101,6 +137,48 @@ def test_compare_writes_table_record_and_chart(minilm, tmp_path):
     assert len(record["rows"]) == 4
     assert record["samples"] == 6
     assert str(minilm) not in json.dumps(record)
+    assert all(len(line) <= 100 for line in result.stdout.splitlines() if not line.startswith("written"))
+    for row in record["rows"]:
+        assert set(row["error"]["plain"]["total"]) == {"relative", "absolute", "cosine", "trace_ratio", "alignment"}
+        assert row["error"]["authors"] is None
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| neuron-pruning | narrow | 384 | 295,680 | 295,680 | 1,181,568 |" in text
+    assert "## Output error of the layer, relative" in text
+
+
+def test_the_authors_numbers_stand_in_fields_of_their_own(minilm, tmp_path):
+    options = ["--data", SENTENCES, "--max-samples", 6, "--seeds", 0, "--methods", "svd,magnitude", "--layers", 5]
+    plain = call("compare", minilm, *options, "--json")
+    quirks = call("compare", minilm, *options, "--json", "--authors-quirks", "--out", tmp_path)
+    assert quirks.exit_code == plain.exit_code == 0, quirks.output
+    for row, other in zip(json.loads(plain.stdout)["rows"], json.loads(quirks.stdout)["rows"], strict=True):
+        authors = other["error"].pop("authors")
+        assert row["error"].pop("authors") is None
+        assert other["error"] == row["error"]
+        assert authors["output"] > 0
+        assert authors["kernel"] > 0
+    text = (tmp_path / "comparison.md").read_text()
+    assert "authors' kernel error: prob0, absolute" in text.lower()
+
+
+@pytest.mark.parametrize("method", ["svd", "magnitude"])
+def test_measure_takes_every_kind(method, minilm, tmp_path):
+    out = tmp_path / "out"
+    cut = ["--layers", "last:2", "--keep-ratio", 0.25, "--method", method]
+    assert call("compress", minilm, out, *cut).exit_code == 0
+    options = ["--data", SENTENCES, "--max-samples", 6]
+    result = call("measure", minilm, out, *options, "--json")
+    assert result.exit_code == 0, result.output
+    errors = json.loads(result.stdout)
+    assert [error["path"] for error in errors] == ["encoder.layer.4", "encoder.layer.5"]
+    compared = call("compare", minilm, *options, "--seeds", 0, "--methods", method, "--layers", "5", "--json")
+    alone = json.loads(compared.stdout)["rows"][0]["error"]
+    if method == "svd":  # magnitude ranks over all blocks of a cut
+        assert errors[1]["output_error"] == pytest.approx(alone["output_error"], rel=1e-4)
+        assert errors[1]["block_output_error"] == pytest.approx(alone["block_output_error"], rel=1e-4)
+    assert errors[1]["adam_kernel_error"] != pytest.approx(alone["adam_kernel_error"], rel=1e-4)
+    shown = call("measure", minilm, out, *options, "--authors-quirks")
+    assert "kernel error (prob0)" in shown.stdout
 
 
 def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
@@ -132,7 +210,6 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     [
         (["--methods", "magic"], "`method` must be one of"),
         (["--methods", "fusion:speed=3"], "options of fusion must be among"),
-        (["--methods", "svd"], "`methods` must be among those that narrow, fusion, "),
         (["--seeds", "a"], "`seeds` must be a list of whole numbers like 0,1,2, got 'a'"),
         (["--scalar", "accuracy"], "`scalar` must be one of logit"),
         (["--layers", "last:99"], "`layers=last:N` must have N between 1 and 6, got 99"),

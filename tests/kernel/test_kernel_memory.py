@@ -9,7 +9,8 @@ from conftest import make_mlp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from mlpfusion.kernel import BlockTrace, adam_kernel, neuron_products, plain_kernel
+from mlpfusion.kernel import BlockTrace, FactoredMLP, MaskedMLP, adam_kernel, neuron_products, plain_kernel
+from mlpfusion.methods.svd import truncated_svd
 
 MIB = 1 << 20
 
@@ -60,6 +61,18 @@ def test_the_peak_stays_within_the_workspace(kernel, gated):
         kernel(mlp, trace, workspace_bytes=22 * MIB)
     assert 2 * MIB < memory.peak < 22 * MIB + 2 * trace.inputs.nbytes + 16 * 60**2 * 6
     assert memory.peak < 4 * trace.num_samples * mlp.num_parameters / 3  # all gradients
+
+
+@pytest.mark.parametrize("kind", ["factored", "masked"])
+@pytest.mark.parametrize("kernel", [adam_kernel, plain_kernel])
+def test_factors_and_masks_need_no_more(kernel, kind):
+    mlp = make_mlp(1500, 96, gated=True, dtype=torch.float32)
+    pair = {name: truncated_svd(matrix, 20)[:2] for name, matrix in mlp.matrices().items()}
+    block = FactoredMLP(mlp, pair) if kind == "factored" else MaskedMLP(mlp)
+    trace = make_trace(60, 96)
+    with LiveBytes() as memory:
+        kernel(block, trace, workspace_bytes=22 * MIB)
+    assert MIB < memory.peak < 22 * MIB + 2 * trace.inputs.nbytes + 16 * 60**2 * 9
 
 
 @pytest.mark.parametrize("gated", [False, True])

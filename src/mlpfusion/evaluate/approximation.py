@@ -1,7 +1,7 @@
 """Output error and kernel error of the compressed blocks of a model (paper, Table 1)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -9,10 +9,21 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import Site, find_sites
 from mlpfusion.architectures.table import Architecture
 from mlpfusion.errors import InputError
-from mlpfusion.evaluate.output_error import relative_output_error
-from mlpfusion.kernel import SCALARS, BlockKernels, BlockTrace, RandomHead, adam_kernel, compare_kernels, plain_kernel
-from mlpfusion.mlp import MLP
-from mlpfusion.traces import Batch, block_traces, random_head, read_block
+from mlpfusion.evaluate.authors import SCALAR, AuthorsError, AuthorsReference, authors_error, padded_outputs
+from mlpfusion.evaluate.output_error import output_error
+from mlpfusion.evaluate.outputs import SiteOutputs, recorded_outputs
+from mlpfusion.evaluate.trained_block import trained_block
+from mlpfusion.kernel import (
+    SCALARS,
+    BlockKernels,
+    BlockTrace,
+    KernelComparison,
+    RandomHead,
+    adam_kernel,
+    compare_kernels,
+    plain_kernel,
+)
+from mlpfusion.traces import Batch, block_traces, random_head
 
 
 @dataclass(frozen=True)
@@ -39,43 +50,64 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reference:
-    """One block of the original model, what goes through it, and its kernels."""
+    """The kernels of one block of a model, and what leaves it and its layer; `authors`: for their two numbers."""
 
-    mlp: MLP
-    trace: BlockTrace
     adam: BlockKernels
     plain: BlockKernels
+    outputs: SiteOutputs
+    authors: AuthorsReference | None = None
 
 
 @dataclass(frozen=True)
 class BlockError:
     """How far a compressed block is from the original's.
 
-    `output_error` is relative, of the raw MLP output on the original's inputs. The kernel errors are relative Frobenius
-    errors over the samples of the block's Adam and plain kernel, b2 included, each with the gradients of its own model;
-    `adam_kernel_absolute` is the authors' measure, `adam_blocks` has the Adam error by tensor, `adam_trace_ratio` is
-    the trace after over before.
+    The output errors are of the raw MLP output (`output_error` relative, `output_absolute`) and of the hidden state
+    that leaves the layer (`block_output_error`, `block_output_absolute`), both on the inputs that the layer has in the
+    original model, padding left out. The kernel errors are relative Frobenius errors over the samples of the block's
+    Adam and plain kernel, b2 included, each with the gradients of its own model; `adam_trace_ratio` is the trace after
+    over before. `adam` and `plain` have all measures, by tensor and in total, with b2 and without. `authors` are the
+    numbers of the authors' code, where they were asked for.
     """
 
     path: str
     layer: int
     output_error: float
+    output_absolute: float
+    block_output_error: float
+    block_output_absolute: float
     adam_kernel_error: float
-    adam_kernel_absolute: float
     adam_trace_ratio: float
     plain_kernel_error: float
-    adam_blocks: dict[str, float]
+    adam: KernelComparison
+    plain: KernelComparison
+    authors: AuthorsError | None = None
 
 
 def references(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], probe: Probe
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    probe: Probe,
+    authors_batch: Batch | None = None,
 ) -> dict[str, Reference]:
-    """The reference of every site, by path."""
-    found = {}
-    for path, trace in probe.traces(model, sites, batches).items():
-        mlp = read_block(model, next(site for site in sites if site.path == path))
-        found[path] = Reference(mlp, trace, adam_kernel(mlp, trace), plain_kernel(mlp, trace))
-    return found
+    """The reference of every site, by path; `authors_batch` is the last batch of the authors' evaluation.
+
+    Raises `InputError` as `block_traces` does, and for fewer than two classes if there is such a batch.
+    """
+    with recorded_outputs(model, sites, batches) as recorder:
+        traces = probe.traces(model, sites, batches)
+    blocks = {site.path: trained_block(model, site) for site in sites}
+    adam = {path: adam_kernel(block, traces[path]) for path, block in blocks.items()}
+    plain = {path: plain_kernel(block, traces[path]) for path, block in blocks.items()}
+    found = {path: Reference(adam[path], plain[path], outputs) for path, outputs in recorder.outputs().items()}
+    if authors_batch is None:
+        return found
+    hidden = padded_outputs(model, sites, authors_batch)
+    if probe.scalar != SCALAR:
+        traces = Probe(SCALAR, probe.seed).traces(model, sites, batches)
+        adam = {path: adam_kernel(block, traces[path]) for path, block in blocks.items()}
+    return {path: replace(one, authors=AuthorsReference(adam[path], hidden[path])) for path, one in found.items()}
 
 
 def block_errors(
@@ -84,23 +116,41 @@ def block_errors(
     architecture: Architecture,
     batches: Sequence[Batch],
     probe: Probe,
+    *,
+    outputs: Mapping[str, SiteOutputs] | None = None,
+    authors_batch: Batch | None = None,
 ) -> list[BlockError]:
-    """The errors of the blocks of `compressed` at the sites of `originals`, on the same batches."""
+    """The errors of the blocks of `compressed` at the sites of `originals`, on the same batches.
+
+    `outputs` are those of `compressed` on the original's inputs (`outputs_on_inputs_of`); they may be left out where
+    one block alone is compressed: what enters its layer is the original's then. `authors_batch` is that of
+    `references`.
+    """
     sites = [site for site in find_sites(compressed, architecture) if site.path in originals]
-    traces = probe.traces(compressed, sites, batches)
-    return [_block_error(originals[site.path], read_block(compressed, site), traces[site.path], site) for site in sites]
+    found = references(compressed, sites, batches, probe, authors_batch)
+    if outputs is not None:
+        found = {path: replace(one, outputs=outputs[path]) for path, one in found.items()}
+    return [_block_error(originals[site.path], found[site.path], site) for site in sites]
 
 
-def _block_error(original: Reference, mlp: MLP, trace: BlockTrace, site: Site) -> BlockError:
-    adam = compare_kernels(original.adam, adam_kernel(mlp, trace))
-    plain = compare_kernels(original.plain, plain_kernel(mlp, trace))
+def _block_error(before: Reference, after: Reference, site: Site) -> BlockError:
+    adam, plain = compare_kernels(before.adam, after.adam), compare_kernels(before.plain, after.plain)
+    mlp = output_error(before.outputs.mlp, after.outputs.mlp)
+    block = output_error(before.outputs.block, after.outputs.block)
+    authors = None
+    if before.authors is not None and after.authors is not None:
+        authors = authors_error(before.authors, after.authors)
     return BlockError(
         path=site.path,
         layer=site.layer,
-        output_error=relative_output_error(original.mlp, mlp, original.trace.inputs),
+        output_error=mlp.relative,
+        output_absolute=mlp.absolute,
+        block_output_error=block.relative,
+        block_output_absolute=block.absolute,
         adam_kernel_error=adam.total.relative,
-        adam_kernel_absolute=adam.total.absolute,
         adam_trace_ratio=adam.total.trace_ratio,
         plain_kernel_error=plain.total.relative,
-        adam_blocks={name: error.relative for name, error in adam.blocks.items()},
+        adam=adam,
+        plain=plain,
+        authors=authors,
     )

@@ -12,24 +12,35 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
-from mlpfusion.compression import check_model, check_not_compressed, compress, source_hash
+from mlpfusion.compression import check_method, check_model, check_not_compressed, compress, source_hash
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
 from mlpfusion.evaluate.approximation import Batch, BlockError, Probe, block_errors, references
-from mlpfusion.install.key import KEY, NarrowSite, key_from_dict
-from mlpfusion.methods import NARROW_METHODS, method_name, takes_no_data
+from mlpfusion.evaluate.outputs import outputs_on_inputs_of
+from mlpfusion.install.key import KEY, key_from_dict
+from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
+from mlpfusion.record import SiteRecord
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method on one layer with one seed, which drives the random head and the compression."""
+    """One method on one layer with one seed, which drives the random head and the compression.
+
+    `parameters` are those that the block stores, `nonzero_parameters` those of them that train: no mask holds them at
+    zero. `size` says in words what the block is now: its width, its rank, or the share that is not zero.
+    """
 
     method: str
     options: dict[str, Any]
     seed: int
+    kind: str
+    size: str
     width: int
+    rank: int | None
+    original_parameters: int
     parameters: int
+    nonzero_parameters: int
     seconds: float
     error: BlockError
     metrics: dict[str, float]
@@ -45,19 +56,17 @@ def compare_methods(
     seeds: Sequence[int],
     scalar: str = "logit",
     calibration: Mapping[int, Sequence[Batch]] | None = None,
+    authors_batch: Batch | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> list[ComparisonRow]:
     """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
 
     `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself. `model` is left
-    as it is. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises
-    `InputError` as `compress`, `Probe` and `block_traces` do, and for a method that does not narrow: the kernel over
-    factors or under a mask is not that of the block in closed form.
+    as it is. With the last batch of the authors' evaluation every row has their numbers too. A warning of one cut (a
+    degenerate clustering) is left to its row's metrics. Raises `InputError` as `compress`, `Probe` and `references` do.
     """
     for method in methods:
-        if type(method) not in NARROW_METHODS:
-            names = ", ".join(method_name(one) for one in NARROW_METHODS)
-            raise InputError(f"`methods` must be among those that narrow, {names}, got {method_name(type(method))}")
+        check_method(method, None, 1)
     check_model(model)
     row = find_architecture(model.config.model_type)
     plan = make_plan(find_sites(model, row), layers=layers, keep_ratio=keep_ratio)
@@ -65,7 +74,7 @@ def compare_methods(
     total, rows = len(seeds) * len(sites) * len(methods), []
     for seed in seeds:
         probe = Probe(scalar, seed)
-        originals = references(model, sites, batches, probe)
+        originals = references(model, sites, batches, probe, authors_batch)
         for site in sites:
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
@@ -74,19 +83,21 @@ def compare_methods(
                 options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed, "calibration": data}
                 small, record = _cut(model, method, str(site.layer), options)
                 result = next(entry for entry in record.sites if entry.path == site.path)
-                (error,) = block_errors(one, small, row, batches, probe)
-                size = result.width, result.parameters
-                name = method_name(type(method))
-                rows.append(ComparisonRow(name, asdict(method), seed, *size, record.seconds, error, result.metrics))
+                outputs = outputs_on_inputs_of(model, small, [site], batches) if len(record.sites) > 1 else None
+                (error,) = block_errors(one, small, row, batches, probe, outputs=outputs, authors_batch=authors_batch)
+                rows.append(_row(method, seed, record.seconds, result, error))
     progress(total, total, "")
     return rows
 
 
-def measure_checkpoint(original: str, compressed: str, batches: Sequence[Batch], probe: Probe) -> list[BlockError]:
+def measure_checkpoint(
+    original: str, compressed: str, batches: Sequence[Batch], probe: Probe, authors_batch: Batch | None = None
+) -> list[BlockError]:
     """The errors of every compressed block of the checkpoint `compressed`, with all of them in place.
 
-    Raises `InputError` if one of the two cannot be read, `compressed` is not compressed, or `original` is not its
-    source: the hash of the source weights stands in the key of a compressed checkpoint.
+    Kernels are those of the whole model, outputs are measured block by block on what enters the original's. Raises
+    `InputError` if one of the two cannot be read, `compressed` is not compressed, or `original` is not its source: the
+    hash of the source weights stands in the key of a compressed checkpoint.
     """
     before, after = _load(original), _load(compressed)
     check_not_compressed(before.config)
@@ -94,14 +105,14 @@ def measure_checkpoint(original: str, compressed: str, batches: Sequence[Batch],
     if data is None:
         raise InputError(f"`compressed` must be compressed by mlpfusion, got {compressed}")
     key = key_from_dict(data)
-    if not all(isinstance(site, NarrowSite) for site in key.sites.values()):
-        raise InputError(
-            f"`compressed` must hold narrower blocks to be measured, got {compressed}, made by {key.method}"
-        )
     sites = [site for site in find_sites(before, key.architecture) if site.path in key.sites]
     if {site.path for site in sites} != set(key.sites) or source_hash(before, sites) != key.source_sha256:
         raise InputError(f"`original` must be the source of {compressed}, got {original}, whose MLPs have another hash")
-    return block_errors(references(before, sites, batches, probe), after, key.architecture, batches, probe)
+    originals = references(before, sites, batches, probe, authors_batch)
+    outputs = outputs_on_inputs_of(before, after, sites, batches)
+    return block_errors(
+        originals, after, key.architecture, batches, probe, outputs=outputs, authors_batch=authors_batch
+    )
 
 
 def load_checkpoint(model: str) -> tuple[Path, PreTrainedModel]:
@@ -120,3 +131,21 @@ def _cut(model: PreTrainedModel, method: Any, layer: str, options: dict[str, Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusteringWarning)
         return small, compress(small, method, layers=layer, **options)
+
+
+def _row(method: Any, seed: int, seconds: float, block: SiteRecord, error: BlockError) -> ComparisonRow:
+    return ComparisonRow(
+        method=method_name(type(method)),
+        options=asdict(method),
+        seed=seed,
+        kind=block.kind,
+        size=block.size(),
+        width=block.width,
+        rank=block.rank,
+        original_parameters=block.original_parameters,
+        parameters=block.parameters,
+        nonzero_parameters=block.nonzero_parameters,
+        seconds=seconds,
+        error=error,
+        metrics=block.metrics,
+    )

@@ -1,6 +1,7 @@
 """How far the output of a compressed block is from the original's, on inputs that the original model really sees."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,15 +14,29 @@ from mlpfusion.mlp import MLP, forward
 from mlpfusion.traces import Batch, mlp_inputs
 
 
-@torch.no_grad()
-def relative_output_error(original: MLP, compressed: MLP, inputs: Float[Tensor, "tokens hidden"]) -> float:
-    """Mean over the tokens of |H~ - H|_2 over the mean of |H|_2, of the raw MLP output (before residual and LayerNorm).
+@dataclass(frozen=True)
+class OutputError:
+    """Means over the tokens: `absolute` of |H~ - H|_2, `relative` the same over that of |H|_2.
 
     Means of norms, not norms over all tokens: real models give a few tokens outputs a hundred times as long as the
     rest, and a Frobenius norm would see nothing but these.
     """
-    exact, approximate = forward(original, inputs).double(), forward(compressed, inputs).double()
-    return float((approximate - exact).norm(dim=1).mean() / exact.norm(dim=1).mean())
+
+    relative: float
+    absolute: float
+
+
+def output_error(exact: Float[Tensor, "tokens hidden"], approximate: Float[Tensor, "tokens hidden"]) -> OutputError:
+    """How far `approximate` is from `exact`, token by token, in float64."""
+    exact, approximate = exact.double(), approximate.double()
+    absolute = float((approximate - exact).norm(dim=1).mean())
+    return OutputError(absolute / float(exact.norm(dim=1).mean()), absolute)
+
+
+@torch.no_grad()
+def relative_output_error(original: MLP, compressed: MLP, inputs: Float[Tensor, "tokens hidden"]) -> float:
+    """The relative `OutputError` of the raw MLP output (before residual and LayerNorm) on these inputs."""
+    return output_error(forward(original, inputs), forward(compressed, inputs)).relative
 
 
 def output_errors(

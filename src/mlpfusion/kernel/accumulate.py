@@ -19,7 +19,8 @@ class BlockKernels:
     """The kernel of a model restricted to blocks of parameters: `total` is their sum (paper, Eq. 2 and 3).
 
     `blocks[name][i, j]` is <grad f(x_i), sign grad f(x_j)> of that block for the Adam kernel, without the sign for the
-    plain one, in float64. The names of one MLP are those of `MLP.tensors`. Raises `InputError` if there is no block.
+    plain one, in float64. The names are those of `tensors()` of an `MLP`, `FactoredMLP` or `MaskedMLP`. Raises
+    `InputError` if there is no block.
     """
 
     blocks: Mapping[str, Float64[Tensor, "samples samples"]]
@@ -39,6 +40,14 @@ class BlockKernels:
         """
         kept = [kernel for name, kernel in self.blocks.items() if name.rpartition(".")[2] not in endings]
         return torch.stack(kept).sum(0) if kept else torch.zeros_like(next(iter(self.blocks.values())))
+
+    def by_matrix(self) -> "BlockKernels":
+        """The same with the blocks `up_left` and `up_right` of a matrix that is two factors added up to one, `up`."""
+        summed: dict[str, Tensor] = {}
+        for name, kernel in self.blocks.items():
+            whole = name.removesuffix("_left").removesuffix("_right")
+            summed[whole] = summed[whole] + kernel if whole in summed else kernel
+        return BlockKernels(summed)
 
 
 def join_kernels(kernels: Mapping[str, BlockKernels]) -> BlockKernels:
@@ -125,7 +134,7 @@ def adam_kernel_of_parameters(
 ) -> BlockKernels:
     """<grad f(x_i), sign grad f(x_j)> of any parameters (paper, Eq. 3), from slabs (name of the block, gradients).
 
-    For what is no MLP: low-rank factors, masked weights. Hand the slabs over by a generator, and no more than one of
+    For what is no MLP: attention, adapters. Hand the slabs over by a generator, and no more than one of
     them is in memory. Raises `InputError` as `KernelAccumulator` does.
     """
     accumulator = KernelAccumulator()

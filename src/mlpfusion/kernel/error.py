@@ -29,8 +29,9 @@ class KernelError:
 class KernelComparison:
     """`KernelError` by block of parameters, for the blocks that both kernels have, and of the totals.
 
-    Blocks that only one has (low-rank factors, say) count in the totals only. `without_down_bias` leaves b2 out of
-    both totals: the authors count it, but it hardly depends on the method and hides differences.
+    The two factors of a low-rank matrix are one block, that of the matrix. Blocks that only one kernel has count in
+    the totals only. `without_down_bias` leaves b2 out of both totals: the authors count it, but it hardly depends on
+    the method and hides differences.
     """
 
     blocks: dict[str, KernelError]
@@ -43,6 +44,7 @@ def compare_kernels(before: BlockKernels, after: BlockKernels) -> KernelComparis
 
     Both must be of the same samples and the same f. Raises `InputError` for different numbers of samples.
     """
+    before, after = before.by_matrix(), after.by_matrix()
     shared = [name for name in before.blocks if name in after.blocks]
     return KernelComparison(
         {name: kernel_error(before.blocks[name], after.blocks[name]) for name in shared},

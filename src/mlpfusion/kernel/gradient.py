@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -23,12 +23,14 @@ class WeightGradient:
 
     `signals` has one column a neuron of the slab; their sums over tokens are the gradient of the bias `bias`, if the
     block has one. `vectors` are the inputs (`up`, `gate`) or the cotangents (`down`, with shape (neurons, hidden)).
+    Where only some entries of that matrix train, `entries` are their places in it, row after row.
     """
 
     name: str
     signals: Float[Tensor, "tokens neurons"]
     vectors: Float[Tensor, "tokens hidden"]
     bias: str | None = None
+    entries: Int[Tensor, " trained"] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 The gradients of all samples would fill 16.5 GB for 872 sentences and one block of RoBERTa-base. They are rebuilt from
 X, D and the weights for a slab of neurons at a time (paper, Eq. 4) instead, contracted over the slab, and summed.
+`kernel/trained.py` turns them into those of factors or of the entries that a mask keeps.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from mlpfusion.kernel.gradient import (
 )
 from mlpfusion.kernel.product import MakeContraction, PlainProduct, bytes_per_column, sign_product
 from mlpfusion.kernel.trace import BlockTrace
+from mlpfusion.kernel.trained import Block, dense_mlp, trained
 from mlpfusion.mlp import MLP
 
 DEFAULT_WORKSPACE = 1 << 30
@@ -36,22 +38,23 @@ _PRODUCT_BYTES = 32  # of one value on its way out
 
 
 @torch.no_grad()
-def adam_kernel(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> BlockKernels:
+def adam_kernel(block: Block, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> BlockKernels:
     """K[i, j] = <grad f(x_i), sign grad f(x_j)> over the trained tensors of one block (paper, Eq. 3), by tensor.
 
-    Not symmetric: raw gradient left, sign right, sign(0) = 0. The constant scales of `mlp` are part of the chain rule
-    and no parameters. Gradients are in fp32 (float64 if the weights are), sums over slabs in float64. Beside
-    `workspace_bytes` it takes a copy of the trace in that dtype and 16 samples^2 bytes a tensor for the result. Raises
-    `InputError` if the trace does not fit the block, the activation is not element-wise, a gradient is not finite, or
-    `workspace_bytes` is too small for a single neuron.
+    Not symmetric: raw gradient left, sign right, sign(0) = 0. The constant scales of an `MLP` are part of the chain
+    rule and no parameters; those of a `FactoredMLP` are its factors, of a `MaskedMLP` its entries that are not zero.
+    Gradients are in fp32 (float64 if the weights are), sums over slabs in float64. Beside `workspace_bytes` it takes a
+    copy of the trace in that dtype and 16 samples^2 bytes a tensor for the result. Raises `InputError` if the trace
+    does not fit the block, the activation is not element-wise, a gradient is not finite, or `workspace_bytes` is too
+    small for a single neuron.
     """
-    return _kernel(mlp, trace, sign_product, workspace_bytes)
+    return _kernel(block, trace, sign_product, workspace_bytes)
 
 
 @torch.no_grad()
-def plain_kernel(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> BlockKernels:
+def plain_kernel(block: Block, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> BlockKernels:
     """K[i, j] = <grad f(x_i), grad f(x_j)> over the trained tensors of one block (paper, Eq. 2); else `adam_kernel`."""
-    return _kernel(mlp, trace, PlainProduct, workspace_bytes)
+    return _kernel(block, trace, PlainProduct, workspace_bytes)
 
 
 def neuron_slabs(
@@ -74,20 +77,25 @@ def neuron_slabs(
     return [slice(start, min(start + size, mlp.num_neurons)) for start in range(0, mlp.num_neurons, size)]
 
 
-def _kernel(mlp: MLP, trace: BlockTrace, make: MakeContraction, workspace_bytes: int) -> BlockKernels:
+def _kernel(block: Block, trace: BlockTrace, make: MakeContraction, workspace_bytes: int) -> BlockKernels:
+    mlp = dense_mlp(block)
     check_block(mlp, trace)
     sorted_trace, places = by_length(trace)
     sorted_trace = sorted_trace.to(dtype=compute_dtype(mlp))
-    accumulator = KernelAccumulator(make)
+    accumulator, parameters = KernelAccumulator(make), trained(block, sorted_trace)
     sizes = {"column_bytes": bytes_per_column(trace.num_samples, sorted_trace.inputs)}
-    sizes["fixed_bytes"] = _fixed_bytes(mlp, sorted_trace)
-    for slab in neuron_slabs(mlp, sorted_trace, workspace_bytes, **sizes):
+    extra_bytes = parameters.extra_values() * sorted_trace.inputs.element_size()
+    sizes["fixed_bytes"] = _fixed_bytes(mlp, sorted_trace) + extra_bytes
+    slabs = neuron_slabs(mlp, sorted_trace, workspace_bytes, **sizes)
+    for slab in slabs:
         for gradient in weight_gradients(neuron_slab(mlp, slab), sorted_trace):
-            _add(accumulator, gradient, sorted_trace)
+            _add(accumulator, parameters.of_slab(gradient, slab), sorted_trace)
+    for gradient in parameters.rest(max_rows=slabs[0].stop):
+        _add(accumulator, gradient, sorted_trace)
     if mlp.down_bias is not None:
         accumulator.add("down_bias", token_sums(sorted_trace.cotangents, runs(sorted_trace, trace.num_samples)))
     kernels = accumulator.kernels(places)
-    return BlockKernels({name: kernels.blocks[name] for name in mlp.tensors()})
+    return BlockKernels({name: kernels.blocks[name] for name in block.tensors()})
 
 
 def _fixed_bytes(mlp: MLP, trace: BlockTrace) -> int:
@@ -97,13 +105,21 @@ def _fixed_bytes(mlp: MLP, trace: BlockTrace) -> int:
 
 
 def _add(accumulator: KernelAccumulator, gradient: WeightGradient, trace: BlockTrace) -> None:
-    num_columns = gradient.signals.shape[1] * trace.hidden_size
-    accumulator.add_rows(gradient.name, trace.num_samples, num_columns, gradient.signals, _rows(gradient, trace))
+    like, num_samples = gradient.signals, trace.num_samples
+    num_columns = _num_entries(gradient) if gradient.entries is None else len(gradient.entries)
+    if num_columns:
+        accumulator.add_rows(gradient.name, num_samples, num_columns, like, _rows(gradient, trace))
+    else:  # a mask that keeps nothing here; the kernel is zero, not absent
+        accumulator.add(gradient.name, like.new_zeros(num_samples, 1))
     if gradient.bias is not None:
-        accumulator.add(gradient.bias, token_sums(gradient.signals, runs(trace, trace.num_samples)))
+        accumulator.add(gradient.bias, token_sums(gradient.signals, runs(trace, num_samples)))
 
 
 def _rows(gradient: WeightGradient, trace: BlockTrace) -> Iterator[tuple[int, Tensor]]:
-    num_columns = gradient.signals.shape[1] * trace.hidden_size
-    for run in runs(trace, chunk_rows(num_columns)):
-        yield run.first, rows(gradient, run).flatten(1)
+    for run in runs(trace, chunk_rows(_num_entries(gradient))):
+        found = rows(gradient, run).flatten(1)
+        yield run.first, found if gradient.entries is None else found[:, gradient.entries]
+
+
+def _num_entries(gradient: WeightGradient) -> int:
+    return gradient.signals.shape[1] * gradient.vectors.shape[1]

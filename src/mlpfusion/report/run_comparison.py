@@ -1,39 +1,39 @@
 """The work behind `mlpfusion compare` and `mlpfusion measure`: options in, records out."""
 
+import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from transformers import PreTrainedConfig
 
 from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.read import read_config, resolve
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import BlockError, Probe
+from mlpfusion.evaluate.authors import last_texts
 from mlpfusion.evaluate.comparison import compare_methods, load_checkpoint, measure_checkpoint
-from mlpfusion.methods import (
-    CALIBRATED_METHODS,
-    METHODS,
-    NARROW_METHODS,
-    can_be_data_free,
-    method_from_name,
-    method_name,
-)
+from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, can_be_data_free, method_from_name, method_name
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import versions
-from mlpfusion.report.comparison import comparison_record
+from mlpfusion.report.chart import write_chart
+from mlpfusion.report.comparison import comparison_markdown, comparison_record
 from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
 from mlpfusion.tasks.text import read_texts, token_batches
+from mlpfusion.traces import Batch
 
 
 def run_comparison(
     model: str, *, data: str, column: str | None, max_samples: int, progress: Progress, **run: Any
 ) -> Any:
-    """The record of `compare_methods` on a checkpoint; `run` holds methods, layers, keep_ratio, seeds and scalar.
+    """The record of `compare_methods` on a checkpoint.
 
-    It may hold `calibration`, a file or data set as in `read_texts`, and `calibration_samples`. Everything is checked
-    before the weights are read. Raises `InputError`.
+    `run` holds methods, layers, keep_ratio, seeds, scalar and authors_quirks; it may hold `calibration`, a file or data
+    set as in `read_texts`, and `calibration_samples`. Everything is checked before the weights are read. Raises
+    `InputError`.
     """
     drawn_from = _calibration_texts(run.get("calibration"), column, run.get("calibration_samples"))
     methods, seeds = parse_methods(run["methods"], calibrated=drawn_from is not None), parse_seeds(run["seeds"])
@@ -43,9 +43,9 @@ def run_comparison(
     batches = with_decoder_inputs(token_batches(folder, texts), loaded.config)
     calibration = {seed: drawn_from.batches(folder, loaded.config, seed) for seed in seeds} if drawn_from else None
     selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
-    rows = compare_methods(
-        loaded, methods, batches, seeds=seeds, calibration=calibration, progress=progress, **selection
-    )
+    authors_batch = _authors_batch(folder, texts, loaded.config) if run["authors_quirks"] else None
+    options = {"seeds": seeds, "authors_batch": authors_batch, "calibration": calibration, "progress": progress}
+    rows = compare_methods(loaded, methods, batches, **selection, **options)
     measured_on = {"model": Path(model).name, "data": Path(data).name, "samples": len(texts)}
     if drawn_from is not None:
         measured_on["calibration"] = drawn_from.record() | {"samples": drawn_from.num_samples}
@@ -54,18 +54,32 @@ def run_comparison(
 
 
 def run_measurement(
-    original: str, compressed: str, *, data: str, column: str | None, max_samples: int, scalar: str, seed: int
+    original: str, compressed: str, *, data: str, column: str | None, max_samples: int, **run: Any
 ) -> list[BlockError]:
-    """The errors of the blocks of a compressed checkpoint on the texts of a file. Raises `InputError`."""
-    probe = Probe(scalar, seed)
+    """The errors of the blocks of a compressed checkpoint on the texts of a file.
+
+    `run` holds scalar, seed and authors_quirks. Raises `InputError`.
+    """
+    probe = Probe(run["scalar"], run["seed"])
     texts = read_texts(data, column=column, max_samples=max_samples)
     folder = resolve(original)
-    batches = with_decoder_inputs(token_batches(folder, texts), read_config(folder))
-    return measure_checkpoint(original, compressed, batches, probe)
+    config = read_config(folder)
+    authors_batch = _authors_batch(folder, texts, config) if run["authors_quirks"] else None
+    batches = with_decoder_inputs(token_batches(folder, texts), config)
+    return measure_checkpoint(original, compressed, batches, probe, authors_batch)
+
+
+def write_comparison(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes comparison.json, comparison.md and, where matplotlib is installed, comparison.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data, text = folder / "comparison.json", folder / "comparison.md"
+    data.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text.write_text(comparison_markdown(record), encoding="utf-8")
+    return [data, text, *write_chart(record, folder / "comparison.png")]
 
 
 def parse_methods(text: str, *, calibrated: bool = False) -> list[Any]:
-    """Configs from names with options, as in `all,fusion:refine=false`; `all`: all that narrow.
+    """Configs from names with options, as in `all,fusion:refine=false`; `all`: of every kind.
 
     If there is nothing to be calibrated on, `all` has the data-free form of the calibrated methods, and a warning names
     those that have none. Raises `InputError`, also for a calibrated method that is asked for by name then.
@@ -82,12 +96,12 @@ def parse_methods(text: str, *, calibrated: bool = False) -> list[Any]:
 
 def _all_methods(*, calibrated: bool) -> list[Any]:
     if calibrated:
-        return [method() for method in NARROW_METHODS]
+        return [method() for method in ALL_METHODS]
     left_out = [method_name(method) for method in CALIBRATED_METHODS if not can_be_data_free(method)]
     if left_out:
         warnings.warn(f"{', '.join(left_out)} left out: there is no --calibration", stacklevel=3)
     free = [method(data_free=True) for method in CALIBRATED_METHODS if can_be_data_free(method)]
-    return [method() for method in METHODS] + free
+    return [method() for method in ALL_METHODS if method not in CALIBRATED_METHODS] + free
 
 
 def _calibration_texts(file: str | None, column: str | None, num_samples: int | None) -> CalibrationTexts | None:
@@ -100,6 +114,11 @@ def parse_seeds(text: str) -> list[int]:
     if not all(item.isdigit() for item in items):
         raise InputError(f"`seeds` must be a list of whole numbers like 0,1,2, got {text!r}")
     return [int(item) for item in items]
+
+
+def _authors_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig) -> Batch:
+    (batch,) = with_decoder_inputs(token_batches(folder, last_texts(texts)), config)
+    return batch
 
 
 def _parse_method(text: str) -> Any:

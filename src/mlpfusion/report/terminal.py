@@ -1,8 +1,10 @@
 """What the commands print for people: a progress bar on stderr, a table of the result on stdout."""
 
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,6 +13,22 @@ from rich.table import Table
 from mlpfusion.evaluate.approximation import BlockError
 from mlpfusion.outcomes import Progress as ProgressCallback
 from mlpfusion.record import Record
+from mlpfusion.report.comparison import AUTHORS_COLUMNS, comparison_table, values
+
+# Numbers of `BlockError` -> short title.
+_SHORT = {
+    "output_error": "MLP",
+    "block_output_error": "layer",
+    "adam_kernel_error": "Adam",
+    "adam_trace_ratio": "trace",
+    "plain_kernel_error": "plain",
+}
+_WITH_DEVIATION = ("output_error", "block_output_error", "adam_kernel_error")
+_LEGEND = (
+    "MLP, layer: relative output error. Adam, plain: relative Frobenius error of the kernel; trace: that of the Adam "
+    "kernel, after / before."
+)
+_TABLE_WIDTH = 100
 
 
 @contextmanager
@@ -42,21 +60,62 @@ def print_record(record: Record, out: str) -> None:
     )
 
 
+def print_comparison(record: dict[str, Any]) -> None:
+    """Prints one table a layer: methods, what they leave of the block, and their errors over the seeds."""
+    console = _wide_console()
+    names = list(dict.fromkeys(row["label"] for row in record["rows"]))
+    for path in dict.fromkeys(row["error"]["path"] for row in record["rows"]):
+        sizes = {row["label"]: row["size"] for row in record["rows"] if row["error"]["path"] == path}
+        table = _table((path, "block", *_SHORT.values()))
+        for name in names:
+            found = [values(record, name, path, column) for column in _SHORT]
+            numbers = [_over_seeds(one, column) for one, column in zip(found, _SHORT, strict=True)]
+            table.add_row(name, sizes[name], *numbers)
+        console.print(table)
+        console.print()
+    console.print(_LEGEND)
+    if record["rows"][0]["error"]["authors"] is not None:
+        for column, title in AUTHORS_COLUMNS.items():
+            console.print(f"\n{title}\n{comparison_table(record, column)}", soft_wrap=True, markup=False)
+
+
 def print_block_errors(errors: Sequence[BlockError]) -> None:
     """Prints the errors of compressed blocks, one a line."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("block", "output error", "Adam kernel error", "trace ratio", "plain kernel error"):
-        table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
+    table = _table(("block", *_SHORT.values()))
     for error in errors:
-        values = error.output_error, error.adam_kernel_error, error.adam_trace_ratio, error.plain_kernel_error
-        table.add_row(error.path, *(f"{value:.3f}" for value in values))
-    Console().print(table)
+        table.add_row(error.path, *(f"{getattr(error, column):.3f}" for column in _SHORT))
+    console = _wide_console()
+    console.print(table)
+    console.print(_LEGEND)
+    if any(error.authors is not None for error in errors):
+        table = _table(("authors' code", "output error", "kernel error (prob0)"))
+        for error in errors:
+            if error.authors is not None:
+                table.add_row(error.path, f"{error.authors.output:.4g}", f"{error.authors.kernel:.4g}")
+        console.print(table)
+
+
+def _over_seeds(numbers: Sequence[float], column: str) -> str:
+    """The mean, in the columns that matter most with the deviation in brackets."""
+    mean = f"{statistics.mean(numbers):.3f}"
+    return f"{mean} ({statistics.stdev(numbers):.3f})" if len(numbers) > 1 and column in _WITH_DEVIATION else mean
+
+
+def _wide_console() -> Console:
+    """At least as wide as the tables need, so that a narrow terminal breaks lines rather than hides numbers."""
+    return Console(width=max(_TABLE_WIDTH, Console().width))
+
+
+def _table(columns: Sequence[str]) -> Table:
+    """A table without lines; the first column to the left, numbers to the right."""
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
+    return table
 
 
 def _site_table(record: Record) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("block", "width", "inertia left", "largest", "single"):
-        table.add_column(column, justify="left" if column == "block" else "right", no_wrap=True)
+    table = _table(("block", "width", "inertia left", "largest", "single"))
     for site in record.sites:
         metrics = site.metrics
         inertia = f"{100 * metrics['inertia_ratio']:.1f} %" if "inertia_ratio" in metrics else "-"
