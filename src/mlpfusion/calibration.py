@@ -58,8 +58,8 @@ def calibrated_outcomes(
     tensors a site of tokens x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32:
     0.44 GB). With `sequential` the blocks are compressed in the order of the plan in a copy of the model, and each sees
     the inputs that those before it leave: a forward pass a site more, and the memory of the copy. A method that chooses
-    its scales in a second step does so by the gradients of a copy with all blocks in place: another pass over the first
-    `match_samples` samples. Raises `InputError` as `block_traces` and the method do, and if there is no batch.
+    its scales in a second step does so by the gradients of a copy with all blocks in place: another such pass. Raises
+    `InputError` as `block_traces` and the method do, and if there is no batch.
     """
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")
@@ -159,16 +159,12 @@ def _norm_with_output(norms: Sequence[tuple[nn.Module, Tensor]], inputs: Tensor,
 def _compressed_traces(
     model: PreTrainedModel, job: Job, outcomes: Sequence[Outcome], batches: Sequence[Batch]
 ) -> dict[str, BlockTrace]:
-    """The traces of the sites in the model with all blocks in place, of as many samples as the method matches."""
-    work = copy.deepcopy(model)
-    sites = [site for site, _ in job.plan.entries]
+    """The traces of the sites, on the same samples, in the model with all blocks in place."""
+    work, sites = copy.deepcopy(model), [site for site, _ in job.plan.entries]
     for site, outcome in zip(sites, outcomes, strict=True):
         KINDS[type(outcome)].install(work, site, outcome)
-    counts = [len(batch[model.main_input_name]) for batch in batches]
-    starts = [sum(counts[:index]) for index in range(len(counts))]
-    used = [batch for batch, start in zip(batches, starts, strict=True) if start < job.method.match_samples]
     with eval_mode(work):
-        return block_traces(work, sites, used, alternating_logit, calibration_head(model, job.seed))
+        return block_traces(work, sites, batches, alternating_logit, calibration_head(model, job.seed))
 
 
 def _sequential_outcomes(model: PreTrainedModel, job: Job, batches: Sequence[Batch]) -> list[Outcome]:

@@ -67,7 +67,7 @@ def rescaled_outcomes(
     after: Mapping[str, BlockTrace],
 ) -> list[Narrowed]:
     """The second step of a method in `RESCALED_METHODS`: `before` are the traces of `model`, `after` those of the same
-    samples, or the first of them, in the model with the blocks `narrowed`.
+    samples in the model with the blocks `narrowed`.
     """
     rescale, results = RESCALED_METHODS[type(job.method)], []
     for (site, _), one in zip(job.plan.entries, narrowed, strict=True):

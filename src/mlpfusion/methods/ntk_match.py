@@ -26,7 +26,7 @@ class NTKMatch:
     column of `down`), `cholesky` (pivoted Cholesky on their contributions' Gram matrix) or `fusion` (the centroids of
     MLP Fusion and P). `refit` solves for `down` and its bias by ridge regression with `ridge` in units of the mean
     squared activation; `refine_epochs` of Adam on all weights follow, at `refine_rate` of the size of each matrix.
-    `match` sets the diagonals for the Adam kernel of the original on the first `match_samples` samples: a number for
+    `match` sets the diagonals for the Adam kernel of the original on `match_samples` samples: a number for
     each `neuron`, drawn by `match_ridge` to that of the `layer`, or that one, or `none`. Each part can be left out.
     With `data_free` the inputs are drawn from the statistics of the normalisation before the block.
     """
@@ -82,7 +82,7 @@ def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockT
     """
     if config.match == "none":
         return narrowed
-    samples = torch.arange(min(config.match_samples, after.num_samples))
+    samples = _spread(before.num_samples, config.match_samples)
     target = adam_kernel(original, before.select(samples))
     matching = Matching(config.match, config.match_ridge)
     matched = match_kernel(narrowed.mlp, after.select(samples), target, matching)
@@ -91,6 +91,12 @@ def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockT
     scales = {"input": matched.input_scale, "output": matched.output_scale}
     means = {f"mean_{name}_scale": float(scale.double().mean()) for name, scale in scales.items()}
     return replace(narrowed, mlp=matched, metrics=narrowed.metrics | means)
+
+
+def _spread(num_samples: int, wanted: int) -> Int[Tensor, " chosen"]:
+    """As many samples as wanted, if there are so many, at equal distances: batches may come in order of length."""
+    count = min(wanted, num_samples)
+    return torch.arange(count) * num_samples // count
 
 
 def _choose(mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, calibration: Calibration) -> MLP:
