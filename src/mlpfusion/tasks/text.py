@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mlpfusion.errors import InputError
 
@@ -25,7 +25,7 @@ def read_texts(path: Path, *, column: str | None = None, max_samples: int | None
     if is_json and column is None:
         raise InputError(f"`column` must name the field of {path} that holds the text, got none")
     texts: list[str] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         text = _field(line, column or "", f"{path}, line {number}") if is_json else line.strip()
         texts += [text] if text else []
         if max_samples is not None and len(texts) == max_samples:
@@ -40,13 +40,7 @@ def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = 128) 
 
     Raises `InputError` if the folder has no tokenizer.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"`model` must come with a tokenizer, {folder} has none: {reason}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(folder)
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"]
     order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
     options = {"padding": "longest", "truncation": True, "max_length": max_length, "return_tensors": "pt"}
@@ -54,7 +48,25 @@ def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = 128) 
     return [dict(tokenizer([texts[i] for i in order[start : start + BATCH_SIZE]], **options)) for start in starts]
 
 
-def _lines(path: Path) -> Iterator[str]:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; one without a padding token pads with its end token.
+
+    Raises `InputError` if the folder has no tokenizer, or one with neither token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"`model` must come with a tokenizer, {folder} has none: {reason}") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"the tokenizer in {folder} must have a padding or an end token, it has neither")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, unpacked if its name ends in .gz. Raises `InputError` if it cannot be read."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8") as file:
