@@ -175,7 +175,7 @@ def test_a_regression_takes_numbers(tmp_path):
     ],
 )
 def test_bad_own_files_are_refused(train, validation, message, tmp_path):
-    paths = [write_rows(tmp_path / f"{n}.jsonl", rows) for n, rows in (("a", train), ("b", validation or train))]
+    paths = write_rows(tmp_path / "a.jsonl", train), write_rows(tmp_path / "b.jsonl", validation or train)
     with pytest.raises(InputError, match=message):
         load_files(*paths, CustomTask(("x",), "y"))
 

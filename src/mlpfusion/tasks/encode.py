@@ -70,7 +70,8 @@ def encode_texts(
 ) -> EncodedExamples:
     """Unlabelled texts (or pairs of them) as token ids."""
     columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+    second = columns[1] if len(columns) == 2 else None
+    encoded = tokenizer(columns[0], text_pair=second, truncation=True, max_length=max_length, padding=False)
     names = list(encoded)
     return EncodedExamples(
         [dict(zip(names, row, strict=True)) for row in zip(*(encoded[n] for n in names), strict=True)]

@@ -28,7 +28,7 @@ def _correlation(function: Callable) -> Metric:
 # Each takes labels and predictions. Where one of the two is constant a correlation is undefined: 0, as for Matthews'.
 METRICS: dict[str, Metric] = {
     "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
-    "f1": lambda labels, predictions: float(f1_score(labels, predictions, zero_division=0.0)),
+    "f1": lambda labels, predictions: float(f1_score(labels, predictions)),
     "matthews": lambda labels, predictions: float(matthews_corrcoef(labels, predictions)),
     "pearson": _correlation(pearsonr),
     "spearman": _correlation(spearmanr),

@@ -40,7 +40,7 @@ def hub_rows(dataset: str, config: str, split: str) -> Rows:
     Raises `InputError` if that package is not installed, or if there is no such data set or no way to reach it.
     """
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("`task` must be in MLPFUSION_DATA or `datasets` be installed: pip install datasets") from error
     try:

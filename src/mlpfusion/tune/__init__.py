@@ -1,0 +1,5 @@
+"""Trains compressed models, and any others, as the paper does: fine-tuning, layer-wise tuning, distillation."""
+
+from mlpfusion.tune.config import Finetune as Finetune
+from mlpfusion.tune.config import Lora as Lora
+from mlpfusion.tune.finetune import finetune as finetune

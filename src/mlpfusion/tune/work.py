@@ -1,0 +1,62 @@
+"""The folder beside OUT in which an unfinished job keeps its states and its finished runs, and what it was told."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.checkpoint.write import staged_folder
+from mlpfusion.errors import InputError
+
+_SETTINGS = "settings.json"
+
+
+def work_folder(out: Path) -> Path:
+    """`OUT.unfinished`, beside `out`."""
+    out = out.absolute()
+    return out.with_name(f"{out.name}.unfinished")
+
+
+def check_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Raises `InputError` if an unfinished job is in the way, or, to be resumed, had other settings.
+
+    `overwrite` drops it, `resume` goes on with it; where there is none, both start from the beginning.
+    """
+    folder = work_folder(out)
+    if resume and overwrite:
+        raise InputError("`resume` and `overwrite` must not be given together")
+    if not folder.exists() or overwrite:
+        return
+    if not resume:
+        raise InputError(f"`out` has an unfinished run in {folder}: --resume goes on with it, --overwrite drops it")
+    old = _read_settings(folder)
+    changed = [name for name in sorted(old.keys() | settings.keys()) if old.get(name) != settings.get(name)]
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"`{name}` must be {old.get(name)!r} to resume the run in {folder}, got {settings.get(name)!r}; "
+            "--overwrite starts anew"
+        )
+
+
+def open_work(out: Path, settings: dict[str, Any], *, resume: bool) -> Path:
+    """The folder, made if it is not there; an old one is removed unless `resume`. `check_work` comes first."""
+    folder = work_folder(out)
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        with staged_folder(folder) as staged:
+            (staged / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def normalised(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from JSON."""
+    return json.loads(json.dumps(settings))
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} must hold the {_SETTINGS} of an unfinished run; --overwrite drops it") from error
