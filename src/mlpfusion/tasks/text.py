@@ -58,6 +58,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"`model` must come with a tokenizer, {folder} has none: {reason}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a config alone
+        raise InputError(f"`model` must come with a tokenizer, {folder} has none with a vocabulary")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"the tokenizer in {folder} must have a padding or an end token, it has neither")

@@ -20,11 +20,18 @@ from mlpfusion.tasks.metrics import check_metric
 from mlpfusion.tune.card import tune_card
 from mlpfusion.tune.config import Finetune, parse_lora
 from mlpfusion.tune.finetune import Where, finetune, split_train
-from mlpfusion.tune.lora import check_lora
-from mlpfusion.tune.record import TUNE_RECORD_FILE, RunRecord, TuneRecord, run_from_dict, summarise
-from mlpfusion.tune.source import Source, load_for_task, open_source, prepare_config
+from mlpfusion.tune.lora import add_lora
+from mlpfusion.tune.record import (
+    TUNE_RECORD_FILE,
+    RunRecord,
+    TuneRecord,
+    run_from_dict,
+    summarise,
+    tune_record_from_dict,
+)
+from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
 from mlpfusion.tune.trainer import DivergenceError, training_arguments
-from mlpfusion.tune.work import check_work, normalised, open_work, work_folder
+from mlpfusion.tune.work import check_work, normalised, open_work, remove_work, work_folder
 
 _RUN_FILE = "run.json"
 # What may differ between a run and its resumption; model and data files are compared by their hashes.
@@ -91,15 +98,18 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     configs = _check_job(job)
     source = open_source(job.model, job.revision)
     data = _load_data(job, source)
-    task_config = prepare_config(source, data.task)
-    if job.lora is not None:
-        check_lora(task_config)
+    empty = empty_for_task(source, data.task)
+    if configs[0].lora is not None:
+        add_lora(empty, configs[0].lora)
     check_metric(data.task, job.metric_for_best_model)
     split_train(data, configs[0])
     out = Path(job.out).expanduser()
     settings = _settings(job, source, data)
-    check_output(out, overwrite=job.overwrite)
     check_work(out, settings, resume=job.resume, overwrite=job.overwrite)
+    done = _finished(out) if job.resume else None
+    if done is not None:
+        return done
+    check_output(out, overwrite=job.overwrite)
     processes = PartialState(cpu=True) if job.device == "cpu" else PartialState()
     processes.wait_for_everyone()
     if processes.is_main_process:
@@ -188,7 +198,15 @@ def _put_in_place(out: Path, chosen: Path, record: TuneRecord, source: Source) -
         (folder / _RUN_FILE).unlink()
         (folder / "README.md").write_text(tune_card(record), encoding="utf-8")
         (folder / TUNE_RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
-    shutil.rmtree(chosen.parents[1])
+    remove_work(out)
+
+
+def _finished(out: Path) -> TuneRecord | None:
+    """The record of a job that was killed after `out` was complete, None if it was not; its work folder goes."""
+    if not work_folder(out).exists() or not (out / TUNE_RECORD_FILE).is_file():
+        return None
+    remove_work(out)
+    return tune_record_from_dict(json.loads((out / TUNE_RECORD_FILE).read_text(encoding="utf-8")))
 
 
 def _check_job(job: TuneJob) -> list[Finetune]:

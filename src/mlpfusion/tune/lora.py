@@ -15,7 +15,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
     Draws from the global random stream. Raises `InputError` if peft is not installed or finds no map to adapt, and for
     a masked model.
     """
-    check_lora(model.config)
+    _check(model.config)
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = lora.targets if lora.targets in (None, "all-linear") else lora.targets.split("+")
@@ -34,18 +34,14 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
         ) from error
 
 
-def check_lora(config: PreTrainedConfig) -> None:
-    """Raises `InputError` if peft is not installed, or if a merge would fill the zeros of a masked model."""
+def _check(config: PreTrainedConfig) -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise InputError("`lora` needs peft: pip install peft") from error
     key = getattr(config, KEY, None)
-    masked = key is not None and any(isinstance(site, MaskedSite) for site in key_from_dict(key).sites.values())
-    if masked:
-        raise InputError(
-            "`lora` must be left out for a masked model: what is merged into it in the end fills its zeros"
-        )
+    if key is not None and any(isinstance(site, MaskedSite) for site in key_from_dict(key).sites.values()):
+        raise InputError("`lora` must be left out for a masked model: what is merged into it fills its zeros")
 
 
 def merge_lora(model: Any) -> PreTrainedModel:

@@ -82,6 +82,12 @@ def run_from_dict(data: dict[str, Any]) -> RunRecord:
     return RunRecord(**data | {"epochs": epochs, "training_loss": losses})
 
 
+def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
+    """The record from its JSON data."""
+    runs = tuple(run_from_dict(run) for run in data["runs"])
+    return TuneRecord(**data | {"size": Size(**data["size"]), "diverged": tuple(data["diverged"]), "runs": runs})
+
+
 def summarise(runs: list[RunRecord]) -> dict[str, dict[str, tuple[float, float]]]:
     """Split -> metric -> mean and standard deviation over `runs`."""
     splits = {split: list(scores) for split, scores in runs[0].scores.items()}

@@ -72,6 +72,16 @@ def load_for_task(source: Source, task: Task, seed: int) -> PreTrainedModel:
     to. Raises `InputError` as `prepare_config` and `load_model` do.
     """
     config = prepare_config(source, task)
-    kind = getattr(transformers, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[config.model_type])
     with seeded(seed):
-        return load_model(source.folder, config, kind=kind, dtype=torch.float32)
+        return load_model(source.folder, config, kind=_kind(config), dtype=torch.float32)
+
+
+def empty_for_task(source: Source, task: Task) -> PreTrainedModel:
+    """The same model without memory for its weights. Raises `InputError` as `prepare_config` does."""
+    config = prepare_config(source, task)
+    with torch.device("meta"):
+        return _kind(config)(config)
+
+
+def _kind(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    return getattr(transformers, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[config.model_type])

@@ -1,6 +1,7 @@
 """The folder beside OUT in which an unfinished job keeps its states and its finished runs, and what it was told."""
 
 import json
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,20 @@ def open_work(out: Path, settings: dict[str, Any], *, resume: bool) -> Path:
     """The folder, made if it is not there; an old one is removed unless `resume`. `check_work` comes first."""
     folder = work_folder(out)
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_work(out)
     if not folder.exists():
         with staged_folder(folder) as staged:
             (staged / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def remove_work(out: Path) -> None:
+    """Removes the folder, if there is one; whoever looks sees it whole or not at all."""
+    folder = work_folder(out)
+    if folder.exists():
+        going = folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}")
+        folder.rename(going)
+        shutil.rmtree(going)
 
 
 def normalised(settings: dict[str, Any]) -> dict[str, Any]:
