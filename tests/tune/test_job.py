@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import TASK, save_checkpoint, tiny_tokenizer
 from pico import PICO, pico_config, pico_model
 from safetensors.torch import load_file
+from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from mlpfusion.cli import main
