@@ -1,5 +1,6 @@
 """The commands that train: `tune` and `distill`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def _split(_context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--max-train-samples", type=int, help="Random part of train, the same for all seeds.")
 @click.option("--split-seed", type=int, help="Draws --holdout and --max-train-samples (default 0).")
 @click.option("--lora", metavar="r=8[,alpha=16]", help="Train LoRA factors and the head only; also dropout, targets.")
+@click.option("--layerwise", type=int, metavar="EPOCHS", help="Layer-wise tuning of the blocks first (Eq. 6).")
+@click.option("--teacher", metavar="ORIGINAL", help="The model before compression, for --layerwise.")
+@click.option("--layerwise-learning-rate", type=float, help="Default: the first --learning-rate.")
+@click.option("--cache", metavar="DIR", help="Keeps the hidden states of the teacher on disk, for further runs.")
 @click.option("--precision", help="fp32 (default), bf16 or fp16 autocast; weights stay fp32.")
 @click.option("--device", help="auto (default), cpu or cuda.")
 @click.option("--save-steps", type=int, help="Save the state for --resume this often, not only after epochs.")
@@ -56,14 +61,14 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     or not at all; until then, OUT.unfinished holds what --resume needs.
     """
     with reported_errors():
+        _check_installed()
         from mlpfusion.recipe import read_recipe, with_fields
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.report.tuning import print_tuning
         from mlpfusion.tune.job import TuneJob, run_tuning
 
         job = read_recipe(Path(recipe), TuneJob()) if recipe else TuneJob()
-        given = {name: value for name, value in flags.items() if value is not None and value is not False}
-        job = with_fields(job, given)
+        job = with_fields(job, _given(flags))
         with progress_bar("Tuning") as progress:
             record = run_tuning(job, progress)
         if as_json:
@@ -73,5 +78,61 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
 
 
 @click.command()
-def distill() -> None:
-    """Not yet."""
+@click.argument("original", required=False)
+@click.argument("compressed", required=False)
+@click.argument("out", required=False)
+@click.option("--data", metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
+@click.option("--column", help="Field of a JSONL file that holds the text.")
+@click.option("--task", help="Training texts of a task instead, without their labels: sst2, mnli, ...")
+@click.option("--max-samples", type=int, help="Texts to take, from the beginning.")
+@click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
+@click.option("--objective", help="layerwise (default: Eq. 6, blocks only), hidden, logits, logits+hidden.")
+@click.option("--temperature", type=float, help="Of the logits (default 2).")
+@click.option("--learning-rate", type=float, help="Default 2e-5.")
+@click.option("--epochs", type=int, help="Default 1.")
+@click.option("--batch-size", type=int, help="Texts a step and device (default 32).")
+@click.option("--seed", type=int, help="Held-out part, order, dropout, missing head (default 0).")
+@click.option("--holdout", type=float, help="Share of the texts to measure the loss on (default 0.1).")
+@click.option("--cache", metavar="DIR", help="Keeps the hidden states of ORIGINAL on disk, for further runs.")
+@click.option("--precision", help="fp32 (default), bf16 or fp16 autocast; weights stay fp32.")
+@click.option("--device", help="auto (default), cpu or cuda.")
+@click.option("--save-steps", type=int, help="Save the state for --resume this often, not only after epochs.")
+@click.option("--log-dir", metavar="DIR", help="Logs for TensorBoard, if it is installed.")
+@click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run beside OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, and drop an unfinished run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
+    """Trains COMPRESSED on what ORIGINAL says to unlabelled texts, into the new folder OUT.
+
+    The default is the layer-wise task-specific tuning of the paper (Eq. 6): only the compressed blocks move.
+    """
+    with reported_errors():
+        _check_installed()
+        from mlpfusion.recipe import read_recipe, with_fields
+        from mlpfusion.report.terminal import progress_bar
+        from mlpfusion.report.tuning import print_distillation
+        from mlpfusion.tune.distill_job import DistillJob, run_distillation
+
+        job = read_recipe(Path(recipe), DistillJob()) if recipe else DistillJob()
+        job = with_fields(job, _given(flags))
+        with progress_bar("Distilling") as progress:
+            record = run_distillation(job, progress)
+        if as_json:
+            click.echo(record.to_json(), nl=False)
+        else:
+            print_distillation(record, job.out)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None and value is not False}
+
+
+def _check_installed() -> None:
+    """Raises `InputError` if a package that only training needs is missing."""
+    from mlpfusion.errors import InputError
+
+    needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        raise InputError(f"training needs {', '.join(missing)}: pip install 'mlpfusion[tune]'")

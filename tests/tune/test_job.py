@@ -274,3 +274,93 @@ def test_tuning_again_from_the_result_works(fused, data, tmp_path):
     result = call("tune", tmp_path / "one", tmp_path / "two", *data, "--epochs", 1)
     assert result.exit_code == 0, result.output
     assert "`out` must be empty or new" in refused("tune", fused, tmp_path / "two", *data)
+
+
+def test_layerwise_tuning_comes_first_and_lowers_its_loss(checkpoint, fused, data, tmp_path):
+    flags = ["--layerwise", 2, "--teacher", checkpoint, "--layerwise-learning-rate", "2e-3", "--cache", tmp_path / "c"]
+    result = call("tune", fused, tmp_path / "out", *data, *flags, "--json")
+    assert result.exit_code == 0, result.output
+    stage = json.loads(result.stdout)["layerwise"]
+    assert stage["loss_after"] < stage["loss_before"]
+    assert stage["train_samples"] + stage["held_out_samples"] == 86  # what was held out of train is not seen here
+    assert len(list((tmp_path / "c").glob("*.npy"))) == 1
+    assert "Eq. 6 from" in (tmp_path / "out" / "README.md").read_text()
+    plain = call("tune", fused, tmp_path / "plain", *data)
+    assert plain.exit_code == 0, plain.output
+    files = [tmp_path / name / "model.safetensors" for name in ("out", "plain")]
+    assert files[0].read_bytes() != files[1].read_bytes()
+
+
+def test_distill_writes_a_complete_folder(checkpoint, fused, files, tmp_path):
+    speed = ["--max-length", 16, "--batch-size", 8, "--learning-rate", "2e-3", "--device", "cpu"]
+    out = tmp_path / "out"
+    result = call("distill", checkpoint, fused, out, "--data", files[0], "--column", "sentence", *speed, "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "mlp_fusion_distill_record.json").read_text())
+    assert record == json.loads(result.stdout)
+    assert record["run"]["loss_after"] < record["run"]["loss_before"]
+    assert record["run"]["train_samples"] == 86
+    assert "held out went from" in (out / "README.md").read_text()
+    assert {entry.name for entry in tmp_path.iterdir()} >= {"out", "fused"}
+    assert not (tmp_path / "out.unfinished").exists()
+    before, after = (load_file(folder / "model.safetensors") for folder in (fused, out))
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    expected = {
+        f"encoder.layer.{n}.{m}.dense.{p}"
+        for n in (1, 2)
+        for m in ("intermediate", "output")
+        for p in ("weight", "bias")
+    }
+    assert moved == expected
+    retuned = call("tune", out, tmp_path / "tuned", *_file_flags(files), *speed)
+    assert retuned.exit_code == 0, retuned.output
+
+
+def _file_flags(files: tuple[Path, Path]) -> list[object]:
+    columns = ["--text-column", "sentence", "--label-column", "label"]
+    return ["--train", files[0], "--validation", files[1], *columns]
+
+
+def test_logits_are_distilled_from_a_tuned_model(checkpoint, fused, data, files, tmp_path):
+    assert call("tune", checkpoint, tmp_path / "teacher", *data).exit_code == 0
+    flags = ["--data", files[0], "--column", "sentence", "--max-length", 16, "--batch-size", 8, "--objective", "logits"]
+    result = call("distill", tmp_path / "teacher", fused, tmp_path / "out", *flags, "--learning-rate", "2e-3")
+    assert result.exit_code == 0, result.output
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "0", 1: "1"}
+    assert type(model).__name__ == "BertForSequenceClassification"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "exactly one of `data` and `task` must be given, got None and None"),
+        (["--task", "sst2", "--data", "x"], "exactly one of `data` and `task` must be given"),
+        (["--data", "none.txt"], "`data` must be a readable text file"),
+        (["--data", "DATA", "--column", "text"], "`column` must be a text field of"),
+        (
+            ["--data", "DATA", "--column", "sentence", "--objective", "x"],
+            "`objective` must be one of layerwise, hidden",
+        ),
+        (["--data", "DATA", "--column", "sentence", "--objective", "logits"], "`original` must have a head for"),
+        (["--data", "DATA", "--column", "sentence", "--holdout", 0], "`holdout` must be above 0 and below 1, got 0.0"),
+    ],
+)
+def test_bad_distillations_are_refused(flags, message, checkpoint, fused, files, tmp_path):
+    given = [files[0] if flag == "DATA" else flag for flag in flags]
+    line = refused("distill", checkpoint, fused, tmp_path / "out", "--max-length", 16, *given)
+    assert message in line
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_layerwise_stage_needs_a_teacher_that_fits(checkpoint, fused, data, tmp_path):
+    out = tmp_path / "out"
+    assert "`teacher` must be given for `layerwise`" in refused("tune", fused, out, *data, "--layerwise", 1)
+    assert "`layerwise` must be given with" in refused("tune", fused, out, *data, "--teacher", checkpoint)
+    flags = ["--layerwise", 1, "--teacher", checkpoint]
+    assert "`compressed` must be compressed by mlpfusion" in refused("tune", checkpoint, out, *data, *flags)
+    pico_model("bert", seed=1).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    flags = ["--layerwise", 1, "--teacher", tmp_path / "other"]
+    assert "`original` must be the source of the student" in refused("tune", fused, out, *data, *flags)
+    assert not list(tmp_path.glob("out*"))

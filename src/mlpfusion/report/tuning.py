@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from mlpfusion.tune.record import TuneRecord
+from mlpfusion.tune.record import DistillRecord, DistillRun, TuneRecord
 
 
 def print_tuning(record: TuneRecord, out: str) -> None:
@@ -20,6 +20,8 @@ def print_tuning(record: TuneRecord, out: str) -> None:
         scores = [f"{run.scores[split][metric]:.4f}" for split in splits]
         row = (f"{run.learning_rate:g}", str(run.seed), selection, *scores, str(run.steps), str(run.best_step), seconds)
         table.add_row(*row)
+    if record.layerwise is not None:
+        console.print(_losses(record.layerwise))
     console.print(f"{metric} of every run:")
     console.print(table)
     for rate in record.diverged:
@@ -29,3 +31,17 @@ def print_tuning(record: TuneRecord, out: str) -> None:
         console.print(f"{record.task} {split}: {values}")
     console.print(f"{record.note}")
     console.print(f"[bold]{out}[/bold] is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}.")
+
+
+def print_distillation(record: DistillRecord, out: str) -> None:
+    """Prints the loss before and after, and what was left."""
+    console = Console(soft_wrap=True)
+    console.print(_losses(record.run))
+    console.print(f"[bold]{out}[/bold] is complete.")
+
+
+def _losses(run: DistillRun) -> str:
+    return (
+        f"{run.objective}: {run.steps} steps on {run.train_samples:,} texts, loss on {run.held_out_samples:,} held-out "
+        f"ones {run.loss_before:.5g} -> {run.loss_after:.5g}, {run.seconds:.1f} s"
+    )

@@ -49,7 +49,7 @@ def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = 128) 
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`; one without a padding token pads with its end token.
+    """The tokenizer in `folder`, padding on the right; one without a padding token pads with its end token.
 
     Raises `InputError` if the folder has no tokenizer, or one with neither token.
     """
@@ -64,6 +64,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise InputError(f"the tokenizer in {folder} must have a padding or an end token, it has neither")
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # so that positions do not depend on the length of the batch
     return tokenizer
 
 

@@ -1,8 +1,8 @@
-"""The model card of a tuned checkpoint."""
+"""The model cards of tuned and of distilled checkpoints."""
 
 from huggingface_hub import ModelCardData
 
-from mlpfusion.tune.record import TUNE_RECORD_FILE, RunRecord, TuneRecord
+from mlpfusion.tune.record import DISTILL_RECORD_FILE, TUNE_RECORD_FILE, DistillRecord, RunRecord, TuneRecord
 
 _TEXT = """\
 ---
@@ -18,7 +18,7 @@ epochs, learning rate {rate:g}, batch size {batch_size}; {parameters:,} paramete
 |---|---|---|---|
 {scores}
 
-How it was chosen: {note}. The weights are those of seed {saved_seed}.
+{layerwise}How it was chosen: {note}. The weights are those of seed {saved_seed}.
 
 ## Runs
 
@@ -58,6 +58,7 @@ def tune_card(record: TuneRecord) -> str:
         parameters=record.size.parameters,
         seeds="1 seed" if num_seeds == 1 else f"{num_seeds} seeds",
         scores="\n".join(score_rows(record)),
+        layerwise=_layerwise(record),
         note=record.note,
         saved_seed=record.saved_seed,
         metric=first.selection_metric,
@@ -65,6 +66,13 @@ def tune_card(record: TuneRecord) -> str:
         runs="\n".join(_run_row(run) for run in record.runs),
         record_file=TUNE_RECORD_FILE,
     )
+
+
+def _layerwise(record: TuneRecord) -> str:
+    if record.layerwise is None:
+        return ""
+    before, after = record.layerwise.loss_before, record.layerwise.loss_after
+    return f"Before that, the compressed blocks were tuned layer by layer: Eq. 6 from {before:.5g} to {after:.5g}.\n\n"
 
 
 def score_rows(record: TuneRecord) -> list[str]:
@@ -80,3 +88,40 @@ def _run_row(run: RunRecord) -> str:
     score = "-" if run.selection_score is None else f"{run.selection_score:.4f}"
     seconds = "-" if run.seconds_per_step is None else f"{run.seconds_per_step:.3f}"
     return f"| {run.learning_rate:g} | {run.seed} | {score} | {run.steps} | {run.best_step} | {seconds} |"
+
+
+_DISTILL_TEXT = """\
+---
+{data}
+---
+
+# {compressed}, taught by {original}
+
+`{compressed}` trained on what `{original}` says to {samples:,} unlabelled texts ({source}), by
+[mlpfusion](https://pypi.org/project/mlpfusion/) {version}: objective `{objective}`, learning rate {rate:g}, {epochs}
+epochs, seed {seed}. The loss on {held_out:,} texts that were held out went from {before:.5g} to {after:.5g}.
+
+The full record is in `{record_file}`.
+"""
+
+
+def distill_card(record: DistillRecord) -> str:
+    """The text of README.md for `record`."""
+    recipe, run = record.recipe, record.run
+    data = ModelCardData(library_name="transformers", tags=["mlp-fusion", "compression", "distillation"])
+    return _DISTILL_TEXT.format(
+        data=data.to_yaml(),
+        compressed=recipe["compressed"],
+        original=recipe["original"],
+        samples=run.train_samples,
+        source=record.data,
+        version=record.versions["mlpfusion"],
+        objective=run.objective,
+        rate=recipe["learning_rate"],
+        epochs=recipe["epochs"],
+        seed=run.seed,
+        held_out=run.held_out_samples,
+        before=run.loss_before,
+        after=run.loss_after,
+        record_file=DISTILL_RECORD_FILE,
+    )

@@ -136,7 +136,7 @@ def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
             assert log.epoch is not None
             trainer.args.num_train_epochs = round(log.epoch)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    trainer.train_on(state)
     return time.perf_counter() - started
 
 
@@ -165,7 +165,7 @@ def _run_record(
             EpochRecord(one["epoch"], int(one["step"]), one["eval_loss"], {name: one[f"eval_{name}"] for name in names})
             for one in epochs
         ),
-        training_loss=tuple((int(one["step"]), one["loss"]) for one in state.log_history if "loss" in one),
+        training_loss=trainer.loss_log(),
         scores=scores,
         trained_parameters=trained,
         seconds=round(seconds, 3),

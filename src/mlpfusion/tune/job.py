@@ -1,39 +1,39 @@
 """`mlpfusion tune`: a checkpoint in, a tuned one out, over learning rates and seeds; resumed where it was stopped."""
 
-import json
-import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback
+from transformers import PreTrainedModel
 
-from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
+from mlpfusion.checkpoint.write import check_output
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
 from mlpfusion.tasks.encode import EncodedTask, encode_task
-from mlpfusion.tasks.glue import CustomTask
-from mlpfusion.tasks.load import TaskData, load_files, load_task
 from mlpfusion.tasks.metrics import check_metric
 from mlpfusion.tune.card import tune_card
 from mlpfusion.tune.config import Finetune, parse_lora
+from mlpfusion.tune.data import custom_task, display_name, log_callbacks, task_data
+from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
 from mlpfusion.tune.finetune import Where, finetune, split_train
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.record import (
     TUNE_RECORD_FILE,
+    DistillRun,
     RunRecord,
     TuneRecord,
+    distill_run_from_dict,
     run_from_dict,
     summarise,
     tune_record_from_dict,
 )
-from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.source import Source, empty_for_task, load_for_task, load_source, open_source
+from mlpfusion.tune.stage import put_in_place, run_stage
 from mlpfusion.tune.trainer import DivergenceError, training_arguments
-from mlpfusion.tune.work import check_work, normalised, open_work, remove_work, work_folder
+from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
 
-_RUN_FILE = "run.json"
 # What may differ between a run and its resumption; model and data files are compared by their hashes.
 _FREE = ("model", "out", "revision", "train", "validation", "log_dir", "resume", "overwrite", "teacher", "cache")
 
@@ -41,6 +41,9 @@ _FREE = ("model", "out", "revision", "train", "validation", "log_dir", "resume",
 @dataclass(frozen=True)
 class TuneJob:
     """What to tune, on what, how, and where to put it: the same fields as the flags of `mlpfusion tune`.
+
+    `layerwise` epochs of layer-wise tuning (Eq. 6) come first if asked for, once for all runs, with the first seed, by
+    `teacher`, at `layerwise_learning_rate` (the first `learning_rate` unless given), `cache` keeping its states.
 
     Either `task`, or `train` and `validation` with `text_column` (two for pairs) and `label_column`; with both, the
     files take the place of the task's own. The fields after `seeds` are those of `Finetune`.
@@ -74,6 +77,10 @@ class TuneJob:
     precision: str = "fp32"
     device: str = "auto"
     save_steps: int | None = None
+    layerwise: int = 0
+    layerwise_learning_rate: float | None = None
+    teacher: str | None = None
+    cache: str | None = None
     revision: str | None = None
     log_dir: str | None = None
     resume: bool = False
@@ -86,6 +93,18 @@ class TuneJob:
         lora = None if self.lora is None else parse_lora(self.lora)
         return Finetune(learning_rate=learning_rate, seed=seed, lora=lora, **values)
 
+    def layerwise_config(self) -> Distill:
+        """The config of the layer-wise stage. Raises `InputError` for a value out of range."""
+        return Distill(
+            epochs=self.layerwise,
+            learning_rate=self.layerwise_learning_rate or self.learning_rate[0],
+            batch_size=self.batch_size,
+            seed=self.seeds[0],
+            precision=self.precision,
+            device=self.device,
+            save_steps=self.save_steps,
+        )
+
 
 def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None) -> TuneRecord:
     """Tunes the checkpoint `job.model` into the new folder `job.out`.
@@ -97,116 +116,116 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     """
     configs = _check_job(job)
     source = open_source(job.model, job.revision)
-    data = _load_data(job, source)
+    columns = custom_task(job.text_column, job.label_column, regression=job.regression)
+    found = task_data(job.task, job.train, job.validation, columns)
+    data = encode_task(found, source.tokenizer, max_length=job.max_length)
     empty = empty_for_task(source, data.task)
     if configs[0].lora is not None:
         add_lora(empty, configs[0].lora)
     check_metric(data.task, job.metric_for_best_model)
-    split_train(data, configs[0])
+    train, _ = split_train(data, configs[0])
+    pair = _layerwise_pair(job, source)
+    if pair is not None:
+        split_examples(train, job.layerwise_config())
     out = Path(job.out).expanduser()
     settings = _settings(job, source, data)
-    check_work(out, settings, resume=job.resume, overwrite=job.overwrite)
-    done = _finished(out) if job.resume else None
+    done = finished_job(out, settings, TUNE_RECORD_FILE) if job.resume else None
     if done is not None:
-        return done
+        return tune_record_from_dict(done)
     check_output(out, overwrite=job.overwrite)
     processes = PartialState(cpu=True) if job.device == "cpu" else PartialState()
-    processes.wait_for_everyone()
+    start_work(out, settings, resume=job.resume, overwrite=job.overwrite)
+    runner = _Runner(job, source, data, progress)
+    layerwise = None if pair is None else runner.layerwise(*pair)
+    if layerwise is not None:
+        runner = replace(runner, source=replace(source, folder=layerwise[0]))
+    record, result = _run_all(runner, None if layerwise is None else layerwise[1])
     if processes.is_main_process:
-        open_work(out, settings, resume=job.resume)
-    processes.wait_for_everyone()
-    record, chosen = _run_all(job, source, data, _Runner(out, source, data, job.log_dir, progress))
-    if processes.is_main_process:
-        _put_in_place(out, chosen, record, source)
+        put_in_place(result, out, {"README.md": tune_card(record), TUNE_RECORD_FILE: record.to_json()})
+        remove_work(out)
     processes.wait_for_everyone()
     return record
 
 
 @dataclass(frozen=True)
 class _Runner:
-    """Carries out runs, each in a folder of its own; one that is finished is read instead."""
+    """Carries out the stages of a job, each in a folder of its own; one that is finished is read instead."""
 
-    out: Path
+    job: TuneJob
     source: Source
     data: EncodedTask
-    log_dir: str | None
     progress: Progress
 
-    def folder(self, config: Finetune) -> Path:
-        return work_folder(self.out) / f"learning-rate-{config.learning_rate:g}-seed-{config.seed}"
+    def layerwise(self, student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[Path, DistillRun]:
+        folder = work_folder(Path(self.job.out).expanduser()) / "layerwise"
+        config, cache = self.job.layerwise_config(), self.job.cache
+        train, _ = split_train(self.data, self.job.finetune(self.job.learning_rate[0], self.job.seeds[0]))
 
-    def run(self, config: Finetune) -> RunRecord:
-        folder = self.folder(config)
-        result = folder / "result"
-        if (result / _RUN_FILE).is_file():
-            return run_from_dict(json.loads((result / _RUN_FILE).read_text(encoding="utf-8")))
-        folder.mkdir(exist_ok=True)
-        model = load_for_task(self.source, self.data.task, config.seed)
-        where = Where(folder, self.progress, _log_callbacks(self.log_dir, folder.name))
-        model, record = finetune(model, self.data, config, where)
-        if PartialState().is_main_process:
-            with staged_folder(result) as staged:
-                save_model(model, self.source.folder, staged)
-                if config.lora is not None:
-                    shutil.copytree(folder / "adapter", staged / "adapter")
-                (staged / _RUN_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-            for state in [*folder.glob("checkpoint-*")]:
-                shutil.rmtree(state)
-        PartialState().wait_for_everyone()
-        return record
+        def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
+            where = Where(states, self.progress, log_callbacks(self.job.log_dir, states.name))
+            cached = None if cache is None else Path(cache).expanduser()
+            return student, distill(student, teacher, train, self.data.collate, config, where, cached)
+
+        return run_stage(folder, self.source.folder, stage, distill_run_from_dict)
+
+    def run(self, rate: float, seed: int) -> tuple[Path, RunRecord]:
+        name = f"learning-rate-{rate:g}-seed-{seed}"
+
+        def stage(states: Path) -> tuple[PreTrainedModel, RunRecord]:
+            model = load_for_task(self.source, self.data.task, seed)
+            where = Where(states, self.progress, log_callbacks(self.job.log_dir, name))
+            return finetune(model, self.data, self.job.finetune(rate, seed), where)
+
+        folder = work_folder(Path(self.job.out).expanduser()) / name
+        return run_stage(folder, self.source.folder, stage, run_from_dict)
 
 
-def _run_all(job: TuneJob, source: Source, data: EncodedTask, runner: _Runner) -> tuple[TuneRecord, Path]:
+def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord, Path]:
     """The record, and the folder of the run whose model is to be kept."""
-    first, diverged, errors = [], [], []
+    job, first, diverged, errors = runner.job, [], [], []
     for rate in job.learning_rate:
         try:
-            first.append(runner.run(job.finetune(rate, job.seeds[0])))
+            first.append(runner.run(rate, job.seeds[0]))
         except DivergenceError as error:
             diverged.append(rate)
             errors.append(error)
     if not first:
         raise errors[-1]
-    rate = max(first, key=_selection_score).learning_rate
-    chosen = [run for run in first if run.learning_rate == rate]
-    chosen += [runner.run(job.finetune(rate, seed)) for seed in job.seeds[1:]]
-    best = max(chosen, key=_selection_score)
-    folder = runner.folder(job.finetune(rate, best.seed)) / "result"
-    model = load_for_task(replace(source, folder=folder), data.task, best.seed)
+    best = max(first, key=_selection_score)
+    chosen = [best, *(runner.run(best[1].learning_rate, seed) for seed in job.seeds[1:])]
+    result, kept = max(chosen, key=_selection_score)
+    saved = load_for_task(replace(runner.source, folder=result), runner.data.task, kept.seed)
+    told = {name: value for name, value in asdict(job).items() if name not in _FREE}
     record = TuneRecord(
-        recipe={name: value for name, value in asdict(job).items() if name not in _FREE or name == "model"}
-        | {"model": _name(job.model)},
-        task=data.task.name,
-        data=data.source,
-        note=_note(job, data),
-        model_sha256=source.sha256,
+        recipe={"model": display_name(job.model)} | told,
+        task=runner.data.task.name,
+        data=runner.data.source,
+        note=_note(job, runner.data),
+        model_sha256=runner.source.sha256,
         device=str(PartialState().device),
         versions=versions(),
-        size=model_size(model),
-        learning_rate=rate,
-        saved_seed=best.seed,
-        scores=summarise(chosen),
+        size=model_size(saved),
+        learning_rate=kept.learning_rate,
+        saved_seed=kept.seed,
+        scores=summarise([run for _, run in chosen]),
         diverged=tuple(diverged),
-        runs=(*first, *chosen[1:]),
+        layerwise=layerwise,
+        runs=tuple(run for _, run in (*first, *chosen[1:])),
     )
-    return record, folder
+    return record, result
 
 
-def _put_in_place(out: Path, chosen: Path, record: TuneRecord, source: Source) -> None:
-    with staged_folder(out) as folder:
-        shutil.copytree(chosen, folder, dirs_exist_ok=True)
-        (folder / _RUN_FILE).unlink()
-        (folder / "README.md").write_text(tune_card(record), encoding="utf-8")
-        (folder / TUNE_RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
-    remove_work(out)
-
-
-def _finished(out: Path) -> TuneRecord | None:
-    """The record of a job that was killed after `out` was complete, None if it was not; its work folder goes."""
-    if not work_folder(out).exists() or not (out / TUNE_RECORD_FILE).is_file():
+def _layerwise_pair(job: TuneJob, source: Source) -> tuple[PreTrainedModel, PreTrainedModel] | None:
+    """Student and teacher of the layer-wise stage, None if there is none. Raises `InputError` if they do not fit."""
+    if not job.layerwise:
+        if job.teacher is not None or job.cache is not None:
+            raise InputError("`layerwise` must be given with `teacher` and `cache`: for how many epochs?")
         return None
-    remove_work(out)
-    return tune_record_from_dict(json.loads((out / TUNE_RECORD_FILE).read_text(encoding="utf-8")))
+    if job.teacher is None:
+        raise InputError("`teacher` must be given for `layerwise`: the model before compression")
+    student, teacher = load_source(source), load_source(open_source(job.teacher))
+    check_pair(student, teacher, job.layerwise_config())
+    return student, teacher
 
 
 def _check_job(job: TuneJob) -> list[Finetune]:
@@ -219,26 +238,11 @@ def _check_job(job: TuneJob) -> list[Finetune]:
     if job.select_on == "last" and len(job.learning_rate) > 1:
         raise InputError("`select_on` must be holdout or validation to choose among several learning rates, got 'last'")
     configs = [job.finetune(rate, seed) for rate in job.learning_rate for seed in job.seeds]
+    if job.layerwise:
+        job.layerwise_config()
     training_arguments(Path(job.out), device=job.device, precision=job.precision)
-    _log_callbacks(job.log_dir, "")
+    log_callbacks(job.log_dir, "")
     return configs
-
-
-def _load_data(job: TuneJob, source: Source) -> EncodedTask:
-    return encode_task(_task_data(job), source.tokenizer, max_length=job.max_length)
-
-
-def _task_data(job: TuneJob) -> TaskData:
-    files = {name: None if getattr(job, name) is None else Path(getattr(job, name)) for name in ("train", "validation")}
-    if job.task is not None:
-        return load_task(job.task, **files)
-    if not (files["train"] and files["validation"] and job.text_column and job.label_column):
-        raise InputError("`task` must be given, or `train`, `validation`, `text_column` and `label_column`")
-    if len(job.text_column) > 2:
-        raise InputError(f"`text_column` must name one column or two, got {', '.join(job.text_column)}")
-    return load_files(
-        files["train"], files["validation"], CustomTask(job.text_column, job.label_column, job.regression)
-    )
 
 
 def _settings(job: TuneJob, source: Source, data: EncodedTask) -> dict[str, Any]:
@@ -249,26 +253,9 @@ def _settings(job: TuneJob, source: Source, data: EncodedTask) -> dict[str, Any]
     return normalised(told | hashes | {"versions": versions()})
 
 
-def _log_callbacks(log_dir: str | None, name: str) -> list[TrainerCallback]:
-    """A writer for TensorBoard, if one is asked for. Raises `InputError` if TensorBoard is not installed."""
-    if log_dir is None:
-        return []
-    from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
-
-    if not is_tensorboard_available():
-        raise InputError("`log_dir` needs TensorBoard: pip install tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return [TensorBoardCallback(SummaryWriter(str(Path(log_dir) / name)))] if name else []
-
-
-def _selection_score(run: RunRecord) -> float:
-    return 0.0 if run.selection_score is None else run.selection_score
-
-
-def _name(model: str) -> str:
-    folder = Path(model).expanduser()
-    return folder.resolve().name if folder.is_dir() else model
+def _selection_score(run: tuple[Path, RunRecord]) -> float:
+    score = run[1].selection_score
+    return 0.0 if score is None else score
 
 
 def _note(job: TuneJob, data: EncodedTask) -> str:

@@ -49,6 +49,23 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class DistillRun:
+    """One stage of learning from the original; the losses before and after are those of held-out examples."""
+
+    objective: str
+    seed: int
+    steps: int
+    train_samples: int
+    held_out_samples: int
+    loss_before: float
+    loss_after: float
+    training_loss: tuple[tuple[int, float], ...]
+    seconds: float
+    seconds_per_step: float | None
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class TuneRecord:
     """What `mlpfusion tune` did: `runs` in the order they were run, `learning_rate` and `saved_seed` the chosen ones.
 
@@ -68,11 +85,41 @@ class TuneRecord:
     saved_seed: int
     scores: dict[str, dict[str, tuple[float, float]]]
     diverged: tuple[float, ...]
+    layerwise: DistillRun | None
     runs: tuple[RunRecord, ...]
 
     def to_json(self) -> str:
         """The record as indented JSON text."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class DistillRecord:
+    """What `mlpfusion distill` did; the hashes are those of the two checkpoints."""
+
+    recipe: dict[str, Any]
+    data: str
+    original_sha256: str
+    compressed_sha256: str
+    device: str
+    versions: dict[str, str]
+    size: Size
+    run: DistillRun
+
+    def to_json(self) -> str:
+        """The record as indented JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def distill_run_from_dict(data: dict[str, Any]) -> DistillRun:
+    """A stage from its JSON data."""
+    losses: Any = tuple((step, loss) for step, loss in data["training_loss"])
+    return DistillRun(**{**data, "training_loss": losses})
+
+
+def distill_record_from_dict(data: dict[str, Any]) -> DistillRecord:
+    """The record from its JSON data."""
+    return DistillRecord(**data | {"size": Size(**data["size"]), "run": distill_run_from_dict(data["run"])})
 
 
 def run_from_dict(data: dict[str, Any]) -> RunRecord:
@@ -85,7 +132,9 @@ def run_from_dict(data: dict[str, Any]) -> RunRecord:
 def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
     """The record from its JSON data."""
     runs = tuple(run_from_dict(run) for run in data["runs"])
-    return TuneRecord(**data | {"size": Size(**data["size"]), "diverged": tuple(data["diverged"]), "runs": runs})
+    layerwise = None if data["layerwise"] is None else distill_run_from_dict(data["layerwise"])
+    parts = {"size": Size(**data["size"]), "diverged": tuple(data["diverged"]), "layerwise": layerwise, "runs": runs}
+    return TuneRecord(**data | parts)
 
 
 def summarise(runs: list[RunRecord]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -76,6 +76,21 @@ def load_for_task(source: Source, task: Task, seed: int) -> PreTrainedModel:
         return load_model(source.folder, config, kind=_kind(config), dtype=torch.float32)
 
 
+def load_source(source: Source) -> PreTrainedModel:
+    """The checkpoint as it is, in its own class, in fp32. What a head may lack is drawn from a fixed seed."""
+    with seeded(0):
+        return load_model(source.folder, source.config, dtype=torch.float32)
+
+
+def load_like(source: Source, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The checkpoint in the class of `teacher`, with outputs like its, in fp32; a missing head is drawn from `seed`."""
+    config = type(source.config).from_dict(source.config.to_dict())
+    for name in ("id2label", "label2id", "problem_type", "pad_token_id"):
+        setattr(config, name, getattr(teacher.config, name))
+    with seeded(seed):
+        return load_model(source.folder, config, kind=type(teacher), dtype=torch.float32)
+
+
 def empty_for_task(source: Source, task: Task) -> PreTrainedModel:
     """The same model without memory for its weights. Raises `InputError` as `prepare_config` does."""
     config = prepare_config(source, task)

@@ -60,6 +60,14 @@ class StageTrainer(Trainer):
         self.folder, self.network = Path(str(self.args.output_dir)), cast(nn.Module, self.model)
         self.remove_callback(PrinterCallback)
 
+    def train_on(self, state: Path | None) -> None:
+        """Trains from a saved state on, from the beginning without one."""
+        self.train(resume_from_checkpoint=None if state is None else str(state))
+
+    def loss_log(self) -> tuple[tuple[int, float], ...]:
+        """Step and mean training loss since the last such pair."""
+        return tuple((int(entry["step"]), entry["loss"]) for entry in self.state.log_history if "loss" in entry)
+
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss of one batch, that of the model unless another was given."""
         if self.loss is None:

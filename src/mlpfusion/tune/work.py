@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from mlpfusion.checkpoint.write import staged_folder
 from mlpfusion.errors import InputError
 
@@ -40,15 +42,34 @@ def check_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
         )
 
 
-def open_work(out: Path, settings: dict[str, Any], *, resume: bool) -> Path:
-    """The folder, made if it is not there; an old one is removed unless `resume`. `check_work` comes first."""
+def finished_job(out: Path, settings: dict[str, Any], record_file: str) -> dict[str, Any] | None:
+    """The record in `out` of a job that was killed after its last step and is resumed, None if it is not over.
+
+    What it left is removed. Raises `InputError` as `check_work` does.
+    """
+    if not work_folder(out).exists() or not (out / record_file).is_file():
+        return None
+    check_work(out, settings, resume=True, overwrite=False)
+    remove_work(out)
+    return json.loads((out / record_file).read_text(encoding="utf-8"))
+
+
+def start_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Makes the folder, or goes on with it; of several processes the first one does. Raises as `check_work` does."""
+    check_work(out, settings, resume=resume, overwrite=overwrite)
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        _open_work(out, settings, resume=resume)
+    PartialState().wait_for_everyone()
+
+
+def _open_work(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     folder = work_folder(out)
     if not resume:
         remove_work(out)
     if not folder.exists():
         with staged_folder(folder) as staged:
             (staged / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return folder
 
 
 def remove_work(out: Path) -> None:
