@@ -71,6 +71,8 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
         job = with_fields(job, _given(flags))
         with progress_bar("Tuning") as progress:
             record = run_tuning(job, progress)
+        if not _is_main_process():
+            return
         if as_json:
             click.echo(record.to_json(), nl=False)
         else:
@@ -118,10 +120,19 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
         job = with_fields(job, _given(flags))
         with progress_bar("Distilling") as progress:
             record = run_distillation(job, progress)
+        if not _is_main_process():
+            return
         if as_json:
             click.echo(record.to_json(), nl=False)
         else:
             print_distillation(record, job.out)
+
+
+def _is_main_process() -> bool:
+    """Under torchrun or accelerate launch every process runs the command; one speaks."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

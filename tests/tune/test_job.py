@@ -17,6 +17,7 @@ from pico import PICO, pico_config, pico_model
 from safetensors.torch import load_file
 from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.integrations.integration_utils import is_tensorboard_available
 
 from mlpfusion.cli import main
 from mlpfusion.tune.source import load_for_task, open_source
@@ -165,6 +166,7 @@ def test_models_without_the_head_are_refused(data, tmp_path):
         (["--device", "cuda"], "`device` must be cpu or auto on this machine, got 'cuda'"),
         (["--precision", "fp16"], "`precision` must be fp32 or bf16 on the CPU, got 'fp16'"),
         (["--lora", "r=2,targets=no-such-map"], "`lora targets` must name linear maps of the model"),
+        (["--recipe", "no-such-file"], "`recipe` must be a readable YAML file, got no-such-file"),
         (["--resume", "--overwrite"], "`resume` and `overwrite` must not be given together"),
         (["--task", "sst3"], "`task` must be one of cola, mnli"),
     ],
@@ -177,7 +179,24 @@ def test_bad_flags_are_refused_in_one_line_and_leave_nothing(flags, message, fus
     assert {entry.name for entry in tmp_path.iterdir()} == before
 
 
-def test_a_run_that_diverges_keeps_its_work_and_a_grid_goes_on(fused, data, tmp_path):
+def test_a_grid_goes_on_without_the_rates_that_diverge(fused, data, tmp_path, monkeypatch):
+    from mlpfusion.tune import job
+
+    def poisoned(model: Any, *args: Any) -> Any:
+        if args[1].learning_rate > 0.1:
+            with torch.no_grad():
+                model.classifier.bias[0] = float("inf")
+        return finetune(model, *args)
+
+    finetune = job.finetune
+    monkeypatch.setattr(job, "finetune", poisoned)
+    result = call("tune", fused, tmp_path / "out", *data, "--learning-rate", "0.5,2e-3", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["diverged"], record["learning_rate"], len(record["runs"])) == ([0.5], 2e-3, 1)
+
+
+def test_a_run_that_diverges_keeps_its_work(fused, data, tmp_path):
     line = refused("tune", fused, tmp_path / "out", *data, "--learning-rate", "0.999", "--weight-decay", "1e38")
     assert "`learning_rate` must be small enough for a finite loss, got 0.999" in line
     assert not (tmp_path / "out").exists()
@@ -314,6 +333,17 @@ def test_distill_writes_a_complete_folder(checkpoint, fused, files, tmp_path):
     assert moved == expected
     retuned = call("tune", out, tmp_path / "tuned", *_file_flags(files), *speed)
     assert retuned.exit_code == 0, retuned.output
+
+
+def test_logs_need_tensorboard(fused, data, tmp_path):
+    if is_tensorboard_available():
+        result = call("tune", fused, tmp_path / "out", *data, "--log-dir", tmp_path / "logs")
+        assert result.exit_code == 0, result.output
+        assert list((tmp_path / "logs" / "learning-rate-0.002-seed-0").glob("events*"))
+    else:
+        line = refused("tune", fused, tmp_path / "out", *data, "--log-dir", tmp_path / "logs")
+        assert "`log_dir` needs TensorBoard: pip install tensorboard" in line
+        assert not (tmp_path / "out.unfinished").exists()
 
 
 def _file_flags(files: tuple[Path, Path]) -> list[object]:
