@@ -119,7 +119,7 @@ def test_the_head_of_a_model_and_of_what_it_was_compressed_to_is_the_same(checkp
     assert not torch.equal(heads[0], heads[2])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize("name", ["gpt2", "t5", "modernbert"])
 def test_every_kind_of_architecture_is_tuned(name, data, tmp_path):
     save_checkpoint(tmp_path / name, name)
     flags = [*data, "--epochs", 1, "--batch-size", 32]
@@ -240,7 +240,7 @@ def run_and_die(server: Any, arguments: list[object], folder: Path, moment: int)
 @pytest.mark.parametrize(
     ("flags", "moments"),
     [
-        pytest.param(["--select-on", "last"], (0.3, 0.55, 0.97), id="full"),
+        pytest.param(["--select-on", "last"], (0.55,), id="full"),
         pytest.param(["--lora", "r=2", "--patience", "1", "--epochs", "4"], (0.6,), id="lora, patience"),
         pytest.param(
             ["--seeds", "0,1", "--learning-rate", "1e-3,5e-3"],
