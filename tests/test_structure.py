@@ -23,12 +23,13 @@ ORDER = [
     {"outcomes"},
     {"calibration"},
     {"compression"},
-    {"tune", "tasks"},
+    {"tasks"},
+    {"tune"},
     {"evaluate"},
     {"recipe"},
     {"report", "export"},
     {"demo"},
-    {"cli", "__main__"},
+    {"cli", "cli_errors", "cli_tune", "__main__"},
 ]
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 

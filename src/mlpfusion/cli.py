@@ -1,11 +1,6 @@
 """The command line. Every command parses, calls one function of the library, and prints what it returns."""
 
 import json
-import signal
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +8,8 @@ from typing import Any
 import click
 
 from mlpfusion import __version__
+from mlpfusion.cli_errors import reported_errors
+from mlpfusion.cli_tune import distill, tune
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,7 +37,7 @@ def inspect(model: str, as_json: bool, **options: Any) -> None:
     Only the config is needed, no weights. For a model type without a row of its own, a row that would serve is
     looked for and printed.
     """
-    with _reported_errors():
+    with reported_errors():
         from mlpfusion.report.inspection import inspect_checkpoint, print_inspection
 
         inspection = inspect_checkpoint(model, **options)
@@ -89,11 +86,11 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 
     OUT appears complete or not at all. It holds the model, its tokenizer, a record of the run and a model card.
     """
-    with _reported_errors():
+    with reported_errors():
         from mlpfusion.recipe import Recipe, read_recipe, run_recipe, with_fields
         from mlpfusion.report.terminal import print_record, progress_bar
 
-        chosen = read_recipe(Path(recipe)) if recipe else Recipe()
+        chosen = read_recipe(Path(recipe), Recipe()) if recipe else Recipe()
         given = {name: value for name, value in flags.items() if value is not None and value is not False}
         if options:
             given["options"] = chosen.options | dict(_parse_option(option) for option in options)
@@ -122,7 +119,7 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
     """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
-    with _reported_errors():
+    with reported_errors():
         from mlpfusion.report.run_comparison import run_comparison, write_comparison
         from mlpfusion.report.terminal import print_comparison, progress_bar
 
@@ -149,7 +146,7 @@ def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def measure(original: str, compressed: str, as_json: bool, **options: Any) -> None:
     """Output error and kernel error of every block of COMPRESSED, all in place, against its source ORIGINAL."""
-    with _reported_errors():
+    with reported_errors():
         from mlpfusion.report.run_comparison import run_measurement
         from mlpfusion.report.terminal import print_block_errors
 
@@ -165,32 +162,10 @@ def measure(original: str, compressed: str, as_json: bool, **options: Any) -> No
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: str, seed: int) -> None:
     """Fuses a real pretrained model, saves it, loads it back in a fresh process, and measures it. Offline."""
-    with _reported_errors():
+    with reported_errors():
         from mlpfusion.demo import run_demo
 
         run_demo(Path(out), seed)
-
-
-@contextmanager
-def _reported_errors() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit code 2, a warning in one line.
-
-    SIGTERM unwinds the stack, so that nothing is left behind.
-    """
-    from transformers.utils import logging
-
-    from mlpfusion.errors import InputError
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
-            yield
-    except InputError as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
 
 
 def _parse_option(text: str) -> tuple[str, Any]:
@@ -200,3 +175,7 @@ def _parse_option(text: str) -> tuple[str, Any]:
     if not separator:
         raise click.UsageError(f"--option must be NAME=VALUE, got {text!r}")
     return name, yaml.safe_load(value)
+
+
+main.add_command(tune)
+main.add_command(distill)

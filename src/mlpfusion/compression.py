@@ -15,7 +15,7 @@ from mlpfusion.architectures.table import Architecture, find_architecture
 from mlpfusion.calibration import calibrated_outcomes, check_calibration, data_free_calibration
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
 from mlpfusion.install.folding import set_key
-from mlpfusion.install.key import KEY, FusionKey, InstalledSite, site_kind
+from mlpfusion.install.key import KEY, FusionKey, InstalledSite, key_from_dict, site_kind
 from mlpfusion.install.kinds import KINDS
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, Outcome, method_name
 from mlpfusion.mlp import forward
@@ -148,6 +148,22 @@ def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
             digest.update(f"{names[id(parameter)]} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_source(original: PreTrainedModel, compressed: PreTrainedModel, names: tuple[str, str]) -> FusionKey:
+    """The key of `compressed`. Raises `InputError` unless it is compressed, and `original` is what it was made from.
+
+    The hash of the source weights stands in the key. `names` are those of the two models for the message.
+    """
+    check_not_compressed(original.config)
+    data = getattr(compressed.config, KEY, None)
+    if data is None:
+        raise InputError(f"`compressed` must be compressed by mlpfusion, got {names[1]}")
+    key = key_from_dict(data)
+    sites = [site for site in find_sites(original, key.architecture) if site.path in key.sites]
+    if {site.path for site in sites} != set(key.sites) or source_hash(original, sites) != key.source_sha256:
+        raise InputError(f"`original` must be the source of {names[1]}, got {names[0]}, whose MLPs have another hash")
+    return key
 
 
 def _checked_plan(

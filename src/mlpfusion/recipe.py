@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 import yaml
@@ -22,6 +22,9 @@ from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
+
+# A frozen dataclass whose fields can be written in YAML: numbers, text, yes or no, and tuples of these.
+Fields = TypeVar("Fields", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Recipe:
     data_free: bool = False
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file. Raises `InputError` for an unknown key, a value of the wrong type, or no YAML."""
+def read_recipe(path: Path, into: Fields) -> Fields:
+    """`into` with the fields in a YAML file. Raises `InputError` for an unknown key, a wrong type, or no YAML."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -63,12 +66,12 @@ def read_recipe(path: Path) -> Recipe:
         ) from error
     if not isinstance(data, dict):
         raise InputError(f"`recipe` must hold keys and values, got {data!r}")
-    return with_fields(Recipe(), data)
+    return with_fields(into, data)
 
 
-def with_fields(recipe: Recipe, data: dict[str, Any]) -> Recipe:
-    """`recipe` with some fields replaced. Raises `InputError` for unknown keys and wrong types."""
-    known = {item.name: item.type for item in fields(Recipe)}
+def with_fields(recipe: Fields, data: dict[str, Any]) -> Fields:
+    """`recipe`, a frozen dataclass, with some fields replaced. Raises `InputError` for unknown keys and wrong types."""
+    known = {item.name: item.type for item in fields(recipe)}
     values = {}
     for name, value in data.items():
         if name not in known:
@@ -172,6 +175,9 @@ def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection:
 
 
 def _checked(name: str, value: Any, wanted: Any) -> Any:
+    if get_origin(wanted) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_checked(name, item, get_args(wanted)[0]) for item in items)
     kinds = get_args(wanted) if isinstance(wanted, UnionType) else (get_origin(wanted) or wanted,)
     if name == "layers" and type(value) is int:  # `layers: 3` in YAML
         return str(value)

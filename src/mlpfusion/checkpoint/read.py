@@ -86,15 +86,21 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
         return model_class(config)(config)
 
 
-def load_model(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """The checkpoint's own model class with its weights, in the dtype it was saved in, in eval mode, on the CPU.
+def load_model(
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    kind: type[PreTrainedModel] | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> PreTrainedModel:
+    """The checkpoint's own model class, or `kind`, with its weights, in eval mode, on the CPU.
 
+    The dtype is that of the file unless given. What a head of `kind` lacks is drawn from the global random stream.
     Raises `InputError` if weights do not fit the config, or if an MLP's weights are missing.
     """
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     try:
-        loaded: Any = model_class(config).from_pretrained(
-            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        loaded: Any = (kind or model_class(config)).from_pretrained(folder, output_loading_info=True, **options)
     except (RuntimeError, SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the weights in {folder} must fit its config.json: {reason}") from error

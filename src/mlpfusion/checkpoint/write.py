@@ -37,10 +37,10 @@ def staged_folder(out: Path) -> Iterator[Path]:
     try:
         yield staged
         for file in sorted(staged.rglob("*")):
-            _sync(file)
-        _sync(staged)
+            sync(file)
+        sync(staged)
         _put_in_place(staged, out)
-        _sync(out.parent)
+        sync(out.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -60,6 +60,15 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _put_in_place(staged: Path, out: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         staged.rename(out)
@@ -68,14 +77,6 @@ def _put_in_place(staged: Path, out: Path) -> None:
     out.rename(replaced)
     staged.rename(out)
     shutil.rmtree(replaced)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _new_sibling(out: Path, purpose: str) -> Path:

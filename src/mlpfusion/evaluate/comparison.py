@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
-from mlpfusion.compression import check_method, check_model, check_not_compressed, compress, source_hash
-from mlpfusion.errors import DegenerateClusteringWarning, InputError
+from mlpfusion.compression import check_method, check_model, check_source, compress
+from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.evaluate.approximation import Batch, BlockError, Probe, block_errors, references
 from mlpfusion.evaluate.outputs import outputs_on_inputs_of
-from mlpfusion.install.key import KEY, key_from_dict
 from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
@@ -100,14 +99,8 @@ def measure_checkpoint(
     hash of the source weights stands in the key of a compressed checkpoint.
     """
     before, after = _load(original), _load(compressed)
-    check_not_compressed(before.config)
-    data = getattr(after.config, KEY, None)
-    if data is None:
-        raise InputError(f"`compressed` must be compressed by mlpfusion, got {compressed}")
-    key = key_from_dict(data)
+    key = check_source(before, after, (original, compressed))
     sites = [site for site in find_sites(before, key.architecture) if site.path in key.sites]
-    if {site.path for site in sites} != set(key.sites) or source_hash(before, sites) != key.source_sha256:
-        raise InputError(f"`original` must be the source of {compressed}, got {original}, whose MLPs have another hash")
     originals = references(before, sites, batches, probe, authors_batch)
     outputs = outputs_on_inputs_of(before, after, sites, batches)
     return block_errors(

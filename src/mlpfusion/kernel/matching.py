@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64
-from scipy.optimize import minimize, nnls
+from scipy.optimize import minimize
 from torch import Tensor
 
 from mlpfusion.errors import InputError
@@ -32,7 +32,7 @@ class Matching:
     """
 
     per: str = "neuron"
-    ridge: float = 0.1
+    ridge: float = 0.3
 
     def __post_init__(self) -> None:
         if self.per not in ("layer", "neuron"):
@@ -45,43 +45,45 @@ class Matching:
 def match_kernel(mlp: MLP, trace: BlockTrace, target: BlockKernels, matching: Matching) -> MLP:
     """`mlp` with other scales: it computes the same, up to rounding, and its Adam kernel is as near `target` as can be.
 
-    `trace` is that of `mlp`, `target` the Adam kernel of another block on the same samples. In a gated block `up` gets
-    a scale of its own, so all three of its matrices are matched. Raises `InputError` if the samples differ in number.
+    `trace` is that of `mlp`, `target` the Adam kernel of another block of its layout on the same samples. In a gated
+    block `up` gets a scale of its own, so all three matrices are matched. Raises `InputError` if the samples differ in
+    number.
     """
     if len(target.total) != trace.num_samples:
         raise InputError(f"`target` must be of {trace.num_samples} samples, got {len(target.total)}")
-    wanted = target.total - down_bias_kernel(mlp, trace)
-    scales = positive_scales(neuron_products(mlp, trace, wanted), 2 if mlp.gate is None else 3, matching)
+    parts = [_side(target, name) for name in (("up", "down") if mlp.gate is None else ("gate", "up", "down"))]
+    wanted = torch.stack([*parts, target.total - down_bias_kernel(mlp, trace)])
+    scales = positive_scales(neuron_products(mlp, trace, wanted), matching)
     sides = [scale.to(mlp.up.device, torch.float32) for scale in scales]
     return with_scales(mlp, sides[0], sides[-1], sides[1] if len(sides) == 3 else None)
 
 
-def positive_scales(
-    products: NeuronProducts, num_sides: int, matching: Matching
-) -> tuple[Float64[Tensor, " neurons"], ...]:
-    """Positive s that minimise |sum_j s_j kappa_j - target|^2, plus the ridge, one vector a side.
+def positive_scales(products: NeuronProducts, matching: Matching) -> tuple[Float64[Tensor, " neurons"], ...]:
+    """Positive s that minimise |sum_j s_j kappa_j - total|^2, plus the ridge, one vector a side.
 
-    Ones for every neuron if none has a kernel.
+    The targets of `products` are the kernel of each side (the matrices in order, with their biases), then the total.
+    The number of a layer is that of least squares on its own side: the kernels of the sides are so alike that the total
+    alone cannot tell them apart. Ones for a side without a kernel.
     """
     gram, wanted = products.gram.cpu().numpy(), products.with_target.cpu().numpy()
+    num_sides = wanted.shape[1] - 1
     sides = np.arange(len(gram)) // (len(gram) // num_sides)
-    numbers = _numbers(gram, wanted, sides)[sides]
+    numbers = np.array([_number(gram, wanted[:, side], sides == side) for side in range(num_sides)])[sides]
     if matching.per == "neuron":
-        numbers = _per_neuron(gram, wanted, numbers, matching.ridge)
+        numbers = _per_neuron(gram, wanted[:, -1], numbers, matching.ridge)
     return tuple(torch.from_numpy(numbers).chunk(num_sides))
 
 
-def _numbers(gram: np.ndarray, wanted: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """One number a side: least squares in two or three unknowns."""
-    sums = (sides[:, None] == np.arange(sides[-1] + 1)).astype(float)
-    small, right = sums.T @ gram @ sums, sums.T @ wanted
-    size = np.sqrt(np.diag(small))
-    if not size.all():
-        return np.ones_like(right)
-    values, vectors = np.linalg.eigh(small / np.outer(size, size))
-    root = vectors * np.sqrt(values.clip(1e-12))
-    found = nnls(root.T, np.linalg.solve(root, right / size))[0] / size
-    return np.maximum(found, _SMALLEST * found.max()) if found.max() > 0 else np.ones_like(right)
+def _side(target: BlockKernels, name: str) -> Tensor:
+    """The kernel of a matrix and its bias; `down` without, which no scale changes."""
+    bias = target.blocks.get(f"{name}_bias")
+    return target.blocks[name] if bias is None or name == "down" else target.blocks[name] + bias
+
+
+def _number(gram: np.ndarray, wanted: np.ndarray, side: np.ndarray) -> float:
+    """Least squares in one unknown for one side."""
+    size, product = gram[np.ix_(side, side)].sum(), wanted[side].sum()
+    return product / size if size > 0 and product > 0 else 1.0
 
 
 def _per_neuron(gram: np.ndarray, wanted: np.ndarray, numbers: np.ndarray, ridge: float) -> np.ndarray:

@@ -75,7 +75,7 @@ class NeuronProducts:
     """
 
     gram: Float64[Tensor, "factors factors"]
-    with_target: Float64[Tensor, " factors"]
+    with_target: Float64[Tensor, "factors *targets"]
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def neuron_kernels(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAUL
 def neuron_products(
     mlp: MLP,
     trace: BlockTrace,
-    target: Float[Tensor, "samples samples"],
+    target: Float[Tensor, "*targets samples samples"],
     *,
     workspace_bytes: int = DEFAULT_WORKSPACE,
 ) -> NeuronProducts:
@@ -110,24 +110,24 @@ def neuron_products(
     float64. `target` is what the neurons have to make up for: take `down_bias_kernel` away from it first. Raises
     `InputError` as `adam_kernel` does, or if `target` is not of the samples of the trace.
     """
-    if target.shape != (trace.num_samples, trace.num_samples):
+    if target.shape[-2:] != (trace.num_samples, trace.num_samples):
         raise InputError(f"`target` must be {trace.num_samples} x {trace.num_samples}, got {tuple(target.shape)}")
     effective, ordered, places = _prepared(mlp, trace)
     order = places.argsort()
-    wanted = target.to(ordered.inputs)[order][:, order]
+    wanted = target.to(ordered.inputs)[..., order, :][..., order]
     num_factors = _num_factors(mlp)
     row_bytes = num_factors * trace.num_samples * ordered.inputs.element_size()
     step = min(max(1, workspace_bytes // 2 // row_bytes), trace.num_samples)
     kernels = ordered.inputs.new_empty(num_factors, step, trace.num_samples)
     slabs = _slabs(effective, ordered, step, workspace_bytes, step * row_bytes)
     gram = torch.zeros(num_factors, num_factors, dtype=torch.float64, device=wanted.device)
-    with_target = gram.new_zeros(num_factors)
+    with_target = gram.new_zeros(num_factors, *target.shape[:-2])
     for first in range(0, trace.num_samples, step):
         some = kernels[:, : trace.num_samples - first]
         _fill(some, effective, ordered, first, slabs)
         flat = some.flatten(1)
         gram += flat @ flat.T
-        with_target += flat @ wanted[first : first + step].flatten()
+        with_target += flat @ wanted[..., first : first + step, :].flatten(-2).movedim(-1, 0)
     return NeuronProducts(gram, with_target)
 
 

@@ -37,7 +37,7 @@ class NTKMatch:
     refine_epochs: int = 20
     refine_rate: float = 0.04
     match: str = "neuron"
-    match_ridge: float = 0.1
+    match_ridge: float = 0.3
     match_samples: int = 128
     data_free: bool = False
 

@@ -4,10 +4,9 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.hub import is_data_set, read_data_set
@@ -37,7 +36,7 @@ def _read_file(path: Path, column: str | None, max_samples: int | None) -> list[
     if is_json and column is None:
         raise InputError(f"`column` must name the field of {path} that holds the text, got none")
     texts: list[str] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         text = _field(line, column or "", f"{path}, line {number}") if is_json else line.strip()
         texts += [text] if text else []
         if max_samples is not None and len(texts) == max_samples:
@@ -58,19 +57,28 @@ def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = MAX_L
     return [dict(tokenizer([texts[i] for i in order[start : start + BATCH_SIZE]], **options)) for start in starts]
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, with a token to pad with. Raises `InputError` if there is none."""
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, padding on the right; one without a padding token pads with its end token.
+
+    Raises `InputError` if the folder has no tokenizer, or one with neither token.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"`model` must come with a tokenizer, {folder} has none: {reason}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a config alone
+        raise InputError(f"`model` must come with a tokenizer, {folder} has none with a vocabulary")
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"the tokenizer in {folder} must have a padding or an end token, it has neither")
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # so that positions do not depend on the length of the batch
     return tokenizer
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, unpacked if its name ends in .gz. Raises `InputError` if it cannot be read."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8") as file:

@@ -1,0 +1,149 @@
+"""The commands that train: `tune` and `distill`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlpfusion.cli_errors import reported_errors
+
+
+def _split(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
+    """A list written with commas. Raises `click.BadParameter` if an item is not of the kind of the flag."""
+    kinds: dict[str | None, Any] = {"learning_rate": float, "seeds": int, "text_column": str}
+    try:
+        return None if value is None else [kinds[parameter.name](item) for item in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"must be a list with commas, got {value!r}") from error
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.argument("out", required=False)
+@click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
+@click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
+@click.option("--validation", metavar="FILE", help="Own data to report on.")
+@click.option("--text-column", callback=_split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
+@click.option("--label-column", metavar="NAME", help="Column of the label.")
+@click.option("--regression", is_flag=True, help="The label is a number to predict, not a class.")
+@click.option("--learning-rate", callback=_split, metavar="LR[,LR..]", help="One (default 2e-5) or a grid.")
+@click.option("--seeds", callback=_split, metavar="N[,N..]", help="Head, order and dropout (default 0); mean and std.")
+@click.option("--epochs", type=int, help="Default 3.")
+@click.option("--batch-size", type=int, help="Sentences a step and device (default 32).")
+@click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
+@click.option("--warmup-ratio", type=float, help="Share of the steps with a rising rate (default 0.06).")
+@click.option("--weight-decay", type=float, help="AdamW's, not on biases and norms (default 0.1).")
+@click.option("--holdout", type=float, help="Share of train to choose epoch and rate on (default 0.1).")
+@click.option("--select-on", help="holdout (default), validation (the paper's habit, optimistic) or last (no choice).")
+@click.option("--metric-for-best-model", help="Metric to choose by (default: the task's first).")
+@click.option("--patience", type=int, help="Stop after as many epochs without a better score.")
+@click.option("--max-train-samples", type=int, help="Random part of train, the same for all seeds.")
+@click.option("--split-seed", type=int, help="Draws --holdout and --max-train-samples (default 0).")
+@click.option("--lora", metavar="r=8[,alpha=16]", help="Train LoRA factors and the head only; also dropout, targets.")
+@click.option("--layerwise", type=int, metavar="EPOCHS", help="Layer-wise tuning of the blocks first (Eq. 6).")
+@click.option("--teacher", metavar="ORIGINAL", help="The model before compression, for --layerwise.")
+@click.option("--layerwise-learning-rate", type=float, help="Default: the first --learning-rate.")
+@click.option("--cache", metavar="DIR", help="Keeps the hidden states of the teacher on disk, for further runs.")
+@click.option("--precision", help="fp32 (default), bf16 or fp16 autocast; weights stay fp32.")
+@click.option("--device", help="auto (default), cpu or cuda.")
+@click.option("--save-steps", type=int, help="Save the state for --resume this often, not only after epochs.")
+@click.option("--revision", help="Branch, tag or commit of a Hub id.")
+@click.option("--log-dir", metavar="DIR", help="Logs for TensorBoard, if it is installed.")
+@click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run beside OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, and drop an unfinished run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
+    """Fine-tunes MODEL (a folder or a Hub id, compressed or not) on a task into the new folder OUT.
+
+    The best epoch is chosen on a held-out part of train; the reported split is not used for that. OUT appears complete
+    or not at all; until then, OUT.unfinished holds what --resume needs.
+    """
+    with reported_errors():
+        _check_installed()
+        from mlpfusion.recipe import read_recipe, with_fields
+        from mlpfusion.report.terminal import progress_bar
+        from mlpfusion.report.tuning import print_tuning
+        from mlpfusion.tune.job import TuneJob, run_tuning
+
+        job = read_recipe(Path(recipe), TuneJob()) if recipe else TuneJob()
+        job = with_fields(job, _given(flags))
+        with progress_bar("Tuning") as progress:
+            record = run_tuning(job, progress)
+        if not _is_main_process():
+            return
+        if as_json:
+            click.echo(record.to_json(), nl=False)
+        else:
+            print_tuning(record, job.out)
+
+
+@click.command()
+@click.argument("original", required=False)
+@click.argument("compressed", required=False)
+@click.argument("out", required=False)
+@click.option("--data", metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
+@click.option("--column", help="Field of a JSONL file that holds the text.")
+@click.option("--task", help="Training texts of a task instead, without their labels: sst2, mnli, ...")
+@click.option("--max-samples", type=int, help="Texts to take, from the beginning.")
+@click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
+@click.option("--objective", help="layerwise (default: Eq. 6, blocks only), hidden, logits, logits+hidden.")
+@click.option("--temperature", type=float, help="Of the logits (default 2).")
+@click.option("--learning-rate", type=float, help="Default 2e-5.")
+@click.option("--epochs", type=int, help="Default 1.")
+@click.option("--batch-size", type=int, help="Texts a step and device (default 32).")
+@click.option("--seed", type=int, help="Held-out part, order, dropout, missing head (default 0).")
+@click.option("--holdout", type=float, help="Share of the texts to measure the loss on (default 0.1).")
+@click.option("--cache", metavar="DIR", help="Keeps the hidden states of ORIGINAL on disk, for further runs.")
+@click.option("--precision", help="fp32 (default), bf16 or fp16 autocast; weights stay fp32.")
+@click.option("--device", help="auto (default), cpu or cuda.")
+@click.option("--save-steps", type=int, help="Save the state for --resume this often, not only after epochs.")
+@click.option("--log-dir", metavar="DIR", help="Logs for TensorBoard, if it is installed.")
+@click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run beside OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, and drop an unfinished run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
+    """Trains COMPRESSED on what ORIGINAL says to unlabelled texts, into the new folder OUT.
+
+    The default is the layer-wise task-specific tuning of the paper (Eq. 6): only the compressed blocks move.
+    """
+    with reported_errors():
+        _check_installed()
+        from mlpfusion.recipe import read_recipe, with_fields
+        from mlpfusion.report.terminal import progress_bar
+        from mlpfusion.report.tuning import print_distillation
+        from mlpfusion.tune.distill_job import DistillJob, run_distillation
+
+        job = read_recipe(Path(recipe), DistillJob()) if recipe else DistillJob()
+        job = with_fields(job, _given(flags))
+        with progress_bar("Distilling") as progress:
+            record = run_distillation(job, progress)
+        if not _is_main_process():
+            return
+        if as_json:
+            click.echo(record.to_json(), nl=False)
+        else:
+            print_distillation(record, job.out)
+
+
+def _is_main_process() -> bool:
+    """Under torchrun or accelerate launch every process runs the command; one speaks."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None and value is not False}
+
+
+def _check_installed() -> None:
+    """Raises `InputError` if a package that only training needs is missing."""
+    from mlpfusion.errors import InputError
+
+    needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        raise InputError(f"training needs {', '.join(missing)}: pip install 'mlpfusion[tune]'")

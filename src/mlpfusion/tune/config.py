@@ -1,0 +1,106 @@
+"""What a fine-tuning run is told, checked when it is made."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mlpfusion.errors import InputError
+
+SELECT_ON = ("holdout", "validation", "last")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA by PEFT (Hu et al. 2022): `r` rows a factor, scale `alpha` / `r`.
+
+    `targets` is `all-linear`, or names of linear maps divided by +, or nothing for PEFT's choice for the model type
+    (query and value for BERT and its kin). In the end the factors are multiplied into the weights.
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(type(self.r) is int and self.r >= 1, "lora r", "a whole number of at least 1", self.r)
+        _check(self.alpha > 0, "lora alpha", "above 0", self.alpha)
+        _check(0 <= self.dropout < 1, "lora dropout", "at least 0 and below 1", self.dropout)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """One fine-tuning run: AdamW without decay on biases and norms, linear schedule with warm-up, clipping at 1.
+
+    The defaults are those of the paper's GLUE runs, but for the number of epochs and the length. `select_on` says what
+    the best epoch is chosen on: a random part `holdout` of train, the reported split itself (`validation`, the paper's
+    habit), or nothing (`last`: the last epoch of all of train). `split_seed` draws the held-out part and the
+    `max_train_samples`; `seed` the head, the order of the data and the dropout. `metric_for_best_model` is the
+    headline metric of the task unless given. `patience` epochs without a better score end the run. `save_steps` saves
+    the state for resuming within epochs as well.
+    """
+
+    learning_rate: float = 2e-5
+    epochs: int = 3
+    batch_size: int = 32
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-6
+    seed: int = 0
+    split_seed: int = 0
+    holdout: float = 0.1
+    select_on: str = "holdout"
+    metric_for_best_model: str | None = None
+    patience: int | None = None
+    max_train_samples: int | None = None
+    lora: Lora | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    save_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
+        for name in ("epochs", "batch_size"):
+            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("patience", "max_train_samples", "save_steps"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, name, "at least 1", value)
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+            _check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        _check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        _check(self.seed >= 0, "seed", "at least 0", self.seed)
+        _check(0 < self.holdout < 1, "holdout", "above 0 and below 1", self.holdout)
+        _check(self.select_on in SELECT_ON, "select_on", f"one of {', '.join(SELECT_ON)}", self.select_on)
+        _check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        _check(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", self.device)
+        _check(
+            self.patience is None or self.select_on != "last", "patience", "left out for select_on=last", self.patience
+        )
+
+
+def parse_lora(text: str) -> Lora:
+    """`r=8,alpha=16` as a config. Raises `InputError` for anything unknown or malformed."""
+    known = {item.name: item for item in fields(Lora)}
+    values: dict[str, Any] = {}
+    for pair in text.split(","):
+        name, separator, value = (part.strip() for part in pair.partition("="))
+        if not separator or name not in known:
+            raise InputError(f"`lora` must be NAME=VALUE among {', '.join(known)}, divided by commas, got {pair!r}")
+        values[name] = _lora_value(name, value)
+    return Lora(**values)
+
+
+def _lora_value(name: str, value: str) -> Any:
+    if name == "targets":
+        return value
+    try:
+        return int(value) if name == "r" else float(value)
+    except ValueError as error:
+        raise InputError(f"`lora {name}` must be a number, got {value!r}") from error
+
+
+def _check(condition: bool, name: str, allowed: str, value: Any) -> None:
+    if not condition:
+        raise InputError(f"`{name}` must be {allowed}, got {value!r}")

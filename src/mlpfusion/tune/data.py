@@ -1,0 +1,49 @@
+"""The data of a job, from its flags."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from mlpfusion.errors import InputError
+from mlpfusion.tasks.glue import CustomTask
+from mlpfusion.tasks.load import TaskData, load_files, load_task
+
+
+def task_data(task: str | None, train: str | None, validation: str | None, columns: CustomTask | None) -> TaskData:
+    """The task of that name, or of the files; with both, the files take the place of the task's own.
+
+    Raises `InputError` as the loaders do, or if too little is given.
+    """
+    files: dict[str, Any] = {"train": train and Path(train), "validation": validation and Path(validation)}
+    if task is not None:
+        return load_task(task, **files)
+    if columns is None or not (files["train"] and files["validation"]):
+        raise InputError("`task` must be given, or `train`, `validation`, `text_column` and `label_column`")
+    return load_files(files["train"], files["validation"], columns)
+
+
+def custom_task(text_column: tuple[str, ...], label_column: str | None, *, regression: bool) -> CustomTask | None:
+    """The columns, None if not all are named. Raises `InputError` for more than two of text."""
+    if len(text_column) > 2:
+        raise InputError(f"`text_column` must name one column or two, got {', '.join(text_column)}")
+    return CustomTask(text_column, label_column, regression) if text_column and label_column else None
+
+
+def display_name(model: str) -> str:
+    """The name of a checkpoint for records and cards: no path of this machine."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
+
+
+def log_callbacks(log_dir: str | None, name: str) -> list[TrainerCallback]:
+    """A writer for TensorBoard, if one is asked for. Raises `InputError` if TensorBoard is not installed."""
+    if log_dir is None:
+        return []
+    from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
+
+    if not is_tensorboard_available():
+        raise InputError("`log_dir` needs TensorBoard: pip install tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(str(Path(log_dir) / name)))] if name else []

@@ -1,0 +1,237 @@
+"""Trains a compressed model to say what the original says, without labels: layer-wise (Eq. 6), or as a whole."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from mlpfusion.architectures.sites import base_model
+from mlpfusion.compression import check_source
+from mlpfusion.errors import InputError
+from mlpfusion.record import peak_bytes
+from mlpfusion.tasks.encode import EncodedExamples
+from mlpfusion.tune.config import PRECISIONS
+from mlpfusion.tune.finetune import Where
+from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
+from mlpfusion.tune.randomness import seeded
+from mlpfusion.tune.record import DistillRun
+from mlpfusion.tune.states import newest_state
+from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states, move
+from mlpfusion.tune.trainer import Loss, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
+
+OBJECTIVES = ("layerwise", "hidden", "logits", "logits+hidden")
+
+
+@dataclass(frozen=True)
+class Distill:
+    """How a compressed model learns from the original.
+
+    `layerwise` is the paper's tuning: Eq. 6, only the compressed blocks train, both models in eval mode, Adam at a
+    constant rate. The others train all parameters, with dropout and a linear schedule: `hidden` on the same loss,
+    `logits` on the Kullback-Leibler divergence at `temperature`, times its square (Hinton et al. 2015), or on the sum.
+    A part `holdout` of the data is not trained on; the loss before and after is measured there.
+    """
+
+    objective: str = "layerwise"
+    learning_rate: float = 2e-5
+    epochs: int = 1
+    batch_size: int = 32
+    temperature: float = 2.0
+    seed: int = 0
+    holdout: float = 0.1
+    precision: str = "fp32"
+    device: str = "auto"
+    save_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "objective": (self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
+            "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "seed": (self.seed >= 0, "at least 0"),
+            "holdout": (0 < self.holdout < 1, "above 0 and below 1"),
+            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            "device": (self.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
+            "save_steps": (self.save_steps is None or self.save_steps >= 1, "at least 1"),
+        }
+        for name, (holds, allowed) in checks.items():
+            if not holds:
+                raise InputError(f"`{name}` must be {allowed}, got {getattr(self, name)!r}")
+
+
+def distill(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    examples: EncodedExamples,
+    collate: DataCollatorWithPadding,
+    config: Distill,
+    where: Where | None = None,
+    cache: Path | None = None,
+) -> DistillRun:
+    """Trains `student`, in place, on unlabelled examples; labels are not looked at. It ends in eval mode.
+
+    `cache` is a folder for the teacher's states, if the objective has no logits. The same seed gives the same bytes on
+    the CPU, also after a kill and a resumed run. Raises `InputError` as `check_pair` does, if too few examples are
+    there to hold some out, a cache for logits is asked for, and (a `DivergenceError`) for a loss of NaN or Inf.
+    """
+    check_pair(student, teacher, config)
+    if cache is not None and config.objective.startswith("logits"):
+        raise InputError(f"`cache` must be left out for the objective {config.objective}: only hidden states are kept")
+    where = where or Where()
+    started, (train, held_out) = time.perf_counter(), split_examples(examples, config)
+    frozen = only_blocks_trained(student) if config.objective == "layerwise" else nullcontext()
+    watch = StepWatch(where.progress, config.objective)
+    with TemporaryDirectory() as scratch, seeded(config.seed), frozen:
+        loss = make_loss(Teacher(teacher.eval()), student, config)
+        kept = Where(where.folder or Path(scratch), where.progress, [watch, *where.callbacks])
+        trainer = _trainer(student, loss, train, collate, config, kept)
+        cast(nn.Module, teacher).to(trainer.args.device)
+        before = mean_loss(trainer, loss, held_out)
+        if cache is not None:
+            trainer.loss = make_loss(cache_states(teacher, train, collate, cache), student, config)
+        trainer.train_on(newest_state(trainer.folder))
+        after = mean_loss(trainer, loss, held_out)
+    student.eval()
+    return DistillRun(
+        objective=config.objective,
+        seed=config.seed,
+        steps=trainer.state.global_step,
+        train_samples=len(train),
+        held_out_samples=len(held_out),
+        loss_before=before,
+        loss_after=after,
+        training_loss=trainer.loss_log(),
+        seconds=round(time.perf_counter() - started, 3),
+        seconds_per_step=watch.seconds_per_step(),
+        peak_bytes=peak_bytes(trainer.args.device),
+    )
+
+
+def _trainer(
+    student: PreTrainedModel,
+    loss: Loss,
+    train: EncodedExamples,
+    collate: DataCollatorWithPadding,
+    config: Distill,
+    where: Where,
+) -> StageTrainer:
+    assert where.folder is not None
+    whole = config.objective.startswith("logits")
+    within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
+    return StageTrainer(
+        model=student if whole else base_model(student),
+        args=_arguments(where.folder, config),
+        train_dataset=numbered(train),
+        data_collator=collate,
+        loss=loss,
+        dropout=config.objective != "layerwise",
+        callbacks=[*where.callbacks, *within],
+    )
+
+
+def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Distill) -> None:
+    """Raises `InputError` unless `teacher` can teach `student` what `config` asks for.
+
+    Layer-wise, the student must be compressed and the teacher what it was made from; for hidden states both must have
+    as many layers of the same size, for logits the same class and outputs.
+    """
+    if config.objective == "layerwise":
+        check_source(teacher, student, ("the teacher", "the student"))
+        return
+    sizes = [(c.num_hidden_layers, c.hidden_size) for c in (student.config, teacher.config)]
+    if "hidden" in config.objective and sizes[0] != sizes[1]:
+        raise InputError(f"`original` must have layers and hidden size {sizes[0]} like the student, got {sizes[1]}")
+    if not config.objective.startswith("logits"):
+        return
+    if base_model(teacher) is teacher:
+        raise InputError(
+            f"`original` must have a head for the objective {config.objective}, got {type(teacher).__name__}"
+        )
+    if type(student) is not type(teacher) or student.config.num_labels != teacher.config.num_labels:
+        raise InputError(
+            f"`compressed` must be a {type(teacher).__name__} of {teacher.config.num_labels} outputs, "
+            f"got {type(student).__name__} of {student.config.num_labels}"
+        )
+
+
+def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config: Distill) -> Loss:
+    """The loss of `config.objective` as a function of the student (wrapped, on its device) and a batch."""
+    student_config = student.config
+
+    def states_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return layerwise_loss(layer_states(model, student_config, batch)[1], teacher.states(batch))
+
+    def logits_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        outputs, states = layer_states(model, student_config, batch)
+        wanted, others = cast(Teacher, teacher).outputs(batch)
+        loss = logits_divergence(outputs.logits, wanted.logits, batch["attention_mask"], config.temperature)
+        return loss + layerwise_loss(states, others) if "hidden" in config.objective else loss
+
+    return logits_loss if config.objective.startswith("logits") else states_loss
+
+
+def logits_divergence(logits: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher / T || student / T), the mean over the samples, or over the visible tokens of a language model.
+
+    `logits` has shape (samples, classes) or (samples, tokens, classes), `mask` (samples, tokens).
+    """
+    if logits.ndim == 3:
+        logits, teacher = logits[mask.bool()], teacher[mask.bool()]
+    own, wanted = (torch.log_softmax(one.float() / temperature, dim=-1) for one in (logits, teacher))
+    return temperature**2 * nn.functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
+
+
+def split_examples(examples: EncodedExamples, config: Distill) -> tuple[EncodedExamples, EncodedExamples]:
+    """What is trained on, and what is held out, by `seed`. Raises `InputError` if a part would be empty."""
+    num_held_out = round(config.holdout * len(examples))
+    if not 1 <= num_held_out < len(examples):
+        raise InputError(f"`holdout` must leave examples on both sides, got {config.holdout:g} of {len(examples)}")
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    return examples.subset(order[num_held_out:]), examples.subset(order[:num_held_out])
+
+
+def numbered(examples: EncodedExamples) -> EncodedExamples:
+    """The examples with their numbers as `index`, and without labels."""
+    items = [{name: value for name, value in item.items() if name != "labels"} for item in examples.items]
+    return EncodedExamples([item | {"index": number} for number, item in enumerate(items)])
+
+
+@torch.no_grad()
+def mean_loss(trainer: StageTrainer, loss: Loss, examples: EncodedExamples) -> float:
+    """The loss over `examples`, weighted by visible tokens; for Eq. 6 that is the loss of all of them as one batch."""
+    model, device = trainer.network.eval(), trainer.args.device
+    order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
+    total, tokens = 0.0, 0
+    items = numbered(examples)
+    for start in range(0, len(order), trainer.args.per_device_train_batch_size):
+        numbers = order[start : start + trainer.args.per_device_train_batch_size]
+        batch = move(trainer.data_collator([items[number] for number in numbers]), device)
+        weight = int(batch["attention_mask"].sum())
+        total, tokens = total + weight * float(loss(model, batch)), tokens + weight
+    return total / tokens
+
+
+def _arguments(folder: Path, config: Distill) -> Any:
+    layerwise = config.objective == "layerwise"
+    return training_arguments(
+        folder,
+        device=config.device,
+        precision=config.precision,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant" if layerwise else "linear",
+        warmup_steps=0 if layerwise else 0.06,
+        weight_decay=0.0,
+        seed=config.seed,
+        save_strategy="epoch",
+        remove_unused_columns=False,
+    )

@@ -1,0 +1,149 @@
+"""`mlpfusion distill`: a compressed checkpoint in, one that learned from the original out; resumed where it stopped."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from mlpfusion.checkpoint.write import check_output
+from mlpfusion.errors import InputError
+from mlpfusion.outcomes import Progress
+from mlpfusion.record import model_size, versions
+from mlpfusion.tasks.encode import EncodedExamples, encode_texts
+from mlpfusion.tasks.load import load_task
+from mlpfusion.tasks.text import read_texts
+from mlpfusion.tune.card import distill_card
+from mlpfusion.tune.data import display_name, log_callbacks
+from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
+from mlpfusion.tune.finetune import Where
+from mlpfusion.tune.record import (
+    DISTILL_RECORD_FILE,
+    DistillRecord,
+    DistillRun,
+    distill_record_from_dict,
+    distill_run_from_dict,
+)
+from mlpfusion.tune.source import Source, load_like, load_source, open_source
+from mlpfusion.tune.stage import put_in_place, run_stage
+from mlpfusion.tune.trainer import training_arguments
+from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
+
+_FREE = ("original", "compressed", "out", "data", "cache", "log_dir", "resume", "overwrite")
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """Who learns from whom, from what, and where to put it: the same fields as the flags of `mlpfusion distill`.
+
+    Either `data`, a file of texts (with `column` in JSONL), or `task`, whose training texts are taken. The fields from
+    `objective` on are those of `Distill`.
+    """
+
+    original: str = ""
+    compressed: str = ""
+    out: str = ""
+    data: str | None = None
+    column: str | None = None
+    task: str | None = None
+    max_samples: int | None = None
+    max_length: int = 128
+    objective: str = "layerwise"
+    learning_rate: float = 2e-5
+    epochs: int = 1
+    batch_size: int = 32
+    temperature: float = 2.0
+    seed: int = 0
+    holdout: float = 0.1
+    precision: str = "fp32"
+    device: str = "auto"
+    save_steps: int | None = None
+    cache: str | None = None
+    log_dir: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    def distill(self) -> Distill:
+        """The config of the training. Raises `InputError` for a value out of range."""
+        return Distill(**{item.name: getattr(self, item.name) for item in fields(Distill)})
+
+
+def run_distillation(job: DistillJob, progress: Progress = lambda done, total, what: None) -> DistillRecord:
+    """Trains the checkpoint `job.compressed` on what `job.original` says, into the new folder `job.out`.
+
+    All that can be checked is checked before the first step; `out` appears complete or not at all. Raises `InputError`,
+    and a `DivergenceError` if the loss became NaN or Inf.
+    """
+    config = _check_job(job)
+    original, compressed = open_source(job.original), open_source(job.compressed)
+    examples, source_of_data = _examples(job, compressed)
+    split_examples(examples, config)
+    student, teacher = _pair(job, compressed, original)
+    check_pair(student, teacher, config)
+    out = Path(job.out).expanduser()
+    told = {name: value for name, value in asdict(job).items() if name not in _FREE}
+    hashes = {"original": original.sha256, "compressed": compressed.sha256, "data": examples.sha256()}
+    settings = normalised(told | hashes | {"versions": versions()})
+    done = finished_job(out, settings, DISTILL_RECORD_FILE) if job.resume else None
+    if done is not None:
+        return distill_record_from_dict(done)
+    check_output(out, overwrite=job.overwrite)
+    processes = PartialState(cpu=True) if job.device == "cpu" else PartialState()
+    start_work(out, settings, resume=job.resume, overwrite=job.overwrite)
+
+    def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
+        collate = DataCollatorWithPadding(compressed.tokenizer)
+        where = Where(states, progress, log_callbacks(job.log_dir, "distill"))
+        cache = None if job.cache is None else Path(job.cache).expanduser()
+        return student, distill(student, teacher, examples, collate, config, where, cache)
+
+    result, run = run_stage(work_folder(out) / "distill", compressed.folder, stage, distill_run_from_dict)
+    record = DistillRecord(
+        recipe={name: display_name(getattr(job, name)) for name in ("original", "compressed")} | told,
+        data=source_of_data,
+        original_sha256=original.sha256,
+        compressed_sha256=compressed.sha256,
+        device=str(processes.device),
+        versions=versions(),
+        size=model_size(student),
+        run=run,
+    )
+    if processes.is_main_process:
+        put_in_place(result, out, {"README.md": distill_card(record), DISTILL_RECORD_FILE: record.to_json()})
+        remove_work(out)
+    processes.wait_for_everyone()
+    return record
+
+
+def _check_job(job: DistillJob) -> Distill:
+    for name in ("original", "compressed", "out"):
+        if not getattr(job, name):
+            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+    if (job.data is None) == (job.task is None):
+        raise InputError(f"exactly one of `data` and `task` must be given, got {job.data} and {job.task}")
+    if job.max_samples is not None and job.max_samples < 1:
+        raise InputError(f"`max_samples` must be at least 1, got {job.max_samples}")
+    if job.cache is not None and job.objective.startswith("logits"):
+        raise InputError(f"`cache` must be left out for the objective {job.objective}: only hidden states are kept")
+    training_arguments(Path(job.out), device=job.device, precision=job.precision)
+    log_callbacks(job.log_dir, "")
+    return job.distill()
+
+
+def _pair(job: DistillJob, compressed: Source, original: Source) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Student and teacher; for logits the student gets the teacher's head."""
+    teacher = load_source(original)
+    if job.objective.startswith("logits"):
+        return load_like(compressed, teacher, job.seed), teacher
+    return load_source(compressed), teacher
+
+
+def _examples(job: DistillJob, source: Source) -> tuple[EncodedExamples, str]:
+    if job.task is not None:
+        data = load_task(job.task)
+        texts, name = data.train.texts[: job.max_samples], data.source.partition(",")[0]
+    else:
+        assert job.data is not None
+        lines = read_texts(Path(job.data), column=job.column, max_samples=job.max_samples)
+        texts, name = [(line,) for line in lines], Path(job.data).name
+    return encode_texts(texts, source.tokenizer, max_length=job.max_length), name

@@ -1,0 +1,174 @@
+"""Fine-tunes a model on a task: one run, one seed, the best epoch chosen on what is not reported."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
+
+from mlpfusion.errors import InputError
+from mlpfusion.outcomes import Progress
+from mlpfusion.record import peak_bytes
+from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
+from mlpfusion.tasks.metrics import check_metric, score
+from mlpfusion.tune.config import Finetune
+from mlpfusion.tune.lora import add_lora, merge_lora
+from mlpfusion.tune.randomness import seeded
+from mlpfusion.tune.record import EpochRecord, RunRecord
+from mlpfusion.tune.states import newest_state
+from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a run keeps its states (a temporary folder if None), what it reports to, and what else listens to it.
+
+    With states in the folder already, the run goes on from the newest complete one.
+    """
+
+    folder: Path | None = None
+    progress: Progress = lambda done, total, what: None
+    callbacks: Sequence[TrainerCallback] = ()
+
+
+def finetune(
+    model: PreTrainedModel, data: EncodedTask, config: Finetune, where: Where | None = None
+) -> tuple[PreTrainedModel, RunRecord]:
+    """Fine-tunes `model`, which must have the head of the task. Changes it, hands it back with the record of the run.
+
+    The model ends in eval mode with the weights of the best epoch. With LoRA the adapter is saved as `adapter` in the
+    folder of `where`, if that names one, and merged. On the CPU the same seed gives the same bytes, also after a kill
+    and a resumed run. The global random streams are left as they were. Raises `InputError` for a head of another size,
+    too few examples to hold some out, an unknown metric, a device that is not there, and (a `DivergenceError`) a loss
+    of NaN or Inf.
+    """
+    where = where or Where()
+    metric = check_metric(data.task, config.metric_for_best_model)
+    check_head(model, data.task.num_labels)
+    train, selection = split_train(data, config)
+    use_cache = getattr(model.config, "use_cache", None)
+    with TemporaryDirectory() as scratch, seeded(config.seed):
+        trained = model if config.lora is None else add_lora(model, config.lora)
+        watch = StepWatch(where.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
+        patience = [] if config.patience is None else [Patience(config.patience, f"eval_{metric}")]
+        within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
+        trainer = StageTrainer(
+            model=trained,
+            args=_arguments(where.folder or Path(scratch), config, metric, evaluated=selection is not None),
+            train_dataset=train,
+            eval_dataset=selection,
+            data_collator=data.collate,
+            compute_metrics=lambda found: score(data.task, found.predictions, found.label_ids),
+            preprocess_logits_for_metrics=lambda logits, _: logits[0] if isinstance(logits, tuple) else logits,
+            callbacks=[watch, *patience, *within, *where.callbacks],
+        )
+        seconds = _train(trainer, patience)
+        scores = {name: _scores(trainer, data, examples) for name, examples in data.evaluation.items()}
+    record = _run_record(trainer, config, metric, scores, seconds, watch)
+    if use_cache is not None:  # the Trainer switches it off
+        model.config.use_cache = use_cache
+    if config.lora is not None:
+        if where.folder is not None and trainer.is_world_process_zero():
+            trained.save_pretrained(where.folder / "adapter")
+        model = merge_lora(trained)
+    return model.eval(), record
+
+
+def split_train(data: EncodedTask, config: Finetune) -> tuple[EncodedExamples, EncodedExamples | None]:
+    """What is trained on, and what the best epoch is chosen on; both from `split_seed` alone, not from `seed`.
+
+    Raises `InputError` if a part would be empty.
+    """
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.split_seed)).tolist()
+    chosen = order[: config.max_train_samples]
+    if config.select_on == "last":
+        return data.train.subset(chosen), None
+    if config.select_on == "validation":
+        return data.train.subset(chosen), next(iter(data.evaluation.values()))
+    num_held_out = round(config.holdout * len(chosen))
+    if not 2 <= num_held_out < len(chosen):
+        raise InputError(
+            f"`holdout` must leave at least 2 examples to choose on and 1 to train on, "
+            f"got {config.holdout:g} of {len(chosen)} examples"
+        )
+    return data.train.subset(chosen[num_held_out:]), data.train.subset(chosen[:num_held_out])
+
+
+def check_head(model: PreTrainedModel, num_labels: int) -> None:
+    """Raises `InputError` unless the model's config has that many labels and its class is one for sequences."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise InputError(f"`model` must have a head for sequence classification, got {type(model).__name__}")
+    if model.config.num_labels != num_labels:
+        raise InputError(
+            f"`model` must have a head of {num_labels} outputs for the task, got {model.config.num_labels}"
+        )
+
+
+def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) -> Any:
+    names = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "seed")
+    selection: dict[str, Any] = {"eval_strategy": "epoch", "load_best_model_at_end": True, "greater_is_better": True}
+    selection["metric_for_best_model"] = f"eval_{metric}"
+    return training_arguments(
+        folder,
+        device=config.device,
+        precision=config.precision,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=2 * config.batch_size,
+        warmup_steps=config.warmup_ratio,
+        lr_scheduler_type="linear",
+        save_strategy="epoch",
+        **{name: getattr(config, name) for name in names},
+        **(selection if evaluated else {}),
+    )
+
+
+def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
+    """Trains from the newest state on, if there is one; wall seconds. A run that was over is only completed."""
+    state = newest_state(trainer.folder)
+    if state is not None:
+        log = TrainerState.load_from_json(str(state / "trainer_state.json"))
+        if any(one.is_over(log.log_history) for one in patience):
+            assert log.epoch is not None
+            trainer.args.num_train_epochs = round(log.epoch)
+    started = time.perf_counter()
+    trainer.train_on(state)
+    return time.perf_counter() - started
+
+
+def _scores(trainer: StageTrainer, data: EncodedTask, examples: EncodedExamples) -> dict[str, float]:
+    found = trainer.predict(cast(Any, examples))
+    return score(data.task, cast(Any, found.predictions), cast(Any, found.label_ids))
+
+
+def _run_record(
+    trainer: StageTrainer, config: Finetune, metric: str, scores: dict[str, Any], seconds: float, watch: StepWatch
+) -> RunRecord:
+    state = trainer.state
+    epochs = [entry for entry in state.log_history if "eval_loss" in entry]
+    names = next(iter(scores.values()))
+    trained = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
+    return RunRecord(
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        selected_on=None if config.select_on == "last" else config.select_on,
+        selection_metric=metric,
+        selection_score=state.best_metric,
+        best_step=state.best_global_step or state.global_step,
+        steps=state.global_step,
+        train_samples=len(cast(Any, trainer.train_dataset)),
+        epochs=tuple(
+            EpochRecord(one["epoch"], int(one["step"]), one["eval_loss"], {name: one[f"eval_{name}"] for name in names})
+            for one in epochs
+        ),
+        training_loss=trainer.loss_log(),
+        scores=scores,
+        trained_parameters=trained,
+        seconds=round(seconds, 3),
+        seconds_per_step=watch.seconds_per_step(),
+        peak_bytes=peak_bytes(trainer.args.device),
+    )

@@ -1,0 +1,269 @@
+"""`mlpfusion tune`: a checkpoint in, a tuned one out, over learning rates and seeds; resumed where it was stopped."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from mlpfusion.checkpoint.write import check_output
+from mlpfusion.errors import InputError
+from mlpfusion.outcomes import Progress
+from mlpfusion.record import model_size, versions
+from mlpfusion.tasks.encode import EncodedTask, encode_task
+from mlpfusion.tasks.metrics import check_metric
+from mlpfusion.tune.card import tune_card
+from mlpfusion.tune.config import Finetune, parse_lora
+from mlpfusion.tune.data import custom_task, display_name, log_callbacks, task_data
+from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
+from mlpfusion.tune.finetune import Where, finetune, split_train
+from mlpfusion.tune.lora import add_lora
+from mlpfusion.tune.record import (
+    TUNE_RECORD_FILE,
+    DistillRun,
+    RunRecord,
+    TuneRecord,
+    distill_run_from_dict,
+    run_from_dict,
+    summarise,
+    tune_record_from_dict,
+)
+from mlpfusion.tune.source import Source, empty_for_task, load_for_task, load_source, open_source
+from mlpfusion.tune.stage import put_in_place, run_stage
+from mlpfusion.tune.trainer import DivergenceError, training_arguments
+from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
+
+# What may differ between a run and its resumption; model and data files are compared by their hashes.
+_FREE = ("model", "out", "revision", "train", "validation", "log_dir", "resume", "overwrite", "teacher", "cache")
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """What to tune, on what, how, and where to put it: the same fields as the flags of `mlpfusion tune`.
+
+    `layerwise` epochs of layer-wise tuning (Eq. 6) come first if asked for, once for all runs, with the first seed, by
+    `teacher`, at `layerwise_learning_rate` (the first `learning_rate` unless given), `cache` keeping its states.
+
+    Either `task`, or `train` and `validation` with `text_column` (two for pairs) and `label_column`; with both, the
+    files take the place of the task's own. The fields after `seeds` are those of `Finetune`.
+    """
+
+    model: str = ""
+    out: str = ""
+    task: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    text_column: tuple[str, ...] = ()
+    label_column: str | None = None
+    regression: bool = False
+    max_length: int = 128
+    learning_rate: tuple[float, ...] = (2e-5,)
+    seeds: tuple[int, ...] = (0,)
+    epochs: int = 3
+    batch_size: int = 32
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-6
+    split_seed: int = 0
+    holdout: float = 0.1
+    select_on: str = "holdout"
+    metric_for_best_model: str | None = None
+    patience: int | None = None
+    max_train_samples: int | None = None
+    lora: str | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    save_steps: int | None = None
+    layerwise: int = 0
+    layerwise_learning_rate: float | None = None
+    teacher: str | None = None
+    cache: str | None = None
+    revision: str | None = None
+    log_dir: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    def finetune(self, learning_rate: float, seed: int) -> Finetune:
+        """The config of one run. Raises `InputError` for a value out of range."""
+        shared = {item.name for item in fields(Finetune)} & {item.name for item in fields(TuneJob)}
+        values = {name: getattr(self, name) for name in shared - {"learning_rate", "lora"}}
+        lora = None if self.lora is None else parse_lora(self.lora)
+        return Finetune(learning_rate=learning_rate, seed=seed, lora=lora, **values)
+
+    def layerwise_config(self) -> Distill:
+        """The config of the layer-wise stage. Raises `InputError` for a value out of range."""
+        return Distill(
+            epochs=self.layerwise,
+            learning_rate=self.layerwise_learning_rate or self.learning_rate[0],
+            batch_size=self.batch_size,
+            seed=self.seeds[0],
+            precision=self.precision,
+            device=self.device,
+            save_steps=self.save_steps,
+        )
+
+
+def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None) -> TuneRecord:
+    """Tunes the checkpoint `job.model` into the new folder `job.out`.
+
+    The learning rate is chosen with the first seed, the other seeds run at that rate, and the model of the seed with
+    the best selection score is saved (with `select_on="last"`, of the first seed). All that can be checked is checked
+    before the first step; `out` appears complete or not at all. Raises `InputError`, and a `DivergenceError` if the
+    loss became NaN or Inf at every learning rate.
+    """
+    configs = _check_job(job)
+    source = open_source(job.model, job.revision)
+    columns = custom_task(job.text_column, job.label_column, regression=job.regression)
+    found = task_data(job.task, job.train, job.validation, columns)
+    data = encode_task(found, source.tokenizer, max_length=job.max_length)
+    empty = empty_for_task(source, data.task)
+    if configs[0].lora is not None:
+        add_lora(empty, configs[0].lora)
+    check_metric(data.task, job.metric_for_best_model)
+    train, _ = split_train(data, configs[0])
+    pair = _layerwise_pair(job, source)
+    if pair is not None:
+        split_examples(train, job.layerwise_config())
+    out = Path(job.out).expanduser()
+    settings = _settings(job, source, data)
+    done = finished_job(out, settings, TUNE_RECORD_FILE) if job.resume else None
+    if done is not None:
+        return tune_record_from_dict(done)
+    check_output(out, overwrite=job.overwrite)
+    processes = PartialState(cpu=True) if job.device == "cpu" else PartialState()
+    start_work(out, settings, resume=job.resume, overwrite=job.overwrite)
+    runner = _Runner(job, source, data, progress)
+    layerwise = None if pair is None else runner.layerwise(*pair)
+    if layerwise is not None:
+        runner = replace(runner, source=replace(source, folder=layerwise[0]))
+    record, result = _run_all(runner, None if layerwise is None else layerwise[1])
+    if processes.is_main_process:
+        put_in_place(result, out, {"README.md": tune_card(record), TUNE_RECORD_FILE: record.to_json()})
+        remove_work(out)
+    processes.wait_for_everyone()
+    return record
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Carries out the stages of a job, each in a folder of its own; one that is finished is read instead."""
+
+    job: TuneJob
+    source: Source
+    data: EncodedTask
+    progress: Progress
+
+    def layerwise(self, student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[Path, DistillRun]:
+        folder = work_folder(Path(self.job.out).expanduser()) / "layerwise"
+        config, cache = self.job.layerwise_config(), self.job.cache
+        train, _ = split_train(self.data, self.job.finetune(self.job.learning_rate[0], self.job.seeds[0]))
+
+        def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
+            where = Where(states, self.progress, log_callbacks(self.job.log_dir, states.name))
+            cached = None if cache is None else Path(cache).expanduser()
+            return student, distill(student, teacher, train, self.data.collate, config, where, cached)
+
+        return run_stage(folder, self.source.folder, stage, distill_run_from_dict)
+
+    def run(self, rate: float, seed: int) -> tuple[Path, RunRecord]:
+        name = f"learning-rate-{rate:g}-seed-{seed}"
+
+        def stage(states: Path) -> tuple[PreTrainedModel, RunRecord]:
+            model = load_for_task(self.source, self.data.task, seed)
+            where = Where(states, self.progress, log_callbacks(self.job.log_dir, name))
+            return finetune(model, self.data, self.job.finetune(rate, seed), where)
+
+        folder = work_folder(Path(self.job.out).expanduser()) / name
+        return run_stage(folder, self.source.folder, stage, run_from_dict)
+
+
+def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord, Path]:
+    """The record, and the folder of the run whose model is to be kept."""
+    job, first, diverged, errors = runner.job, [], [], []
+    for rate in job.learning_rate:
+        try:
+            first.append(runner.run(rate, job.seeds[0]))
+        except DivergenceError as error:
+            diverged.append(rate)
+            errors.append(error)
+    if not first:
+        raise errors[-1]
+    best = max(first, key=_selection_score)
+    chosen = [best, *(runner.run(best[1].learning_rate, seed) for seed in job.seeds[1:])]
+    result, kept = max(chosen, key=_selection_score)
+    saved = load_for_task(replace(runner.source, folder=result), runner.data.task, kept.seed)
+    told = {name: value for name, value in asdict(job).items() if name not in _FREE}
+    record = TuneRecord(
+        recipe={"model": display_name(job.model)} | told,
+        task=runner.data.task.name,
+        data=runner.data.source,
+        note=_note(job, runner.data),
+        model_sha256=runner.source.sha256,
+        device=str(PartialState().device),
+        versions=versions(),
+        size=model_size(saved),
+        learning_rate=kept.learning_rate,
+        saved_seed=kept.seed,
+        scores=summarise([run for _, run in chosen]),
+        diverged=tuple(diverged),
+        layerwise=layerwise,
+        runs=tuple(run for _, run in (*first, *chosen[1:])),
+    )
+    return record, result
+
+
+def _layerwise_pair(job: TuneJob, source: Source) -> tuple[PreTrainedModel, PreTrainedModel] | None:
+    """Student and teacher of the layer-wise stage, None if there is none. Raises `InputError` if they do not fit."""
+    if not job.layerwise:
+        if job.teacher is not None or job.cache is not None:
+            raise InputError("`layerwise` must be given with `teacher` and `cache`: for how many epochs?")
+        return None
+    if job.teacher is None:
+        raise InputError("`teacher` must be given for `layerwise`: the model before compression")
+    student, teacher = load_source(source), load_source(open_source(job.teacher))
+    check_pair(student, teacher, job.layerwise_config())
+    return student, teacher
+
+
+def _check_job(job: TuneJob) -> list[Finetune]:
+    """The configs of all runs that may be needed. Raises `InputError`."""
+    for name in ("model", "out", "learning_rate", "seeds"):
+        if not getattr(job, name):
+            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+    if len(set(job.seeds)) < len(job.seeds) or len(set(job.learning_rate)) < len(job.learning_rate):
+        raise InputError(f"`seeds` and `learning_rate` must not repeat, got {job.seeds} and {job.learning_rate}")
+    if job.select_on == "last" and len(job.learning_rate) > 1:
+        raise InputError("`select_on` must be holdout or validation to choose among several learning rates, got 'last'")
+    configs = [job.finetune(rate, seed) for rate in job.learning_rate for seed in job.seeds]
+    if job.layerwise:
+        job.layerwise_config()
+    training_arguments(Path(job.out), device=job.device, precision=job.precision)
+    log_callbacks(job.log_dir, "")
+    return configs
+
+
+def _settings(job: TuneJob, source: Source, data: EncodedTask) -> dict[str, Any]:
+    """All that the bytes of the result depend on."""
+    told = {name: value for name, value in asdict(job).items() if name not in _FREE}
+    hashes = {"model": source.sha256, "train": data.train.sha256()}
+    hashes |= {name: examples.sha256() for name, examples in data.evaluation.items()}
+    return normalised(told | hashes | {"versions": versions()})
+
+
+def _selection_score(run: tuple[Path, RunRecord]) -> float:
+    score = run[1].selection_score
+    return 0.0 if score is None else score
+
+
+def _note(job: TuneJob, data: EncodedTask) -> str:
+    """What a reader of the scores must know about how they were chosen."""
+    if job.select_on == "validation":
+        split = next(iter(data.evaluation))
+        return f"epoch and learning rate were chosen on {split}, which is reported too (the paper's habit): optimistic"
+    if job.select_on == "last":
+        return "nothing was chosen: the last epoch"
+    share = f"{100 * job.holdout:g} % of train"
+    return f"epoch and learning rate were chosen on {share}, held out; the reported splits were not used"

@@ -1,0 +1,49 @@
+"""LoRA by PEFT, on a model before or after it was compressed."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mlpfusion.errors import InputError
+from mlpfusion.install.key import KEY, MaskedSite, key_from_dict
+from mlpfusion.tune.config import Lora
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
+    """The `PeftModel` around `model`: only the factors and the head are trained. Changes the modules of `model`.
+
+    Draws from the global random stream. Raises `InputError` if peft is not installed or finds no map to adapt, and for
+    a masked model.
+    """
+    _check(model.config)
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets = lora.targets if lora.targets in (None, "all-linear") else lora.targets.split("+")
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type=TaskType.SEQ_CLS,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(
+            f"`lora targets` must name linear maps of the model: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _check(config: PreTrainedConfig) -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise InputError("`lora` needs peft: pip install peft") from error
+    key = getattr(config, KEY, None)
+    if key is not None and any(isinstance(site, MaskedSite) for site in key_from_dict(key).sites.values()):
+        raise InputError("`lora` must be left out for a masked model: what is merged into it fills its zeros")
+
+
+def merge_lora(model: Any) -> PreTrainedModel:
+    """The model with its adapter multiplied into the weights: the modules it had before. Changes the model."""
+    return model.merge_and_unload()

@@ -1,0 +1,106 @@
+"""What the original model says to a batch: computed anew, or read from a file that was computed once."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from mlpfusion.architectures.sites import base_model
+from mlpfusion.checkpoint.write import sync
+from mlpfusion.tasks.encode import EncodedExamples
+from mlpfusion.tune.layerwise import Batch, States, layer_states
+
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The original model, in eval mode; no gradient flows into it."""
+
+    model: PreTrainedModel
+
+    @torch.no_grad()
+    def states(self, batch: Batch) -> States:
+        """The states after every layer, as `layer_states` gives them."""
+        return layer_states(base_model(self.model), self.model.config, batch)[1]
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch) -> tuple[Any, States]:
+        """Outputs with logits, and the states."""
+        return layer_states(self.model, self.model.config, batch)
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """States of all examples in a file on disk, mapped into memory: (tokens of all examples, layers, hidden) fp32."""
+
+    file: Path
+    lengths: tuple[int, ...]
+
+    def states(self, batch: Batch) -> States:
+        """The states of the examples whose numbers are in `batch["index"]`."""
+        mapped = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        ends = np.cumsum(self.lengths)
+        numbers = batch["index"].tolist()
+        rows = [mapped[ends[number] - self.lengths[number] : ends[number]] for number in numbers]
+        states = torch.from_numpy(np.concatenate(rows)).to(batch["input_ids"].device)
+        return list(states.unbind(dim=1))
+
+
+def cache_states(
+    teacher: PreTrainedModel, examples: EncodedExamples, collate: DataCollatorWithPadding, folder: Path
+) -> CachedTeacher:
+    """The states of `examples`, in a file in `folder` whose name is a hash of the teacher and of the examples.
+
+    It is read if it is there, and appears complete or not at all. It takes 4 bytes for every token, layer and feature.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(f"{model_sha256(teacher)} {examples.sha256()}".encode()).hexdigest()
+    file = folder / f"teacher-states-{key[:32]}.npy"
+    if not file.exists():
+        incomplete = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        try:
+            _write_states(Teacher(teacher), examples, collate, incomplete)
+            sync(incomplete)
+            incomplete.rename(file)
+        finally:
+            incomplete.unlink(missing_ok=True)
+    return CachedTeacher(file, tuple(examples.lengths))
+
+
+def model_sha256(model: PreTrainedModel) -> str:
+    """Hash of the base model: names, dtypes, shapes and bytes of its parameters, and its config."""
+    digest = hashlib.sha256(base_model(model).config.to_json_string().encode())
+    for name, value in base_model(model).named_parameters():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_states(teacher: Teacher, examples: EncodedExamples, collate: DataCollatorWithPadding, file: Path) -> None:
+    order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
+    ends = np.cumsum(examples.lengths)
+    mapped = None
+    for start in range(0, len(order), _BATCH_SIZE):
+        numbers = order[start : start + _BATCH_SIZE]
+        batch = move(collate([examples[number] for number in numbers]), teacher.model.device)
+        states = torch.stack(list(teacher.states(batch)), dim=1).float().cpu().numpy()
+        if mapped is None:
+            shape = (int(ends[-1]), *states.shape[1:])
+            mapped = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+        parts = np.split(states, np.cumsum([examples.lengths[number] for number in numbers])[:-1])
+        for number, part in zip(numbers, parts, strict=True):
+            mapped[ends[number] - examples.lengths[number] : ends[number]] = part
+    assert mapped is not None
+    mapped.flush()
+
+
+def move(batch: Any, device: torch.device) -> dict[str, Tensor]:
+    """The batch on `device`."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}

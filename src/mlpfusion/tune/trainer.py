@@ -1,0 +1,200 @@
+"""transformers' Trainer with what a run needs here: order by seed and epoch, complete states, a stop at NaN."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from mlpfusion.errors import InputError
+from mlpfusion.outcomes import Progress
+from mlpfusion.tasks.encode import EncodedExamples
+from mlpfusion.tune.states import keep_states, mark_complete, newest_state, unmark
+
+# What a loss function gets: the model, wrapped as it trains, and a batch on its device.
+Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+
+
+class DivergenceError(InputError):
+    """The loss or the weights became NaN or Inf."""
+
+
+class LengthGroupedOrder(Sampler[int]):
+    """A new random order every epoch, texts of like length side by side: a function of the seed and the epoch alone.
+
+    That of transformers draws from the global stream, so that an epoch resumed in the middle would go on in another
+    order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order is drawn next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+class StageTrainer(Trainer):
+    """One stage of training: fine-tuning, layer-wise tuning or distillation.
+
+    `loss` replaces the model's own. States are saved whole, marked, and pruned to the last and the best one.
+    Raises `DivergenceError` at the first loss, or before the first state, that is not finite.
+    """
+
+    def __init__(self, *, loss: Loss | None = None, dropout: bool = True, **options: Any):
+        super().__init__(**options)
+        self.loss, self.dropout = loss, dropout
+        self.folder, self.network = Path(str(self.args.output_dir)), cast(nn.Module, self.model)
+        self.remove_callback(PrinterCallback)
+
+    def train_on(self, state: Path | None) -> None:
+        """Trains from a saved state on, from the beginning without one."""
+        self.train(resume_from_checkpoint=None if state is None else str(state))
+
+    def loss_log(self) -> tuple[tuple[int, float], ...]:
+        """Step and mean training loss since the last such pair."""
+        return tuple((int(entry["step"]), entry["loss"]) for entry in self.state.log_history if "loss" in entry)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss of one batch, that of the model unless another was given."""
+        if self.loss is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        model.train(self.dropout)  # training_step has called train()
+        return self.loss(model, inputs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one batch."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            self._diverged(f"the loss became {loss.item()}")
+        return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
+        dataset = cast(EncodedExamples, self.train_dataset if train_dataset is None else train_dataset)
+        batch_size = self.args.train_batch_size * self.args.world_size
+        return LengthGroupedOrder(dataset.lengths, batch_size, self.args.seed)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        bad = [name for name, value in self.network.named_parameters() if not torch.isfinite(value).all()]
+        if bad:
+            self._diverged(f"{bad[0]} holds NaN or Inf")
+        state = self.folder / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            unmark(state)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            mark_complete(state)
+            keep_states(self.folder, {self.state.global_step, self.state.best_global_step or 0})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Where transformers warns, a state that does not fit the model is an error; tied weights are stored once."""
+        values = dict(self.network.named_parameters(remove_duplicate=False)) | dict(self.network.named_buffers())
+        loaded = {id(value) for name, value in values.items() if name not in load_result.missing_keys}
+        lost = [name for name in load_result.missing_keys if name not in values or id(values[name]) not in loaded]
+        assert not lost, lost
+        assert not load_result.unexpected_keys, load_result.unexpected_keys
+
+    def _diverged(self, what: str) -> NoReturn:
+        state = newest_state(self.folder)
+        kept = f"the last good state is {state}" if state else "no state had been saved yet"
+        raise DivergenceError(
+            f"`learning_rate` must be small enough for a finite loss, got {self.args.learning_rate:g}: {what} "
+            f"in step {self.state.global_step + 1}; {kept}"
+        )
+
+
+class StepWatch(TrainerCallback):
+    """Reports the progress, and keeps the wall seconds of every step (forward, backward, update)."""
+
+    def __init__(self, progress: Progress, what: str):
+        self.progress, self.what, self.started = progress, what, 0.0
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self.progress(state.global_step, state.max_steps, self.what)
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops it."""
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.started)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Completes the progress."""
+        self.progress(state.max_steps, state.max_steps, "")
+
+    def seconds_per_step(self) -> float | None:
+        """Median; None where no step was run (a run that was resumed at its end)."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+class SaveWithinEpochs(TrainerCallback):
+    """Has a state saved every `steps` steps too; that of the end of an epoch is saved after its evaluation."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for a state."""
+        if state.global_step % self.steps == 0 and state.epoch % 1 != 0:
+            control.should_save = True
+
+
+class Patience(TrainerCallback):
+    """Ends a run after `patience` evaluations without a better score.
+
+    It reads the log, which every state holds: transformers' own counts in memory.
+    """
+
+    def __init__(self, patience: int, metric: str):
+        self.patience, self.metric = patience, metric
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops if it is time."""
+        control.should_training_stop = self.is_over(state.log_history)
+
+    def is_over(self, log: list[dict[str, float]]) -> bool:
+        """Whether the best score of `log` is `patience` evaluations old."""
+        scores = [entry[self.metric] for entry in log if self.metric in entry]
+        return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+
+
+def training_arguments(folder: Path, *, device: str, precision: str, **options: Any) -> TrainingArguments:
+    """Arguments of a stage that saves its states in `folder` and prints nothing.
+
+    Raises `InputError` for a device or a precision that this machine does not have.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("`device` must be cpu or auto on this machine, got 'cuda', but torch sees no CUDA device")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if precision == "fp16" and on_cpu:
+        raise InputError("`precision` must be fp32 or bf16 on the CPU, got 'fp16'")
+    return TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=device == "cpu",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        disable_tqdm=True,
+        report_to="none",
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=not on_cpu,
+        save_total_limit=None,
+        **options,
+    )

@@ -1,0 +1,49 @@
+"""A pico model with a tokenizer, and a small task that it can learn: which half of the words is it?"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pico import pico_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from mlpfusion.tasks.glue import Task
+from mlpfusion.tasks.load import Examples
+
+WORDS = [f"w{index}" for index in range(60)]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, eos_token="[SEP]", **special)
+
+
+def sentences(count: int, seed: int) -> tuple[list[str], list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 12, (count,), generator=generator).tolist()
+    labels = torch.randint(0, 2, (count,), generator=generator).tolist()
+    words = [torch.randint(0, len(WORDS) // 2, (length,), generator=generator).tolist() for length in lengths]
+    pairs = zip(words, labels, strict=True)
+    return [" ".join(WORDS[i + label * len(WORDS) // 2] for i in row) for row, label in pairs], labels
+
+
+def examples(count: int, seed: int) -> Examples:
+    texts, labels = sentences(count, seed)
+    return Examples(tuple((text,) for text in texts), tuple(labels))
+
+
+TASK = Task("half", ("sentence",), ("first", "second"), ("accuracy", "f1"))
+
+
+def save_checkpoint(folder: Path, name: str = "bert", auto_class: Any = None) -> Path:
+    model = pico_model(name) if auto_class is None else pico_model(name, auto_class)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
