@@ -165,7 +165,7 @@ def test_bf16_batches_and_padding_are_taken():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        (METHOD, {}, "`calibration` must be given for maintain-output, or the option `data_free`, got none"),
+        (METHOD, {}, "`calibration` must be given for maintain-output, or `data_free`, got none"),
         (METHOD, {"calibration": []}, "`calibration` must hold at least one batch, got none"),
         (mlpfusion.Fusion(), {"calibration": []}, "`calibration` must be left out for fusion, which takes none"),
         (mlpfusion.Fusion(), {"sequential": True}, "`sequential` must be left out for fusion"),

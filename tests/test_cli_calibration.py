@@ -9,7 +9,7 @@ from pico import pico_model
 from safetensors.torch import load_file
 
 from mlpfusion.cli import main
-from mlpfusion.methods import CALIBRATED_METHODS, method_name
+from mlpfusion.methods import ALL_METHODS, method_name
 
 WORDS = ["the", "film", "is", "a", "quiet", "delight", "and", "nobody", "saw", "it", "coming"]
 
@@ -60,8 +60,8 @@ def test_compress_calibrates_on_a_file_and_says_so(flags, checkpoint, sentences,
     recipe = record_of(tmp_path / "a")["recipe"]
     assert recipe["sequential"] == bool(flags)
     used = recipe["calibration"]
-    assert {name: used[name] for name in ("file", "column", "samples", "shuffle_seed")} == {
-        "file": "texts.jsonl", "column": "text", "samples": 12, "shuffle_seed": 0,
+    assert {name: used[name] for name in ("file", "column", "samples", "seed")} == {
+        "file": "texts.jsonl", "column": "text", "samples": 12, "seed": 0,
     }  # fmt: skip
     assert used["tokens"] > 12
     assert f"Calibrated on 12 unlabelled samples of `texts.jsonl`, {used['tokens']} tokens." in (
@@ -78,26 +78,34 @@ def test_the_default_is_256_texts_or_all_there_are(checkpoint, sentences, tmp_pa
     assert record_of(tmp_path / "out")["recipe"]["calibration"]["samples"] == 30
 
 
-def test_data_free_is_a_flag_or_an_option(checkpoint, tmp_path):
+def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(checkpoint, tmp_path):
     options = ("--method", "maintain-output", "--width", 9)
-    for name, flags in (("a", ["--data-free"]), ("b", ["--option", "data_free=true"])):
-        assert call("compress", checkpoint, tmp_path / name, *options, *flags).exit_code == 0
-        assert record_of(tmp_path / name)["recipe"]["options"]["data_free"]
-        assert "No data was used." in (tmp_path / name / "README.md").read_text()
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    flags = {"a": ["--data-free"], "b": ["--data-free"], "c": ["--option", "data_free=true"]}
+    for name, more in flags.items():
+        assert call("compress", checkpoint, tmp_path / name, *options, *more).exit_code == 0
+        assert "No data was used" in (tmp_path / name / "README.md").read_text()
+    used = record_of(tmp_path / "a")["recipe"]["calibration"]
+    assert {name: used[name] for name in ("file", "samples", "seed")} == {
+        "file": "random tokens", "samples": 256, "seed": 0,
+    }  # fmt: skip
+    first, second, third = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(first[name].equal(second[name]) for name in first)
+    assert not all(first[name].equal(third[name]) for name in first)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "maintain-output"], "`calibration` must be given for maintain-output, or the option `data_free`"),
+        (["--method", "maintain-output"], "`calibration` must be given for maintain-output, or `data_free`"),
         (["--calibration", "{texts}"], "`calibration` must be left out for fusion, which takes none"),
         (["--data-free"], "`data_free` must be left out but for maintain-output"),
         (["--sequential"], "`sequential` must be left out for fusion"),
         (["--method", "maintain-output", "--calibration", "{texts}"], "`column` must name the field of"),
         (["--method", "maintain-output", "--calibration", "none.txt"], "`data` must be a readable text file"),
-        (["--method", "maintain-output", "--calibration", "{texts}", "--data-free"], "which draws its inputs itself"),
+        (
+            ["--method", "maintain-output", "--calibration", "{texts}", "--data-free"],
+            "`calibration` must be left out with `data_free`",
+        ),
         (
             [
                 "--method",
@@ -164,16 +172,9 @@ def test_compare_calibrates_per_seed_and_layer_and_without_data_by_the_norms(che
         assert rows["maintain-output", seed] != rows["maintain-output data_free=True", seed]
 
 
-@pytest.mark.filterwarnings("default:.* left out")
-def test_all_methods_without_data_are_those_that_need_none(checkpoint, sentences, monkeypatch):
-    names = {name for name, _ in rows_of(compare(checkpoint, sentences, "--methods", "all"))}
-    assert "maintain-output data_free=True" in names
-    assert "maintain-output" not in names
-    monkeypatch.setattr("mlpfusion.report.run_comparison.can_be_data_free", lambda _method: False)
-    result = compare(checkpoint, sentences, "--methods", "all")
-    left_out = ", ".join(method_name(method) for method in CALIBRATED_METHODS)
-    assert f"Warning: {left_out} left out: there is no --calibration" in result.stderr
-    assert {name for name, _ in rows_of(result)} == {name for name in names if "data_free" not in name}
-    assert "`calibration` must be given for maintain-output" in (
-        compare(checkpoint, sentences, "--methods", "maintain-output").stderr
-    )
+def test_all_methods_without_a_file_are_calibrated_on_random_tokens(checkpoint, sentences):
+    result = compare(checkpoint, sentences, "--methods", "all", "--calibration-samples", 9)
+    assert {name for name, _ in rows_of(result)} == {method_name(method) for method in ALL_METHODS}
+    assert json.loads(result.stdout)["calibration"] == {"file": "random tokens", "samples": 9}
+    record = json.loads(compare(checkpoint, sentences, "--methods", "fusion").stdout)
+    assert "calibration" not in record

@@ -44,7 +44,7 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
             raise InputError(f"`sequential` must be left out for {name}, which has no calibration data to pass on")
         return
     if not given:
-        free = ", or the option `data_free`" if can_be_data_free(type(method)) else ""
+        free = ", or `data_free`" if can_be_data_free(type(method)) else ""
         raise InputError(f"`calibration` must be given for {name}{free}, got none")
 
 

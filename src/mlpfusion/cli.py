@@ -77,7 +77,7 @@ def _calibration_options(command: Any) -> Any:
 @_calibration_options
 @click.option("--column", help="Field of --calibration that holds the text.")
 @click.option("--sequential", is_flag=True, help="Calibrate each block on what the blocks compressed before it leave.")
-@click.option("--data-free", is_flag=True, help="Draw the inputs of a calibrated method from the model's own norms.")
+@click.option("--data-free", is_flag=True, help="Calibrate on random tokens instead of texts.")
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it holds something.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")

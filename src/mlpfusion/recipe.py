@@ -17,11 +17,12 @@ from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, re
 from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
 from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
 from mlpfusion.errors import InputError
-from mlpfusion.methods import CALIBRATED_METHODS, can_be_data_free, method_from_name, method_name
+from mlpfusion.methods import CALIBRATED_METHODS, method_from_name, method_name
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
+from mlpfusion.tasks.random_tokens import RandomTokens
 
 # A frozen dataclass whose fields can be written in YAML: numbers, text, yes or no, and tuples of these.
 Fields = TypeVar("Fields", bound=Any)
@@ -31,9 +32,9 @@ Fields = TypeVar("Fields", bound=Any)
 class Recipe:
     """What to compress, how, and where to put it: the same fields as the flags of `mlpfusion compress`.
 
-    `options` are the fields of the method's config, and `data_free` is one of them for some; `calibration` is a file or
-    data set as in `read_texts`, of which `calibration_samples` texts are drawn by `seed`; `architecture` is the path of
-    a row file for a model type that has no row of its own.
+    `options` are the fields of the method's config; `calibration` is a file or data set as in `read_texts`, of which
+    `calibration_samples` texts are drawn by `seed`, and `data_free` means as many sequences of random tokens instead;
+    `architecture` is the path of a row file for a model type that has no row of its own.
     """
 
     model: str = ""
@@ -103,7 +104,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
     method = _method(recipe)
     check_method(method, recipe.width, recipe.round_to)
-    texts = _calibration_texts(recipe, method)
+    texts = _calibration_source(recipe, method)
     out = Path(recipe.out).expanduser()
     check_output(out, overwrite=recipe.overwrite)
     _check_device(recipe.device)
@@ -130,27 +131,30 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
 def _method(recipe: Recipe) -> Any:
     """The config of the method. Raises `InputError` as `method_from_name` does, and for a wrong `data_free`."""
     method = method_from_name(recipe.method, recipe.options)
-    if not recipe.data_free:
-        return method
-    if not can_be_data_free(type(method)):
-        able = ", ".join(method_name(one) for one in CALIBRATED_METHODS if can_be_data_free(one))
+    if recipe.data_free and type(method) not in CALIBRATED_METHODS:
+        able = ", ".join(method_name(one) for one in CALIBRATED_METHODS)
         raise InputError(f"`data_free` must be left out but for {able}, got the method {recipe.method}")
-    return replace(method, data_free=True)
+    return method
 
 
-def _calibration_texts(recipe: Recipe, method: Any) -> CalibrationTexts | None:
-    """The texts that the recipe names, none where it names none. Raises `InputError` where the method disagrees."""
-    check_calibration(method, given=recipe.calibration is not None, sequential=recipe.sequential)
+def _calibration_source(recipe: Recipe, method: Any) -> CalibrationTexts | RandomTokens | None:
+    """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
+    given = recipe.calibration is not None or recipe.data_free
+    check_calibration(method, given=given, sequential=recipe.sequential)
+    if recipe.data_free:
+        if recipe.calibration is not None:
+            raise InputError(f"`calibration` must be left out with `data_free`, got {recipe.calibration}")
+        return RandomTokens(recipe.calibration_samples)
     if recipe.calibration is None:
         return None
     return CalibrationTexts.read(recipe.calibration, recipe.column, recipe.calibration_samples)
 
 
-def _with_source(record: Record, texts: CalibrationTexts | None, seed: int) -> Record:
+def _with_source(record: Record, texts: CalibrationTexts | RandomTokens | None, seed: int) -> Record:
     """The record that says where its calibration is from."""
     if texts is None:
         return record
-    used = record.recipe["calibration"] | texts.record() | {"shuffle_seed": seed}
+    used = record.recipe["calibration"] | texts.record() | {"seed": seed}
     return replace(record, recipe=record.recipe | {"calibration": used})
 
 

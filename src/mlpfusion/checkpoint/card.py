@@ -83,6 +83,8 @@ def _data_used(record: Record) -> str:
     calibration = record.recipe.get("calibration")
     if calibration is None:
         return "No data was used. Nothing was trained after it."
+    if calibration.get("file") == "random tokens":
+        return f"No data was used: calibrated on {calibration['samples']:,} sequences of random tokens."
     source = f" of `{calibration['file']}`" if "file" in calibration else ""
     return (
         f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "

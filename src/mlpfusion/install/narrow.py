@@ -87,7 +87,7 @@ def check(model: PreTrainedModel, site: Site, entry: NarrowSite) -> None:
     if isinstance(activation, MatchedActivation):
         for name, scale in activation_scales(activation).items():
             if not bool(((scale > 0) & torch.isfinite(scale)).all()):
-                raise InputError(f"the `{name}` at {site.path} must be positive, got {float(scale.min())}")
+                raise InputError(f"the `{name}` at {site.path} must be positive and finite, got {float(scale.min())}")
     elif isinstance(activation, ScaledActivation):
         smallest, total = int(activation.output_scale.min()), int(activation.output_scale.sum())
         if smallest < 1 or total != entry.original_size:

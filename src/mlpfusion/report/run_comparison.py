@@ -1,7 +1,6 @@
 """The work behind `mlpfusion compare` and `mlpfusion measure`: options in, records out."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,18 @@ import torch
 import yaml
 from transformers import PreTrainedConfig
 
-from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.read import read_config, resolve
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import BlockError, Probe
 from mlpfusion.evaluate.authors import last_texts
 from mlpfusion.evaluate.comparison import compare_methods, load_checkpoint, measure_checkpoint
-from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, can_be_data_free, method_from_name, method_name
+from mlpfusion.methods import ALL_METHODS, method_from_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import versions
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_markdown, comparison_record
 from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
+from mlpfusion.tasks.random_tokens import RandomTokens
 from mlpfusion.tasks.text import read_texts, token_batches
 from mlpfusion.traces import Batch
 
@@ -32,23 +31,24 @@ def run_comparison(
     """The record of `compare_methods` on a checkpoint.
 
     `run` holds methods, layers, keep_ratio, seeds, scalar and authors_quirks; it may hold `calibration`, a file or data
-    set as in `read_texts`, and `calibration_samples`. Everything is checked before the weights are read. Raises
-    `InputError`.
+    set as in `read_texts` (without it, random tokens), and `calibration_samples`. Everything is checked before the
+    weights are read. Raises `InputError`.
     """
-    drawn_from = _calibration_texts(run.get("calibration"), column, run.get("calibration_samples"))
-    methods, seeds = parse_methods(run["methods"], calibrated=drawn_from is not None), parse_seeds(run["seeds"])
+    source = _calibration_source(run.get("calibration"), column, run.get("calibration_samples"))
+    methods, seeds = parse_methods(run["methods"]), parse_seeds(run["seeds"])
     Probe(run["scalar"])
     texts = read_texts(data, column=column, max_samples=max_samples)
     folder, loaded = load_checkpoint(model)
     batches = with_decoder_inputs(token_batches(folder, texts), loaded.config)
-    calibration = {seed: drawn_from.batches(folder, loaded.config, seed) for seed in seeds} if drawn_from else None
+    wanted = any(not takes_no_data(method) for method in methods)
+    calibration = {seed: source.batches(folder, loaded.config, seed) for seed in seeds} if wanted else None
     selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
     authors_batch = _authors_batch(folder, texts, loaded.config) if run["authors_quirks"] else None
     options = {"seeds": seeds, "authors_batch": authors_batch, "calibration": calibration, "progress": progress}
     rows = compare_methods(loaded, methods, batches, **selection, **options)
     measured_on = {"model": Path(model).name, "data": Path(data).name, "samples": len(texts)}
-    if drawn_from is not None:
-        measured_on["calibration"] = drawn_from.record() | {"samples": drawn_from.num_samples}
+    if wanted:
+        measured_on["calibration"] = source.record() | {"samples": source.num_samples}
     where = {"device": str(loaded.device), "threads": torch.get_num_threads(), "versions": versions()}
     return comparison_record(rows, measured_on | selection | {"seeds": seeds} | where)
 
@@ -78,34 +78,20 @@ def write_comparison(record: dict[str, Any], folder: Path) -> list[Path]:
     return [data, text, *write_chart(record, folder / "comparison.png")]
 
 
-def parse_methods(text: str, *, calibrated: bool = False) -> list[Any]:
-    """Configs from names with options, as in `all,fusion:refine=false`; `all`: of every kind.
-
-    If there is nothing to be calibrated on, `all` has the data-free form of the calibrated methods, and a warning names
-    those that have none. Raises `InputError`, also for a calibrated method that is asked for by name then.
-    """
+def parse_methods(text: str) -> list[Any]:
+    """Configs from names with options, as in `all,fusion:refine=false`; `all`: of every kind. Raises `InputError`."""
     methods: list[Any] = []
     for item in text.split(","):
         every = item.strip() == "all"
-        methods += _all_methods(calibrated=calibrated) if every else [_parse_method(item.strip())]
-    if not calibrated:
-        for method in methods:
-            check_calibration(method, given=False, sequential=False)
+        methods += [method() for method in ALL_METHODS] if every else [_parse_method(item.strip())]
     return methods
 
 
-def _all_methods(*, calibrated: bool) -> list[Any]:
-    if calibrated:
-        return [method() for method in ALL_METHODS]
-    left_out = [method_name(method) for method in CALIBRATED_METHODS if not can_be_data_free(method)]
-    if left_out:
-        warnings.warn(f"{', '.join(left_out)} left out: there is no --calibration", stacklevel=3)
-    free = [method(data_free=True) for method in CALIBRATED_METHODS if can_be_data_free(method)]
-    return [method() for method in ALL_METHODS if method not in CALIBRATED_METHODS] + free
-
-
-def _calibration_texts(file: str | None, column: str | None, num_samples: int | None) -> CalibrationTexts | None:
-    return None if file is None else CalibrationTexts.read(file, column, 256 if num_samples is None else num_samples)
+def _calibration_source(
+    file: str | None, column: str | None, num_samples: int | None
+) -> CalibrationTexts | RandomTokens:
+    count = 256 if num_samples is None else num_samples
+    return RandomTokens(count) if file is None else CalibrationTexts.read(file, column, count)
 
 
 def parse_seeds(text: str) -> list[int]:

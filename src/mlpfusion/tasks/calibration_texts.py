@@ -32,12 +32,16 @@ class CalibrationTexts:
         return cls(file, column, num_samples, tuple(read_texts(file, column=column)))
 
     def draw(self, folder: Path, seed: int) -> list[str]:
-        """The first `num_samples` texts after a shuffle by `seed`, or all if there are fewer; none without a token.
+        """`num_samples` texts, or all if there are fewer, the longer the likelier, by `seed`; none without a token.
 
+        Drawn without replacement with the number of characters for weight, so that about every token of the file is as
+        likely as every other: many texts of a few words would say little about the others.
         The tokens are those of the tokenizer in `folder`. Raises `InputError` if there is none, or no text has a token.
         """
         tokenizer = load_tokenizer(folder)
-        order = torch.randperm(len(self.texts), generator=torch.Generator().manual_seed(seed)).tolist()
+        weights = torch.tensor([len(text) for text in self.texts], dtype=torch.float64)
+        drawn_at = torch.rand(len(self.texts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        order = (-drawn_at.log() / weights).argsort(stable=True).tolist()
         options = {"truncation": True, "max_length": MAX_LENGTH}
         kept = (self.texts[index] for index in order if tokenizer(self.texts[index], **options)["input_ids"])
         drawn = list(islice(kept, self.num_samples))

@@ -1,0 +1,180 @@
+"""NTKMatch: exact identities of its parts, and what each part improves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_mlp
+
+from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kernels, random_trace, with_scales
+from mlpfusion.kernel.matching import Matching, match_kernel
+from mlpfusion.methods import Calibration, method_from_name, narrow
+from mlpfusion.methods.ntk_match import CHOICES, NTKMatch
+from mlpfusion.methods.refit import output_error, refit_down
+from mlpfusion.mlp import MLP, fold, forward, select_neurons
+
+NOTHING = NTKMatch(refit=False, refine_epochs=0, match="none")
+every_layout = pytest.mark.parametrize("layout", [{}, {"biased": False}, {"gated": True}], ids=str)
+every_seed = pytest.mark.parametrize("seed", range(3))
+
+
+def trace_of(mlp: MLP, seed: int, num_samples: int = 30) -> BlockTrace:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 6, (num_samples,), generator=generator)
+    inputs = torch.randn(int(lengths.sum()), mlp.hidden_size, generator=generator, dtype=torch.float64)
+    return random_trace(inputs.to(mlp.up.dtype), lengths, generator)
+
+
+def run(mlp: MLP, width: int, config: NTKMatch, seed: int = 0) -> MLP:
+    calibration = Calibration.of(mlp, trace_of(mlp, seed))
+    return narrow(mlp, width, config, torch.Generator().manual_seed(seed), calibration).mlp
+
+
+@pytest.mark.parametrize("choice", ["energy", "cholesky"])
+@every_layout
+@every_seed
+def test_full_width_without_refit_is_the_original_block_bit_by_bit(choice, layout, seed):
+    mlp = make_mlp(seed=seed, **layout)
+    same = run(mlp, 12, replace(NOTHING, choice=choice), seed)
+    assert same.tensors().keys() == mlp.tensors().keys()
+    assert all(torch.equal(tensor, mlp.tensors()[name]) for name, tensor in same.tensors().items())
+    assert same.input_scale is None
+    assert same.output_scale is None
+
+
+@every_layout
+@every_seed
+def test_full_width_with_every_part_keeps_function_and_kernel(layout, seed):
+    mlp = make_mlp(seed=seed, **layout)
+    same, trace = run(mlp, 12, NTKMatch(), seed), trace_of(mlp, 9)
+    torch.testing.assert_close(forward(same, trace.inputs), forward(mlp, trace.inputs), rtol=1e-5, atol=1e-6)
+    assert kernel_error(adam_kernel(mlp, trace).total, adam_kernel(same, trace).total).relative < 1e-4
+
+
+@every_layout
+@every_seed
+def test_diagonals_of_ones_are_the_unmatched_block(layout, seed):
+    mlp = run(make_mlp(seed=seed, **layout), 5, replace(NTKMatch(), match="none"), seed)
+    ones, trace = torch.ones(5, dtype=torch.float64), trace_of(mlp, 9)
+    scaled = with_scales(mlp, ones, ones)
+    assert torch.equal(forward(scaled, trace.inputs), forward(mlp, trace.inputs))
+    assert torch.equal(adam_kernel(scaled, trace).total, adam_kernel(mlp, trace).total)
+
+
+@every_layout
+@every_seed
+def test_matching_leaves_the_output_and_the_kernel_is_linear_in_the_diagonals(layout, seed):
+    original = make_mlp(seed=seed, **layout)
+    unmatched, matched = (run(original, 5, replace(NTKMatch(), match=match), seed) for match in ("none", "neuron"))
+    trace = trace_of(original, 9)
+    torch.testing.assert_close(forward(matched, trace.inputs), forward(unmatched, trace.inputs), rtol=1e-5, atol=1e-6)
+    assert matched.input_scale is not None
+    assert matched.output_scale is not None
+    assert float(matched.input_scale.min()) > 0
+    assert float(matched.output_scale.min()) > 0
+    if original.gate is None:
+        linear = neuron_kernels(unmatched, trace).combine(matched.input_scale, matched.output_scale)
+        torch.testing.assert_close(linear, adam_kernel(matched, trace).total, rtol=1e-5, atol=1e-5)
+
+
+@every_layout
+@every_seed
+def test_a_number_a_layer_fits_each_side_and_a_number_a_neuron_the_total_better(layout, seed):
+    original = make_mlp(24, 6, seed=seed, **layout)
+    small = run(original, 6, replace(NTKMatch(), match="none"), seed)
+    trace = trace_of(original, seed + 20, num_samples=60)
+    target = adam_kernel(original, trace)
+    layer, neuron = (
+        adam_kernel(match_kernel(small, trace, target, Matching(per)), trace) for per in ("layer", "neuron")
+    )
+    before = adam_kernel(small, trace)
+    for side in ("up", "gate", "down"):
+        names = [name for name in target.blocks if name == side or (name == f"{side}_bias" and side != "down")]
+        if names:
+            wanted, unmatched, matched = (sum(k.blocks[name] for name in names) for k in (target, before, layer))
+            assert kernel_error(wanted, matched).relative < kernel_error(wanted, unmatched).relative
+    assert kernel_error(target.total, neuron.total).relative < kernel_error(target.total, layer.total).relative
+    assert kernel_error(target.total, neuron.total).relative < kernel_error(target.total, before.total).relative
+
+
+@every_layout
+@every_seed
+def test_a_kernel_that_the_neurons_can_make_is_made_exactly(layout, seed):
+    mlp, generator = make_mlp(seed=seed, **layout), torch.Generator().manual_seed(seed)
+    scales = [0.5 + torch.rand((), generator=generator, dtype=torch.float64) * torch.ones(12) for _ in range(2)]
+    trace = trace_of(mlp, seed)
+    target = adam_kernel(with_scales(mlp, *scales), trace)
+    found = match_kernel(mlp, trace, target, Matching("layer"))
+    torch.testing.assert_close(adam_kernel(found, trace).total, target.total, rtol=1e-5, atol=1e-7)
+
+
+def test_a_block_whose_gradients_are_all_zero_keeps_scales_of_one():
+    mlp = make_mlp()
+    trace = trace_of(mlp, 0)
+    silent = replace(trace, cotangents=torch.zeros_like(trace.cotangents))
+    matched = match_kernel(mlp, silent, adam_kernel(mlp, silent), Matching())
+    assert matched.input_scale is not None
+    assert torch.equal(matched.input_scale, torch.ones(12))
+
+
+@every_layout
+@every_seed
+def test_refit_is_the_least_squares_solution(layout, seed):
+    mlp = make_mlp(seed=seed, **layout)
+    calibration = Calibration.of(mlp, trace_of(mlp, seed, 60))
+    kept = select_neurons(mlp, torch.arange(5))
+    fitted = refit_down(kept, calibration.trace.inputs, calibration.targets, 1e-12)
+    best = (forward(fitted, calibration.trace.inputs) - calibration.targets).square().sum()
+    assert best < (forward(kept, calibration.trace.inputs) - calibration.targets).square().sum()
+    for shift in (1e-3, -1e-3):
+        moved = replace(fitted, down=fitted.down + shift * torch.randn_like(fitted.down))
+        assert best < (forward(moved, calibration.trace.inputs) - calibration.targets).square().sum()
+
+
+@every_seed
+def test_each_part_lowers_the_output_error_on_the_calibration(seed):
+    mlp = make_mlp(24, 6, seed=seed)
+    calibration = Calibration.of(mlp, trace_of(mlp, seed, 60))
+    parts = {"refit": False, "refine_epochs": 0, "match": "none"}
+    errors = []
+    for change in ({}, {"refit": True}, {"refit": True, "refine_epochs": 20}):
+        config = method_from_name("ntk-match", parts | change)
+        small = narrow(mlp, 6, config, torch.Generator().manual_seed(seed), calibration).mlp
+        errors.append(output_error(small, calibration))
+    assert errors[2] <= errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_duplicates_are_chosen_once_where_the_choice_sees_them(choice):
+    half = make_mlp(4)
+    tensors = {name: torch.cat([tensor] * 2) for name, tensor in half.tensors().items() if "down" not in name}
+    twice = replace(half, **tensors, down=torch.cat([half.down, half.down], dim=1))
+    small = run(twice, 4, replace(NOTHING, choice=choice))
+    distinct = len({tuple(row) for row in small.up.tolist()})
+    assert distinct == 4 or choice == "energy"
+
+
+@every_layout
+def test_folding_keeps_the_output(layout):
+    matched = run(make_mlp(**layout), 5, NTKMatch())
+    folded, x = fold(matched), trace_of(matched, 4).inputs
+    assert folded.input_scale is None
+    assert folded.output_scale is None
+    torch.testing.assert_close(forward(folded, x), forward(matched, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"choice": "best"}, "`choice` must be one of energy, cholesky, fusion, got 'best'"),
+        ({"ridge": 0.0}, "`ridge` must be above 0, got 0.0"),
+        ({"match": "all"}, "`match` must be one of neuron, layer, none, got 'all'"),
+        ({"match_samples": 0}, "`match_samples` must be at least 1, got 0"),
+        ({"match_ridge": -1.0}, "`ridge` must be above 0, got -1.0"),
+        ({"refine_epochs": -1}, "`num_epochs` must be at least 0, got -1"),
+        ({"refine_rate": 0.0}, "`learning_rate` must be above 0, got 0.0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message.replace(".", "\\.")):
+        method_from_name("ntk-match", options)
