@@ -84,15 +84,13 @@ def test_a_number_a_layer_fits_each_side_and_a_number_a_neuron_the_total_better(
     small = run(original, 6, replace(NTKMatch(), match="none"), seed)
     trace = trace_of(original, seed + 20, num_samples=60)
     target = adam_kernel(original, trace)
-    layer, neuron = (
-        adam_kernel(match_kernel(small, trace, target, Matching(per)), trace) for per in ("layer", "neuron")
-    )
-    before = adam_kernel(small, trace)
+    matched = [match_kernel(small, trace, target, Matching(per)) for per in ("layer", "neuron")]
+    before, layer, neuron = (adam_kernel(one, trace) for one in (small, *matched))
     for side in ("up", "gate", "down"):
         names = [name for name in target.blocks if name == side or (name == f"{side}_bias" and side != "down")]
         if names:
-            wanted, unmatched, matched = (sum(k.blocks[name] for name in names) for k in (target, before, layer))
-            assert kernel_error(wanted, matched).relative < kernel_error(wanted, unmatched).relative
+            wanted, start, end = (torch.stack([k.blocks[n] for n in names]).sum(0) for k in (target, before, layer))
+            assert kernel_error(wanted, end).relative < kernel_error(wanted, start).relative
     assert kernel_error(target.total, neuron.total).relative < kernel_error(target.total, layer.total).relative
     assert kernel_error(target.total, neuron.total).relative < kernel_error(target.total, before.total).relative
 
