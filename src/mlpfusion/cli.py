@@ -158,7 +158,7 @@ def measure(original: str, compressed: str, as_json: bool, **options: Any) -> No
 
 
 @main.command()
-@click.option("--out", default="demo-out", show_default=True, help="Folder for the compressed model.")
+@click.option("--out", default="demo-out", show_default=True, help="Folder for the compressed models.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: str, seed: int) -> None:
     """Fuses a real pretrained model, saves it, loads it back in a fresh process, and measures it. Offline."""
