@@ -6,10 +6,11 @@ from transformers import AutoModel
 
 from mlpfusion.architectures.sites import find_sites, read_mlp
 from mlpfusion.architectures.table import find_architecture
-from mlpfusion.evaluate.output_error import mlp_inputs, relative_output_error
+from mlpfusion.evaluate.output_error import relative_output_error
 from mlpfusion.methods import narrow
 from mlpfusion.methods.neuron_pruning import NeuronPruning
 from mlpfusion.tasks.text import read_texts, token_batches
+from mlpfusion.traces import mlp_inputs
 
 PRUNING_ERRORS = {1: 0.539, 2: 0.427, 3: 0.634, 4: 0.484, 5: 0.418}  # layer: at 384 of 1,536 neurons, 48 sentences
 

@@ -13,10 +13,10 @@ from mlpfusion.architectures.table import find_architecture
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import Probe, block_errors, references
 from mlpfusion.evaluate.authors import last_texts, padded_outputs
-from mlpfusion.evaluate.output_error import mlp_inputs, relative_output_error
+from mlpfusion.evaluate.output_error import relative_output_error
 from mlpfusion.evaluate.outputs import outputs_on_inputs_of, recorded_outputs
 from mlpfusion.install.linear import replace_module
-from mlpfusion.traces import read_block, run_base
+from mlpfusion.traces import mlp_inputs, read_block, run_base
 
 NAMES = [name for name in PICO if name != "vit"]
 KINDS = {"narrow": mlpfusion.Fusion(), "low-rank": mlpfusion.SVD(), "masked": mlpfusion.Magnitude()}
