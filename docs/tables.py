@@ -1,13 +1,15 @@
 """Writes the generated parts of the documents, from the code and from the records of the benchmarks.
 
-    python docs/tables.py [--check]
+    python docs/tables.py [--check] [--chart]
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and the
-exit code is 1 if a part is out of date.
+exit code is 1 if a part is out of date. With --chart the chart
+of the comparison is drawn anew.
 """
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +20,22 @@ from click.testing import CliRunner
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS
+from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/cli.md")
+CHART = ROOT / "docs" / "images" / "minilm_comparison.png"
+DOCUMENTS = ("README.md", "docs/cli.md", "docs/comparison.md")
+# Record of a comparison -> what its calibrated method is called beside that of the first.
+COMPARISONS = {
+    "minilm_comparison": "",
+    "minilm_ntk_match_1024": ", 1,024 sentences",
+    "minilm_ntk_match_random_tokens": ", random tokens",
+}
+
+
+ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
 
 
 def read_result(name: str) -> dict[str, Any]:
@@ -34,14 +47,36 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def output_errors() -> str:
-    """Method x layer, mean and standard deviation over the seeds."""
-    return comparison_table(read_result("minilm_comparison"), "output_error")
+def comparison() -> dict[str, Any]:
+    """The rows of all comparisons on MiniLM as one record."""
+    rows = []
+    for name, suffix in COMPARISONS.items():
+        rows += [row | {"label": row["label"] + suffix} for row in read_result(name)["rows"]]
+    return {"rows": rows}
 
 
-def kernel_errors() -> str:
-    """The same for the Adam kernel."""
-    return comparison_table(read_result("minilm_comparison"), "adam_kernel_error")
+def errors(column: str) -> Callable[[], str]:
+    """Method x layer, mean and standard deviation over the seeds, of one number of the comparison."""
+    return lambda: comparison_table(comparison(), column)
+
+
+def llama_errors(column: str) -> Callable[[], str]:
+    """The same for the tiny Llama."""
+    return lambda: comparison_table(read_result("stories260k_comparison"), column)
+
+
+def mean_errors() -> str:
+    """Method x error, mean over the layers and seeds, and the same over that of Fusion."""
+    rows = comparison()["rows"]
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["label"] for row in rows):
+        own = [row["error"] for row in rows if row["label"] == name]
+        found[name] = {column: statistics.mean(error[column] for error in own) for column in ERRORS}
+    lines = [
+        [name, *(f"{means[column]:.3f} ({means[column] / found['fusion'][column]:.2f}x)" for column in ERRORS)]
+        for name, means in sorted(found.items(), key=lambda item: item[1]["output_error"])
+    ]
+    return markdown(["method, mean over the six layers", *ERRORS.values()], lines)
 
 
 def cut() -> str:
@@ -98,10 +133,15 @@ PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
     "cut": cut,
-    "kernel-errors": kernel_errors,
+    "kernel-errors": errors("adam_kernel_error"),
+    "layer-output-errors": errors("block_output_error"),
+    "llama-kernel-errors": llama_errors("adam_kernel_error"),
+    "llama-output-errors": llama_errors("output_error"),
+    "mean-errors": mean_errors,
     "kmeans": kmeans,
     "methods": methods,
-    "output-errors": output_errors,
+    "output-errors": errors("output_error"),
+    "plain-kernel-errors": errors("plain_kernel_error"),
 }
 
 
@@ -117,6 +157,8 @@ def generate(text: str) -> str:
 
 
 def main() -> None:
+    if "--chart" in sys.argv:
+        write_chart(comparison(), CHART)
     stale = []
     for document in DOCUMENTS:
         path = ROOT / document
