@@ -47,9 +47,9 @@ def compress(
 
     `method` is a config such as `Fusion()`. `keep_ratio` is the share of the entries of the MLPs' matrices to keep,
     whatever the method makes of them (neurons, factors, entries that are not zero); `layers`, `width` and `round_to`
-    are those of `make_plan`, the last two for methods that narrow. For these `budget`, in place of ratio and width, is the
-    share of the whole model to keep, `60%` of its parameters or `60%flops`, spread over the layers where it hurts least
-    (`mlpfusion.budget`). `device` is where the arithmetic is done (default:
+    are those of `make_plan`, the last two for methods that narrow. For these `budget`, in place of ratio and width, is
+    the share of the whole model to keep, `60%` of its parameters or `60%flops`, spread over the layers where it hurts
+    least (`mlpfusion.budget`). `device` is where the arithmetic is done (default:
     where the model is). The same `seed` gives the same bytes on the CPU. `progress(done, total, path)` is called
     before each block and at the end.
 

@@ -223,12 +223,13 @@ def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "v
 @contextmanager
 def replaced_block(model: PreTrainedModel, site: Site, mlp: MLP) -> Iterator[None]:
     """`model` with what `mlp` computes at `site` while the context is open; no weight of it changes."""
-    base, entered = base_model(model), []
+    base, entered = base_model(model), Seen([], [])
     up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
-    hooks = [
-        up.register_forward_pre_hook(lambda _module, args: entered.append(args[0])),
-        down.register_forward_hook(lambda _module, _args, output: forward(mlp, entered.pop().to(mlp.up)).to(output)),
-    ]
+
+    def compute(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return forward(mlp, entered.inputs.pop().to(mlp.up.dtype)).to(output.dtype)
+
+    hooks = [up.register_forward_pre_hook(_keep_input(entered)), down.register_forward_hook(compute)]
     try:
         yield
     finally:

@@ -97,7 +97,7 @@ def count_flops(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[int, lis
     positions, to the encoder and to the decoder; two images for a vision model. Runs the model once, with eager
     attention, because the counter knows no other one on the CPU. Raises `InputError` if a site runs not once.
     """
-    inputs, attention = flops_inputs(model), model.config._attn_implementation
+    inputs, attention = flops_inputs(model), model.config._attn_implementation or "eager"
     try:
         model.set_attn_implementation("eager")
         # with gradients: without them the counter stumbles over modules that work on parameters

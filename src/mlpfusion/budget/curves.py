@@ -23,16 +23,16 @@ _SMALLEST_SHARE = 1 / 64
 
 
 def grid(width: int, smallest: int) -> list[int]:
-    """`NUM_WIDTHS` or fewer widths at equal ratios from `smallest`, or a 64th of `width` where that is more, to `width`.
-
-    `smallest` is always among them.
-    """
+    """At most `NUM_WIDTHS` widths at equal ratios up to `width`, from a 64th of it, and `smallest`, if that is less."""
     start = min(max(smallest, round(_SMALLEST_SHARE * width)), width)
     return sorted({min(smallest, width), *np.geomspace(start, width, NUM_WIDTHS).round().astype(int).tolist()})
 
 
 def inertia_curve(mlp: MLP, widths: Sequence[int], generator: torch.Generator) -> Curve:
-    """The share of the inertia of the neurons, the rows of MLP Fusion, that as many clusters leave; 0 at full width."""
+    """The share of the inertia of the neurons, the rows of MLP Fusion, that as many clusters leave; 0 at full width.
+
+    Raises `InputError` for NaN or Inf in a weight.
+    """
     rows = neurons(mlp)
     if not torch.isfinite(rows).all():
         raise InputError(f"the weights must be finite, got {int((~torch.isfinite(rows)).sum())} NaN or Inf in an MLP")
