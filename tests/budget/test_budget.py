@@ -1,6 +1,7 @@
 """`compress` with a budget: met on every architecture, spread by need, the same for a seed, refused in one line."""
 
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -115,9 +116,7 @@ def test_all_of_the_model_is_kept_at_100_percent_and_more_at_a_larger_budget(cal
     given: dict[str, Any] = {"calibration": batches("bert")} if calibrated else {}
     method = REFIT if calibrated else mlpfusion.Fusion()
     found = [widths(mlpfusion.compress(pico_model("bert"), method, budget=b, **given)) for b in ("75%", "85%", "95%")]
-    assert all(
-        a <= b for small, large in zip(found, found[1:], strict=False) for a, b in zip(small, large, strict=True)
-    )
+    assert all(a <= b for small, large in itertools.pairwise(found) for a, b in zip(small, large, strict=True))
     assert sum(found[0]) < sum(found[1]) < sum(found[2])
     assert widths(mlpfusion.compress(pico_model("bert"), method, budget="100%", **given)) == [56, 56, 56]
 
