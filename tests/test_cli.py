@@ -115,7 +115,7 @@ def test_options_of_the_method_are_passed_on(checkpoint, tmp_path):
         (["--width", 9, "--layers", "last:99"], "`layers=last:N` must have N between 1 and 3, got 99"),
         (["--width", 9, "--layers", "encoder"], "`layers` must be `all`, `last:N`"),
         (["--keep-ratio", 0], "`keep_ratio` must be above 0 and at most 1, got 0.0"),
-        ([], "exactly one of `keep_ratio` and `width` must be given"),
+        ([], "exactly one of `keep_ratio`, `width` and `budget` must be given"),
         (["--width", 9, "--method", "magic"], "`method` must be one of fusion, folded-fusion"),
         (["--width", 9, "--option", "k=3"], "options of fusion must be among ['max_iter', 'num_init', 'refine'], got"),
         (["--width", 9, "--device", "tpu"], "`device` must be cpu or cuda, got 'tpu'"),

@@ -22,6 +22,7 @@ ORDER = [
     {"plan"},
     {"outcomes"},
     {"calibration"},
+    {"budget"},
     {"compression"},
     {"tasks"},
     {"tune"},

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp, site_parameters, visited_share
 from mlpfusion.architectures.table import Architecture, find_architecture
+from mlpfusion.budget import Spread, spread_budget
 from mlpfusion.calibration import calibrated_outcomes, check_calibration, data_free_calibration
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
 from mlpfusion.install.folding import set_key
@@ -20,7 +21,7 @@ from mlpfusion.install.kinds import KINDS
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, Outcome, method_name
 from mlpfusion.mlp import forward
 from mlpfusion.outcomes import Job, Progress, compute_outcomes
-from mlpfusion.plan import Plan, make_plan
+from mlpfusion.plan import Plan, check_one_size, make_plan
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions
 from mlpfusion.traces import Batch, eval_mode, watch_sites
 
@@ -33,6 +34,7 @@ def compress(
     layers: str = "all",
     keep_ratio: float | None = None,
     width: int | None = None,
+    budget: str | None = None,
     round_to: int = 1,
     seed: int = 0,
     calibration: Sequence[Batch] | None = None,
@@ -45,9 +47,10 @@ def compress(
 
     `method` is a config such as `Fusion()`. `keep_ratio` is the share of the entries of the MLPs' matrices to keep,
     whatever the method makes of them (neurons, factors, entries that are not zero); `layers`, `width` and `round_to`
-    are those of `make_plan`, the last two for methods that narrow. `device` is where the arithmetic is done (default:
-    where the model is). The same `seed` gives the same bytes on the CPU. `progress(done, total, path)` is called
-    before each block and at the end.
+    are those of `make_plan`, the last two for methods that narrow. For these `budget`, in place of ratio and width, is
+    the share of the whole model to keep, `60%` of its parameters or `60%flops`, spread over the layers where it hurts
+    least (`mlpfusion.budget`). `device` is where the arithmetic is done (default: where the model is). The same `seed`
+    gives the same bytes on the CPU. `progress(done, total, path)` is called before each block and at the end.
 
     `calibration` holds batches of model inputs, unlabelled, for a method that takes them; with `sequential` every block
     sees what the blocks compressed before it leave. `calibrated_outcomes` says what that costs. Raises `InputError`,
@@ -56,38 +59,38 @@ def compress(
     quantised or dispatched already.
     """
     started = time.perf_counter()
-    check_method(method, width, round_to)
+    check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})
+    check_method(method, width, round_to, budget)
     check_calibration(method, given=calibration is not None, sequential=sequential)
     check_model(model)
     selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
-    row, plan = _checked_plan(model, architecture, selection)
+    row, sites = _checked_sites(model, architecture)
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
-    compute = torch.device(device or model.device)
-    original, digest = model_size(model), source_hash(model, [site for site, _ in plan.entries])
-    job = Job(plan, method, seed, compute, progress or _silent)
+    recipe |= {} if budget is None else {"budget": budget}
+    job = Job(Plan(()), method, seed, torch.device(device or model.device), progress or _silent)
+    job, spread = _planned(model, sites, job, recipe, calibration)
+    original, digest = model_size(model), source_hash(model, [site for site, _ in job.plan.entries])
     outcomes, used = _outcomes(model, job, calibration, sequential)
-    records, installed = _install_all(model, plan, outcomes)
+    records, installed = _install_all(model, job.plan, outcomes)
     set_key(model, FusionKey(row, installed, recipe["method"], seed, digest))
     return Record(
+        **_run_facts(model, job),
         recipe=recipe | used,
         source_sha256=digest,
-        device=str(compute),
-        dtype=str(model.dtype).removeprefix("torch."),
-        versions=versions(),
         seconds=round(time.perf_counter() - started, 3),
-        peak_bytes=peak_bytes(compute),
         original=original,
-        compressed=model_size(model),
         sites=records,
+        budget=None if spread is None else asdict(spread),
     )
 
 
-def check_method(method: Any, width: int | None, round_to: int) -> None:
+def check_method(method: Any, width: int | None, round_to: int, budget: str | None = None) -> None:
     """Raises `InputError` unless `method` is a config of a table, and one that narrows where a width is asked for."""
     if type(method) not in ALL_METHODS:
         raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in ALL_METHODS)}, got {method!r}")
-    if type(method) not in NARROW_METHODS and (width is not None or round_to != 1):
-        given = "width" if width is not None else "round_to"
+    refused = {"width": width is not None, "budget": budget is not None, "round_to": round_to != 1}
+    if type(method) not in NARROW_METHODS and any(refused.values()):
+        given = next(name for name, is_given in refused.items() if is_given)
         raise InputError(
             f"`{given}` must be left out for {method_name(type(method))}, which keeps the width: give `keep_ratio`"
         )
@@ -166,16 +169,26 @@ def check_source(original: PreTrainedModel, compressed: PreTrainedModel, names: 
     return key
 
 
-def _checked_plan(
-    model: PreTrainedModel, architecture: Architecture | None, selection: dict[str, Any]
-) -> tuple[Architecture, Plan]:
-    """The row of the model and the plan; a row of one's own is tried out on the model."""
+def _checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> tuple[Architecture, list[Site]]:
+    """The row of the model and its sites; a row of one's own is tried out on the model."""
     row = architecture or find_architecture(model.config.model_type)
     sites = find_sites(model, row)
     check_row(model, sites if architecture is not None else [])
-    plan = make_plan(sites, **selection)
+    return row, sites
+
+
+def _planned(
+    model: PreTrainedModel, sites: Sequence[Site], job: Job, recipe: dict[str, Any], batches: Sequence[Batch] | None
+) -> tuple[Job, Spread | None]:
+    """The job with the plan that the recipe asks for, and where that is a budget how it was spread."""
+    if "budget" not in recipe:
+        plan, spread = make_plan(sites, **{n: recipe[n] for n in ("layers", "keep_ratio", "width", "round_to")}), None
+    else:
+        selection = {name: recipe[name] for name in ("layers", "round_to", "seed")}
+        given = {"calibration": batches, "device": job.device, "progress": job.progress}
+        plan, spread = spread_budget(model, sites, recipe["budget"], job.method, **selection, **given)
     check_visited(model, plan)
-    return row, plan
+    return replace(job, plan=plan), spread
 
 
 def _outcomes(
@@ -233,6 +246,17 @@ def _warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
             DegenerateClusteringWarning,
             stacklevel=5,
         )
+
+
+def _run_facts(model: PreTrainedModel, job: Job) -> dict[str, Any]:
+    """What a record says about the compressed model and the machine."""
+    return {
+        "device": str(job.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+        "peak_bytes": peak_bytes(job.device),
+        "compressed": model_size(model),
+    }
 
 
 def _silent(done: int, total: int, path: str) -> None:

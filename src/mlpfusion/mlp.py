@@ -40,6 +40,12 @@ class MLP:
         """Number of trained values: weights and biases, not the constant scales."""
         return sum(tensor.numel() for tensor in self.tensors().values())
 
+    @property
+    def parameters_per_neuron(self) -> int:
+        """Number of trained values that one neuron less saves: all but `down_bias`, which no width changes."""
+        shared = 0 if self.down_bias is None else self.down_bias.numel()
+        return (self.num_parameters - shared) // self.num_neurons
+
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by field name."""
         names = ("up", "up_bias", "gate", "gate_bias", "down", "down_bias")

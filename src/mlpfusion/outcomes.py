@@ -71,10 +71,10 @@ def rescaled_outcomes(
     """
     rescale, results = RESCALED_METHODS[type(job.method)], []
     for (site, _), one in zip(job.plan.entries, narrowed, strict=True):
-        small = replace(one, mlp=_to(one.mlp, job.device))
+        small = replace(one, mlp=on_device(one.mlp, job.device))
         traces = [side[site.path].to(job.device) for side in (before, after)]
-        result = rescale(_to(read_mlp(model, site), job.device), traces[0], small, traces[1], job.method)
-        results.append(replace(result, mlp=_to(result.mlp, one.mlp.up.device)))
+        result = rescale(on_device(read_mlp(model, site), job.device), traces[0], small, traces[1], job.method)
+        results.append(replace(result, mlp=on_device(result.mlp, one.mlp.up.device)))
     return results
 
 
@@ -91,8 +91,10 @@ def _narrowed(model: PreTrainedModel, job: Job) -> list[Narrowed]:
         mlp = read_mlp(model, site)
         calibration = None if job.calibrate is None else job.calibrate(site).to(job.device)
         generator = site_generator(job.seed, site.path)
-        result = narrow(_to(mlp, job.device), num_neurons, job.method, generator, calibration, rescaled=job.rescaled)
-        narrowed.append(replace(result, mlp=_to(result.mlp, mlp.up.device)))
+        result = narrow(
+            on_device(mlp, job.device), num_neurons, job.method, generator, calibration, rescaled=job.rescaled
+        )
+        narrowed.append(replace(result, mlp=on_device(result.mlp, mlp.up.device)))
     job.progress(len(job.plan.entries), len(job.plan.entries), "")
     return narrowed
 
@@ -104,7 +106,7 @@ def _low_rank(model: PreTrainedModel, job: Job) -> list[LowRank]:
         job.progress(done, len(job.plan.entries), site.path)
         rank = budget_rank(site.hidden_size, site.intermediate_size, job.plan.keep_ratio)
         mlp = read_mlp(model, site)
-        result = factorise(_to(mlp, job.device), rank, job.method, site_generator(job.seed, site.path))
+        result = factorise(on_device(mlp, job.device), rank, job.method, site_generator(job.seed, site.path))
         home = mlp.up.device
         factors = {name: (left.to(home), right.to(home)) for name, (left, right) in result.factors.items()}
         results.append(replace(result, factors=factors))
@@ -119,12 +121,15 @@ def _masked(model: PreTrainedModel, job: Job) -> list[Masked]:
     job.progress(0, len(sites), sites[0].path)
     mlps = [read_mlp(model, site) for site in sites]
     generators = [site_generator(job.seed, site.path) for site in sites]
-    results = mask([_to(mlp, job.device) for mlp in mlps], job.plan.keep_ratio, job.method, generators)
+    results = mask([on_device(mlp, job.device) for mlp in mlps], job.plan.keep_ratio, job.method, generators)
     job.progress(len(sites), len(sites), "")
-    return [replace(result, mlp=_to(result.mlp, mlp.up.device)) for result, mlp in zip(results, mlps, strict=True)]
+    return [
+        replace(result, mlp=on_device(result.mlp, mlp.up.device)) for result, mlp in zip(results, mlps, strict=True)
+    ]
 
 
-def _to(mlp: MLP, device: torch.device) -> MLP:
+def on_device(mlp: MLP, device: torch.device) -> MLP:
+    """The block with its tensors and scales on `device`."""
     tensors = dict(mlp.tensors())
     scales = {"input_scale": mlp.input_scale, "output_scale": mlp.output_scale}
     tensors |= {name: scale for name, scale in scales.items() if scale is not None}

@@ -1,8 +1,9 @@
 """Which sites get which width."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlpfusion.architectures.sites import Site
 from mlpfusion.errors import InputError
@@ -32,17 +33,34 @@ def make_plan(
     `keep_ratio` rounds to the nearest multiple of `round_to`. Raises `InputError` naming the field, its range and
     the value.
     """
-    if (keep_ratio is None) == (width is None):
-        raise InputError(f"exactly one of `keep_ratio` and `width` must be given, got {keep_ratio} and {width}")
+    check_one_size({"keep_ratio": keep_ratio, "width": width})
+    check_round_to(round_to)
+    chosen = choose_sites(sites, layers)
+    return Plan(tuple((site, _site_width(site, keep_ratio, width, round_to)) for site in chosen), keep_ratio)
+
+
+def check_one_size(given: Mapping[str, Any]) -> None:
+    """Raises `InputError` unless exactly one of the fields in `given`, by name, is not None."""
+    if sum(value is not None for value in given.values()) != 1:
+        names, values = [f"`{name}`" for name in given], [str(value) for value in given.values()]
+        raise InputError(f"exactly one of {_listed(names)} must be given, got {_listed(values)}")
+
+
+def check_round_to(round_to: int) -> None:
+    """Raises `InputError` for a step of widths below 1."""
     if round_to < 1:
         raise InputError(f"`round_to` must be at least 1, got {round_to}")
+
+
+def choose_sites(sites: Sequence[Site], layers: str) -> list[Site]:
+    """The sites that `layers` selects in each stack. Raises `InputError` as `parse_layers` does."""
     stacks = dict.fromkeys(site.stack.layer for site in sites)
     chosen = []
     for stack in stacks:
         members = [site for site in sites if site.stack.layer == stack]
         indices = set(parse_layers(layers, len(members)))
         chosen += [site for site in members if site.layer in indices]
-    return Plan(tuple((site, _site_width(site, keep_ratio, width, round_to)) for site in chosen), keep_ratio)
+    return chosen
 
 
 def parse_layers(layers: str, num_layers: int) -> tuple[int, ...]:
@@ -71,6 +89,10 @@ def _parse_list(text: str, num_layers: int) -> tuple[int, ...]:
             raise InputError(f"`layers` must be between 0 and {num_layers - 1}, got {stop}")
         indices.update(range(start, stop + 1))
     return tuple(sorted(indices))
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _site_width(site: Site, keep_ratio: float | None, width: int | None, round_to: int) -> int:

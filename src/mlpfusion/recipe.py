@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, find_architecture, read_architecture
+from mlpfusion.budget import check_budget
 from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.card import model_card
 from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
@@ -19,7 +20,7 @@ from mlpfusion.compression import check_method, check_not_compressed, check_visi
 from mlpfusion.errors import InputError
 from mlpfusion.methods import CALIBRATED_METHODS, method_from_name, method_name
 from mlpfusion.outcomes import Progress
-from mlpfusion.plan import make_plan
+from mlpfusion.plan import check_one_size, make_plan
 from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
 from mlpfusion.tasks.random_tokens import RandomTokens
@@ -44,6 +45,7 @@ class Recipe:
     layers: str = "all"
     keep_ratio: float | None = None
     width: int | None = None
+    budget: str | None = None
     round_to: int = 1
     seed: int = 0
     device: str = "cpu"
@@ -103,7 +105,9 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
         if not getattr(recipe, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
     method = _method(recipe)
-    check_method(method, recipe.width, recipe.round_to)
+    sizes = {name: getattr(recipe, name) for name in ("keep_ratio", "width", "budget")}
+    check_one_size(sizes)
+    check_method(method, recipe.width, recipe.round_to, recipe.budget)
     texts = _calibration_source(recipe, method)
     out = Path(recipe.out).expanduser()
     check_output(out, overwrite=recipe.overwrite)
@@ -111,7 +115,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     source = resolve(recipe.model, recipe.revision)
     config = read_config(source)
     architecture = _architecture(recipe, config)
-    selection = {name: getattr(recipe, name) for name in ("layers", "keep_ratio", "width", "round_to")}
+    selection = {"layers": recipe.layers, "round_to": recipe.round_to, **sizes}
     _check_plan(config, architecture, selection)
     check_weights(source)
     batches = None if texts is None else texts.batches(source, config, recipe.seed)
@@ -175,7 +179,11 @@ def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection:
     """Raises `InputError` for a bad layer or width, or a row that does not fit, with shapes only: no weight is read."""
     check_not_compressed(config)
     model = empty_model(config)
-    check_visited(model, make_plan(find_sites(model, architecture), **selection))
+    sites, sizes = find_sites(model, architecture), dict(selection)
+    if (budget := sizes.pop("budget")) is not None:
+        check_budget(model, sites, budget, sizes["layers"], sizes["round_to"])
+        sizes["keep_ratio"] = 1.0
+    check_visited(model, make_plan(sites, **sizes))
 
 
 def _checked(name: str, value: Any, wanted: Any) -> Any:

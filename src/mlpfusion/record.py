@@ -52,7 +52,10 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """What `compress` did; `seconds` is wall time, `peak_bytes` the peak memory of the process (of the GPU on CUDA)."""
+    """What `compress` did; `seconds` is wall time, `peak_bytes` the peak memory of the process (of the GPU on CUDA).
+
+    `budget` is what `mlpfusion.budget.Spread` says of a run with one.
+    """
 
     recipe: dict[str, Any]
     source_sha256: str
@@ -64,6 +67,7 @@ class Record:
     original: Size
     compressed: Size
     sites: tuple[SiteRecord, ...]
+    budget: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The record as indented JSON text."""

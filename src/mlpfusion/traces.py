@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import Site, base_model, read_mlp
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace, RandomHead, Scalar, concatenate_traces, random_trace
-from mlpfusion.mlp import MLP
+from mlpfusion.mlp import MLP, forward
 from mlpfusion.modules.scaled import activation_scales, unscaled
 
 Batch = Mapping[str, Tensor]
@@ -48,7 +48,7 @@ def block_traces(
     for batch in batches:
         with torch.enable_grad(), watch_sites(model, sites) as seen:
             values = scalar(_logits(model, batch, head), batch.get("labels"))
-            _check_runs(sites, seen)
+            check_runs(sites, seen)
             outputs = [one.outputs[0] for one in seen]
             gradients = torch.autograd.grad(values.sum(), outputs, allow_unused=True, materialize_grads=True)
         for site, one, gradient in zip(sites, seen, gradients, strict=True):
@@ -118,7 +118,7 @@ def _visible_inputs(
     for batch in batches:
         with watch_sites(model, sites) as seen:
             base_model(model)(**_model_inputs(batch))
-            _check_runs(sites, seen)
+            check_runs(sites, seen)
         for site, one in zip(sites, seen, strict=True):
             parts[site.path].append(_visible(model, site, batch, one.inputs[0]))
     return parts
@@ -129,7 +129,8 @@ def _check_mode(model: PreTrainedModel) -> None:
         raise InputError("`model` must be in eval mode, got one in training mode; call model.eval() first")
 
 
-def _check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
+def check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
+    """Raises `InputError` unless every site ran once."""
     for site, one in zip(sites, seen, strict=True):
         if len(one.inputs) != 1 or len(one.outputs) != 1:
             raise InputError(f"`sites` must run once a forward pass, got {len(one.outputs)} runs of {site.path}")
@@ -210,6 +211,30 @@ def _random_trace(found: Sequence[tuple[Tensor, Tensor]], generator: torch.Gener
 def visible_tokens(model: PreTrainedModel, site: Site, batch: Batch, values: Tensor) -> Float[Tensor, "visible hidden"]:
     """Those tokens of `values`, which enter or leave `site` or its layer, that no mask of `batch` hides."""
     return _visible(model, site, batch, values)[0]
+
+
+def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "visible hidden"]:
+    """The last hidden states of the base model (of its decoder, where it has one) at the tokens that no mask hides."""
+    hidden = base_model(model)(**_model_inputs(batch))[0]
+    mask = _mask(batch, model.config.is_encoder_decoder)
+    return hidden.reshape(-1, hidden.shape[-1]) if mask is None else hidden[mask.bool()]
+
+
+@contextmanager
+def replaced_block(model: PreTrainedModel, site: Site, mlp: MLP) -> Iterator[None]:
+    """`model` with what `mlp` computes at `site` while the context is open; no weight of it changes."""
+    base, entered = base_model(model), Seen([], [])
+    up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
+
+    def compute(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return forward(mlp, entered.inputs.pop().to(mlp.up.dtype)).to(output.dtype)
+
+    hooks = [up.register_forward_pre_hook(_keep_input(entered)), down.register_forward_hook(compute)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def run_base(model: PreTrainedModel, batch: Batch) -> None:

@@ -1,5 +1,7 @@
 """The model card of a compressed checkpoint: what was done, and what was measured while doing it."""
 
+from typing import Any
+
 from huggingface_hub import ModelCardData
 
 from mlpfusion.record import RECORD_FILE, Record, SiteRecord
@@ -35,7 +37,7 @@ model = AutoModel.from_pretrained("path/or/id")  # or any other Auto class
 | layer | width before | after | parameters after | inertia left | largest cluster | single neurons |
 |---|---|---|---|---|---|---|
 {rows}
-
+{budget}
 The full record, with versions and the hash of the source weights, is in `{record_file}`.
 """
 
@@ -75,6 +77,7 @@ def model_card(record: Record, source: str, *, hub_id: bool) -> str:
         after_bytes=after.bytes,
         bytes_share=100 * after.bytes / before.bytes,
         rows="\n".join(_row(site) for site in record.sites),
+        budget=_budget(record.budget),
         record_file=RECORD_FILE,
     )
 
@@ -90,6 +93,16 @@ def _data_used(record: Record) -> str:
         f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "
         "Nothing was trained on a task after it."
     )
+
+
+def _budget(budget: dict[str, Any] | None) -> str:
+    """What each layer got of a budget; nothing where there was none."""
+    if budget is None:
+        return ""
+    rows = [f"| {s['path']} | {s['width']:,} | {100 * s['share']:.1f} % | {s['error']:.3g} |" for s in budget["sites"]]
+    kept = f"{budget['kept']:,} of {budget['total']:,} {budget['unit']}"
+    head = f"The widths spread a budget of {budget['budget']} ({kept}). Error: {budget['measure']}."
+    return "\n".join(["", head, "", "| layer | width | share | error |", "|---|---|---|---|", *rows, ""])
 
 
 def _row(site: SiteRecord) -> str:

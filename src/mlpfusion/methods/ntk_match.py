@@ -104,10 +104,15 @@ def _choose(mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Gener
         return fused_start(mlp, num_neurons, generator).student
     inputs = calibration.trace.inputs
     if config.choice == "energy":
-        best = _energy(mlp, inputs).sort(descending=True, stable=True).indices[:num_neurons]
+        best = by_energy(mlp, inputs)[:num_neurons]
     else:
         best = _pivots(_contributions(mlp, inputs), num_neurons)
     return select_neurons(mlp, best.sort().values)
+
+
+def by_energy(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Int[Tensor, " neurons"]:
+    """The neurons, first those that add most to the output at `inputs`; ties go to the lower index."""
+    return _energy(mlp, inputs).sort(descending=True, stable=True).indices
 
 
 def _energy(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " neurons"]:

@@ -183,8 +183,7 @@ def _cut(model: PreTrainedModel, sites: list[Site], layers: str, keep_ratio: flo
     saved = 0
     for site, width in plan.entries:
         mlp = read_mlp(model, site)
-        per_neuron = (mlp.num_parameters - (0 if mlp.down_bias is None else mlp.hidden_size)) // mlp.num_neurons
-        saved += per_neuron * (site.intermediate_size - width)
+        saved += mlp.parameters_per_neuron * (site.intermediate_size - width)
     widths = tuple(width for _, width in plan.entries)
     mlp_left, left = _mlp_parameters(model, sites) - saved, model_size(model).parameters - saved
     return Cut(layers, keep_ratio, len(plan.entries), widths, mlp_left, left)

@@ -50,6 +50,8 @@ def print_record(record: Record, out: str) -> None:
     """Prints what a compression did, layer by layer, and what it left."""
     console = Console(soft_wrap=True)
     console.print(_site_table(record))
+    if record.budget is not None:
+        _print_budget(console, record.budget)
     before, after = record.original, record.compressed
     console.print(
         f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes "
@@ -122,3 +124,15 @@ def _site_table(record: Record) -> Table:
         counts = [f"{metrics[name]:,}" if name in metrics else "-" for name in ("largest_cluster", "singletons")]
         table.add_row(site.path, f"{site.original_width:,} -> {site.size()}", inertia, *counts)
     return table
+
+
+def _print_budget(console: Console, budget: dict[str, Any]) -> None:
+    """What each layer got, and what its curve says that it costs."""
+    table = _table(("budget", "width", "share", "error"))
+    for site in budget["sites"]:
+        table.add_row(site["path"], f"{site['width']:,}", f"{100 * site['share']:.1f} %", f"{site['error']:.3g}")
+    console.print(table)
+    kept = (
+        f"{budget['kept']:,} of {budget['total']:,} {budget['unit']} ({100 * budget['kept'] / budget['total']:.2f} %)"
+    )
+    console.print(f"Error: {budget['measure']}. Kept {kept}, asked for {budget['budget']}.")
