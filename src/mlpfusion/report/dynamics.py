@@ -45,7 +45,9 @@ def loss_table(record: dict[str, Any]) -> str:
     lines = [["method", "first 10 batches", "last 10 batches", "trained parameters", "seconds a step"], ["---"] * 5]
     for name in (FULL, *_methods(record)):
         found = curves(record, name, "training_loss")
-        ends = [[statistics.mean(part) for part in parts] for parts in ([c[:10] for c in found], [c[-10:] for c in found])]
+        ends = [
+            [statistics.mean(part) for part in parts] for parts in ([c[:10] for c in found], [c[-10:] for c in found])
+        ]
         rows = [row for row in record["rows"] if row["label"] == name]
         seconds = statistics.median([row["seconds_per_step"] for row in rows])
         lines.append([name, *map(mean_and_deviation, ends), f"{rows[0]['trained_parameters']:,}", f"{seconds:.2f}"])

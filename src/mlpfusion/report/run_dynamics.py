@@ -247,6 +247,8 @@ def _check_job(job: DynamicsJob) -> list[Any]:
     for name in ("eval_samples", "calibration_samples"):
         if getattr(job, name) < 1:
             raise InputError(f"`{name}` must be at least 1, got {getattr(job, name)}")
+    if job.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"`device` must be auto, cpu or cuda, got {job.device!r}")
     PartialState(cpu=job.device == "cpu")
     return methods
 
