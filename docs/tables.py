@@ -19,6 +19,7 @@ from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS
 from mlpfusion.report.comparison import comparison_table
+from mlpfusion.report.dynamics import distance_table, loss_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,6 +57,12 @@ def cut() -> str:
         ]
     ]
     return markdown(["all-MiniLM-L6-v2, last 4 of 6 layers at 25 %", "before", "after", "ratio"], rows)
+
+
+def dynamics() -> str:
+    """Method x step: distance of the logits' change from the full model's; then the training loss."""
+    result = read_result("dynamics")
+    return f"{distance_table(result)}\n\n{loss_table(result)}"
 
 
 def kmeans() -> str:
@@ -98,6 +105,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
     "cut": cut,
+    "dynamics": dynamics,
     "kernel-errors": kernel_errors,
     "kmeans": kmeans,
     "methods": methods,
