@@ -73,7 +73,7 @@ def dynamics_markdown(record: dict[str, Any]) -> str:
 
 
 def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
-    """Writes the chart where matplotlib is installed: distance and training loss, the step on a logarithmic axis.
+    """Writes the chart where matplotlib is installed: distance, with steps on a logarithmic axis, and training loss.
 
     Lines are means over the seeds, bands reach from the smallest to the largest.
     """
@@ -86,14 +86,16 @@ def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
     names, steps = _methods(record), record["measured_at"]
     colors = {name: _COLORS[index % len(_COLORS)] for index, name in enumerate(names)} | {FULL: "black"}
     for name in names:
-        _draw(distance, steps, curves(record, name, "distance"), colors[name], name)
+        _draw(distance, steps, curves(record, name, "distance"), colors[name], name, marker="o", markersize=4)
     for name in (FULL, *names):
         smooth = [_trailing_mean(curve) for curve in curves(record, name, "training_loss")]
         _draw(loss, range(1, len(smooth[0]) + 1), smooth, colors[name], name)
     distance.set_ylabel("distance of the logits' change from the full model's")
     loss.set_ylabel(f"training loss, mean of the last {_SMOOTHED} batches")
     for axes in (distance, loss):
-        _set_step_axis(axes, record["recipe"]["steps"])
+        axes.set_xlabel("step")
+        axes.grid(linewidth=0.3)
+    _set_logarithmic_steps(distance, record["recipe"]["steps"])
     distance.set_ylim(bottom=0)
     handles, labels = loss.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(7, len(labels)), fontsize=9)
@@ -105,10 +107,12 @@ def _methods(record: dict[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys(row["label"] for row in record["rows"]) if name != FULL]
 
 
-def _draw(axes: Any, steps: Sequence[int], found: Sequence[Sequence[float]], color: str, name: str) -> None:
+def _draw(
+    axes: Any, steps: Sequence[int], found: Sequence[Sequence[float]], color: str, name: str, **line: Any
+) -> None:
     columns = list(zip(*found, strict=True))
     means = [statistics.mean(column) for column in columns]
-    axes.plot(steps, means, color=color, linewidth=1.8, label=name, zorder=3)
+    axes.plot(steps, means, color=color, linewidth=1.8, label=name, zorder=3, **line)
     if len(found) > 1:
         lowest, highest = [min(column) for column in columns], [max(column) for column in columns]
         axes.fill_between(steps, lowest, highest, color=color, alpha=0.13, linewidth=0)
@@ -118,15 +122,11 @@ def _trailing_mean(losses: Sequence[float]) -> list[float]:
     return [statistics.mean(losses[max(0, end - _SMOOTHED) : end]) for end in range(1, len(losses) + 1)]
 
 
-def _set_step_axis(axes: Any, last: int) -> None:
+def _set_logarithmic_steps(axes: Any, last: int) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     axes.set_xscale("log")
-    axes.set_xlim(1, last if last > 1 else 2)
     decades = [base * 10**power for power in range(len(str(last))) for base in (1, 2, 5)]
     axes.xaxis.set_major_locator(FixedLocator([step for step in decades if step <= last]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_xlabel("step")
-    axes.grid(linewidth=0.3)
-    axes.set_axisbelow(True)
