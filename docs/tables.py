@@ -22,6 +22,7 @@ from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
+from mlpfusion.report.dynamics import distance_table, loss_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,6 +94,12 @@ def cut() -> str:
     return markdown(["all-MiniLM-L6-v2, last 4 of 6 layers at 25 %", "before", "after", "ratio"], rows)
 
 
+def dynamics() -> str:
+    """Method x step: distance of the logits' change from the full model's; then the training loss."""
+    result = read_result("dynamics")
+    return f"{distance_table(result)}\n\n{loss_table(result)}"
+
+
 def kmeans() -> str:
     """Data x method: inertia and seconds, medians over the seeds."""
     result = read_result("kmeans")
@@ -133,6 +140,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
     "cut": cut,
+    "dynamics": dynamics,
     "kernel-errors": errors("adam_kernel_error"),
     "layer-output-errors": errors("block_output_error"),
     "llama-kernel-errors": llama_errors("adam_kernel_error"),

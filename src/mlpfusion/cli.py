@@ -9,7 +9,7 @@ import click
 
 from mlpfusion import __version__
 from mlpfusion.cli_errors import reported_errors
-from mlpfusion.cli_tune import distill, tune
+from mlpfusion.cli_tune import distill, dynamics, tune
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -180,3 +180,4 @@ def _parse_option(text: str) -> tuple[str, Any]:
 
 main.add_command(tune)
 main.add_command(distill)
+main.add_command(dynamics)

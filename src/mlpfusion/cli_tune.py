@@ -1,5 +1,6 @@
-"""The commands that train: `tune` and `distill`."""
+"""The commands that train: `tune`, `distill` and `dynamics`."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from mlpfusion.cli_errors import reported_errors
 
 def _split(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
     """A list written with commas. Raises `click.BadParameter` if an item is not of the kind of the flag."""
-    kinds: dict[str | None, Any] = {"learning_rate": float, "seeds": int, "text_column": str}
+    kinds: dict[str | None, Any] = {"learning_rate": float, "seeds": int, "text_column": str, "methods": str}
     try:
         return None if value is None else [kinds[parameter.name](item) for item in value.split(",")]
     except ValueError as error:
@@ -126,6 +127,58 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
             click.echo(record.to_json(), nl=False)
         else:
             print_distillation(record, job.out)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
+@click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
+@click.option("--validation", metavar="FILE", help="Own data to measure the logits on.")
+@click.option("--text-column", callback=_split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
+@click.option("--label-column", metavar="NAME", help="Column of the label.")
+@click.option("--regression", is_flag=True, help="The label is a number to predict, not a class.")
+@click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
+@click.option("--methods", callback=_split, metavar="A[,B..]", help="Names as of compare; default: six of them.")
+@click.option("--layers", help="Layers to compress, as of compress (default all).")
+@click.option("--keep-ratio", type=float, help="Share of the neurons to keep (default 0.25).")
+@click.option("--steps", type=int, help="Steps of a run (default 100).")
+@click.option("--learning-rate", type=float, help="Constant (default 5e-5).")
+@click.option("--batch-size", type=int, help="Examples a step (default 32).")
+@click.option("--every", type=int, help="Measure every so many steps (default 25), and after 1, 2, 5, 10 and the last.")
+@click.option("--seeds", callback=_split, metavar="N[,N..]", help="Head, order and compression (default 0,1,2).")
+@click.option("--eval-samples", type=int, help="Held-out examples to measure on (default 256).")
+@click.option("--calibration", metavar="FILE", help="Texts for calibrated methods (default: unlabelled training ones).")
+@click.option("--column", help="Field of --calibration that holds the text.")
+@click.option("--calibration-samples", type=int, help="Texts to calibrate on (default 256).")
+@click.option("--device", help="auto (default), cpu or cuda.")
+@click.option("--revision", help="Branch, tag or commit of a Hub id.")
+@click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
+@click.option("--out", metavar="DIR", help="New folder for dynamics.json, .md and .png.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, and drop an unfinished run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
+    """Trains MODEL and compressed forms of it alike, and shows how far their logits' paths are from MODEL's.
+
+    The same batches in the same order, the same head, no dropout. The distance is ||df_c(t) - df(t)|| / ||df(t)||, df
+    the change of the logits on held-out examples since the beginning. Killed, and started again with the same --out, it
+    repeats no run that was complete.
+    """
+    with reported_errors():
+        _check_installed()
+        from mlpfusion.recipe import read_recipe, with_fields
+        from mlpfusion.report.dynamics import dynamics_markdown
+        from mlpfusion.report.run_dynamics import DynamicsJob, run_dynamics
+        from mlpfusion.report.terminal import progress_bar
+
+        job = read_recipe(Path(recipe), DynamicsJob()) if recipe else DynamicsJob()
+        job = with_fields(job, _given(flags))
+        with progress_bar("Training") as progress:
+            record = run_dynamics(job, progress)
+        if as_json:
+            click.echo(json.dumps(record, indent=1))
+        else:
+            click.echo(dynamics_markdown(record))
+            click.echo(f"{job.out} is complete.")
 
 
 def _is_main_process() -> bool:

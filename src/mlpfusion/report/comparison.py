@@ -48,7 +48,7 @@ def comparison_table(record: dict[str, Any], column: str) -> str:
     lines = [["method", *(path for _, path in layers)], ["---"] * (len(layers) + 1)]
     for name in dict.fromkeys(row["label"] for row in record["rows"]):
         lines.append([name, *(mean_and_deviation(values(record, name, path, column)) for _, path in layers)])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def size_table(record: dict[str, Any]) -> str:
@@ -57,7 +57,7 @@ def size_table(record: dict[str, Any]) -> str:
     for row in {(row["label"], row["original_parameters"]): row for row in record["rows"]}.values():
         numbers = [f"{row[name]:,}" for name in ("parameters", "nonzero_parameters", "original_parameters")]
         lines.append([row["label"], row["kind"], row["size"], *numbers])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def comparison_markdown(record: dict[str, Any]) -> str:
@@ -81,5 +81,6 @@ def mean_and_deviation(numbers: Sequence[float]) -> str:
     return f"{mean:{form}} +- {deviation:{form}}"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """The lines, the second of which is the rule, as Markdown."""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

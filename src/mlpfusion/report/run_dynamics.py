@@ -1,0 +1,263 @@
+"""The work behind `mlpfusion dynamics`: the full model and compressed ones, trained alike; resumed run by run."""
+
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from mlpfusion.architectures.sites import find_sites
+from mlpfusion.architectures.table import find_architecture
+from mlpfusion.checkpoint.write import check_output, staged_folder
+from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
+from mlpfusion.errors import DegenerateClusteringWarning, InputError
+from mlpfusion.methods import method_name, takes_no_data
+from mlpfusion.outcomes import Progress, site_generator
+from mlpfusion.plan import make_plan
+from mlpfusion.record import versions
+from mlpfusion.report.comparison import label
+from mlpfusion.report.dynamics import FULL, dynamics_markdown, write_dynamics_chart
+from mlpfusion.report.run_comparison import parse_methods
+from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
+from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
+from mlpfusion.traces import Batch
+from mlpfusion.tune.data import custom_task, display_name, task_data
+from mlpfusion.tune.dynamics import Dynamics, TrainingPath, distances, held_out_batches, lengths, train_path
+from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.trainer import training_arguments
+from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
+
+RECORD_FILE = "dynamics.json"
+_RUN_FILE, _PATH_FILE = "run.json", "path.safetensors"
+# What may differ between a job and its resumption; model and data are compared by their hashes.
+_FREE = ("model", "out", "revision", "train", "validation", "calibration", "overwrite")
+
+
+@dataclass(frozen=True)
+class DynamicsJob:
+    """What to train, on what, how, and where to put the report: the same fields as the flags of `mlpfusion dynamics`.
+
+    `methods` are names with options as in `parse_methods`. A seed draws the head, the order of the data, the random
+    steps of the compression, and the `calibration_samples`: texts of the file `calibration`, or unlabelled examples of
+    the training split. The distance is measured on `eval_samples` of the first reported split, the same for all seeds.
+    """
+
+    model: str = ""
+    out: str = ""
+    task: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    text_column: tuple[str, ...] = ()
+    label_column: str | None = None
+    regression: bool = False
+    max_length: int = 128
+    methods: tuple[str, ...] = ("fusion", "folded-fusion", "clustering", "svd", "neuron-pruning", "ntk-match")
+    layers: str = "all"
+    keep_ratio: float = 0.25
+    steps: int = 100
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    every: int = 25
+    seeds: tuple[int, ...] = (0, 1, 2)
+    eval_samples: int = 256
+    calibration: str | None = None
+    column: str | None = None
+    calibration_samples: int = 256
+    device: str = "auto"
+    revision: str | None = None
+    overwrite: bool = False
+
+    def dynamics(self, seed: int) -> Dynamics:
+        """The config of the runs of one seed. Raises `InputError` for a value out of range."""
+        return Dynamics(self.steps, self.learning_rate, self.batch_size, self.every, seed)
+
+
+def run_dynamics(job: DynamicsJob, progress: Progress = lambda done, total, what: None) -> dict[str, Any]:
+    """The record of the job; with tables and, where matplotlib is installed, a chart it stands in the new folder `out`.
+
+    All that can be checked is checked before the first step. A job that was killed goes on where it was when it is
+    started again: `OUT.unfinished` holds the runs that are complete. Raises `InputError`, and a `DivergenceError` if a
+    loss is not finite.
+    """
+    methods = _check_job(job)
+    source = open_source(job.model, job.revision)
+    columns = custom_task(job.text_column, job.label_column, regression=job.regression)
+    found = task_data(job.task, job.train, job.validation, columns)
+    data = encode_task(found, source.tokenizer, max_length=job.max_length)
+    _check_plan(job, source, data)
+    texts = None
+    if job.calibration is not None:
+        texts = CalibrationTexts.read(job.calibration, job.column, job.calibration_samples)
+    runner = Runner(job, source, data, texts, training_arguments(Path(job.out), device=job.device, precision="fp32"))
+    out, settings = Path(job.out).expanduser(), runner.settings()
+    done = finished_job(out, settings, RECORD_FILE)
+    if done is not None:
+        return done
+    check_output(out, overwrite=job.overwrite)
+    start_work(out, settings, resume=work_folder(out).exists() and not job.overwrite, overwrite=job.overwrite)
+    record = _record(runner, _run_all(runner, methods, progress))
+    with staged_folder(out) as folder:
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / "dynamics.md").write_text(dynamics_markdown(record), encoding="utf-8")
+        write_dynamics_chart(record, folder / "dynamics.png")
+    remove_work(out)
+    return record
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Carries out the runs of a job, each kept in a folder of its own; one that is there is read instead."""
+
+    job: DynamicsJob
+    source: Source
+    data: EncodedTask
+    texts: CalibrationTexts | None
+    arguments: Any
+
+    def held_out(self) -> EncodedExamples:
+        """The examples that the distance is measured on: drawn once, the same for all seeds."""
+        examples = next(iter(self.data.evaluation.values()))
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+        return examples.subset(order[: self.job.eval_samples])
+
+    def calibration(self, seed: int) -> list[Batch]:
+        """Batches of unlabelled texts for the calibrated methods."""
+        config = self.source.config
+        if self.texts is not None:
+            return self.texts.batches(self.source.folder, config, seed)
+        generator = site_generator(seed, "calibration texts")
+        drawn = torch.randperm(len(self.data.train), generator=generator).tolist()[: self.job.calibration_samples]
+        return with_decoder_inputs(held_out_batches(self.data.train.subset(drawn), self.data.collate), config)
+
+    def start(self, method: Any, seed: int) -> tuple[PreTrainedModel, dict[str, int]]:
+        """The model that is trained, on the CPU, and its numbers of parameters; `method` None is the full model.
+
+        The head that the checkpoint lacks is drawn from `seed` before the model is compressed: it is the same for all.
+        """
+        model = load_for_task(self.source, self.data.task, seed)
+        if method is None:
+            parameters = model.num_parameters()
+            return model.eval(), {"parameters": parameters, "trained_parameters": parameters}
+        calibration = None if takes_no_data(method) else self.calibration(seed)
+        chosen: dict[str, Any] = {"layers": self.job.layers, "keep_ratio": self.job.keep_ratio}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateClusteringWarning)
+            record = compress(model, method, seed=seed, calibration=calibration, **chosen)
+        zeros = sum(site.parameters - site.nonzero_parameters for site in record.sites)
+        parameters = record.compressed.parameters
+        return model.eval(), {"parameters": parameters, "trained_parameters": parameters - zeros}
+
+    def run(self, name: str, method: Any, seed: int, progress: Progress) -> tuple[dict[str, Any], TrainingPath]:
+        """What one run was, and its path."""
+        folder = work_folder(Path(self.job.out).expanduser()) / name
+        if not folder.exists():
+            config = self.job.dynamics(seed)
+            model, sizes = self.start(method, seed)
+            model.to(self.arguments.device)
+            path = train_path(model, self.data.train, self.held_out(), self.data.collate, config, progress)
+            run = sizes | {"seconds_per_step": path.seconds_per_step}
+            with staged_folder(folder) as staged:
+                save_file({"logits": path.logits, "losses": path.losses}, staged / _PATH_FILE)
+                (staged / _RUN_FILE).write_text(json.dumps(run) + "\n", encoding="utf-8")
+        run, tensors = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8")), load_file(folder / _PATH_FILE)
+        return run, TrainingPath(**tensors, seconds_per_step=run["seconds_per_step"])
+
+    def settings(self) -> dict[str, Any]:
+        """All that the numbers depend on."""
+        hashes = {"model": self.source.sha256, "train": self.data.train.sha256(), "held_out": self.held_out().sha256()}
+        where = {"device": str(self.arguments.device), "threads": torch.get_num_threads(), "versions": versions()}
+        texts = None if self.texts is None else self.texts.record()["texts_sha256"]
+        return normalised(_told(self.job) | hashes | where | {"calibration": texts})
+
+
+def _run_all(runner: Runner, methods: Sequence[Any], progress: Progress) -> list[dict[str, Any]]:
+    """One row a run, seed by seed, the full model first."""
+    job, rows = runner.job, []
+    total = job.steps * (1 + len(methods)) * len(job.seeds)
+    for seed in job.seeds:
+        full = None
+        for number, method in enumerate([None, *methods]):
+            name = FULL if method is None else label(method_name(type(method)), asdict(method))
+            before = job.steps * len(rows)
+
+            def report(done: int, _total: int, what: str, before: int = before, name: str = name) -> None:
+                progress(before + done, total, f"{name}, seed {seed}, {what}")  # noqa: B023
+
+            folder = f"seed-{seed}-{number}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
+            run, path = runner.run(folder, method, seed, report)
+            full = full or path
+            told = {"method": None, "options": {}} if method is None else _named(method)
+            measured = {"distance": distances(path, full), "length": lengths(path, full)}
+            rows.append({"label": name, "seed": seed} | told | run | measured | {"training_loss": path.losses.tolist()})
+    progress(total, total, "")
+    return rows
+
+
+def _record(runner: Runner, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    job, split = runner.job, next(iter(runner.data.evaluation))
+    held_out = runner.held_out()
+    calibration = {"samples": job.calibration_samples, "source": "training split, unlabelled"}
+    if runner.texts is not None:
+        calibration = {"samples": job.calibration_samples} | runner.texts.record()
+    return {
+        "model": display_name(job.model),
+        "model_sha256": runner.source.sha256,
+        "task": runner.data.task.name,
+        "data": runner.data.source,
+        "recipe": normalised(_told(job)),
+        "optimizer": "AdamW, constant rate, betas and epsilon of Finetune, no decay, no clipping, no dropout, fp32",
+        "calibration": calibration,
+        "held_out": {"split": split, "samples": len(held_out), "sha256": held_out.sha256()},
+        "device": str(runner.arguments.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "measured_at": list(job.dynamics(job.seeds[0]).measured_at()),
+        "rows": rows,
+    }
+
+
+def _named(method: Any) -> dict[str, Any]:
+    return {"method": method_name(type(method)), "options": asdict(method)}
+
+
+def _told(job: DynamicsJob) -> dict[str, Any]:
+    return {name: value for name, value in asdict(job).items() if name not in _FREE}
+
+
+def _check_job(job: DynamicsJob) -> list[Any]:
+    """The configs of the methods. Raises `InputError`."""
+    for name in ("model", "out", "methods", "seeds"):
+        if not getattr(job, name):
+            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+    methods = parse_methods(",".join(job.methods), calibrated=True)
+    for method in methods:
+        check_method(method, None, 1)
+    for name, values in (("seeds", job.seeds), ("methods", [repr(method) for method in methods])):
+        if len(set(values)) < len(values):
+            raise InputError(f"`{name}` must not repeat, got {','.join(map(str, getattr(job, name)))}")
+    for seed in job.seeds:
+        job.dynamics(seed)
+    for name in ("eval_samples", "calibration_samples"):
+        if getattr(job, name) < 1:
+            raise InputError(f"`{name}` must be at least 1, got {getattr(job, name)}")
+    if job.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"`device` must be auto, cpu or cuda, got {job.device!r}")
+    PartialState(cpu=job.device == "cpu")
+    return methods
+
+
+def _check_plan(job: DynamicsJob, source: Source, data: EncodedTask) -> None:
+    """Raises `InputError` for a model without such a head or layers, with shapes only: no weight is read."""
+    check_not_compressed(source.config)
+    empty = empty_for_task(source, data.task)
+    plan = make_plan(
+        find_sites(empty, find_architecture(source.config.model_type)), layers=job.layers, keep_ratio=job.keep_ratio
+    )
+    check_visited(empty, plan)
