@@ -236,7 +236,7 @@ def _check_job(job: DynamicsJob) -> list[Any]:
     for name in ("model", "out", "methods", "seeds"):
         if not getattr(job, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
-    methods = parse_methods(",".join(job.methods), calibrated=True)
+    methods = parse_methods(",".join(job.methods))
     for method in methods:
         check_method(method, None, 1)
     for name, values in (("seeds", job.seeds), ("methods", [repr(method) for method in methods])):
