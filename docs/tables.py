@@ -31,6 +31,8 @@ DOCUMENTS = ("README.md", "docs/cli.md", "docs/comparison.md")
 # Record of a comparison -> what its calibrated method is called beside that of the first.
 COMPARISONS = {
     "minilm_comparison": "",
+    "minilm_ntk_match_1024": ", 1,024 sentences",
+    "minilm_ntk_match_random_tokens": ", random tokens",
 }
 
 
