@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 from pico import pico_model
 from safetensors.torch import load_file
+from tiny_task import tiny_tokenizer
 
 from mlpfusion.cli import main
 from mlpfusion.methods import ALL_METHODS, method_name
@@ -29,8 +30,7 @@ def sentences(tmp_path) -> Path:
 
 def save_model(folder: Path, name: str) -> Path:
     pico_model(name).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    tiny_tokenizer(WORDS).save_pretrained(folder)
     return folder
 
 
