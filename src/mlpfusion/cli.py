@@ -88,14 +88,11 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
     OUT appears complete or not at all. It holds the model, its tokenizer, a record of the run and a model card.
     """
     with reported_errors():
-        from mlpfusion.recipe import Recipe, read_recipe, run_recipe, with_fields
+        from mlpfusion.recipe import Recipe, read_job, run_recipe, with_fields
         from mlpfusion.report.terminal import print_record, progress_bar
 
-        chosen = read_recipe(Path(recipe), Recipe()) if recipe else Recipe()
-        given = {name: value for name, value in flags.items() if value is not None and value is not False}
-        if options:
-            given["options"] = chosen.options | dict(_parse_option(option) for option in options)
-        chosen = with_fields(chosen, given)
+        chosen = read_job(Recipe(), recipe, flags)
+        chosen = with_fields(chosen, {"options": chosen.options | dict(_parse_option(option) for option in options)})
         with progress_bar("Compressing") as progress:
             record = run_recipe(chosen, progress)
         if as_json:

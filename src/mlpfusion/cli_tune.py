@@ -2,7 +2,6 @@
 
 import json
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import click
@@ -63,13 +62,12 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """
     with reported_errors():
         _check_installed()
-        from mlpfusion.recipe import read_recipe, with_fields
+        from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.report.tuning import print_tuning
         from mlpfusion.tune.job import TuneJob, run_tuning
 
-        job = read_recipe(Path(recipe), TuneJob()) if recipe else TuneJob()
-        job = with_fields(job, _given(flags))
+        job = read_job(TuneJob(), recipe, flags)
         with progress_bar("Tuning") as progress:
             record = run_tuning(job, progress)
         if not _is_main_process():
@@ -112,13 +110,12 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """
     with reported_errors():
         _check_installed()
-        from mlpfusion.recipe import read_recipe, with_fields
+        from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.report.tuning import print_distillation
         from mlpfusion.tune.distill_job import DistillJob, run_distillation
 
-        job = read_recipe(Path(recipe), DistillJob()) if recipe else DistillJob()
-        job = with_fields(job, _given(flags))
+        job = read_job(DistillJob(), recipe, flags)
         with progress_bar("Distilling") as progress:
             record = run_distillation(job, progress)
         if not _is_main_process():
@@ -165,13 +162,12 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """
     with reported_errors():
         _check_installed()
-        from mlpfusion.recipe import read_recipe, with_fields
+        from mlpfusion.recipe import read_job
         from mlpfusion.report.dynamics import dynamics_markdown
         from mlpfusion.report.run_dynamics import DynamicsJob, run_dynamics
         from mlpfusion.report.terminal import progress_bar
 
-        job = read_recipe(Path(recipe), DynamicsJob()) if recipe else DynamicsJob()
-        job = with_fields(job, _given(flags))
+        job = read_job(DynamicsJob(), recipe, flags)
         with progress_bar("Training") as progress:
             record = run_dynamics(job, progress)
         if as_json:
@@ -186,10 +182,6 @@ def _is_main_process() -> bool:
     from accelerate import PartialState
 
     return PartialState().is_main_process
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None and value is not False}
 
 
 def _check_installed() -> None:

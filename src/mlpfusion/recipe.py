@@ -72,6 +72,15 @@ def read_recipe(path: Path, into: Fields) -> Fields:
     return with_fields(into, data)
 
 
+def read_job(empty: Fields, recipe: str | None, flags: dict[str, Any]) -> Fields:
+    """`empty` with the fields of the YAML file `recipe`, if one is named, and over them the flags that were given.
+
+    Raises `InputError` as `read_recipe` does.
+    """
+    job = empty if recipe is None else read_recipe(Path(recipe), empty)
+    return with_fields(job, {name: value for name, value in flags.items() if value is not None and value is not False})
+
+
 def with_fields(recipe: Fields, data: dict[str, Any]) -> Fields:
     """`recipe`, a frozen dataclass, with some fields replaced. Raises `InputError` for unknown keys and wrong types."""
     known = {item.name: item.type for item in fields(recipe)}

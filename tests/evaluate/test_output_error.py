@@ -1,22 +1,18 @@
-from dataclasses import replace
-
 import pytest
 import torch
-from conftest import make_mlp
 from pico import pico_inputs, pico_model
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
-from mlpfusion.evaluate.output_error import relative_output_error
+from mlpfusion.evaluate.output_error import output_error
 from mlpfusion.traces import mlp_inputs
 
 
 def test_the_error_is_a_ratio_of_mean_lengths():
-    mlp = make_mlp(biased=False)
-    x = torch.randn(50, mlp.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert relative_output_error(mlp, mlp, x) == 0
-    assert relative_output_error(mlp, replace(mlp, down=1.25 * mlp.down), x) == pytest.approx(0.25)
-    assert relative_output_error(mlp, replace(mlp, down=0 * mlp.down), x) == pytest.approx(1)
+    exact = torch.randn(50, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert output_error(exact, exact).relative == 0
+    assert output_error(exact, 1.25 * exact).relative == pytest.approx(0.25)
+    assert output_error(exact, 0 * exact).relative == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "modernbert", "opt"])

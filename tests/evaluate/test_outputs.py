@@ -13,9 +13,10 @@ from mlpfusion.architectures.table import find_architecture
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import Probe, block_errors, references
 from mlpfusion.evaluate.authors import last_texts, padded_outputs
-from mlpfusion.evaluate.output_error import relative_output_error
+from mlpfusion.evaluate.output_error import output_error
 from mlpfusion.evaluate.outputs import outputs_on_inputs_of, recorded_outputs
 from mlpfusion.install.linear import replace_module
+from mlpfusion.mlp import forward
 from mlpfusion.traces import mlp_inputs, read_block, run_base
 
 NAMES = [name for name in PICO if name != "vit"]
@@ -101,7 +102,8 @@ def test_the_output_error_is_that_of_the_blocks_on_the_inputs_of_the_original(na
     row = find_architecture(name)
     (error,) = block_errors(references(model, [site], batches, Probe()), small, row, batches, Probe())
     inputs = mlp_inputs(model, [site], batches)[site.path]
-    expected = relative_output_error(read_block(model, site), read_block(small, small_site), inputs)
+    before, after = forward(read_block(model, site), inputs), forward(read_block(small, small_site), inputs)
+    expected = output_error(before, after).relative
     assert error.output_error == pytest.approx(expected, rel=1e-4)
     assert 0 < error.block_output_error < 2
     states = [(hidden_states(model, site, b), hidden_states(small, site, b), b["attention_mask"]) for b in batches]

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from mlpfusion.mlp import MLP, forward
 
 
 @dataclass(frozen=True)
@@ -26,9 +23,3 @@ def output_error(exact: Float[Tensor, "tokens hidden"], approximate: Float[Tenso
     exact, approximate = exact.double(), approximate.double()
     absolute = float((approximate - exact).norm(dim=1).mean())
     return OutputError(absolute / float(exact.norm(dim=1).mean()), absolute)
-
-
-@torch.no_grad()
-def relative_output_error(original: MLP, compressed: MLP, inputs: Float[Tensor, "tokens hidden"]) -> float:
-    """The relative `OutputError` of the raw MLP output (before residual and LayerNorm) on these inputs."""
-    return output_error(forward(original, inputs), forward(compressed, inputs)).relative

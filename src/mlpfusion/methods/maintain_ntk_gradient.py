@@ -5,7 +5,7 @@ those of its members (paper, A.3). Here the sum over the members in the original
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,29 +16,20 @@ from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.methods import fusion
 from mlpfusion.methods.calibration import Calibration
 from mlpfusion.methods.outcome import Narrowed
-from mlpfusion.methods.student import Training, fused_start, total_loss, train_student
+from mlpfusion.methods.student import TrainedMethod, fused_start, total_loss, train_student
 from mlpfusion.mlp import MLP
 
 
 @dataclass(frozen=True)
-class MaintainNTKGradient:
+class MaintainNTKGradient(TrainedMethod):
     """Fusion, then Adam on the difference of every sample's gradient from the sum over each cluster's members; P stays.
 
-    `num_epochs` over the samples in steps of about `batch_tokens` tokens. With `data_free` the inputs are drawn from
-    the statistics of the normalisation before the block.
+    `num_epochs` over the samples in steps of about `batch_tokens` tokens.
     """
 
     learning_rate: float = 3e-4
     num_epochs: int = 1
     batch_tokens: int = 64
-    data_free: bool = False
-
-    def __post_init__(self):
-        self.training()
-
-    def training(self) -> Training:
-        """The options of the steps. Raises `ValueError` for a bad one."""
-        return Training(**{name: value for name, value in asdict(self).items() if name != "data_free"})
 
 
 def compress(

@@ -1,6 +1,6 @@
 """Fusion trained to keep the outputs of the block on calibration data (paper, Table 7; our definition)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,29 +9,20 @@ from torch import Tensor
 from mlpfusion.methods import fusion
 from mlpfusion.methods.calibration import Calibration
 from mlpfusion.methods.outcome import Narrowed
-from mlpfusion.methods.student import Training, fused_start, train_student
+from mlpfusion.methods.student import TrainedMethod, fused_start, train_student
 from mlpfusion.mlp import MLP, forward
 
 
 @dataclass(frozen=True)
-class MaintainOutput:
+class MaintainOutput(TrainedMethod):
     """Fusion, then Adam on the mean squared difference of the outputs on calibration data; P stays.
 
-    `num_epochs` over the samples in steps of about `batch_tokens` tokens. With `data_free` the inputs are drawn from
-    the statistics of the normalisation before the block.
+    `num_epochs` over the samples in steps of about `batch_tokens` tokens.
     """
 
     learning_rate: float = 1e-3
     num_epochs: int = 1
     batch_tokens: int = 64
-    data_free: bool = False
-
-    def __post_init__(self):
-        self.training()
-
-    def training(self) -> Training:
-        """The options of the steps. Raises `ValueError` for a bad one."""
-        return Training(**{name: value for name, value in asdict(self).items() if name != "data_free"})
 
 
 def compress(

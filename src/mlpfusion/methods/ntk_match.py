@@ -10,12 +10,11 @@ from mlpfusion.kernel import BlockTrace, adam_kernel
 from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.methods.calibration import Calibration
 from mlpfusion.methods.outcome import Narrowed
-from mlpfusion.methods.refit import Refinement, output_error, refine, refit_down, split_samples
+from mlpfusion.methods.refit import Refinement, activation_chunks, output_error, refine, refit_down, split_samples
 from mlpfusion.methods.student import fused_start
-from mlpfusion.mlp import MLP, hidden_activations, in_compute_dtype, select_neurons
+from mlpfusion.mlp import MLP, in_compute_dtype, select_neurons
 
 CHOICES = ("energy", "cholesky", "fusion")
-_CHUNK_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -117,19 +116,19 @@ def by_energy(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Int[Tensor, "
 
 def _energy(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " neurons"]:
     """Mean square of what each neuron adds to the output."""
-    block, total = in_compute_dtype(mlp), torch.zeros(mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
-    for x in inputs.split(_CHUNK_TOKENS):
-        total += hidden_activations(block, x.to(block.up)).double().square().sum(0)
-    return total / len(inputs) * block.down.double().square().sum(0)
+    total = torch.zeros(mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
+    for activations in activation_chunks(mlp, inputs):
+        total += activations.double().square().sum(0)
+    return total / len(inputs) * mlp.down.double().square().sum(0)
 
 
 def _contributions(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "neurons neurons"]:
     """The Gram matrix of what the neurons add to the output, <a_i, a_j> <w2_i, w2_j>, mean over the tokens."""
-    block, gram = in_compute_dtype(mlp), 0
-    for x in inputs.split(_CHUNK_TOKENS):
-        activations = hidden_activations(block, x.to(block.up))
-        gram = gram + (activations.T @ activations).double() / len(inputs)
-    return gram * (block.down.T @ block.down).double()
+    gram = torch.zeros(mlp.num_neurons, mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
+    for activations in activation_chunks(mlp, inputs):
+        gram += (activations.T @ activations).double() / len(inputs)
+    down = in_compute_dtype(mlp).down
+    return gram * (down.T @ down).double()
 
 
 def _pivots(gram: Float[Tensor, "neurons neurons"], count: int) -> Int[Tensor, " count"]:

@@ -27,10 +27,7 @@ def refit_down(
     Least squares over the tokens; the ridge, in units of the mean squared activation, draws `down` to what it was, not
     to zero. Sums and solution are in float64, the dtype of `mlp` is restored.
     """
-    block = in_compute_dtype(mlp)
-    start = forward(block, inputs.to(block.up))
-    residual = targets.double() - start.double()
-    gram, right = _normal_equations(block, inputs, residual)
+    gram, right = _normal_equations(mlp, inputs, targets)
     weight = ridge * float(gram.diagonal()[: mlp.num_neurons].mean())
     gram.diagonal()[: mlp.num_neurons] += max(weight, torch.finfo(torch.float64).tiny)
     factor = torch.linalg.cholesky(gram + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
@@ -39,6 +36,13 @@ def refit_down(
     if mlp.down_bias is not None:
         fields["down_bias"] = (mlp.down_bias.double() + change[-1]).to(mlp.down_bias.dtype)
     return replace(mlp, **fields)
+
+
+def activation_chunks(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Iterator[Float[Tensor, "chunk neurons"]]:
+    """What enters `down`, some thousand tokens at a time, in fp32 or better."""
+    block = in_compute_dtype(mlp)
+    for x in inputs.split(_CHUNK_TOKENS):
+        yield hidden_activations(block, x.to(block.up))
 
 
 @dataclass(frozen=True)
@@ -136,16 +140,17 @@ def _size(block: MLP, name: str) -> float:
 
 
 def _normal_equations(
-    block: MLP, inputs: Float[Tensor, "tokens hidden"], residual: Float[Tensor, "tokens hidden"]
+    mlp: MLP, inputs: Float[Tensor, "tokens hidden"], targets: Float[Tensor, "tokens hidden"]
 ) -> tuple[Tensor, Tensor]:
-    """A^T A and A^T residual over the tokens, A the activations and, where there is a bias, a column of ones."""
-    gram, right = 0, 0
-    for x, wanted in zip(inputs.split(_CHUNK_TOKENS), residual.split(_CHUNK_TOKENS), strict=True):
-        activations = hidden_activations(block, x.to(block.up))
-        if block.down_bias is not None:
-            activations = torch.cat([activations, activations.new_ones(len(x), 1)], dim=1)
-        gram = gram + (activations.T @ activations).double() / len(inputs)
-        right = right + (activations.T @ wanted.to(activations)).double() / len(inputs)
-    assert isinstance(gram, Tensor)
-    assert isinstance(right, Tensor)
+    """A^T A and A^T (targets - outputs), means over the tokens, A the activations and a column of ones for a bias."""
+    block, size = in_compute_dtype(mlp), mlp.num_neurons + (mlp.down_bias is not None)
+    gram = torch.zeros(size, size, dtype=torch.float64, device=mlp.up.device)
+    right = gram.new_zeros(size, mlp.hidden_size)
+    for activations, wanted in zip(activation_chunks(mlp, inputs), targets.split(_CHUNK_TOKENS), strict=True):
+        outputs = torch.nn.functional.linear(activations, block.down, block.down_bias)
+        residual = (wanted.double() - outputs.double()).to(outputs)
+        ones = activations.new_ones(len(activations), size - mlp.num_neurons)
+        columns = torch.cat([activations, ones], dim=1)
+        gram += (columns.T @ columns).double() / len(inputs)
+        right += (columns.T @ residual).double() / len(inputs)
     return gram, right

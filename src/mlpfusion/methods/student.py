@@ -33,6 +33,26 @@ class Training:
 
 
 @dataclass(frozen=True)
+class TrainedMethod:
+    """The options of a method that trains a student: those of its `Training`.
+
+    With `data_free` the inputs are drawn from the statistics of the normalisation before the block.
+    """
+
+    learning_rate: float
+    num_epochs: int
+    batch_tokens: int
+    data_free: bool = False
+
+    def __post_init__(self):
+        self.training()
+
+    def training(self) -> Training:
+        """The options of the steps. Raises `ValueError` for a bad one."""
+        return Training(self.learning_rate, self.num_epochs, self.batch_tokens)
+
+
+@dataclass(frozen=True)
 class FusedStart:
     """The original with its neurons in canonical order, its clustering, and the fused block, P in `output_scale`."""
 
