@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,21 +15,22 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.write import check_output, staged_folder
-from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
-from mlpfusion.errors import DegenerateClusteringWarning, InputError
+from mlpfusion.compression import check_method, check_not_compressed, check_visited
+from mlpfusion.errors import InputError
 from mlpfusion.methods import method_name, takes_no_data
-from mlpfusion.outcomes import Progress, site_generator
+from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import versions
 from mlpfusion.report.comparison import label
 from mlpfusion.report.dynamics import FULL, dynamics_markdown, write_dynamics_chart
 from mlpfusion.report.run_comparison import parse_methods
-from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
+from mlpfusion.tasks.calibration_texts import CalibrationTexts
 from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
 from mlpfusion.traces import Batch
 from mlpfusion.tune.data import custom_task, display_name, task_data
-from mlpfusion.tune.dynamics import Dynamics, TrainingPath, distances, held_out_batches, lengths, train_path
+from mlpfusion.tune.dynamics import Dynamics, TrainingPath, distances, lengths, train_path
 from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
 from mlpfusion.tune.trainer import training_arguments
 from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
 
@@ -132,27 +132,24 @@ class Runner:
         config = self.source.config
         if self.texts is not None:
             return self.texts.batches(self.source.folder, config, seed)
-        generator = site_generator(seed, "calibration texts")
-        drawn = torch.randperm(len(self.data.train), generator=generator).tolist()[: self.job.calibration_samples]
-        return with_decoder_inputs(held_out_batches(self.data.train.subset(drawn), self.data.collate), config)
+        return calibration_batches(self.data.train, self.data.collate, config, self.job.calibration_samples, seed)
 
     def start(self, method: Any, seed: int) -> tuple[PreTrainedModel, dict[str, int]]:
         """The model that is trained, on the CPU, and its numbers of parameters; `method` None is the full model.
 
         The head that the checkpoint lacks is drawn from `seed` before the model is compressed: it is the same for all.
         """
-        model = load_for_task(self.source, self.data.task, seed)
         if method is None:
+            model = load_for_task(self.source, self.data.task, seed)
             parameters = model.num_parameters()
             return model.eval(), {"parameters": parameters, "trained_parameters": parameters}
         calibration = None if takes_no_data(method) else self.calibration(seed)
-        chosen: dict[str, Any] = {"layers": self.job.layers, "keep_ratio": self.job.keep_ratio}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateClusteringWarning)
-            record = compress(model, method, seed=seed, calibration=calibration, **chosen)
-        zeros = sum(site.parameters - site.nonzero_parameters for site in record.sites)
-        parameters = record.compressed.parameters
-        return model.eval(), {"parameters": parameters, "trained_parameters": parameters - zeros}
+        selection: dict[str, Any] = {"layers": self.job.layers, "keep_ratio": self.job.keep_ratio}
+        model, record = compressed_start(self.source, self.data.task, method, seed, selection, calibration)
+        return model, {
+            "parameters": record.compressed.parameters,
+            "trained_parameters": trained_parameters(record),
+        }
 
     def run(self, name: str, method: Any, seed: int, progress: Progress) -> tuple[dict[str, Any], TrainingPath]:
         """What one run was, and its path."""

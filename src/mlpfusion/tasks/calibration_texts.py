@@ -32,16 +32,12 @@ class CalibrationTexts:
         return cls(file, column, num_samples, tuple(read_texts(file, column=column)))
 
     def draw(self, folder: Path, seed: int) -> list[str]:
-        """`num_samples` texts, or all if there are fewer, the longer the likelier, by `seed`; none without a token.
+        """`num_samples` texts, or all if there are fewer, by `order_by_length` on characters; none without a token.
 
-        Drawn without replacement with the number of characters for weight, so that about every token of the file is as
-        likely as every other: many texts of a few words would say little about the others.
         The tokens are those of the tokenizer in `folder`. Raises `InputError` if there is none, or no text has a token.
         """
         tokenizer = load_tokenizer(folder)
-        weights = torch.tensor([len(text) for text in self.texts], dtype=torch.float64)
-        drawn_at = torch.rand(len(self.texts), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        order = (-drawn_at.log() / weights).argsort(stable=True).tolist()
+        order = order_by_length([len(text) for text in self.texts], seed)
         options = {"truncation": True, "max_length": MAX_LENGTH}
         kept = (self.texts[index] for index in order if tokenizer(self.texts[index], **options)["input_ids"])
         drawn = list(islice(kept, self.num_samples))
@@ -62,6 +58,15 @@ class CalibrationTexts:
             "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
             "texts_sha256": hashlib.sha256("\n".join(self.texts).encode()).hexdigest(),
         }
+
+
+def order_by_length(lengths: Sequence[int], seed: int) -> list[int]:
+    """A random order, the longer the likelier to come early: drawn without replacement, with the length for weight.
+
+    About every token is as likely as every other then; many texts of a few words would say little about the others.
+    """
+    drawn_at = torch.rand(len(lengths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (-drawn_at.log() / torch.tensor(lengths, dtype=torch.float64)).argsort(stable=True).tolist()
 
 
 def with_decoder_inputs(batches: Sequence[Batch], config: PreTrainedConfig) -> list[Batch]:

@@ -16,6 +16,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress, site_generator
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.config import Finetune
+from mlpfusion.tune.start import unlabelled_batches
 from mlpfusion.tune.trainer import DivergenceError
 
 # Where the kernel rules, the first steps, is measured whatever `every` is.
@@ -86,7 +87,7 @@ def train_path(
     betas = (defaults.adam_beta1, defaults.adam_beta2)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": betas, "eps": defaults.adam_epsilon}
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True, **options)
-    questions = held_out_batches(held_out, collate)
+    questions = unlabelled_batches(held_out, collate)
     logits, losses, seconds = [_logits(model, questions)], [], []
     measured_at = set(config.measured_at())
     for step, batch in enumerate(training_batches(examples, collate, config), start=1):
@@ -126,13 +127,6 @@ def training_batches(
         yield [
             collate([examples[index] for index in batch[part : part + _PART]]) for part in range(0, len(batch), _PART)
         ]
-
-
-def held_out_batches(examples: EncodedExamples, collate: DataCollatorWithPadding) -> list[Mapping[str, Tensor]]:
-    """The inputs of `examples`, without their labels, in batches of 32 in the order of their length."""
-    order = sorted(range(len(examples)), key=lambda index: examples.lengths[index])
-    rows = [{name: value for name, value in examples[index].items() if name != "labels"} for index in order]
-    return [collate(rows[start : start + 32]) for start in range(0, len(rows), 32)]
 
 
 def distances(path: TrainingPath, full: TrainingPath) -> list[float]:
