@@ -29,8 +29,9 @@ ORDER = [
     {"evaluate"},
     {"recipe"},
     {"report", "export"},
+    {"reproduce"},
     {"demo"},
-    {"cli", "cli_errors", "cli_tune", "__main__"},
+    {"cli", "cli_errors", "cli_reproduce", "cli_tune", "__main__"},
 ]
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 

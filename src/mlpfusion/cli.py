@@ -9,6 +9,7 @@ import click
 
 from mlpfusion import __version__
 from mlpfusion.cli_errors import reported_errors
+from mlpfusion.cli_reproduce import reproduce
 from mlpfusion.cli_tune import distill, dynamics, tune
 
 
@@ -178,3 +179,4 @@ def _parse_option(text: str) -> tuple[str, Any]:
 main.add_command(tune)
 main.add_command(distill)
 main.add_command(dynamics)
+main.add_command(reproduce)

@@ -9,11 +9,11 @@ import click
 from mlpfusion.cli_errors import reported_errors
 
 
-def _split(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
+def split(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
     """A list written with commas. Raises `click.BadParameter` if an item is not of the kind of the flag."""
-    kinds: dict[str | None, Any] = {"learning_rate": float, "seeds": int, "text_column": str, "methods": str}
+    kinds: dict[str | None, Any] = {"learning_rate": float, "seeds": int}
     try:
-        return None if value is None else [kinds[parameter.name](item) for item in value.split(",")]
+        return None if value is None else [kinds.get(parameter.name, str)(item) for item in value.split(",")]
     except ValueError as error:
         raise click.BadParameter(f"must be a list with commas, got {value!r}") from error
 
@@ -24,11 +24,11 @@ def _split(_context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
 @click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
 @click.option("--validation", metavar="FILE", help="Own data to report on.")
-@click.option("--text-column", callback=_split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
+@click.option("--text-column", callback=split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
 @click.option("--label-column", metavar="NAME", help="Column of the label.")
 @click.option("--regression", is_flag=True, help="The label is a number to predict, not a class.")
-@click.option("--learning-rate", callback=_split, metavar="LR[,LR..]", help="One (default 2e-5) or a grid.")
-@click.option("--seeds", callback=_split, metavar="N[,N..]", help="Head, order and dropout (default 0); mean and std.")
+@click.option("--learning-rate", callback=split, metavar="LR[,LR..]", help="One (default 2e-5) or a grid.")
+@click.option("--seeds", callback=split, metavar="N[,N..]", help="Head, order and dropout (default 0); mean and std.")
 @click.option("--epochs", type=int, help="Default 3.")
 @click.option("--batch-size", type=int, help="Sentences a step and device (default 32).")
 @click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
@@ -61,7 +61,7 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     or not at all; until then, OUT.unfinished holds what --resume needs.
     """
     with reported_errors():
-        _check_installed()
+        check_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.report.tuning import print_tuning
@@ -70,7 +70,7 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
         job = read_job(TuneJob(), recipe, flags)
         with progress_bar("Tuning") as progress:
             record = run_tuning(job, progress)
-        if not _is_main_process():
+        if not is_main_process():
             return
         if as_json:
             click.echo(record.to_json(), nl=False)
@@ -109,7 +109,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
     The default is the layer-wise task-specific tuning of the paper (Eq. 6): only the compressed blocks move.
     """
     with reported_errors():
-        _check_installed()
+        check_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.report.tuning import print_distillation
@@ -118,7 +118,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
         job = read_job(DistillJob(), recipe, flags)
         with progress_bar("Distilling") as progress:
             record = run_distillation(job, progress)
-        if not _is_main_process():
+        if not is_main_process():
             return
         if as_json:
             click.echo(record.to_json(), nl=False)
@@ -131,18 +131,18 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
 @click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
 @click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
 @click.option("--validation", metavar="FILE", help="Own data to measure the logits on.")
-@click.option("--text-column", callback=_split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
+@click.option("--text-column", callback=split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
 @click.option("--label-column", metavar="NAME", help="Column of the label.")
 @click.option("--regression", is_flag=True, help="The label is a number to predict, not a class.")
 @click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
-@click.option("--methods", callback=_split, metavar="A[,B..]", help="Names as of compare; default: six of them.")
+@click.option("--methods", callback=split, metavar="A[,B..]", help="Names as of compare; default: six of them.")
 @click.option("--layers", help="Layers to compress, as of compress (default all).")
 @click.option("--keep-ratio", type=float, help="Share of the neurons to keep (default 0.25).")
 @click.option("--steps", type=int, help="Steps of a run (default 100).")
 @click.option("--learning-rate", type=float, help="Constant (default 5e-5).")
 @click.option("--batch-size", type=int, help="Examples a step (default 32).")
 @click.option("--every", type=int, help="Measure every so many steps (default 25), and after 1, 2, 5, 10 and the last.")
-@click.option("--seeds", callback=_split, metavar="N[,N..]", help="Head, order and compression (default 0,1,2).")
+@click.option("--seeds", callback=split, metavar="N[,N..]", help="Head, order and compression (default 0,1,2).")
 @click.option("--eval-samples", type=int, help="Held-out examples to measure on (default 256).")
 @click.option("--calibration", metavar="FILE", help="Texts for calibrated methods (default: unlabelled training ones).")
 @click.option("--column", help="Field of --calibration that holds the text.")
@@ -161,7 +161,7 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
     repeats no run that was complete.
     """
     with reported_errors():
-        _check_installed()
+        check_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.dynamics import dynamics_markdown
         from mlpfusion.report.run_dynamics import DynamicsJob, run_dynamics
@@ -177,14 +177,14 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
             click.echo(f"{job.out} is complete.")
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
     """Under torchrun or accelerate launch every process runs the command; one speaks."""
     from accelerate import PartialState
 
     return PartialState().is_main_process
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
     """Raises `InputError` if a package that only training needs is missing."""
     from mlpfusion.errors import InputError
 

@@ -60,6 +60,17 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a file that is there complete or not at all, in a folder that is there."""
+    staged = _new_sibling(path, "incomplete")
+    try:
+        staged.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(staged)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Brings a file, or the names in a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,0 +1,43 @@
+"""The command line of `mlpfusion reproduce`."""
+
+import json
+from typing import Any
+
+import click
+
+from mlpfusion.cli_errors import reported_errors
+from mlpfusion.cli_tune import check_installed, is_main_process, split
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@click.option("--model", help="Model to run it on, instead of the recipe's.")
+@click.option("--out", metavar="DIR", help="Folder of the experiment; what is finished there is not run again.")
+@click.option("--tasks", callback=split, metavar="A[,B..]", help="Tasks, instead of the recipe's.")
+@click.option("--methods", callback=split, metavar="A[,B..]", help="Methods, instead of the recipe's.")
+@click.option("--seeds", callback=split, metavar="N[,N..]", help="Seeds, instead of the recipe's.")
+@click.option("--device", help="auto (default), cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:
+    """Runs the grid of RECIPE, a table or figure of the paper: compress, fine-tune, over methods, tasks and seeds.
+
+    RECIPE is a name (without one, all are listed) or a YAML file. Every run leaves a file in DIR/runs: killed, and
+    started again, it repeats no finished run. In the end DIR holds RECIPE.json, .md and .png.
+    """
+    with reported_errors():
+        check_installed()
+        from mlpfusion.report.terminal import progress_bar
+        from mlpfusion.reproduce.experiment import read_experiment, recipe_list
+        from mlpfusion.reproduce.run import report_experiment
+
+        if recipe is None:
+            click.echo(recipe_list())
+            return
+        experiment = read_experiment(recipe, flags)
+        with progress_bar("Reproducing") as progress:
+            record, text = report_experiment(experiment, progress)
+        if not is_main_process():
+            return
+        click.echo(json.dumps(record, indent=1) if as_json else text)
+        if not as_json:
+            click.echo(f"{experiment.out} holds {experiment.name}.json, .md, .png and a file a run in runs/.")

@@ -1,0 +1,196 @@
+"""An experiment: a grid of fine-tuning runs, described by a YAML file, and what one run of it is told."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.compression import check_method
+from mlpfusion.errors import InputError
+from mlpfusion.methods import MASK_METHODS, method_name
+from mlpfusion.recipe import read_job
+from mlpfusion.report.comparison import label
+from mlpfusion.report.run_comparison import parse_methods
+from mlpfusion.tasks.glue import find_task
+from mlpfusion.tune.config import Finetune, Lora, parse_lora
+from mlpfusion.tune.distill import Distill
+
+FULL = "full"
+CHARTS = ("bars", "layers", "keep_ratio", "training_loss")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A grid: every method on every task, at all `layers` and `keep_ratio`, over `seeds`.
+
+    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]` or `full` (nothing compressed) with the same
+    additions. `references` are other models, fine-tuned in full beside it. The rate is chosen among `learning_rate` for
+    every cell, with its first seed. Calibrated methods and the layer-wise tuning see training texts without labels,
+    the former `calibration_samples` of them. `chart` says what is drawn: `bars` of the scores, scores over `layers` or
+    `keep_ratio`, or the `training_loss` over the steps. `name` is that of the files of the report. The other fields are
+    those of `Finetune`.
+    """
+
+    name: str = ""
+    title: str = ""
+    description: str = ""
+    model: str = ""
+    out: str = ""
+    references: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ("all",)
+    keep_ratio: tuple[float, ...] = (0.25,)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rate: tuple[float, ...] = (2e-5,)
+    layerwise_learning_rate: float | None = None
+    epochs: int = 3
+    batch_size: int = 32
+    max_length: int = 128
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.1
+    split_seed: int = 0
+    holdout: float = 0.1
+    select_on: str = "holdout"
+    max_train_samples: int | None = None
+    calibration_samples: int = 256
+    precision: str = "fp32"
+    device: str = "auto"
+    chart: str = "bars"
+
+    def finetune(self, learning_rate: float, seed: int, lora: Lora | None) -> Finetune:
+        """The config of one run. Raises `InputError` for a value out of range."""
+        shared = {item.name for item in fields(Finetune)} & {item.name for item in fields(Experiment)}
+        values = {name: getattr(self, name) for name in shared - {"learning_rate"}}
+        return Finetune(learning_rate=learning_rate, seed=seed, lora=lora, **values)
+
+    def distill(self, learning_rate: float, seed: int, epochs: int) -> Distill:
+        """The config of the layer-wise stage of one run. Raises `InputError` for a value out of range."""
+        rate = self.layerwise_learning_rate or learning_rate
+        shared = {name: getattr(self, name) for name in ("batch_size", "precision", "device")}
+        return Distill(learning_rate=rate, seed=seed, epochs=epochs, **shared)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: a method (None: nothing is compressed), and what happens before and in fine-tuning."""
+
+    model: str
+    method: Any = None
+    layerwise: int = 0
+    lora: Lora | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        name = FULL if self.method is None else label(method_name(type(self.method)), asdict(self.method))
+        epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
+        return name + (f" + layer-wise{epochs}" if self.layerwise else "") + (" + LoRA" if self.lora else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one entry on one task at one place and size; they differ in rate and seed."""
+
+    task: str
+    entry: Entry
+    layers: str
+    keep_ratio: float
+
+
+def named_recipes() -> dict[str, Path]:
+    """The recipes that the package carries, by name."""
+    folder = Path(str(resources.files("mlpfusion.reproduce"))) / "recipes"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_list() -> str:
+    """A line a recipe: name, title."""
+    found = {name: read_job(Experiment(), str(file), {}).title for name, file in named_recipes().items()}
+    width = max(map(len, found))
+    return "\n".join(f"{name:{width}}  {title}" for name, title in found.items())
+
+
+def read_experiment(recipe: str, flags: dict[str, Any]) -> Experiment:
+    """The experiment of that name, or in that YAML file, with the fields that were given as flags over it.
+
+    Raises `InputError` for an unknown name, and as `read_job` and `check_experiment` do.
+    """
+    known = named_recipes()
+    if recipe not in known and not Path(recipe).expanduser().is_file():
+        raise InputError(f"`recipe` must be a YAML file or one of {', '.join(known)}, got {recipe!r}")
+    file = known.get(recipe, Path(recipe).expanduser())
+    experiment = read_job(Experiment(name=file.stem), str(file), flags)
+    check_experiment(experiment)
+    return experiment
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Raises `InputError` for anything wrong that shows without the model and the data."""
+    for name in ("model", "out", "tasks", "methods", "layers", "keep_ratio", "seeds", "learning_rate"):
+        given = getattr(experiment, name)
+        if not given:
+            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+        if isinstance(given, tuple) and len(set(given)) < len(given):
+            raise InputError(f"`{name}` must not repeat, got {', '.join(map(str, given))}")
+    if experiment.chart not in CHARTS:
+        raise InputError(f"`chart` must be one of {', '.join(CHARTS)}, got {experiment.chart!r}")
+    if experiment.calibration_samples < 1:
+        raise InputError(f"`calibration_samples` must be at least 1, got {experiment.calibration_samples}")
+    if experiment.select_on == "last" and len(experiment.learning_rate) > 1:
+        raise InputError("`select_on` must be holdout or validation to choose among several rates, got 'last'")
+    for task in experiment.tasks:
+        find_task(task)
+    for entry in entries(experiment):
+        for rate in experiment.learning_rate:
+            for seed in experiment.seeds:
+                experiment.finetune(rate, seed, entry.lora)
+            if entry.layerwise:
+                experiment.distill(rate, experiment.seeds[0], entry.layerwise)
+
+
+def entries(experiment: Experiment) -> list[Entry]:
+    """The rows of the table, references first. Raises `InputError` as `parse_entry` does."""
+    references = [Entry(model) for model in experiment.references]
+    return references + [parse_entry(text, experiment.model) for text in experiment.methods]
+
+
+def cells(experiment: Experiment) -> Iterator[Cell]:
+    """The grid; a model that is not compressed has one cell a task, with all layers and a ratio of 1."""
+    for task in experiment.tasks:
+        for entry in entries(experiment):
+            if entry.method is None:
+                yield Cell(task, entry, "all", 1.0)
+                continue
+            for layers in experiment.layers:
+                for keep_ratio in experiment.keep_ratio:
+                    yield Cell(task, entry, layers, keep_ratio)
+
+
+def parse_entry(text: str, model: str) -> Entry:
+    """`fusion:refine=false+layerwise=1` as an entry. Raises `InputError` for an unknown method, option or addition."""
+    name, *additions = (part.strip() for part in text.split("+"))
+    method = None if name == FULL else _method(name)
+    values: dict[str, Any] = {}
+    for addition in additions:
+        kind, _, value = addition.partition("=")
+        if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9]\d*", value):
+            values["layerwise"] = int(value or 1)
+        elif kind == "lora":
+            values["lora"] = parse_lora(f"r={value}" if value else "r=8")
+        else:
+            allowed = "lora[=R]" + ("" if method is None else ", layerwise[=EPOCHS]")
+            raise InputError(f"`methods` must have additions among {allowed} in {text!r}, got {addition!r}")
+    if "lora" in values and type(method) in MASK_METHODS:
+        raise InputError(f"`methods` must have lora with methods that mask nothing, got {text!r}")
+    return Entry(model, method, **values)
+
+
+def _method(name: str) -> Any:
+    (method,) = parse_methods(name) if name != "all" else [None]
+    if method is None:
+        raise InputError("`methods` must be names of methods one by one, got 'all'")
+    check_method(method, None, 1)
+    return method

@@ -1,0 +1,220 @@
+"""Carries out the runs of an experiment; each leaves a file, and one whose file is there is not run again."""
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from mlpfusion.architectures.sites import find_sites
+from mlpfusion.architectures.table import find_architecture
+from mlpfusion.checkpoint.write import write_file
+from mlpfusion.compression import check_not_compressed, check_visited
+from mlpfusion.errors import InputError
+from mlpfusion.methods import method_name, takes_no_data
+from mlpfusion.outcomes import Progress
+from mlpfusion.plan import make_plan
+from mlpfusion.record import versions
+from mlpfusion.reproduce.experiment import Cell, Experiment, cells
+from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
+from mlpfusion.tasks.load import load_task
+from mlpfusion.tune.data import display_name
+from mlpfusion.tune.distill import distill, split_examples
+from mlpfusion.tune.finetune import Where, finetune, split_train
+from mlpfusion.tune.lora import add_lora
+from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
+from mlpfusion.tune.trainer import DivergenceError, training_arguments
+
+Row = dict[str, Any]
+# Fields of an experiment that change no number of a run, or are told by the run itself.
+_FREE = ("name", "title", "description", "model", "out", "references", "tasks", "methods", "layers", "keep_ratio")
+_FREE += ("seeds", "learning_rate", "device", "chart")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An experiment with its models and tasks, read once each.
+
+    A run is a JSON file in `OUT/runs`, whose name ends in a hash of all that its numbers depend on but for machine and
+    versions. `OUT/unfinished` holds the states of the run that is on its way: after a kill it goes on from there.
+    """
+
+    experiment: Experiment
+    sources: dict[str, Source] = field(default_factory=dict)
+    tasks: dict[tuple[str, str], tuple[EncodedTask, dict[str, str]]] = field(default_factory=dict)
+
+    @property
+    def out(self) -> Path:
+        """The folder of the experiment."""
+        return Path(self.experiment.out).expanduser()
+
+    def source(self, model: str) -> Source:
+        """The checkpoint `model`. Raises `InputError` as `open_source` does."""
+        if model not in self.sources:
+            self.sources[model] = open_source(model)
+        return self.sources[model]
+
+    def data(self, cell: Cell) -> tuple[EncodedTask, dict[str, str]]:
+        """The task of `cell` as token ids of its model, and the hashes of its splits. Raises as the loaders do."""
+        key = (cell.task, cell.entry.model)
+        if key not in self.tasks:
+            tokenizer = self.source(cell.entry.model).tokenizer
+            data = encode_task(load_task(cell.task), tokenizer, max_length=self.experiment.max_length)
+            hashes = {name: examples.sha256() for name, examples in {"train": data.train, **data.evaluation}.items()}
+            self.tasks[key] = (data, hashes)
+        return self.tasks[key]
+
+    def check(self, cell: Cell) -> None:
+        """Raises `InputError` if the cell cannot be run: no such head, layers or data. No weight is read."""
+        entry, source, (data, _) = cell.entry, self.source(cell.entry.model), self.data(cell)
+        empty = empty_for_task(source, data.task)
+        config = self.experiment.finetune(self.experiment.learning_rate[0], self.experiment.seeds[0], entry.lora)
+        train, _ = split_train(data, config)
+        if entry.layerwise:
+            split_examples(train, self.experiment.distill(config.learning_rate, config.seed, entry.layerwise))
+        if entry.method is not None:
+            check_not_compressed(source.config)
+            sites = find_sites(empty, find_architecture(source.config.model_type))
+            check_visited(empty, make_plan(sites, layers=cell.layers, keep_ratio=cell.keep_ratio))
+        if entry.lora is not None:
+            add_lora(empty, entry.lora)
+
+    def identity(self, cell: Cell, rate: float, seed: int) -> Row:
+        """All that the numbers of a run depend on, but for the machine and the versions."""
+        entry, experiment = cell.entry, self.experiment
+        unused = {"calibration_samples"} if entry.method is None or takes_no_data(entry.method) else set()
+        unused |= set() if entry.layerwise else {"layerwise_learning_rate"}
+        told = {name: value for name, value in asdict(experiment).items() if name not in {*_FREE, *unused}}
+        own = {
+            "model": display_name(entry.model),
+            "model_sha256": self.source(entry.model).sha256,
+            "data_sha256": self.data(cell)[1],
+            "label": entry.label if entry.model == experiment.model else display_name(entry.model),
+            "method": None if entry.method is None else method_name(type(entry.method)),
+            "options": {} if entry.method is None else asdict(entry.method),
+            "layerwise": entry.layerwise,
+            "lora": None if entry.lora is None else asdict(entry.lora),
+        }
+        place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
+        return told | own | place | {"learning_rate": rate, "seed": seed}
+
+    def run(self, cell: Cell, rate: float, seed: int, progress: Progress) -> Row:
+        """The row of one run: read, if it was made before. One that diverged is one too."""
+        row = self.identity(cell, rate, seed)
+        name = run_name(row)
+        file = self.out / "runs" / f"{name}.json"
+        if not file.is_file():
+            states = self.out / "unfinished" / name
+            row |= {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+            try:
+                row |= self._train(cell, rate, seed, states, progress)
+            except DivergenceError as error:
+                row |= {"diverged": str(error)}
+            if PartialState().is_main_process:
+                write_file(file, json.dumps(row, indent=1) + "\n")
+                shutil.rmtree(states, ignore_errors=True)
+            PartialState().wait_for_everyone()
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def _train(self, cell: Cell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
+        entry, (data, _) = cell.entry, self.data(cell)
+        config = self.experiment.finetune(rate, seed, entry.lora)
+        train, _ = split_train(data, config)
+        model, row = self._start(cell, seed, train)
+        if entry.layerwise:
+            teacher = load_for_task(self.source(entry.model), data.task, seed)
+            tuning = self.experiment.distill(rate, seed, entry.layerwise)
+            stage = distill(model, teacher, train, data.collate, tuning, _where(states / "layerwise", progress))
+            row |= {"distill": asdict(stage)}
+        _, run = finetune(model, data, config, _where(states / "tuning", progress))
+        return row | {"run": asdict(run), "device": str(PartialState().device)}
+
+    def _start(self, cell: Cell, seed: int, train: EncodedExamples) -> tuple[PreTrainedModel, Row]:
+        """The model that is tuned, and its numbers of parameters. What a method learns from is `train`."""
+        entry, source, (data, _) = cell.entry, self.source(cell.entry.model), self.data(cell)
+        if entry.method is None:
+            model = load_for_task(source, data.task, seed)
+            return model, {"parameters": model.num_parameters(), "nonzero_parameters": model.num_parameters()}
+        calibration = None
+        if not takes_no_data(entry.method):
+            count = self.experiment.calibration_samples
+            calibration = calibration_batches(train, data.collate, source.config, count, seed)
+        selection = {"layers": cell.layers, "keep_ratio": cell.keep_ratio}
+        model, record = compressed_start(source, data.task, entry.method, seed, selection, calibration)
+        sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}
+        return model, sizes | {"compress_seconds": record.seconds}
+
+
+def run_experiment(experiment: Experiment, progress: Progress = lambda done, total, what: None) -> Row:
+    """The record of the experiment: its fields and the rows of all runs, those at the chosen rate marked `chosen`.
+
+    All that can be checked is checked before the first step. Started again after a kill it repeats no finished run.
+    Raises `InputError` as `Grid.check` does, and if `out` holds something else.
+    """
+    grid, found = Grid(experiment), list(cells(experiment))
+    _check_out(grid.out)
+    training_arguments(grid.out, device=experiment.device, precision=experiment.precision)
+    PartialState(cpu=experiment.device == "cpu")
+    for cell in found:
+        grid.check(cell)
+    rates, (first_seed, *other_seeds) = experiment.learning_rate, experiment.seeds
+    count = _Count(progress, len(found) * (len(rates) + len(other_seeds)))
+    rows, chosen = [], []
+    for cell in found:
+        tried = [grid.run(cell, rate, first_seed, count.next(cell, first_seed)) for rate in rates]
+        best = max(tried, key=_selection_score)
+        chosen.append(best["learning_rate"])
+        rows += [row | {"chosen": row is best} for row in tried]
+    for seed in other_seeds:
+        for cell, rate in zip(found, chosen, strict=True):
+            rows.append(grid.run(cell, rate, seed, count.next(cell, seed)) | {"chosen": True})
+    progress(count.runs, count.runs, "")
+    told = {name: value for name, value in asdict(experiment).items() if name != "out"}
+    return json.loads(json.dumps(told | {"model": display_name(experiment.model), "rows": rows}))
+
+
+def run_name(identity: Row) -> str:
+    """The name of a run's file: what one looks for, and a hash of everything."""
+    words = f"{identity['task']} {identity['label']} {identity['layers']} {identity['keep_ratio']:g}"
+    slug = re.sub("[^a-z0-9.]+", "-", words.lower()).strip("-")
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{slug}-seed-{identity['seed']}-{digest}"
+
+
+@dataclass
+class _Count:
+    """The progress over all runs."""
+
+    progress: Progress
+    runs: int
+    started: int = 0
+
+    def next(self, cell: Cell, seed: int) -> Progress:
+        """The progress within the next run."""
+        finished, self.started = self.started, self.started + 1
+        run = f"{cell.task}, {cell.entry.label}, seed {seed}"
+        return lambda done, total, what: self.progress(finished, self.runs, f"{run}, step {done} of {total}")
+
+
+def _selection_score(row: Row) -> float:
+    score = row["run"]["selection_score"] if "run" in row else -1.0
+    return 0.0 if score is None else score
+
+
+def _where(folder: Path, progress: Progress) -> Where:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Where(folder, progress)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and ((out / "runs").is_dir() or not any(out.iterdir()))):
+        raise InputError(f"`out` must be new, empty, or the folder of an experiment, got {out}")
+    (out / "runs").mkdir(parents=True, exist_ok=True)

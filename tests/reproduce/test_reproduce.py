@@ -1,0 +1,255 @@
+"""`mlpfusion reproduce`: the grid, its report, what is refused, and that no finished run is repeated."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from tiny_task import save_checkpoint, sentences
+
+from mlpfusion.cli import main
+from mlpfusion.reproduce import grid
+from mlpfusion.reproduce.experiment import Experiment, cells, named_recipes, parse_entry, read_experiment
+from mlpfusion.reproduce.report import columns, experiment_markdown, labels, shares
+from mlpfusion.tasks.glue import GLUE
+from mlpfusion.tune.trainer import DivergenceError
+
+SMALL = {
+    "title": "A small grid",
+    "tasks": ["sst2"],
+    "methods": ["full", "fusion", "ntk-match+layerwise"],
+    "layers": ["last:1"],
+    "learning_rate": [1e-3],
+    "seeds": [0, 1],
+    "epochs": 2,
+    "batch_size": 16,
+    "max_length": 16,
+    "calibration_samples": 8,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def glue(tmp_path, monkeypatch) -> Path:
+    """SST-2 and MRPC with the words of the tiny task, where the code looks for them."""
+    for task, columns_ in (("SST-2", ("sentence",)), ("MRPC", ("sentence1", "sentence2"))):
+        folder = tmp_path / "data" / "glue" / task
+        folder.mkdir(parents=True)
+        for split, count, seed in (("train", 64, 0), ("validation", 40, 1)):
+            texts, answers = sentences(count, seed)
+            rows = [
+                dict.fromkeys(columns_, text) | {"label": label} for text, label in zip(texts, answers, strict=True)
+            ]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{split}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    monkeypatch.setenv("MLPFUSION_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def recipe(tmp_path, glue) -> Any:
+    """Writes a recipe; a function of what is different."""
+    model = save_checkpoint(tmp_path / "model")
+
+    def write(**changed: Any) -> Path:
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(SMALL | {"model": str(model)} | changed))
+        return path
+
+    return write
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(one) for one in arguments])
+
+
+def refused(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.output.strip().splitlines()
+    return line
+
+
+def runs(out: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in (out / "runs").glob("*.json")}
+
+
+def numbers(record: dict[str, Any]) -> list[Any]:
+    """All that must be the same in a repetition: everything but times and memory."""
+    changing = {"seconds", "seconds_per_step", "peak_bytes", "compress_seconds"}
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: cleaned(one) for name, one in value.items() if name not in changing}
+        return [cleaned(one) for one in value] if isinstance(value, list) else value
+
+    return [cleaned(row) for row in record["rows"]]
+
+
+def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
+    result = call("reproduce", recipe(), "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert labels(record) == ["full", "fusion", "ntk-match + layer-wise"]
+    assert len(record["rows"]) == 6
+    assert (tmp_path / "out" / "small.md").read_text() == experiment_markdown(record)
+    assert (tmp_path / "out" / "small.png").read_bytes().startswith(b"\x89PNG")
+    full, fused, matched = (row for row in record["rows"] if row["seed"] == 0)
+    assert full["parameters"] > fused["parameters"] == matched["parameters"]
+    assert matched["distill"]["loss_after"] < matched["distill"]["loss_before"]
+    (column,) = columns(record)
+    score = fused["run"]["scores"]["validation"]["accuracy"] / full["run"]["scores"]["validation"]["accuracy"]
+    assert shares(record, "fusion", column)[0] == pytest.approx(100 * score)
+    assert not (tmp_path / "out" / "unfinished").exists() or not any((tmp_path / "out" / "unfinished").iterdir())
+    assert str(tmp_path) not in (tmp_path / "out" / "small.json").read_text()
+
+
+def test_a_run_that_is_there_is_not_repeated_and_one_more_method_adds_only_its_own(recipe, tmp_path):
+    out = tmp_path / "out"
+    assert call("reproduce", recipe(methods=["full"], seeds=[0]), "--out", out).exit_code == 0
+    before = runs(out)
+    assert call("reproduce", recipe(methods=["full", "svd"], seeds=[0]), "--out", out).exit_code == 0
+    after = runs(out)
+    assert before.items() < after.items()
+    assert len(after) == 2
+    assert call("reproduce", recipe(methods=["full", "svd"], seeds=[0], epochs=1), "--out", out).exit_code == 0
+    assert len(runs(out)) == 4  # other numbers, other runs
+
+
+def test_the_head_and_the_examples_are_the_same_for_all(recipe, tmp_path):
+    """Full width fusion is the model itself: it must get the scores and losses of the full model, bit by bit."""
+    path = recipe(methods=["full", "neuron-pruning"], keep_ratio=[1.0], seeds=[3])
+    assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0
+    full, kept = json.loads((tmp_path / "out" / "small.json").read_text())["rows"]
+    for name in ("scores", "training_loss", "epochs"):
+        assert full["run"][name] == kept["run"][name]
+
+
+def test_the_rate_is_chosen_with_the_first_seed(recipe, tmp_path):
+    path = recipe(methods=["full"], learning_rate=[1e-6, 1e-2], seeds=[0, 1, 2])
+    assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0
+    rows = json.loads((tmp_path / "out" / "small.json").read_text())["rows"]
+    assert [(row["seed"], row["learning_rate"], row["chosen"]) for row in rows] == [
+        (0, 1e-6, False),
+        (0, 1e-2, True),
+        (1, 1e-2, True),
+        (2, 1e-2, True),
+    ]
+
+
+def test_a_run_that_diverges_is_told_and_not_tried_again(recipe, tmp_path, monkeypatch):
+    def diverge(*_args: Any) -> Any:
+        raise DivergenceError("the loss became nan")
+
+    arguments = ("reproduce", recipe(methods=["full", "svd+layerwise"], seeds=[0]), "--out", tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(grid, "distill", diverge)
+        result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "- svd + layer-wise, sst2, seed 0: the loss became nan" in result.output
+    before = runs(tmp_path / "out")
+    assert call(*arguments).exit_code == 0
+    assert runs(tmp_path / "out") == before
+    assert not any((tmp_path / "out" / "unfinished").iterdir())
+
+
+def test_killed_and_started_again_it_repeats_no_finished_run(recipe, tmp_path):
+    path, out = recipe(methods=["full", "fusion", "svd+layerwise"]), tmp_path / "killed"
+    command = [sys.executable, "-m", "mlpfusion", "reproduce", str(path), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("runs/*.json"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = runs(out)
+    assert 2 <= len(finished) < 6
+    assert not (out / "small.json").exists()
+    assert call("reproduce", path, "--out", out).exit_code == 0
+    assert finished.items() < runs(out).items()
+    assert len(runs(out)) == 6
+    assert call("reproduce", path, "--out", tmp_path / "whole").exit_code == 0
+    found, expected = (json.loads((folder / "small.json").read_text()) for folder in (out, tmp_path / "whole"))
+    assert numbers(found) == numbers(expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"methods": ["fuson"]}, "`method` must be one of"),
+        ({"methods": ["fusion", "fusion"]}, "`methods` must not repeat"),
+        ({"methods": ["all"]}, "`methods` must be names of methods one by one"),
+        ({"methods": ["full+layerwise"]}, "`methods` must have additions among lora[=R]"),
+        ({"methods": ["fusion+layerwise=x"]}, "`methods` must have additions among lora[=R], layerwise[=EPOCHS]"),
+        ({"methods": ["magnitude+lora"]}, "`methods` must have lora with methods that mask nothing"),
+        ({"methods": ["fusion+lora=0"]}, "`lora r` must be a whole number of at least 1"),
+        ({"tasks": ["sst3"]}, "`task` must be one of"),
+        ({"tasks": []}, "`tasks` must be given"),
+        ({"tasks": ["cola"]}, "CoLA"),
+        ({"layers": ["7"]}, "`layers` must"),
+        ({"keep_ratio": [0.0]}, "`keep_ratio` must"),
+        ({"keep_ratio": [1.5]}, "`keep_ratio` must"),
+        ({"learning_rate": [2.0]}, "`learning_rate` must be above 0 and below 1"),
+        ({"select_on": "last", "learning_rate": [1e-4, 1e-3]}, "`select_on` must be holdout or validation"),
+        ({"chart": "pie"}, "`chart` must be one of"),
+        ({"calibration_samples": 0}, "`calibration_samples` must be at least 1"),
+        ({"model": "/nowhere"}, "`model` must"),
+        ({"epochs": "two"}, "`epochs` must be of type int"),
+        ({"epoch": 2}, "a recipe must have keys among"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_first_run(recipe, tmp_path, changed, part):
+    assert part in refused("reproduce", recipe(**changed), "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("runs/*"))
+
+
+def test_a_folder_of_something_else_is_refused(recipe, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    assert "`out` must be new, empty, or the folder of an experiment" in refused(
+        "reproduce", recipe(), "--out", tmp_path / "out"
+    )
+
+
+def test_an_unknown_recipe_is_told_which_there_are():
+    line = refused("reproduce", "table3", "--out", "x")
+    assert "`recipe` must be a YAML file or one of" in line
+    assert "table2" in line
+
+
+def test_without_a_recipe_all_are_listed():
+    result = call("reproduce")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in named_recipes())
+
+
+@pytest.mark.parametrize("name", named_recipes())
+def test_every_recipe_of_the_package_is_a_valid_grid(name):
+    experiment = read_experiment(name, {"out": "somewhere"})
+    assert experiment.title
+    found = list(cells(experiment))
+    assert {cell.task for cell in found} == set(experiment.tasks) <= GLUE.keys()
+    assert any(cell.entry.method is None for cell in found)
+
+
+def test_the_full_model_has_one_cell_whatever_varies():
+    experiment = Experiment(model="m", tasks=("sst2",), methods=("full", "svd"), keep_ratio=(0.25, 0.5))
+    assert [(cell.entry.label, cell.keep_ratio) for cell in cells(experiment)] == [
+        ("full", 1.0),
+        ("svd", 0.25),
+        ("svd", 0.5),
+    ]
+
+
+def test_entries_say_what_they_are():
+    entry = parse_entry("fusion:refine=false+layerwise=2", "m")
+    assert entry.label == "fusion refine=False + layer-wise, 2 epochs"
+    assert parse_entry("full+lora=4", "m").label == "full + LoRA"
