@@ -32,6 +32,7 @@ from mlpfusion.methods.outcome import LowRank as LowRank
 from mlpfusion.methods.outcome import Masked as Masked
 from mlpfusion.methods.outcome import Narrowed as Narrowed
 from mlpfusion.methods.outcome import Outcome as Outcome
+from mlpfusion.methods.outcome import Routed as Routed
 from mlpfusion.mlp import MLP
 
 # (mlp, num_neurons, config, generator): fewer neurons
