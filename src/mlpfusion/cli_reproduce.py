@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from mlpfusion.cli_errors import reported_errors
-from mlpfusion.cli_tune import check_installed, is_main_process, split
+from mlpfusion.cli_tune import is_main_process, split
+from mlpfusion.errors import check_training_installed
 
 
 @click.command()
@@ -25,7 +26,7 @@ def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:
     started again, it repeats no finished run. In the end DIR holds RECIPE.json, .md and .png.
     """
     with reported_errors():
-        check_installed()
+        check_training_installed()
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.reproduce.experiment import read_experiment, recipe_list
         from mlpfusion.reproduce.run import report_experiment

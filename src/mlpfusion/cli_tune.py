@@ -1,12 +1,12 @@
 """The commands that train: `tune`, `distill` and `dynamics`."""
 
 import json
-from importlib.util import find_spec
 from typing import Any
 
 import click
 
 from mlpfusion.cli_errors import reported_errors
+from mlpfusion.errors import check_training_installed
 
 
 def split(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
@@ -61,7 +61,7 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     or not at all; until then, OUT.unfinished holds what --resume needs.
     """
     with reported_errors():
-        check_installed()
+        check_training_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.report.tuning import print_tuning
@@ -109,7 +109,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
     The default is the layer-wise task-specific tuning of the paper (Eq. 6): only the compressed blocks move.
     """
     with reported_errors():
-        check_installed()
+        check_training_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.report.tuning import print_distillation
@@ -161,7 +161,7 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
     repeats no run that was complete.
     """
     with reported_errors():
-        check_installed()
+        check_training_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.dynamics import dynamics_markdown
         from mlpfusion.report.run_dynamics import DynamicsJob, run_dynamics
@@ -182,13 +182,3 @@ def is_main_process() -> bool:
     from accelerate import PartialState
 
     return PartialState().is_main_process
-
-
-def check_installed() -> None:
-    """Raises `InputError` if a package that only training needs is missing."""
-    from mlpfusion.errors import InputError
-
-    needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}
-    missing = [package for module, package in needed.items() if find_spec(module) is None]
-    if missing:
-        raise InputError(f"training needs {', '.join(missing)}: pip install 'mlpfusion[tune]'")

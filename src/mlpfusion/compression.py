@@ -3,7 +3,7 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -64,23 +64,54 @@ def compress(
     check_calibration(method, given=calibration is not None, sequential=sequential)
     check_model(model)
     selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
-    row, sites = _checked_sites(model, architecture)
+    row, sites = checked_sites(model, architecture)
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
     recipe |= {} if budget is None else {"budget": budget}
-    job = Job(Plan(()), method, seed, torch.device(device or model.device), progress or _silent)
+    job = Job(Plan(()), method, seed, torch.device(device or model.device), progress or silent)
     job, spread = _planned(model, sites, job, recipe, calibration)
-    original, digest = model_size(model), source_hash(model, [site for site, _ in job.plan.entries])
     outcomes, used = _outcomes(model, job, calibration, sequential)
-    records, installed = _install_all(model, job.plan, outcomes)
-    set_key(model, FusionKey(row, installed, recipe["method"], seed, digest))
-    return Record(
-        **_run_facts(model, job),
+    record = install_outcomes(model, job.plan, outcomes, row, recipe, job.device)
+    return replace(
+        record,
         recipe=recipe | used,
-        source_sha256=digest,
         seconds=round(time.perf_counter() - started, 3),
-        original=original,
-        sites=records,
         budget=None if spread is None else asdict(spread),
+    )
+
+
+def install_outcomes(
+    model: PreTrainedModel,
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    architecture: Architecture,
+    recipe: Mapping[str, Any],
+    device: torch.device,
+) -> Record:
+    """Puts the blocks of a plan in place and the key into the config. Changes the model.
+
+    The record lacks the time; `recipe` is its recipe, of which the key takes `method` and `seed`, `device` where the
+    outcomes were computed. Warns once if clusterings among them were degenerate.
+    """
+    original, digest = model_size(model), source_hash(model, [site for site, _ in plan.entries])
+    records, installed = [], {}
+    for (site, _), outcome in zip(plan.entries, outcomes, strict=True):
+        before = read_mlp(model, site).num_parameters
+        entry = KINDS[type(outcome)].install(model, site, outcome)
+        records.append(_site_record(site, before, entry, outcome.metrics))
+        installed[site.path] = entry
+    _warn_if_degenerate(records)
+    set_key(model, FusionKey(architecture, installed, recipe["method"], recipe["seed"], digest))
+    return Record(
+        recipe=dict(recipe),
+        source_sha256=digest,
+        device=str(device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        versions=versions(),
+        seconds=0.0,
+        peak_bytes=peak_bytes(device),
+        original=original,
+        compressed=model_size(model),
+        sites=tuple(records),
     )
 
 
@@ -135,6 +166,17 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
             )
 
 
+def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> tuple[Architecture, list[Site]]:
+    """The row of the model and its sites; a row of one's own is tried out on the model.
+
+    Raises `InputError` as `find_architecture`, `find_sites` and `check_row` do.
+    """
+    row = architecture or find_architecture(model.config.model_type)
+    sites = find_sites(model, row)
+    check_row(model, sites if architecture is not None else [])
+    return row, sites
+
+
 def check_visited(model: PreTrainedModel, plan: Plan) -> None:
     """Raises `InputError` if parameters of the chosen layers look like MLP parameters but belong to no site."""
     share = visited_share(model, [site for site, _ in plan.entries])
@@ -169,14 +211,6 @@ def check_source(original: PreTrainedModel, compressed: PreTrainedModel, names: 
     return key
 
 
-def _checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> tuple[Architecture, list[Site]]:
-    """The row of the model and its sites; a row of one's own is tried out on the model."""
-    row = architecture or find_architecture(model.config.model_type)
-    sites = find_sites(model, row)
-    check_row(model, sites if architecture is not None else [])
-    return row, sites
-
-
 def _planned(
     model: PreTrainedModel, sites: Sequence[Site], job: Job, recipe: dict[str, Any], batches: Sequence[Batch] | None
 ) -> tuple[Job, Spread | None]:
@@ -203,20 +237,6 @@ def _outcomes(
         return compute_outcomes(model, replace(job, calibrate=calibrate)), {"sequential": False, "calibration": None}
     outcomes, counts = calibrated_outcomes(model, job, calibration, sequential=sequential)
     return outcomes, {"sequential": sequential, "calibration": counts}
-
-
-def _install_all(
-    model: PreTrainedModel, plan: Plan, outcomes: Sequence[Outcome]
-) -> tuple[tuple[SiteRecord, ...], dict[str, InstalledSite]]:
-    """Puts the blocks in place, and warns once if clusterings among them were degenerate. Changes the model."""
-    records, installed = [], {}
-    for (site, _), outcome in zip(plan.entries, outcomes, strict=True):
-        before = read_mlp(model, site).num_parameters
-        entry = KINDS[type(outcome)].install(model, site, outcome)
-        records.append(_site_record(site, before, entry, outcome.metrics))
-        installed[site.path] = entry
-    _warn_if_degenerate(records)
-    return tuple(records), installed
 
 
 def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[str, float]) -> SiteRecord:
@@ -248,16 +268,5 @@ def _warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
         )
 
 
-def _run_facts(model: PreTrainedModel, job: Job) -> dict[str, Any]:
-    """What a record says about the compressed model and the machine."""
-    return {
-        "device": str(job.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": versions(),
-        "peak_bytes": peak_bytes(job.device),
-        "compressed": model_size(model),
-    }
-
-
-def _silent(done: int, total: int, path: str) -> None:
+def silent(done: int, total: int, path: str) -> None:
     """No progress is shown."""

@@ -141,6 +141,11 @@ def in_compute_dtype(mlp: MLP) -> MLP:
     return replace(mlp, **{name: tensor.to(compute) for name, tensor in mlp.tensors().items()})
 
 
+def copied(mlp: MLP) -> MLP:
+    """The block with tensors of its own; the scales stay."""
+    return replace(mlp, **{name: tensor.clone() for name, tensor in mlp.tensors().items()})
+
+
 def _neuron_parts(mlp: MLP) -> dict[str, Tensor]:
     """Field name -> tensor with one row a neuron, in the order of the row of `neurons`."""
     parts = {"gate": mlp.gate, "gate_bias": mlp.gate_bias, "up": mlp.up, "up_bias": mlp.up_bias, "down": mlp.down.T}

@@ -29,8 +29,9 @@ class Size:
 class SiteRecord:
     """One compressed MLP: its widths, its trained parameters, and the numbers of the method.
 
-    `kind` is `narrow`, `low-rank` or `masked`, `rank` that of a low-rank block. `parameters` are those that are stored,
-    `nonzero_parameters` those of them that no mask holds at zero.
+    `kind` is `narrow`, `low-rank`, `masked` or `routed`, `rank` that of a low-rank block, by matrix where they differ.
+    `parameters` are those that are stored, in a routed block those of all experts, `nonzero_parameters` those of them
+    that no mask holds at zero.
     """
 
     path: str
@@ -41,13 +42,19 @@ class SiteRecord:
     parameters: int
     metrics: dict[str, float]
     kind: str
-    rank: int | None
+    rank: int | dict[str, int] | None
     nonzero_parameters: int
 
     def size(self) -> str:
-        """What the block is now, in words: its width, its rank, or the share of its parameters that are not zero."""
-        masked = f"{100 * self.nonzero_parameters / self.parameters:.1f} % non-zero"
-        return {"narrow": f"{self.width:,}", "low-rank": f"rank {self.rank}", "masked": masked}[self.kind]
+        """What the block is now, in words: width, rank, share of its parameters that are not zero, or experts."""
+        if self.kind == "narrow":
+            return f"{self.width:,}"
+        if self.kind == "masked":
+            return f"{100 * self.nonzero_parameters / self.parameters:.1f} % non-zero"
+        if self.kind == "routed":
+            return f"{self.metrics['num_selected']} of {self.metrics['num_experts']} experts"
+        ranks = set(self.rank.values()) if isinstance(self.rank, dict) else {self.rank}
+        return f"rank {'-'.join(str(rank) for rank in sorted({min(ranks), max(ranks)}))}"
 
 
 @dataclass(frozen=True)

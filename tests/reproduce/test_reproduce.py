@@ -186,7 +186,7 @@ def test_killed_and_started_again_it_repeats_no_finished_run(recipe, tmp_path):
     [
         ({"methods": ["fuson"]}, "`method` must be one of"),
         ({"methods": ["fusion", "fusion"]}, "`methods` must not repeat"),
-        ({"methods": ["all"]}, "`methods` must be names of methods one by one"),
+        ({"methods": ["all"]}, "`method` must be one of"),
         ({"methods": ["full+layerwise"]}, "`methods` must have additions among lora[=R]"),
         ({"methods": ["fusion+layerwise=x"]}, "`methods` must have additions among lora[=R], layerwise[=EPOCHS]"),
         ({"methods": ["magnitude+lora"]}, "`methods` must have lora with methods that mask nothing"),

@@ -12,6 +12,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.mlp import MLP
 from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.modules.masked import MaskedConv1D, MaskedLinear
+from mlpfusion.modules.routed import RoutedLinear
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
         return linear.weight.detach().T, linear.bias.detach()
     if isinstance(linear, LowRankLinear):
         return linear.dense()
+    if isinstance(linear, RoutedLinear):
+        raise InputError(
+            "an MLP must compute all its neurons to be read as one, got one whose experts a router chooses"
+        )
     raise InputError(
         f"the linear maps of an MLP must be nn.Linear or Conv1D, got {type(linear).__name__}; "
         "merge adapters and drop quantisation first"
@@ -131,6 +136,8 @@ def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Si
 def _linear_shape(linear: nn.Module) -> tuple[int, int]:
     if isinstance(linear, LowRankLinear):  # without multiplying the factors
         return linear.shape()
+    if isinstance(linear, RoutedLinear):
+        return _linear_shape(linear.linear)
     rows, columns = linear_tensors(linear)[0].shape
     return rows, columns
 

@@ -50,6 +50,7 @@ _WHAT = {
         "zeros in the MLPs",
         "Without the package transformers loads it as well, but nothing then keeps the zeros in fine-tuning.",
     ),
+    "routed": ("experts and routers in the MLPs", _REFUSED),
 }
 
 
@@ -83,6 +84,12 @@ def model_card(record: Record, source: str, *, hub_id: bool) -> str:
 
 
 def _data_used(record: Record) -> str:
+    task = record.recipe.get("task")
+    if task is not None:
+        return (
+            f"What to keep was learned on {task['samples']:,} labelled training examples of {task['name']}. "
+            "It was not fine-tuned after it."
+        )
     calibration = record.recipe.get("calibration")
     if calibration is None:
         return "No data was used. Nothing was trained after it."

@@ -36,7 +36,7 @@ class ComparisonRow:
     kind: str
     size: str
     width: int
-    rank: int | None
+    rank: int | dict[str, int] | None
     original_parameters: int
     parameters: int
     nonzero_parameters: int

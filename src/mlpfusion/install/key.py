@@ -23,9 +23,12 @@ class NarrowSite:
 
 @dataclass(frozen=True)
 class LowRankSite:
-    """An MLP of factors: the rank of each of its matrices, its parameters now (all factors and biases)."""
+    """An MLP of factors: the rank of its matrices, its parameters now (all factors and biases).
 
-    rank: int
+    The rank is one number, or where the matrices differ one for each by its name (`up`, `gate`, `down`).
+    """
+
+    rank: int | dict[str, int]
     num_parameters: int
 
 
@@ -37,8 +40,22 @@ class MaskedSite:
     num_parameters: int
 
 
-InstalledSite = NarrowSite | LowRankSite | MaskedSite
-SITE_KINDS: dict[str, type[InstalledSite]] = {"narrow": NarrowSite, "low-rank": LowRankSite, "masked": MaskedSite}
+@dataclass(frozen=True)
+class RoutedSite:
+    """An MLP of experts: how many, how many of them compute for a token, and its parameters, those of all experts."""
+
+    num_experts: int
+    num_selected: int
+    num_parameters: int
+
+
+InstalledSite = NarrowSite | LowRankSite | MaskedSite | RoutedSite
+SITE_KINDS: dict[str, type[InstalledSite]] = {
+    "narrow": NarrowSite,
+    "low-rank": LowRankSite,
+    "masked": MaskedSite,
+    "routed": RoutedSite,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class FusionKey:
 
 
 def site_kind(site: InstalledSite) -> str:
-    """The name of the kind of outcome at a site: `narrow`, `low-rank` or `masked`."""
+    """The name of the kind of outcome at a site: `narrow`, `low-rank`, `masked` or `routed`."""
     return next(name for name, kind in SITE_KINDS.items() if type(site) is kind)
 
 
@@ -108,9 +125,16 @@ def _site_from_dict(path: str, data: Any) -> InstalledSite:
 def _check_value(where: str, item: Field, value: Any) -> None:
     if item.type is str and type(value) is not str:
         raise InputError(f"`{where}.{item.name}` must be text, got {value!r}")
-    smallest = 0 if item.name == "num_zeros" else 1
-    if item.type is int and (type(value) is not int or value < smallest):
-        raise InputError(f"`{where}.{item.name}` must be a whole number of at least {smallest}, got {value!r}")
+    if item.name == "rank" and isinstance(value, dict) and value:
+        for name, rank in value.items():
+            _check_number(f"{where}.rank.{name}", rank, 1)
+    elif item.type is not str:
+        _check_number(f"{where}.{item.name}", value, 0 if item.name == "num_zeros" else 1)
+
+
+def _check_number(where: str, value: Any, smallest: int) -> None:
+    if type(value) is not int or value < smallest:
+        raise InputError(f"`{where}` must be a whole number of at least {smallest}, got {value!r}")
 
 
 def _check_keys(where: str, data: Any, known: list[str]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site
-from mlpfusion.install import low_rank, masked, narrow
-from mlpfusion.install.key import InstalledSite, LowRankSite, MaskedSite, NarrowSite
-from mlpfusion.methods import LowRank, Masked, Narrowed
+from mlpfusion.install import low_rank, masked, narrow, routed
+from mlpfusion.install.key import InstalledSite, LowRankSite, MaskedSite, NarrowSite, RoutedSite
+from mlpfusion.methods import LowRank, Masked, Narrowed, Routed
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Kind:
 _NARROW = Kind(narrow.install, narrow.rebuild, narrow.check, narrow.fold)
 _LOW_RANK = Kind(low_rank.install, low_rank.rebuild, low_rank.check, low_rank.fold)
 _MASKED = Kind(masked.install, masked.rebuild, masked.check, masked.fold)
+_ROUTED = Kind(routed.install, routed.rebuild, routed.check, routed.fold)
 
 # By what a method hands back, and by what the key of a saved config holds.
 KINDS: dict[type, Kind] = {
@@ -34,4 +35,6 @@ KINDS: dict[type, Kind] = {
     LowRankSite: _LOW_RANK,
     Masked: _MASKED,
     MaskedSite: _MASKED,
+    Routed: _ROUTED,
+    RoutedSite: _ROUTED,
 }

@@ -1,5 +1,7 @@
 """The low-rank kind: every linear map of a site becomes two, the width stays."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,23 +20,26 @@ def install(model: PreTrainedModel, site: Site, outcome: LowRank) -> LowRankSite
     for path, names in linear_maps(site).items():
         linear = base.get_submodule(path)
         factors = [outcome.factors[name] for name in names]
-        new = _low_rank_like(linear, factors[0][1].shape[0], len(factors))
+        new = _low_rank_like(linear, [right.shape[0] for _, right in factors])
         _copy_factors(new, factors, linear_tensors(linear)[1])
         replace_module(base, path, new)
-    rank = next(iter(outcome.factors.values()))[1].shape[0]
+    ranks = {name: right.shape[0] for name, (_, right) in outcome.factors.items()}
+    rank = ranks["down"] if len(set(ranks.values())) == 1 else ranks
     return LowRankSite(rank, sum(parameter.numel() for parameter in site_parameters(base, site)))
 
 
 def rebuild(model: PreTrainedModel, site: Site, entry: LowRankSite) -> None:
     """Makes room for the factors, uninitialised. Changes the model; idempotent. Raises `InputError` for a bad rank."""
-    base = base_model(model)
+    base, ranks = base_model(model), _ranks(site, entry)
     largest = min(site.hidden_size, site.intermediate_size)
-    if entry.rank > largest:
-        raise InputError(f"`mlp_fusion` wants rank {entry.rank} at {site.path}, the config allows at most {largest}")
+    if max(ranks.values()) > largest:
+        raise InputError(
+            f"`mlp_fusion` wants rank {max(ranks.values())} at {site.path}, the config allows at most {largest}"
+        )
     for path, names in linear_maps(site).items():
-        linear = base.get_submodule(path)
-        if not (isinstance(linear, LowRankLinear) and linear.rank() == entry.rank):
-            replace_module(base, path, _low_rank_like(linear, entry.rank, len(names)))
+        linear, wanted = base.get_submodule(path), [ranks[name] for name in names]
+        if not (isinstance(linear, LowRankLinear) and list(linear.ranks()) == wanted):
+            replace_module(base, path, _low_rank_like(linear, wanted))
 
 
 def check(model: PreTrainedModel, site: Site, entry: LowRankSite) -> None:
@@ -54,14 +59,21 @@ def fold(model: PreTrainedModel, site: Site) -> None:
             replace_module(base, path, new)
 
 
-def _low_rank_like(linear: nn.Module, rank: int, num_parts: int) -> LowRankLinear:
+def _ranks(site: Site, entry: LowRankSite) -> dict[str, int]:
+    """The rank of every matrix. Raises `InputError` if the key names others than those of the site."""
+    names = [name for names in linear_maps(site).values() for name in names]
+    ranks = dict.fromkeys(names, entry.rank) if isinstance(entry.rank, int) else entry.rank
+    if set(ranks) != set(names):
+        raise InputError(f"`mlp_fusion` must have ranks for {', '.join(names)} at {site.path}, got {', '.join(ranks)}")
+    return ranks
+
+
+def _low_rank_like(linear: nn.Module, ranks: Sequence[int]) -> LowRankLinear:
     """Factors for `linear` of its device, dtype and `requires_grad`, uninitialised."""
     weight, bias = linear_tensors(linear)
     out_features, in_features = weight.shape
     with torch.device("meta"):
-        new = LowRankLinear(
-            in_features, out_features, rank, num_parts=num_parts, bias=bias is not None, dense_type=type(linear)
-        )
+        new = LowRankLinear(in_features, out_features, ranks, bias=bias is not None, dense_type=type(linear))
     new = new.to(weight.dtype).to_empty(device=weight.device)
     new.weight.zero_()
     for name, parameter in new.named_parameters():

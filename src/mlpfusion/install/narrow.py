@@ -48,7 +48,7 @@ def install(model: PreTrainedModel, site: Site, outcome: Narrowed) -> NarrowSite
     base = base_model(model)
     entry = NarrowSite(mlp.num_neurons, site.intermediate_size, _scale_of(mlp), mlp.num_parameters)
     make_room(model, site, mlp.num_neurons, scale=entry.scale)
-    _copy_weights(model, site, mlp)
+    copy_weights(model, site, mlp)
     activation = base.get_submodule(site.module_path("activation"))
     if isinstance(activation, MatchedActivation):
         ones = mlp.up.new_ones(mlp.num_neurons, dtype=torch.float32)
@@ -105,10 +105,11 @@ def fold(model: PreTrainedModel, site: Site) -> None:
     if scales:
         folded = fold_mlp(replace(read_mlp(model, site), **scales))
         replace_module(base, path, unscaled(activation))
-        _copy_weights(model, site, folded)
+        copy_weights(model, site, folded)
 
 
-def _copy_weights(model: PreTrainedModel, site: Site, mlp: MLP) -> None:
+def copy_weights(model: PreTrainedModel, site: Site, mlp: MLP) -> None:
+    """Copies matrices and biases of `mlp` into the plain linear maps of its width at `site`. Changes the model."""
     base, up, up_bias = base_model(model), mlp.up, mlp.up_bias
     if site.stack.gate == site.stack.up:
         assert mlp.gate is not None

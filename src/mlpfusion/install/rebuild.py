@@ -11,6 +11,7 @@ from mlpfusion.install.key import FusionKey
 from mlpfusion.install.kinds import KINDS
 
 SCALE_BUFFERS = (".output_scale", ".input_scale_bits", ".output_scale_bits")
+ROUTER_BUFFERS = (".router_in_bits", ".router_out_bits")
 
 
 def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
@@ -36,6 +37,9 @@ def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str],
     lost = [name for name in (*missing, *unexpected) if name.endswith(SCALE_BUFFERS)]
     if lost:
         raise InputError(f"the checkpoint must hold the scales of every scaled block and no other, see {min(lost)}")
+    lost = [name for name in (*missing, *unexpected) if name.endswith(ROUTER_BUFFERS)]
+    if lost:
+        raise InputError(f"the checkpoint must hold the router of every routed block and no other, see {min(lost)}")
     missing = sorted(missing)
     for site in installed_sites(model, key):
         for path in linear_maps(site):

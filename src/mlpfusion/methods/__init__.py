@@ -4,7 +4,7 @@ A method is one file with a frozen config and a function `compress`, and one row
 layers, files or devices.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -32,6 +32,7 @@ from mlpfusion.methods.outcome import LowRank as LowRank
 from mlpfusion.methods.outcome import Masked as Masked
 from mlpfusion.methods.outcome import Narrowed as Narrowed
 from mlpfusion.methods.outcome import Outcome as Outcome
+from mlpfusion.methods.outcome import Routed as Routed
 from mlpfusion.mlp import MLP
 
 # (mlp, num_neurons, config, generator): fewer neurons
@@ -86,20 +87,30 @@ def method_name(method: type) -> str:
 METHOD_TYPES: dict[str, type] = {method_name(method): method for method in ALL_METHODS}
 
 
-def method_from_name(name: str, options: dict[str, Any] | None = None) -> Any:
-    """The config of the named method. Raises `InputError` for an unknown name, an unknown option or a bad value."""
-    if name not in METHOD_TYPES:
-        raise InputError(f"`method` must be one of {', '.join(METHOD_TYPES)}, got {name!r}")
-    fields = asdict(METHOD_TYPES[name]())
+def method_from_name(name: str, options: dict[str, Any] | None = None, types: Mapping[str, type] = METHOD_TYPES) -> Any:
+    """The config of the method of that name in `types`.
+
+    Raises `InputError` for an unknown name, an unknown option or a bad value.
+    """
+    if name not in types:
+        raise InputError(f"`method` must be one of {', '.join(types)}, got {name!r}")
+    fields = asdict(types[name]())
     for option, value in (options or {}).items():
         if option not in fields:
             raise InputError(f"options of {name} must be among {sorted(fields) or 'none'}, got {option!r}")
         if type(value) is not type(fields[option]):
             raise InputError(f"`{option}` of {name} must be of type {type(fields[option]).__name__}, got {value!r}")
     try:
-        return METHOD_TYPES[name](**(options or {}))
+        return types[name](**(options or {}))
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def method_label(method: Any) -> str:
+    """The name of a config in a table: with the options that differ from its defaults."""
+    defaults = asdict(type(method)())
+    changed = [f"{name}={value}" for name, value in asdict(method).items() if value != defaults[name]]
+    return " ".join([method_name(type(method)), *changed])
 
 
 def takes_no_data(method: Any) -> bool:

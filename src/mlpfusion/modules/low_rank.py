@@ -1,6 +1,7 @@
 """A linear map that is a product of two smaller ones."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ class LowRankLinear(nn.Module):
     """left(right(x)), two plain `nn.Linear`, in the place of one map; or several such pairs side by side.
 
     The outputs of the pairs are put one after the other: a map that holds gate and up has a pair for each, so that the
-    factors do not depend on how an architecture stores the two. `dense_type` is the type of the map that was replaced.
+    factors do not depend on how an architecture stores the two; `ranks` has one number a pair. `dense_type` is the type of the map that was replaced.
 
     The buffer `weight` holds nothing. It makes transformers without this package fail on its shape, where missing and
     unexpected weights would only be logged, and tells T5, which asks the map for `weight.dtype`, what to cast to.
@@ -20,7 +21,7 @@ class LowRankLinear(nn.Module):
     weight: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, rank: int, *, num_parts: int, bias: bool, dense_type: type[nn.Module]
+        self, in_features: int, out_features: int, ranks: Sequence[int], *, bias: bool, dense_type: type[nn.Module]
     ):
         super().__init__()
         self.dense_type = dense_type
@@ -28,10 +29,10 @@ class LowRankLinear(nn.Module):
             nn.Sequential(
                 OrderedDict(
                     right=nn.Linear(in_features, rank, bias=False),
-                    left=nn.Linear(rank, out_features // num_parts, bias=bias),
+                    left=nn.Linear(rank, out_features // len(ranks), bias=bias),
                 )
             )
-            for _ in range(num_parts)
+            for rank in ranks
         )
         self.register_buffer("weight", torch.zeros(1))
 
@@ -48,9 +49,9 @@ class LowRankLinear(nn.Module):
         pairs = self.pairs()
         return sum(left.out_features for left, _ in pairs), pairs[0][1].in_features
 
-    def rank(self) -> int:
-        """Columns of `left`, rows of `right`; the same in every part."""
-        return self.pairs()[0][1].out_features
+    def ranks(self) -> tuple[int, ...]:
+        """Columns of `left`, rows of `right`, of every part."""
+        return tuple(right.out_features for _, right in self.pairs())
 
     def dense(self) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
         """Weight and bias of the one map that computes the same, detached."""

@@ -8,7 +8,7 @@ from operator import getitem
 from typing import Any
 
 from mlpfusion.evaluate.comparison import ComparisonRow
-from mlpfusion.methods import METHOD_TYPES
+from mlpfusion.methods import METHOD_TYPES, method_label
 
 # Number of `BlockError` -> title; a dot leads into what it holds.
 COLUMNS = {
@@ -32,14 +32,10 @@ _SMALL = 0.01  # below it three decimals say too little
 
 def comparison_record(rows: Sequence[ComparisonRow], run: dict[str, Any]) -> dict[str, Any]:
     """The rows with what they were measured on, as JSON data."""
-    return {**run, "rows": [asdict(row) | {"label": label(row.method, row.options)} for row in rows]}
-
-
-def label(method: str, options: dict[str, Any]) -> str:
-    """The name of a method in a table: with the options that differ from its defaults."""
-    defaults = asdict(METHOD_TYPES[method]())
-    changed = [f"{name}={value}" for name, value in options.items() if value != defaults[name]]
-    return " ".join([method, *changed])
+    return {
+        **run,
+        "rows": [asdict(row) | {"label": method_label(METHOD_TYPES[row.method](**row.options))} for row in rows],
+    }
 
 
 def comparison_table(record: dict[str, Any], column: str) -> str:

@@ -17,11 +17,10 @@ from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.write import check_output, staged_folder
 from mlpfusion.compression import check_method, check_not_compressed, check_visited
 from mlpfusion.errors import InputError
-from mlpfusion.methods import method_name, takes_no_data
+from mlpfusion.methods import method_label, method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import versions
-from mlpfusion.report.comparison import label
 from mlpfusion.report.dynamics import FULL, dynamics_markdown, write_dynamics_chart
 from mlpfusion.report.run_comparison import parse_methods
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
@@ -181,7 +180,7 @@ def _run_all(runner: Runner, methods: Sequence[Any], progress: Progress) -> list
     for seed in job.seeds:
         full = None
         for number, method in enumerate([None, *methods]):
-            name = FULL if method is None else label(method_name(type(method)), asdict(method))
+            name = FULL if method is None else method_label(method)
             before = job.steps * len(rows)
 
             def report(done: int, _total: int, what: str, before: int = before, name: str = name) -> None:

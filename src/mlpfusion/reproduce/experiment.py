@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.compression import check_method
+import yaml
+
 from mlpfusion.errors import InputError
-from mlpfusion.methods import MASK_METHODS, method_name
+from mlpfusion.methods import MASK_METHODS, METHOD_TYPES, method_from_name, method_label
 from mlpfusion.recipe import read_job
-from mlpfusion.report.comparison import label
-from mlpfusion.report.run_comparison import parse_methods
+from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.glue import find_task
 from mlpfusion.tune.config import Finetune, Lora, parse_lora
 from mlpfusion.tune.distill import Distill
@@ -85,7 +85,7 @@ class Entry:
     @property
     def label(self) -> str:
         """Its name in tables."""
-        name = FULL if self.method is None else label(method_name(type(self.method)), asdict(self.method))
+        name = FULL if self.method is None else method_label(self.method)
         epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
         return name + (f" + layer-wise{epochs}" if self.layerwise else "") + (" + LoRA" if self.lora else "")
 
@@ -188,9 +188,8 @@ def parse_entry(text: str, model: str) -> Entry:
     return Entry(model, method, **values)
 
 
-def _method(name: str) -> Any:
-    (method,) = parse_methods(name) if name != "all" else [None]
-    if method is None:
-        raise InputError("`methods` must be names of methods one by one, got 'all'")
-    check_method(method, None, 1)
-    return method
+def _method(text: str) -> Any:
+    name, *options = text.split(":")
+    pairs = [option.partition("=") for option in options]
+    values = {option: yaml.safe_load(value) for option, _, value in pairs}
+    return method_from_name(name, values, METHOD_TYPES | TASK_METHOD_TYPES)

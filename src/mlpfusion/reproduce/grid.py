@@ -5,7 +5,7 @@ import json
 import platform
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Cell, Experiment, cells
+from mlpfusion.task_methods import TASK_METHODS
+from mlpfusion.task_methods.compression import compress_on_task
 from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
 from mlpfusion.tasks.load import load_task
 from mlpfusion.tune.data import display_name
@@ -128,7 +130,7 @@ class Grid:
         entry, (data, _) = cell.entry, self.data(cell)
         config = self.experiment.finetune(rate, seed, entry.lora)
         train, _ = split_train(data, config)
-        model, row = self._start(cell, seed, train)
+        model, row = self._start(cell, seed, train, progress)
         if entry.layerwise:
             teacher = load_for_task(self.source(entry.model), data.task, seed)
             tuning = self.experiment.distill(rate, seed, entry.layerwise)
@@ -137,18 +139,21 @@ class Grid:
         _, run = finetune(model, data, config, _where(states / "tuning", progress))
         return row | {"run": asdict(run), "device": str(PartialState().device)}
 
-    def _start(self, cell: Cell, seed: int, train: EncodedExamples) -> tuple[PreTrainedModel, Row]:
+    def _start(self, cell: Cell, seed: int, train: EncodedExamples, progress: Progress) -> tuple[PreTrainedModel, Row]:
         """The model that is tuned, and its numbers of parameters. What a method learns from is `train`."""
-        entry, source, (data, _) = cell.entry, self.source(cell.entry.model), self.data(cell)
-        if entry.method is None:
+        method, source, (data, _) = cell.entry.method, self.source(cell.entry.model), self.data(cell)
+        selection: dict[str, Any] = {"layers": cell.layers, "keep_ratio": cell.keep_ratio}
+        if method is None or type(method) in TASK_METHODS:
             model = load_for_task(source, data.task, seed)
-            return model, {"parameters": model.num_parameters(), "nonzero_parameters": model.num_parameters()}
-        calibration = None
-        if not takes_no_data(entry.method):
-            count = self.experiment.calibration_samples
-            calibration = calibration_batches(train, data.collate, source.config, count, seed)
-        selection = {"layers": cell.layers, "keep_ratio": cell.keep_ratio}
-        model, record = compressed_start(source, data.task, entry.method, seed, selection, calibration)
+            if method is None:
+                return model, {"parameters": model.num_parameters(), "nonzero_parameters": model.num_parameters()}
+            seen = replace(data, train=train)
+            record = compress_on_task(model, method, seen, **selection, seed=seed, progress=progress)
+        else:
+            calibration, count = None, self.experiment.calibration_samples
+            if not takes_no_data(method):
+                calibration = calibration_batches(train, data.collate, source.config, count, seed)
+            model, record = compressed_start(source, data.task, method, seed, selection, calibration)
         sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}
         return model, sizes | {"compress_seconds": record.seconds}
 

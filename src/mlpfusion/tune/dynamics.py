@@ -12,12 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import DivergenceError, InputError
 from mlpfusion.outcomes import Progress, site_generator
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.config import Finetune
 from mlpfusion.tune.start import unlabelled_batches
-from mlpfusion.tune.trainer import DivergenceError
 
 # Where the kernel rules, the first steps, is measured whatever `every` is.
 FIRST_STEPS = (1, 2, 5, 10)
@@ -93,12 +92,7 @@ def train_path(
     for step, batch in enumerate(training_batches(examples, collate, config), start=1):
         progress(step - 1, config.steps, f"step {step}")
         started = time.perf_counter()
-        loss = _backward(model, batch)
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"`learning_rate` must be small enough for a finite loss, got {config.learning_rate:g}: "
-                f"the loss became {loss} in step {step}"
-            )
+        loss = backward(model, batch, step, config.learning_rate)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss)
@@ -143,13 +137,21 @@ def lengths(path: TrainingPath, full: TrainingPath) -> list[float]:
     return (_changes(path).norm(dim=1) / _changes(full).norm(dim=1)).tolist()
 
 
-def _backward(model: PreTrainedModel, batch: Sequence[Mapping[str, Tensor]]) -> float:
-    """The mean loss over the examples of all parts of a batch; its gradients are added to those of the parameters."""
+def backward(model: PreTrainedModel, batch: Sequence[Mapping[str, Tensor]], step: int, learning_rate: float) -> float:
+    """The mean loss over the examples of all parts of a batch; its gradients are added to those of the parameters.
+
+    Raises `DivergenceError`, which names the step and the rate, if the loss is not finite.
+    """
     total, size = 0.0, sum(len(part["labels"]) for part in batch)
     for part in batch:
         loss = model(**_on_device(model, part)).loss * (len(part["labels"]) / size)
         loss.backward()
         total += loss.item()
+    if not math.isfinite(total):
+        raise DivergenceError(
+            f"`learning_rate` must be small enough for a finite loss, got {learning_rate:g}: "
+            f"the loss became {total} in step {step}"
+        )
     return total
 
 

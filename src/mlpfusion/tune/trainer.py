@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from mlpfusion.errors import DivergenceError as DivergenceError
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedExamples
@@ -19,10 +20,6 @@ from mlpfusion.tune.states import keep_states, mark_complete, newest_state, unma
 
 # What a loss function gets: the model, wrapped as it trains, and a batch on its device.
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
-
-
-class DivergenceError(InputError):
-    """The loss or the weights became NaN or Inf."""
 
 
 class LengthGroupedOrder(Sampler[int]):

@@ -1,0 +1,18 @@
+"""The table of task methods, which learn from labelled task data what to keep: config type -> function.
+
+A method is one file with a frozen config and a function `compress(job, config)`, and one row here. It may do to the
+model of the job what it likes: that is a copy. What it hands back, one outcome a site, is then put into the model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mlpfusion.methods import Outcome, method_name
+from mlpfusion.task_methods import lth
+from mlpfusion.task_methods.job import TaskJob as TaskJob
+
+TASK_METHODS: dict[type, Callable[[TaskJob, Any], list[Outcome]]] = {
+    lth.LTH: lth.compress,
+}
+
+TASK_METHOD_TYPES: dict[str, type] = {method_name(method): method for method in TASK_METHODS}

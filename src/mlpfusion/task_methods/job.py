@@ -1,0 +1,124 @@
+"""What a task method gets to work on, and the steps of training that the methods share."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mlpfusion.architectures.sites import Site, base_model
+from mlpfusion.errors import DivergenceError
+from mlpfusion.outcomes import Progress
+from mlpfusion.tasks.encode import EncodedTask
+from mlpfusion.tune.config import Finetune
+from mlpfusion.tune.dynamics import Dynamics, backward, training_batches
+
+# The parts of one batch, texts of like length side by side.
+Parts = Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class TaskJob:
+    """The blocks at `sites` are to keep the share `keep_ratio` of the entries of their matrices.
+
+    `model` is a copy for the method to work on, in fp32 or better on the device of the arithmetic, with the head of
+    the task. Of `data` only `train` may be looked at. `seed` draws the order of the data and what else is random;
+    dropout draws from the global streams, which were seeded.
+    """
+
+    model: PreTrainedModel
+    sites: tuple[Site, ...]
+    keep_ratio: float
+    data: EncodedTask
+    seed: int
+    progress: Progress
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the head, which is new: those that the base model does not have."""
+        own = {id(parameter) for parameter in base_model(self.model).parameters()}
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in own]
+
+
+@dataclass(frozen=True)
+class TaskTraining:
+    """The options of a method that trains on the task: `epochs` over the training data, `batch_size` examples a step.
+
+    `learning_rate` is constant.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+
+    def __post_init__(self):
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"`learning_rate` must be above 0 and below 1, got {self.learning_rate}")
+        self.check_at_least_one("epochs", "batch_size")
+
+    def check_at_least_one(self, *names: str) -> None:
+        """Raises `ValueError` for a count below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+    def num_steps(self, job: TaskJob) -> int:
+        """Steps of all epochs, at least one."""
+        return max(1, round(self.epochs * len(job.data.train) / self.batch_size))
+
+
+class Steps:
+    """The steps of a run: batch after batch in a random order by the seed, forward and backward, progress.
+
+    Raises `DivergenceError` at the first loss that is not finite. `losses` has those of all steps so far.
+    """
+
+    def __init__(self, job: TaskJob, config: TaskTraining, num_steps: int):
+        order = Dynamics(num_steps, config.learning_rate, config.batch_size, seed=job.seed)
+        self._batches = enumerate(training_batches(job.data.train, job.data.collate, order), start=1)
+        self._job, self._rate, self.num_steps = job, config.learning_rate, num_steps
+        self.losses: list[float] = []
+
+    def take(self, number: int) -> Iterator[int]:
+        """The next `number` steps: yields each step, counted from 1, when the gradients of its loss are there.
+
+        They are those of one batch: what the parameters had before is dropped.
+        """
+        for step, parts in islice(self._batches, number):
+            self._job.progress(step - 1, self.num_steps, f"step {step}")
+            self._job.model.zero_grad()
+            self.losses.append(backward(self._job.model, parts, step, self._rate))
+            yield step
+        if len(self.losses) == self.num_steps:
+            self._job.progress(self.num_steps, self.num_steps, "")
+
+    def segments(self, number: int) -> list[int]:
+        """How many steps each of `number` parts of the run has."""
+        ends = [round(part * self.num_steps / number) for part in range(number + 1)]
+        return [end - start for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def adamw(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.AdamW:
+    """AdamW with the betas and the epsilon of `Finetune`, without decay."""
+    defaults = Finetune()
+    betas = (defaults.adam_beta1, defaults.adam_beta2)
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=betas, eps=defaults.adam_epsilon, weight_decay=0.0, fused=True
+    )
+
+
+def train_only(model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """Lets `parameters` have gradients, and no others of the model. Changes their flags."""
+    chosen = {id(parameter) for parameter in parameters}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+def check_finite(tensors: Mapping[str, Tensor], learning_rate: float) -> None:
+    """Raises `DivergenceError` if a value that training left is NaN or Inf."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise DivergenceError(
+                f"`learning_rate` must be small enough for finite weights, got {learning_rate:g}: {name} holds NaN or Inf"
+            )

@@ -1,0 +1,68 @@
+"""Iterative magnitude pruning with rewinding (Frankle & Carbin, ICLR 2019; Chen et al., NeurIPS 2020), in one epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlpfusion.architectures.sites import base_model, read_mlp
+from mlpfusion.install import masked
+from mlpfusion.methods import Outcome
+from mlpfusion.methods.masking import apply_mask, best_masks
+from mlpfusion.mlp import copied
+from mlpfusion.task_methods.job import Steps, TaskJob, TaskTraining, adamw, check_finite
+
+
+@dataclass(frozen=True)
+class LTH(TaskTraining):
+    """Trains everything, zeroes the smallest weights, rewinds, and again, in rounds: a winning ticket, masked.
+
+    Each of `rounds` rounds is an equal part of the training, with a fresh AdamW, from the pre-trained weights under the
+    mask so far. The head, which is new, is not rewound.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 2e-5
+    batch_size: int = 32
+    rounds: int = 5
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least_one("rounds")
+
+
+def compress(job: TaskJob, config: LTH) -> list[Outcome]:
+    """The pre-trained blocks with zeros where the trained weights were smallest, ranked over all sites together.
+
+    After round k the share `keep_ratio`^(k / rounds) is left; what was zeroed once stays zero.
+    """
+    base = base_model(job.model)
+    start = {name: value.detach().clone() for name, value in base.named_parameters()}
+    pretrained = [copied(read_mlp(job.model, site)) for site in job.sites]
+    kept = [{name: torch.ones_like(w, dtype=torch.bool) for name, w in mlp.matrices().items()} for mlp in pretrained]
+    steps = Steps(job, config, max(config.rounds, config.num_steps(job)))
+    job.model.train()
+    for round_, length in enumerate(steps.segments(config.rounds), start=1):
+        optimizer = adamw(list(job.model.parameters()), config.learning_rate)
+        for _ in steps.take(length):
+            optimizer.step()
+        check_finite(dict(base.named_parameters()), config.learning_rate)
+        trained = [read_mlp(job.model, site).matrices() for site in job.sites]
+        kept = best_masks(_scores(trained, kept), job.keep_ratio ** (round_ / config.rounds))
+        _rewind(job, start)
+        for site, mlp, part in zip(job.sites, pretrained, kept, strict=True):
+            masked.install(job.model, site, apply_mask(mlp, part))
+    return [apply_mask(mlp, part) for mlp, part in zip(pretrained, kept, strict=True)]
+
+
+def _scores(trained: Sequence[dict[str, Tensor]], kept: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """|w| of the trained weights, below all of them where a weight is gone already."""
+    pairs = zip(trained, kept, strict=True)
+    return [{name: w.abs().masked_fill(~part[name], -1.0) for name, w in block.items()} for block, part in pairs]
+
+
+@torch.no_grad()
+def _rewind(job: TaskJob, start: dict[str, Tensor]) -> None:
+    for name, value in base_model(job.model).named_parameters():
+        value.copy_(start[name])
