@@ -111,6 +111,16 @@ def kmeans() -> str:
     return markdown(["inertia, time", *names], [[data, *values] for data, values in cells.items()])
 
 
+def roberta_cost() -> str:
+    """Method x seconds on a block of RoBERTa-base's size."""
+    result = read_result("roberta_cost")
+    rows = [
+        [f"`{row['method']}`", row["size"], f"{row['nonzero_parameters']:,}", f"{row['compress_seconds']:.1f}"]
+        for row in sorted(result["rows"], key=lambda row: row["compress_seconds"])
+    ]
+    return markdown(["method", "block", "trained parameters", "seconds"], rows)
+
+
 def methods() -> str:
     """The table of methods, each with the first line of its config's docstring."""
     rows = []
@@ -148,6 +158,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "mean-errors": mean_errors,
     "kmeans": kmeans,
     "methods": methods,
+    "roberta-cost": roberta_cost,
     "output-errors": errors("output_error"),
     "plain-kernel-errors": errors("plain_kernel_error"),
 }
