@@ -4,7 +4,7 @@ A method is one file with a frozen config and a function `compress`, and one row
 layers, files or devices.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -87,18 +87,21 @@ def method_name(method: type) -> str:
 METHOD_TYPES: dict[str, type] = {method_name(method): method for method in ALL_METHODS}
 
 
-def method_from_name(name: str, options: dict[str, Any] | None = None) -> Any:
-    """The config of the named method. Raises `InputError` for an unknown name, an unknown option or a bad value."""
-    if name not in METHOD_TYPES:
-        raise InputError(f"`method` must be one of {', '.join(METHOD_TYPES)}, got {name!r}")
-    fields = asdict(METHOD_TYPES[name]())
+def method_from_name(name: str, options: dict[str, Any] | None = None, types: Mapping[str, type] = METHOD_TYPES) -> Any:
+    """The config of the method of that name in `types`.
+
+    Raises `InputError` for an unknown name, an unknown option or a bad value.
+    """
+    if name not in types:
+        raise InputError(f"`method` must be one of {', '.join(types)}, got {name!r}")
+    fields = asdict(types[name]())
     for option, value in (options or {}).items():
         if option not in fields:
             raise InputError(f"options of {name} must be among {sorted(fields) or 'none'}, got {option!r}")
         if type(value) is not type(fields[option]):
             raise InputError(f"`{option}` of {name} must be of type {type(fields[option]).__name__}, got {value!r}")
     try:
-        return METHOD_TYPES[name](**(options or {}))
+        return types[name](**(options or {}))
     except ValueError as error:
         raise InputError(str(error)) from error
 

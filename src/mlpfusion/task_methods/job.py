@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Steps:
     def segments(self, number: int) -> list[int]:
         """How many steps each of `number` parts of the run has."""
         ends = [round(part * self.num_steps / number) for part in range(number + 1)]
-        return [end - start for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [end - start for start, end in pairwise(ends)]
 
 
 def adamw(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.AdamW:
@@ -120,5 +120,6 @@ def check_finite(tensors: Mapping[str, Tensor], learning_rate: float) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise DivergenceError(
-                f"`learning_rate` must be small enough for finite weights, got {learning_rate:g}: {name} holds NaN or Inf"
+                f"`learning_rate` must be small enough for finite weights, got {learning_rate:g}: "
+                f"{name} holds NaN or Inf"
             )
