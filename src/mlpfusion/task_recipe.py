@@ -8,7 +8,6 @@ from mlpfusion.compression import check_size_options
 from mlpfusion.errors import InputError
 from mlpfusion.methods import method_from_name
 from mlpfusion.outcomes import Progress
-from mlpfusion.plan import check_one_size
 from mlpfusion.recipe import Recipe, check_source_model, write_result
 from mlpfusion.record import Record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
@@ -52,7 +51,8 @@ def _checked_method(recipe: Recipe) -> Any:
     """The config of the method. Raises `InputError` for a bad option, and for what does not go with the kind."""
     method = method_from_name(recipe.method, recipe.options, TASK_METHOD_TYPES)
     check_size_options(method, recipe.width, recipe.round_to, recipe.budget)
-    check_one_size({"keep_ratio": recipe.keep_ratio})
+    if recipe.keep_ratio is None:
+        raise InputError(f"`keep_ratio` must be given for {recipe.method}, got none")
     for name in _REFUSED:
         if getattr(recipe, name):
             raise InputError(f"`{name}` must be left out for {recipe.method}, which learns on a task")

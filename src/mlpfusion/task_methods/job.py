@@ -7,8 +7,9 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.architectures.sites import Site, base_model
+from mlpfusion.architectures.sites import Site, base_model, linear_maps
 from mlpfusion.errors import DivergenceError
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedTask
@@ -113,6 +114,17 @@ def train_only(model: nn.Module, parameters: Sequence[Tensor]) -> None:
     chosen = {id(parameter) for parameter in parameters}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
+
+
+def weight_gradients(model: PreTrainedModel, site: Site) -> dict[str, Tensor]:
+    """The gradients of the matrices at `site` by name, laid out as `read_mlp` lays out the matrices."""
+    found = {}
+    for path, names in linear_maps(site).items():
+        linear = base_model(model).get_submodule(path)
+        gradient = linear.get_parameter("weight").grad
+        assert gradient is not None
+        found |= zip(names, (gradient.T if isinstance(linear, Conv1D) else gradient).chunk(len(names)), strict=True)
+    return found
 
 
 def check_finite(tensors: Mapping[str, Tensor], learning_rate: float) -> None:
