@@ -1,4 +1,7 @@
-"""What a task method gets to work on, and the steps of training that the methods share."""
+"""What a task method gets to work on, and the steps of training that the methods share.
+
+`mlpfusion.tune` is imported where it is used: the names of the methods are known without the packages of training.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +16,6 @@ from mlpfusion.architectures.sites import Site, base_model, linear_maps
 from mlpfusion.errors import DivergenceError
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedTask
-from mlpfusion.tune.config import Finetune
-from mlpfusion.tune.dynamics import Dynamics, backward, training_batches
 
 # The parts of one batch, texts of like length side by side.
 Parts = Sequence[Mapping[str, Tensor]]
@@ -76,9 +77,12 @@ class Steps:
     """
 
     def __init__(self, job: TaskJob, config: TaskTraining, num_steps: int):
+        from mlpfusion.tune.dynamics import Dynamics, backward, training_batches
+
         order = Dynamics(num_steps, config.learning_rate, config.batch_size, seed=job.seed)
         self._batches = enumerate(training_batches(job.data.train, job.data.collate, order), start=1)
         self._job, self._rate, self.num_steps = job, config.learning_rate, num_steps
+        self._backward = backward
         self.losses: list[float] = []
 
     def take(self, number: int) -> Iterator[int]:
@@ -89,7 +93,7 @@ class Steps:
         for step, parts in islice(self._batches, number):
             self._job.progress(step - 1, self.num_steps, f"step {step}")
             self._job.model.zero_grad()
-            self.losses.append(backward(self._job.model, parts, step, self._rate))
+            self.losses.append(self._backward(self._job.model, parts, step, self._rate))
             yield step
         if len(self.losses) == self.num_steps:
             self._job.progress(self.num_steps, self.num_steps, "")
@@ -102,6 +106,8 @@ class Steps:
 
 def adamw(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.AdamW:
     """AdamW with the betas and the epsilon of `Finetune`, without decay."""
+    from mlpfusion.tune.config import Finetune
+
     defaults = Finetune()
     betas = (defaults.adam_beta1, defaults.adam_beta2)
     return torch.optim.AdamW(
