@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pico import pico_model, pico_outputs
+from task_job import HALF
 from tiny_task import make_task
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -22,7 +23,7 @@ from mlpfusion.tune import Finetune, finetune
 
 # bert is plain, gpt2 transposed, llama gated, modernbert has gate and up in one map.
 NAMES = ["bert", "gpt2", "llama", "modernbert"]
-# Options that change something within the few steps of the small task.
+# Options that change something within the few steps of the small HALF.
 OPTIONS: dict[str, dict[str, Any]] = {
     "LTH": {"learning_rate": 5e-3, "batch_size": 8},
     "GemMiner": {"learning_rate": 5e-2, "batch_size": 8},
@@ -40,12 +41,12 @@ def with_head(name: str = "bert", **options: Any) -> Any:
 
 def compressed(name: str, method: Any, task: EncodedTask, **options: Any) -> Any:
     model = with_head(name, **{key: options.pop(key) for key in ("dtype",) if key in options})
-    run(model, method, task, **options)
+    run(model, method, HALF, **options)
     return model
 
 
 def run(model: Any, method: Any, task: EncodedTask, **options: Any) -> mlpfusion.Record:
-    return mlpfusion.compress_on_task(model, method, task, **{"layers": "last:2", "keep_ratio": 0.25, **options})
+    return mlpfusion.compress_on_task(model, method, HALF, **{"layers": "last:2", "keep_ratio": 0.25, **options})
 
 
 def values(model: Any) -> dict[str, torch.Tensor]:
@@ -66,18 +67,18 @@ def outside(model: Any) -> dict[str, torch.Tensor]:
 
 @every_method
 @every_name
-def test_all_but_the_blocks_stays_bit_by_bit_and_so_do_data_and_random_streams(name, method, task):
+def test_all_but_the_blocks_stays_bit_by_bit_and_so_do_data_and_random_streams(name, method):
     model = with_head(name).train()
     model.get_input_embeddings().weight.requires_grad_(False)
-    before, items = outside(model), [dict(item) for item in task.train.items]
+    before, items = outside(model), [dict(item) for item in HALF.train.items]
     states = random.getstate(), torch.random.get_rng_state(), str(np.random.get_state(legacy=False))
-    record = run(model, method, task)
+    record = run(model, method, HALF)
     assert same(outside(model), before)
     assert len(before) > 10
     assert not any(module.training for module in model.modules())
     assert not model.get_input_embeddings().weight.requires_grad
     assert sum(not parameter.requires_grad for parameter in model.parameters()) == 1
-    assert task.train.items == items
+    assert HALF.train.items == items
     assert random.getstate() == states[0]
     assert torch.equal(torch.random.get_rng_state(), states[1])
     assert str(np.random.get_state(legacy=False)) == states[2]
@@ -87,24 +88,24 @@ def test_all_but_the_blocks_stays_bit_by_bit_and_so_do_data_and_random_streams(n
 
 
 @every_method
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(method, task):
-    first, second, third = (values(compressed("bert", method, task, seed=seed)) for seed in (3, 3, 4))
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(method):
+    first, second, third = (values(compressed("bert", method, HALF, seed=seed)) for seed in (3, 3, 4))
     assert same(first, second)
     assert not same(first, third)
 
 
 @every_method
-def test_the_reported_splits_are_not_looked_at(method, task):
-    blind = replace(task, evaluation={})
-    assert same(values(compressed("bert", method, blind)), values(compressed("bert", method, task)))
+def test_the_reported_splits_are_not_looked_at(method):
+    blind = replace(HALF, evaluation={})
+    assert same(values(compressed("bert", method, blind)), values(compressed("bert", method, HALF)))
 
 
 @every_method
 @every_name
-def test_the_kept_share_is_exact(name, method, task):
+def test_the_kept_share_is_exact(name, method):
     model = with_head(name)
     original = values(model)
-    record = run(model, method, task)
+    record = run(model, method, HALF)
     if record.sites[0].kind == "masked":
         sites = find_sites(model, find_architecture(model.config.model_type))[-2:]
         weights = [base_model(model).get_submodule(path).weight for site in sites for path in linear_maps(site)]
@@ -124,19 +125,21 @@ def test_the_kept_share_is_exact(name, method, task):
 
 @every_method
 @every_name
-def test_keeping_all_changes_nothing(name, method, task):
+def test_keeping_all_changes_nothing(name, method):
     model = with_head(name)
     before = pico_outputs(model, name)
-    record = run(model, method, task, keep_ratio=1.0)
+    record = run(model, method, HALF, keep_ratio=1.0)
     if record.sites[0].kind != "low-rank":  # whose factors are trained
         assert torch.equal(pico_outputs(model, name), before)
 
 
 @every_method
-@every_name
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_reload_is_bit_exact(name, dtype, method, task, tmp_path):
-    model = compressed(name, method, task, dtype=dtype)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.bfloat16) for name in NAMES] + [("bert", torch.float32), ("modernbert", torch.float32)],
+)
+def test_reload_is_bit_exact(name, dtype, method, tmp_path):
+    model = compressed(name, method, HALF, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
@@ -151,11 +154,12 @@ def test_reload_is_bit_exact(name, dtype, method, task, tmp_path):
 
 
 @every_method
-@every_name
-def test_fine_tuning_moves_what_is_stored_and_keeps_zeros_and_routers(name, method, task):
-    model = compressed(name, method, task)
+@pytest.mark.parametrize("name", ["gpt2", "modernbert"])
+def test_fine_tuning_moves_what_is_stored_and_keeps_zeros_and_routers(name, method):
+    model = compressed(name, method, HALF)
     before = values(model)
-    trained, _ = finetune(model, task, Finetune(learning_rate=2e-3, epochs=1, batch_size=16, device="cpu"))
+    config = Finetune(learning_rate=2e-3, epochs=1, batch_size=16, max_train_samples=32, device="cpu", select_on="last")
+    trained, _ = finetune(model, replace(HALF, evaluation={"validation": HALF.train.subset([0, 1])}), config)
     after = values(trained)
     for key, value in before.items():
         if "router" in key:
@@ -173,25 +177,25 @@ def test_fine_tuning_moves_what_is_stored_and_keeps_zeros_and_routers(name, meth
 
 @every_method
 def test_pairs_of_sentences_work_too(method):
-    task = make_task(pairs=True)
-    assert "token_type_ids" in task.train[0]
-    assert run(with_head(), method, task).sites
+    pairs = make_task(pairs=True)
+    assert pairs.train[0]["input_ids"].count(2) == 2
+    assert run(with_head(), method, pairs).sites
 
 
 @every_method
-@pytest.mark.parametrize("name", ["t5", "t5-gated", "bart", "opt"])
-def test_decoders_and_encoder_decoders_work_too(name, method, task):
+@pytest.mark.parametrize("name", ["t5-gated", "opt"])
+def test_decoders_and_encoder_decoders_work_too(name, method):
     model = with_head(name)
     model.config.pad_token_id = 0
     before = pico_outputs(model, name)
-    run(model, method, task, layers="last:1")
+    run(model, method, HALF, layers="last:1")
     after = pico_outputs(model, name)
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
 
 
 @every_method
-def test_a_loss_that_is_not_finite_leaves_the_model_as_it_was(method, task):
+def test_a_loss_that_is_not_finite_leaves_the_model_as_it_was(method):
     if method_name(type(method)) == "moefication":  # which has no such loss
         return
     model = with_head()
@@ -206,23 +210,23 @@ def test_a_loss_that_is_not_finite_leaves_the_model_as_it_was(method, task):
     handle = model.register_forward_hook(spoil)
     before = values(model)
     with pytest.raises(DivergenceError, match="`learning_rate` must be small enough for a finite loss"):
-        run(model, method, task)
+        run(model, method, HALF)
     handle.remove()
     assert same(values(model), before)
     assert getattr(model.config, "mlp_fusion", None) is None
 
 
 @every_method
-def test_bad_input_is_refused_and_leaves_the_model_as_it_was(method, task):
+def test_bad_input_is_refused_and_leaves_the_model_as_it_was(method):
     model = with_head()
     before = values(model)
-    wrong = EncodedExamples([item | {"labels": 2} for item in task.train.items])
+    wrong = EncodedExamples([item | {"labels": 2} for item in HALF.train.items])
     for data, options, message in [
-        (task, {"keep_ratio": 0.0}, "`keep_ratio` must be above 0 and at most 1, got 0.0"),
-        (task, {"layers": "last:9"}, "`layers=last:N` must have N between 1 and 3, got 9"),
-        (replace(task, train=EncodedExamples([])), {}, "`data` must hold at least one training example, got none"),
+        (HALF, {"keep_ratio": 0.0}, "`keep_ratio` must be above 0 and at most 1, got 0.0"),
+        (HALF, {"layers": "last:9"}, "`layers=last:N` must have N between 1 and 3, got 9"),
+        (replace(HALF, train=EncodedExamples([])), {}, "`data` must hold at least one training example, got none"),
         (
-            replace(task, train=wrong),
+            replace(HALF, train=wrong),
             {},
             "`labels` of the training examples must be between 0 and 1, got 2 in example 0",
         ),
@@ -233,16 +237,16 @@ def test_bad_input_is_refused_and_leaves_the_model_as_it_was(method, task):
     with torch.no_grad():
         model.bert.encoder.layer[2].output.dense.weight[0, 0] = float("nan")
     with pytest.raises(InputError, match="the weights must be finite, got 1 NaN or Inf in bert.encoder.layer.2"):
-        run(model, method, task)
+        run(model, method, HALF)
     with pytest.raises(InputError, match="`model` must have a head for sequence classification, got BertModel"):
-        run(pico_model("bert"), method, task)
+        run(pico_model("bert"), method, HALF)
 
 
 @every_method
-def test_a_model_is_compressed_once(method, task):
-    model = compressed("bert", method, task)
+def test_a_model_is_compressed_once(method):
+    model = compressed("bert", method, HALF)
     with pytest.raises(InputError, match="`model` must not be compressed already"):
-        run(model, method, task)
+        run(model, method, HALF)
 
 
 @every_method
@@ -254,6 +258,6 @@ def test_options_out_of_range_are_refused(field, value, method):
         type(method)(**{field: value})
 
 
-def test_a_method_that_does_not_learn_on_a_task_is_refused(task):
+def test_a_method_that_does_not_learn_on_a_task_is_refused():
     with pytest.raises(InputError, match="`method` must be a config of LTH, .*, got Magnitude"):
-        run(with_head(), mlpfusion.Magnitude(), task)
+        run(with_head(), mlpfusion.Magnitude(), HALF)

@@ -21,9 +21,10 @@ class GemMiner(TaskTraining):
 
     The block computes with w round(q) for scores q in [0, 1], and the gradient of q is that of the product
     (straight-through), plus that of `regularization` |q|^2. Adam at `learning_rate` moves the scores, and at
-    `head_learning_rate` the head, which is new and thrown away. After each of `rounds` equal parts the lowest scores of
-    those left are frozen at zero. Scores start between 0.5 and 0.5 + `spread` in the order of |w|, so that the first
-    step sees the pre-trained model; the random starts of the paper, made for random weights, would drop half of it.
+    `head_learning_rate` the head, which is new and thrown away. After each of the first `rounds` of `rounds` + 1 equal
+    parts the lowest of the scores that are left are frozen. Scores start between 0.5 and 0.5 + `spread` in the order of
+    |w|, so that the first step sees the pre-trained model: the random start of the paper, made for random weights,
+    would drop half of it.
     """
 
     epochs: int = 1
@@ -46,10 +47,11 @@ class GemMiner(TaskTraining):
 
 
 def compress(job: TaskJob, config: GemMiner) -> list[Outcome]:
-    """The pre-trained blocks with zeros where the scores are lowest, ranked over all sites together.
+    """The pre-trained blocks with zeros where the scores were lowest, ranked over all sites together.
 
     After round k the share `keep_ratio`^(k / rounds) is left; what was frozen once stays. Of equal scores the earlier
-    (block, matrix, row, column) go first. The base model ends with the weights that it began with.
+    (block, matrix, row, column) go first. A weight that is left in the end stays even where its score fell below a
+    half, so that the share is exact. The base model ends with the weights that it began with.
     """
     pretrained = [copied(read_mlp(job.model, site)) for site in job.sites]
     scores = initial_scores(pretrained, config.spread)
@@ -63,9 +65,12 @@ def compress(job: TaskJob, config: GemMiner) -> list[Outcome]:
             {"params": job.head_parameters(), "lr": config.head_learning_rate},
         ]
     )
-    steps = Steps(job, config, max(config.rounds, config.num_steps(job)))
+    steps = Steps(job, config, max(config.rounds + 1, config.num_steps(job)))
     job.model.train()
-    for round_, length in enumerate(steps.segments(config.rounds), start=1):
+    for round_, length in enumerate(steps.segments(config.rounds + 1)):
+        if round_:
+            kept = best_masks(_ranked(scores, kept), job.keep_ratio ** (round_ / config.rounds))
+            _set_weights(job, pretrained, scores, kept)
         for _ in steps.take(length):
             _set_gradients(job, pretrained, scores, kept, config.regularization)
             optimizer.step()
@@ -73,11 +78,6 @@ def compress(job: TaskJob, config: GemMiner) -> list[Outcome]:
                 q.clamp_(0, 1)
             _set_weights(job, pretrained, scores, kept)
         check_finite({name: q for block in scores for name, q in block.items()}, config.learning_rate)
-        ranked = [
-            {n: q.masked_fill(~part[n], -1.0) for n, q in b.items()} for b, part in zip(scores, kept, strict=True)
-        ]
-        kept = best_masks(ranked, job.keep_ratio ** (round_ / config.rounds))
-        _set_weights(job, pretrained, scores, kept)
     for site, mlp in zip(job.sites, pretrained, strict=True):
         _copy(read_mlp(job.model, site).matrices(), mlp.matrices())
     return [apply_mask(mlp, part) for mlp, part in zip(pretrained, kept, strict=True)]
@@ -90,6 +90,12 @@ def initial_scores(mlps: Sequence[MLP], spread: float) -> list[Matrices]:
     ranks[flat.argsort(stable=True)] = torch.arange(1, len(flat) + 1, dtype=flat.dtype, device=flat.device)
     scores = iter((0.5 + spread * ranks / len(flat)).split([w.numel() for m in mlps for w in m.matrices().values()]))
     return [{name: next(scores).view(w.shape).clone() for name, w in mlp.matrices().items()} for mlp in mlps]
+
+
+def _ranked(scores: list[Matrices], kept: list[Matrices]) -> list[Matrices]:
+    """The scores, those that are frozen below all others."""
+    pairs = zip(scores, kept, strict=True)
+    return [{name: q.masked_fill(~part[name], -1.0) for name, q in block.items()} for block, part in pairs]
 
 
 @torch.no_grad()
