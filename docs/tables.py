@@ -25,6 +25,11 @@ from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.dynamics import distance_table, loss_table
 from mlpfusion.reproduce.report import columns, cost_table, labels, score_table, share_table
+from mlpfusion.task_methods import TASK_METHOD_TYPES
+from mlpfusion.task_methods.flop import FLOP
+from mlpfusion.task_methods.gem_miner import GemMiner
+from mlpfusion.task_methods.lth import LTH
+from mlpfusion.task_methods.moefication import MoEfication
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,6 +43,8 @@ COMPARISONS = {
 }
 
 
+# What a method that learns on a task makes of a block.
+TASK_KINDS = {LTH: "masked", GemMiner: "masked", FLOP: "low-rank", MoEfication: "routed"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
 
 
@@ -166,6 +173,9 @@ def methods() -> str:
         kind = "narrow" if method in NARROW_METHODS else "low-rank" if method in LOW_RANK_METHODS else "masked"
         kind += ", calibrated" if method in CALIBRATED_METHODS else ""
         rows.append([f"`{name}`", f"`{method.__name__}`", kind, first])
+    for name, method in TASK_METHOD_TYPES.items():
+        first = (method.__doc__ or "").strip().splitlines()[0]
+        rows.append([f"`{name}`", f"`{method.__name__}`", f"{TASK_KINDS[method]}, on the task", first])
     return markdown(["`--method`", "Python", "kind", "what it does"], rows)
 
 

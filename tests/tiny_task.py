@@ -1,6 +1,8 @@
 """A pico model with a tokenizer, and a small task that it can learn: which half of the words is it?"""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ from pico import pico_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from mlpfusion.tasks.encode import EncodedTask, encode_task
 from mlpfusion.tasks.glue import Task
-from mlpfusion.tasks.load import Examples
+from mlpfusion.tasks.load import Examples, TaskData
 
 WORDS = [f"w{index}" for index in range(60)]
 
@@ -41,6 +44,27 @@ def examples(count: int, seed: int) -> Examples:
 
 
 TASK = Task("half", ("sentence",), ("first", "second"), ("accuracy", "f1"))
+
+
+def make_task(*, pairs: bool = False) -> EncodedTask:
+    """96 training examples and 40 to report on; with `pairs` every text has a second one."""
+
+    def split(count: int, seed: int) -> Examples:
+        first, second = examples(count, seed), examples(count, seed + 10)
+        texts = tuple((*a, *b) for a, b in zip(first.texts, second.texts, strict=True))
+        return replace(first, texts=texts) if pairs else first
+
+    data = TaskData(TASK, split(96, 0), {"validation": split(40, 1)}, "made up")
+    return encode_task(data, tiny_tokenizer(), max_length=24 if pairs else 16)
+
+
+def write_files(folder: Path) -> tuple[Path, Path]:
+    """The same task as files of one's own."""
+    paths = folder / "train.jsonl", folder / "validation.jsonl"
+    for path, count, seed in zip(paths, (96, 40), (0, 1), strict=True):
+        rows = [{"sentence": text, "label": label} for text, label in zip(*sentences(count, seed), strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
 
 
 def save_checkpoint(folder: Path, name: str = "bert", auto_class: Any = None) -> Path:

@@ -26,20 +26,30 @@ if TYPE_CHECKING:
     from mlpfusion.methods.sketch import Sketch as Sketch
     from mlpfusion.methods.svd import SVD as SVD
     from mlpfusion.record import Record as Record
+    from mlpfusion.task_methods.compression import compress_on_task as compress_on_task
+    from mlpfusion.task_methods.flop import FLOP as FLOP
+    from mlpfusion.task_methods.gem_miner import GemMiner as GemMiner
+    from mlpfusion.task_methods.lth import LTH as LTH
+    from mlpfusion.task_methods.moefication import MoEfication as MoEfication
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "compress": "mlpfusion.compression",
+    "compress_on_task": "mlpfusion.task_methods.compression",
     "fold": "mlpfusion.install.folding",
     "Clustering": "mlpfusion.methods.clustering",
     "FoldedFusion": "mlpfusion.methods.folded_fusion",
+    "FLOP": "mlpfusion.task_methods.flop",
     "Fusion": "mlpfusion.methods.fusion",
+    "GemMiner": "mlpfusion.task_methods.gem_miner",
     "InputError": "mlpfusion.errors",
+    "LTH": "mlpfusion.task_methods.lth",
     "Magnitude": "mlpfusion.methods.magnitude",
     "MaintainNTKGradient": "mlpfusion.methods.maintain_ntk_gradient",
     "MaintainOutput": "mlpfusion.methods.maintain_output",
     "MMD": "mlpfusion.methods.mmd",
+    "MoEfication": "mlpfusion.task_methods.moefication",
     "NeuronPruning": "mlpfusion.methods.neuron_pruning",
     "NTKMatch": "mlpfusion.methods.ntk_match",
     "NTKSAP": "mlpfusion.methods.ntk_sap",

@@ -10,7 +10,7 @@ import click
 from mlpfusion import __version__
 from mlpfusion.cli_errors import reported_errors
 from mlpfusion.cli_reproduce import reproduce
-from mlpfusion.cli_tune import distill, dynamics, tune
+from mlpfusion.cli_tune import distill, dynamics, split_list, tune
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,6 +62,21 @@ def _calibration_options(command: Any) -> Any:
     return command
 
 
+def _task_options(command: Any) -> Any:
+    """The flags that say on what a task method learns, those of `tune`."""
+    for option in (
+        click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128)."),
+        click.option("--max-train-samples", type=int, help="Random part of train, the same that tune takes."),
+        click.option("--regression", is_flag=True, help="The label is a number to predict, not a class."),
+        click.option("--label-column", metavar="NAME", help="Column of the label."),
+        click.option("--text-column", callback=split_list, metavar="A[,B]", help="Column of the text, or of a pair."),
+        click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine)."),
+        click.option("--task", help="Task that lth, gem-miner, flop and moefication learn on: sst2, mnli, ..."),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("model", required=False)
 @click.argument("out", required=False)
@@ -80,13 +95,15 @@ def _calibration_options(command: Any) -> Any:
 @click.option("--column", help="Field of --calibration that holds the text.")
 @click.option("--sequential", is_flag=True, help="Calibrate each block on what the blocks compressed before it leave.")
 @click.option("--data-free", is_flag=True, help="Calibrate on random tokens instead of texts.")
+@_task_options
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it holds something.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flags: Any) -> None:
     """Compresses MODEL (a folder or a Hub id) into the new folder OUT.
 
-    OUT appears complete or not at all. It holds the model, its tokenizer, a record of the run and a model card.
+    OUT appears complete or not at all. It holds the model, its tokenizer, a record of the run and a model card. The
+    methods that learn on a task leave all but the MLPs as it was: OUT is of MODEL's class, without a head for the task.
     """
     with reported_errors():
         from mlpfusion.recipe import Recipe, read_job, run_recipe, with_fields

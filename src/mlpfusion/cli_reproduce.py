@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mlpfusion.cli_errors import reported_errors
-from mlpfusion.cli_tune import is_main_process, split
+from mlpfusion.cli_tune import is_main_process, split_list
 from mlpfusion.errors import check_training_installed
 
 
@@ -14,9 +14,9 @@ from mlpfusion.errors import check_training_installed
 @click.argument("recipe", required=False)
 @click.option("--model", help="Model to run it on, instead of the recipe's.")
 @click.option("--out", metavar="DIR", help="Folder of the experiment; what is finished there is not run again.")
-@click.option("--tasks", callback=split, metavar="A[,B..]", help="Tasks, instead of the recipe's.")
-@click.option("--methods", callback=split, metavar="A[,B..]", help="Methods, instead of the recipe's.")
-@click.option("--seeds", callback=split, metavar="N[,N..]", help="Seeds, instead of the recipe's.")
+@click.option("--tasks", callback=split_list, metavar="A[,B..]", help="Tasks, instead of the recipe's.")
+@click.option("--methods", callback=split_list, metavar="A[,B..]", help="Methods, instead of the recipe's.")
+@click.option("--seeds", callback=split_list, metavar="N[,N..]", help="Seeds, instead of the recipe's.")
 @click.option("--device", help="auto (default), cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:

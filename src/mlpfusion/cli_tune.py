@@ -9,7 +9,7 @@ from mlpfusion.cli_errors import reported_errors
 from mlpfusion.errors import check_training_installed
 
 
-def split(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
+def split_list(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
     """A list written with commas. Raises `click.BadParameter` if an item is not of the kind of the flag."""
     kinds: dict[str | None, Any] = {"learning_rate": float, "seeds": int}
     try:
@@ -24,11 +24,13 @@ def split(_context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
 @click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
 @click.option("--validation", metavar="FILE", help="Own data to report on.")
-@click.option("--text-column", callback=split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
+@click.option("--text-column", callback=split_list, metavar="A[,B]", help="Column of the text, or columns of a pair.")
 @click.option("--label-column", metavar="NAME", help="Column of the label.")
 @click.option("--regression", is_flag=True, help="The label is a number to predict, not a class.")
-@click.option("--learning-rate", callback=split, metavar="LR[,LR..]", help="One (default 2e-5) or a grid.")
-@click.option("--seeds", callback=split, metavar="N[,N..]", help="Head, order and dropout (default 0); mean and std.")
+@click.option("--learning-rate", callback=split_list, metavar="LR[,LR..]", help="One (default 2e-5) or a grid.")
+@click.option(
+    "--seeds", callback=split_list, metavar="N[,N..]", help="Head, order and dropout (default 0); mean and std."
+)
 @click.option("--epochs", type=int, help="Default 3.")
 @click.option("--batch-size", type=int, help="Sentences a step and device (default 32).")
 @click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
@@ -131,18 +133,18 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
 @click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
 @click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
 @click.option("--validation", metavar="FILE", help="Own data to measure the logits on.")
-@click.option("--text-column", callback=split, metavar="A[,B]", help="Column of the text, or columns of a pair.")
+@click.option("--text-column", callback=split_list, metavar="A[,B]", help="Column of the text, or columns of a pair.")
 @click.option("--label-column", metavar="NAME", help="Column of the label.")
 @click.option("--regression", is_flag=True, help="The label is a number to predict, not a class.")
 @click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
-@click.option("--methods", callback=split, metavar="A[,B..]", help="Names as of compare; default: six of them.")
+@click.option("--methods", callback=split_list, metavar="A[,B..]", help="Names as of compare; default: six of them.")
 @click.option("--layers", help="Layers to compress, as of compress (default all).")
 @click.option("--keep-ratio", type=float, help="Share of the neurons to keep (default 0.25).")
 @click.option("--steps", type=int, help="Steps of a run (default 100).")
 @click.option("--learning-rate", type=float, help="Constant (default 5e-5).")
 @click.option("--batch-size", type=int, help="Examples a step (default 32).")
 @click.option("--every", type=int, help="Measure every so many steps (default 25), and after 1, 2, 5, 10 and the last.")
-@click.option("--seeds", callback=split, metavar="N[,N..]", help="Head, order and compression (default 0,1,2).")
+@click.option("--seeds", callback=split_list, metavar="N[,N..]", help="Head, order and compression (default 0,1,2).")
 @click.option("--eval-samples", type=int, help="Held-out examples to measure on (default 256).")
 @click.option("--calibration", metavar="FILE", help="Texts for calibrated methods (default: unlabelled training ones).")
 @click.option("--column", help="Field of --calibration that holds the text.")

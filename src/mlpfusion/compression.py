@@ -119,6 +119,11 @@ def check_method(method: Any, width: int | None, round_to: int, budget: str | No
     """Raises `InputError` unless `method` is a config of a table, and one that narrows where a width is asked for."""
     if type(method) not in ALL_METHODS:
         raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in ALL_METHODS)}, got {method!r}")
+    check_size_options(method, width, round_to, budget)
+
+
+def check_size_options(method: Any, width: int | None, round_to: int, budget: str | None) -> None:
+    """Raises `InputError` if a width, a budget or a step of widths is asked of a method that keeps the width."""
     refused = {"width": width is not None, "budget": budget is not None, "round_to": round_to != 1}
     if type(method) not in NARROW_METHODS and any(refused.values()):
         given = next(name for name, is_given in refused.items() if is_given)

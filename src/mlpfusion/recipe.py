@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 import yaml
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, find_architecture, read_architecture
@@ -17,16 +17,21 @@ from mlpfusion.checkpoint.card import model_card
 from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
 from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
 from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
-from mlpfusion.errors import InputError
-from mlpfusion.methods import CALIBRATED_METHODS, method_from_name, method_name
+from mlpfusion.errors import InputError, check_training_installed
+from mlpfusion.methods import CALIBRATED_METHODS, METHOD_TYPES, method_from_name, method_name
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import check_one_size, make_plan
 from mlpfusion.record import RECORD_FILE, Record
+from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
 from mlpfusion.tasks.random_tokens import RandomTokens
 
 # A frozen dataclass whose fields can be written in YAML: numbers, text, yes or no, and tuples of these.
 Fields = TypeVar("Fields", bound=Any)
+
+
+# What a task method learns on.
+TASK_FIELDS = ("task", "train", "text_column", "label_column", "regression", "max_train_samples")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Recipe:
 
     `options` are the fields of the method's config; `calibration` is a file or data set as in `read_texts`, of which
     `calibration_samples` texts are drawn by `seed`, and `data_free` means as many sequences of random tokens instead;
+    `task`, or `train` with `text_column` (two for pairs) and `label_column`, is what a task method learns on: the part
+    that `mlpfusion tune` trains on with the same `max_train_samples`, texts cut to `max_length` tokens;
     `architecture` is the path of a row file for a model type that has no row of its own.
     """
 
@@ -57,6 +64,13 @@ class Recipe:
     calibration_samples: int = 256
     sequential: bool = False
     data_free: bool = False
+    task: str | None = None
+    train: str | None = None
+    text_column: tuple[str, ...] = ()
+    label_column: str | None = None
+    regression: bool = False
+    max_train_samples: int | None = None
+    max_length: int = 128
 
 
 def read_recipe(path: Path, into: Fields) -> Fields:
@@ -96,12 +110,16 @@ def recipe_command(recipe: Recipe, model: str) -> str:
     """The command line that carries out `recipe`, with `model` for the name of the checkpoint."""
     defaults = asdict(Recipe())
     flags = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {_written(value)}")
         for name, value in asdict(recipe).items()
         if name not in ("model", "out", "options") and (value != defaults[name] or name == "method")
     ]
     options = [f"--option {name}={value}" for name, value in recipe.options.items()]
     return " ".join(["mlpfusion compress", model, recipe.out, *flags, *options])
+
+
+def _written(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
@@ -113,37 +131,56 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     for name in ("model", "out"):
         if not getattr(recipe, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+    if recipe.method in TASK_METHOD_TYPES:
+        check_training_installed()
+        from mlpfusion.task_recipe import run_task_recipe
+
+        return run_task_recipe(recipe, progress)
     method = _method(recipe)
     sizes = {name: getattr(recipe, name) for name in ("keep_ratio", "width", "budget")}
     check_one_size(sizes)
     check_method(method, recipe.width, recipe.round_to, recipe.budget)
+    _check_no_task(recipe)
     texts = _calibration_source(recipe, method)
-    out = Path(recipe.out).expanduser()
-    check_output(out, overwrite=recipe.overwrite)
-    _check_device(recipe.device)
-    source = resolve(recipe.model, recipe.revision)
-    config = read_config(source)
-    architecture = _architecture(recipe, config)
     selection = {"layers": recipe.layers, "round_to": recipe.round_to, **sizes}
-    _check_plan(config, architecture, selection)
-    check_weights(source)
+    source, config, architecture = check_source_model(recipe, selection)
     batches = None if texts is None else texts.batches(source, config, recipe.seed)
     model = load_model(source, config)
     chosen = {name: getattr(recipe, name) for name in ("seed", "sequential", "device")}
     given = {"architecture": architecture, "progress": progress, "calibration": batches}
     record = _with_source(compress(model, method, **selection, **chosen, **given), texts, recipe.seed)
+    write_result(recipe, source, model, record)
+    return record
+
+
+def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path, PreTrainedConfig, Architecture]:
+    """Folder, config and row of `recipe.model`, checked together with where the result goes; no weight is read.
+
+    `selection` holds layers and sizes. Raises `InputError`.
+    """
+    check_output(Path(recipe.out).expanduser(), overwrite=recipe.overwrite)
+    _check_device(recipe.device)
+    source = resolve(recipe.model, recipe.revision)
+    config = read_config(source)
+    architecture = _architecture(recipe, config)
+    _check_plan(config, architecture, selection)
+    check_weights(source)
+    return source, config, architecture
+
+
+def write_result(recipe: Recipe, source: Path, model: PreTrainedModel, record: Record) -> None:
+    """Writes model, tokenizer, record and model card into the new folder `recipe.out`, complete or not at all."""
     is_hub_id = not Path(recipe.model).expanduser().is_dir()
     name = recipe.model if is_hub_id else source.resolve().name
-    with staged_folder(out) as folder:
+    with staged_folder(Path(recipe.out).expanduser()) as folder:
         save_model(model, source, folder)
         (folder / "README.md").write_text(model_card(record, name, hub_id=is_hub_id), encoding="utf-8")
         (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
-    return record
 
 
 def _method(recipe: Recipe) -> Any:
     """The config of the method. Raises `InputError` as `method_from_name` does, and for a wrong `data_free`."""
-    method = method_from_name(recipe.method, recipe.options)
+    method = method_from_name(recipe.method, recipe.options, METHOD_TYPES | TASK_METHOD_TYPES)
     if recipe.data_free and type(method) not in CALIBRATED_METHODS:
         able = ", ".join(method_name(one) for one in CALIBRATED_METHODS)
         raise InputError(f"`data_free` must be left out but for {able}, got the method {recipe.method}")
@@ -169,6 +206,13 @@ def _with_source(record: Record, texts: CalibrationTexts | RandomTokens | None, 
         return record
     used = record.recipe["calibration"] | texts.record() | {"seed": seed}
     return replace(record, recipe=record.recipe | {"calibration": used})
+
+
+def _check_no_task(recipe: Recipe) -> None:
+    """Raises `InputError` if a task is given to a method that does not learn on one."""
+    for name in TASK_FIELDS:
+        if getattr(recipe, name):
+            raise InputError(f"`{name}` must be left out for {recipe.method}, which does not learn on a task")
 
 
 def _check_device(device: str) -> None:

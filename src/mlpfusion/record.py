@@ -53,8 +53,9 @@ class SiteRecord:
             return f"{100 * self.nonzero_parameters / self.parameters:.1f} % non-zero"
         if self.kind == "routed":
             return f"{self.metrics['num_selected']} of {self.metrics['num_experts']} experts"
-        ranks = set(self.rank.values()) if isinstance(self.rank, dict) else {self.rank}
-        return f"rank {'-'.join(str(rank) for rank in sorted({min(ranks), max(ranks)}))}"
+        if isinstance(self.rank, dict):
+            return f"rank {min(self.rank.values())}-{max(self.rank.values())}"
+        return f"rank {self.rank}"
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,10 @@ def test_without_the_package_factors_are_refused_and_zeros_load_as_weights(name,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda site: site.update(kind="sparse"), "kind` must be one of narrow, low-rank, masked, got 'sparse'"),
+        (
+            lambda site: site.update(kind="sparse"),
+            "kind` must be one of narrow, low-rank, masked, routed, got 'sparse'",
+        ),
         (lambda site: site.update(scale="none"), "must have exactly the keys kind, rank, num_parameters"),
         (lambda site: site.update(rank=0), "rank` must be a whole number of at least 1, got 0"),
         (lambda site: site.update(rank=99), "wants rank 99 at encoder.layer.2, the config allows at most 32"),

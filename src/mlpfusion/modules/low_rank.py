@@ -12,7 +12,8 @@ class LowRankLinear(nn.Module):
     """left(right(x)), two plain `nn.Linear`, in the place of one map; or several such pairs side by side.
 
     The outputs of the pairs are put one after the other: a map that holds gate and up has a pair for each, so that the
-    factors do not depend on how an architecture stores the two; `ranks` has one number a pair. `dense_type` is the type of the map that was replaced.
+    factors do not depend on how an architecture stores the two; `ranks` has one number a pair. `dense_type` is the type
+    of the map that was replaced.
 
     The buffer `weight` holds nothing. It makes transformers without this package fail on its shape, where missing and
     unexpected weights would only be logged, and tells T5, which asks the map for `weight.dtype`, what to cast to.

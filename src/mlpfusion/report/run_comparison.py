@@ -19,6 +19,7 @@ from mlpfusion.outcomes import Progress
 from mlpfusion.record import versions
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_markdown, comparison_record
+from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
 from mlpfusion.tasks.random_tokens import RandomTokens
 from mlpfusion.tasks.text import read_texts, token_batches
@@ -109,5 +110,10 @@ def _authors_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig)
 
 def _parse_method(text: str) -> Any:
     name, *options = text.split(":")
+    if name in TASK_METHOD_TYPES:
+        raise InputError(
+            f"`methods` must need no labels here, got {name}, which learns on a task: "
+            "`mlpfusion compress --task`, then `mlpfusion tune` its result"
+        )
     pairs = [option.partition("=") for option in options]
     return method_from_name(name, {option: yaml.safe_load(value) for option, _, value in pairs})

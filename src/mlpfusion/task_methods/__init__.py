@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from mlpfusion.methods import Outcome, method_name
-from mlpfusion.task_methods import lth
+from mlpfusion.task_methods import flop, gem_miner, lth, moefication
 from mlpfusion.task_methods.job import TaskJob as TaskJob
 
 TASK_METHODS: dict[type, Callable[[TaskJob, Any], list[Outcome]]] = {
     lth.LTH: lth.compress,
+    gem_miner.GemMiner: gem_miner.compress,
+    flop.FLOP: flop.compress,
+    moefication.MoEfication: moefication.compress,
 }
 
 TASK_METHOD_TYPES: dict[str, type] = {method_name(method): method for method in TASK_METHODS}

@@ -3,9 +3,10 @@
 import copy
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
@@ -117,9 +118,9 @@ def install_learned(model: PreTrainedModel, learned: Learned) -> Record:
 
 def _working_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """A copy in fp32 or better on `device`, in eval mode, whose parameters all have gradients."""
-    copied = copy.deepcopy(model).to(device)  # pyright: ignore[reportArgumentType]
-    copied = copied.to(torch.promote_types(model.dtype, torch.float32)).eval().requires_grad_(True)
-    return copied
+    copied = cast(nn.Module, copy.deepcopy(model))
+    copied.to(device, torch.promote_types(model.dtype, torch.float32)).eval().requires_grad_(True)
+    return cast(PreTrainedModel, copied)
 
 
 def _check_examples(data: EncodedTask) -> None:

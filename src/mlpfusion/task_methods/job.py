@@ -1,19 +1,21 @@
-"""What a task method gets to work on, and the steps of training that the methods share."""
+"""What a task method gets to work on, and the steps of training that the methods share.
+
+`mlpfusion.tune` is imported where it is used: the names of the methods are known without the packages of training.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.architectures.sites import Site, base_model
+from mlpfusion.architectures.sites import Site, base_model, linear_maps
 from mlpfusion.errors import DivergenceError
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedTask
-from mlpfusion.tune.config import Finetune
-from mlpfusion.tune.dynamics import Dynamics, backward, training_batches
 
 # The parts of one batch, texts of like length side by side.
 Parts = Sequence[Mapping[str, Tensor]]
@@ -75,9 +77,12 @@ class Steps:
     """
 
     def __init__(self, job: TaskJob, config: TaskTraining, num_steps: int):
+        from mlpfusion.tune.dynamics import Dynamics, backward, training_batches
+
         order = Dynamics(num_steps, config.learning_rate, config.batch_size, seed=job.seed)
         self._batches = enumerate(training_batches(job.data.train, job.data.collate, order), start=1)
         self._job, self._rate, self.num_steps = job, config.learning_rate, num_steps
+        self._backward = backward
         self.losses: list[float] = []
 
     def take(self, number: int) -> Iterator[int]:
@@ -88,7 +93,7 @@ class Steps:
         for step, parts in islice(self._batches, number):
             self._job.progress(step - 1, self.num_steps, f"step {step}")
             self._job.model.zero_grad()
-            self.losses.append(backward(self._job.model, parts, step, self._rate))
+            self.losses.append(self._backward(self._job.model, parts, step, self._rate))
             yield step
         if len(self.losses) == self.num_steps:
             self._job.progress(self.num_steps, self.num_steps, "")
@@ -96,11 +101,13 @@ class Steps:
     def segments(self, number: int) -> list[int]:
         """How many steps each of `number` parts of the run has."""
         ends = [round(part * self.num_steps / number) for part in range(number + 1)]
-        return [end - start for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [end - start for start, end in pairwise(ends)]
 
 
 def adamw(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.AdamW:
     """AdamW with the betas and the epsilon of `Finetune`, without decay."""
+    from mlpfusion.tune.config import Finetune
+
     defaults = Finetune()
     betas = (defaults.adam_beta1, defaults.adam_beta2)
     return torch.optim.AdamW(
@@ -115,10 +122,22 @@ def train_only(model: nn.Module, parameters: Sequence[Tensor]) -> None:
         parameter.requires_grad_(id(parameter) in chosen)
 
 
+def weight_gradients(model: PreTrainedModel, site: Site) -> dict[str, Tensor]:
+    """The gradients of the matrices at `site` by name, laid out as `read_mlp` lays out the matrices."""
+    found = {}
+    for path, names in linear_maps(site).items():
+        linear = base_model(model).get_submodule(path)
+        gradient = linear.get_parameter("weight").grad
+        assert gradient is not None
+        found |= zip(names, (gradient.T if isinstance(linear, Conv1D) else gradient).chunk(len(names)), strict=True)
+    return found
+
+
 def check_finite(tensors: Mapping[str, Tensor], learning_rate: float) -> None:
     """Raises `DivergenceError` if a value that training left is NaN or Inf."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise DivergenceError(
-                f"`learning_rate` must be small enough for finite weights, got {learning_rate:g}: {name} holds NaN or Inf"
+                f"`learning_rate` must be small enough for finite weights, got {learning_rate:g}: "
+                f"{name} holds NaN or Inf"
             )

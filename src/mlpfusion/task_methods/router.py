@@ -1,0 +1,90 @@
+"""The router of MoEfication: a small MLP that guesses which expert has most to say about a token."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, relu
+
+from mlpfusion.mlp import MLP
+
+
+@dataclass(frozen=True)
+class Router:
+    """Scores router_out tanh(router_in x), the share of held-out tokens where the best expert is chosen, and the epoch.
+
+    `captured` is the share of the score of the best experts that those chosen on the held-out tokens have.
+    """
+
+    router_in: Float[Tensor, "experts hidden"]
+    router_out: Float[Tensor, "experts experts"]
+    accuracy: float
+    captured: float
+    epoch: int
+
+
+def expert_scores(
+    mlp: MLP, inputs: Float[Tensor, "tokens hidden"], num_experts: int
+) -> Float[Tensor, "tokens experts"]:
+    """g_e(x), the sum of relu(act(z)) over the neurons of expert e, z = `gate` x, or `up` x where there is none.
+
+    The neurons of an expert stand side by side. With act = ReLU that is the label of the paper.
+    """
+    names = ("up", "up_bias") if mlp.gate is None else ("gate", "gate_bias")
+    weight, bias = (getattr(mlp, name) for name in names)
+    parts = [relu(mlp.activation(linear(part, weight, bias))) for part in inputs.split(4096)]
+    return torch.cat([part.unflatten(1, (num_experts, -1)).sum(2) for part in parts])
+
+
+def train_router(
+    inputs: Float[Tensor, "tokens hidden"],
+    scores: Float[Tensor, "tokens experts"],
+    centres: Float[Tensor, "experts hidden"],
+    num_selected: int,
+    *,
+    learning_rate: float,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Router:
+    """A router for these experts, by Adam on the binary cross-entropy to `scores` over the largest of the token.
+
+    It starts from the centres of the experts and the identity. A tenth of the tokens is held out, and the weights of
+    the epoch with the smallest loss there are kept, epoch 0, the start, included.
+    """
+    order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+    num_held_out = max(1, len(inputs) // 10)
+    held_out, train = order[:num_held_out], order[num_held_out:]
+    targets = scores / scores.max(1, keepdim=True).values.clamp_min(torch.finfo(scores.dtype).tiny)
+    weights = [centres.clone().requires_grad_(), torch.eye(len(centres)).to(centres).requires_grad_()]
+    optimizer = torch.optim.Adam(weights, lr=learning_rate)
+    best, kept, chosen = float("inf"), [w.detach().clone() for w in weights], 0
+    for epoch in range(epochs + 1):
+        batches = train[torch.randperm(len(train), generator=generator).to(train.device)].split(batch_size)
+        for batch in batches if epoch else ():
+            optimizer.zero_grad()
+            _loss(weights, inputs[batch], targets[batch]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            loss = float(_loss(weights, inputs[held_out], targets[held_out]))
+        if loss < best:
+            best, kept, chosen = loss, [w.detach().clone() for w in weights], epoch
+    accuracy, captured = _quality(kept, inputs[held_out], scores[held_out], num_selected)
+    return Router(kept[0], kept[1], accuracy, captured, chosen)
+
+
+def _logits(weights: list[Tensor], inputs: Tensor) -> Tensor:
+    return torch.tanh(inputs @ weights[0].T) @ weights[1].T
+
+
+def _loss(weights: list[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(_logits(weights, inputs), targets)
+
+
+@torch.no_grad()
+def _quality(weights: list[Tensor], inputs: Tensor, scores: Tensor, num_selected: int) -> tuple[float, float]:
+    chosen = _logits(weights, inputs).topk(num_selected, dim=1).indices
+    best = scores.topk(num_selected, dim=1)
+    hits = (chosen[:, :, None] == best.indices[:, None, :1]).any(1)
+    return float(hits.double().mean()), float(scores.gather(1, chosen).sum() / best.values.sum().clamp_min(1e-30))
