@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from command import call, refused
 from pico import pico_model
 from safetensors.torch import load_file

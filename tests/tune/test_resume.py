@@ -45,9 +45,9 @@ def run_and_die(server: Any, arguments: list[object], folder: Path, moment: int)
 def results(out: Path, name: str) -> Any:
     """What the record says of the result, without the clock."""
     record = json.loads((out / RECORDS[name]).read_text())
-    if name == "tune":
-        return record["scores"]
-    return {key: value for key, value in record["run"].items() if "seconds" not in key and key != "peak_bytes"}
+    return (
+        record["scores"] if name == "tune" else [record["run"][key] for key in ("loss_before", "loss_after", "steps")]
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def results(out: Path, name: str) -> Any:
             id="every part",
             marks=pytest.mark.slow,
         ),
-        pytest.param("distill", [], (0.7,), id="distill"),
+        pytest.param("distill", [], (0.55,), id="distill"),
         pytest.param("distill", ["--objective", "hidden"], MANY, id="distill, every part", marks=pytest.mark.slow),
     ],
 )

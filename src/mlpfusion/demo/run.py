@@ -29,8 +29,9 @@ from mlpfusion.report.terminal import progress_bar
 
 _NEXT = """\
   Tune the cut model yourself; put your own JSONL or CSV files and columns in the place of the authors:
-    .venv/bin/mlpfusion tune {out}/ntk-match TUNED --train {data}/train.jsonl --validation {data}/test.jsonl \\
-      --text-column {text} --label-column {label} --learning-rate {rate:g} --epochs 3
+    .venv/bin/mlpfusion tune {out}/ntk-match TUNED --epochs 3 --learning-rate {rate:g} \\
+      --train {data}/train.jsonl --validation {data}/test.jsonl \\
+      --text-column {text} --label-column {label}
   Your own model: what would a cut give (needs the config only), and then the cut:
     .venv/bin/mlpfusion inspect MODEL --layers last:8 --keep-ratio 0.25
     .venv/bin/mlpfusion compress MODEL OUT --layers last:8 --keep-ratio 0.25

@@ -6,7 +6,7 @@ from math import sqrt
 from rich.table import Table
 
 from mlpfusion.demo.picture import FULL
-from mlpfusion.demo.train import CONFIG, Trained
+from mlpfusion.demo.train import CONFIG, Trained, binomial_error
 from mlpfusion.evaluate.approximation import BlockError
 from mlpfusion.record import Record
 
@@ -55,13 +55,14 @@ def layer_table(records: Mapping[str, Record], errors: Mapping[str, Sequence[Blo
 
 
 def result_table(results: Mapping[str, Trained]) -> Table:
-    """What came of the fine-tuning, with the binomial standard error of the accuracy."""
+    """What came of the fine-tuning; accuracies with their binomial standard error."""
     table = _table(("after fine-tuning", *results))
-    accuracies = {name: accuracy_on_test(found) for name, found in results.items()}
-    records = [found.record for found in results.values()]
+    first, records = results[FULL], [found.record for found in results.values()]
     rows = {
-        f"right author, {num_tested(results):,} test sentences": [
-            f"{100 * share:.1f} +- {100 * error:.1f} %" for share, error in accuracies.values()
+        f"right author, {first.tested} sentences of other books": map(_percent, results.values()),
+        f"right author, {len(first.labels)} held out of the same books": [
+            f"{100 * share:.1f} +- {100 * binomial_error(share, len(first.labels)):.1f} %"
+            for share in (found.accuracy()[-1] for found in results.values())
         ],
         "trained parameters": [f"{record.trained_parameters:,}" for record in records],
         "seconds a step": [f"{record.seconds_per_step or 0:.3f}" for record in records],
@@ -72,35 +73,36 @@ def result_table(results: Mapping[str, Trained]) -> Table:
     return table
 
 
-def accuracy_on_test(found: Trained) -> tuple[float, float]:
+def tested_accuracy(found: Trained) -> tuple[float, float]:
     """Share of the test sentences whose author was found, and its binomial standard error."""
     share = found.record.scores["test"]["accuracy"]
-    return share, sqrt(share * (1 - share) / found.tested)
-
-
-def num_tested(results: Mapping[str, Trained]) -> int:
-    """How many test sentences there are."""
-    return results[FULL].tested
+    return share, binomial_error(share, found.tested)
 
 
 def verdict(results: Mapping[str, Trained]) -> str:
-    """What the accuracies say, and what they do not."""
-    full, _ = accuracy_on_test(results[FULL])
-    cuts = {name: accuracy_on_test(found) for name, found in results.items() if name != FULL}
-    kept = ", ".join(f"{name} {100 * share / full:.1f} %" for name, (share, _) in cuts.items())
-    (best, (share, error)), (other, (less, other_error)) = sorted(cuts.items(), key=lambda cut: -cut[1][0])
-    chance = 200 * sqrt(error**2 + other_error**2)
-    points = 100 * (share - less)
-    order = f"{best} is {points:.1f} points above {other}" if points else f"{best} and {other} are equal"
+    """What the numbers say, and what they do not."""
+    full, _ = tested_accuracy(results[FULL])
+    cuts = {name: found for name, found in results.items() if name != FULL}
+    kept = ", ".join(f"{name} keeps {100 * tested_accuracy(found)[0] / full:.1f} %" for name, found in cuts.items())
+    (best, (share, error)), (other, (less, other_error)) = sorted(
+        ((name, tested_accuracy(found)) for name, found in cuts.items()), key=lambda cut: -cut[1][0]
+    )
+    points, chance = 100 * (share - less), 200 * sqrt(error**2 + other_error**2)
     weight = "more than" if points > chance else "no more than"
-    apart = {name: found.distance(results[FULL]) for name, found in results.items() if name != FULL}
+    apart = {name: found.distance(results[FULL]) for name, found in cuts.items()}
     paths = ", ".join(f"{name} {one[0]:.2f} -> {one[-1]:.2f}" for name, one in apart.items())
     return (
-        f"Of the full model's accuracy ({100 * full:.1f} %; a guess: {100 / results[FULL].logits.shape[-1]:.0f} %) is "
-        f"kept by {kept}.\n{order}: {weight} chance explains (two standard errors of a difference are {chance:.1f} "
-        f"points).\nDistance of the logits from the full model's on held-out sentences, before -> after fine-tuning: "
-        f"{paths}.\nOne seed, {results[FULL].record.steps} steps at {CONFIG.learning_rate:g}: a look, no benchmark."
+        f"Of the full model's accuracy on other books (a guess: {100 / results[FULL].logits.shape[-1]:.0f} %) {kept}.\n"
+        f"{best} is {points:.1f} points above {other}, {weight} chance explains (two standard errors: {chance:.1f}).\n"
+        f"Distance of the logits from the full model's, before -> after fine-tuning: {paths}.\n"
+        f"One seed, {results[FULL].record.steps} steps at {CONFIG.learning_rate:g}: a look, no benchmark. "
+        "The README has those."
     )
+
+
+def _percent(found: Trained) -> str:
+    share, error = tested_accuracy(found)
+    return f"{100 * share:.1f} +- {100 * error:.1f} %"
 
 
 def _table(columns: Sequence[str]) -> Table:

@@ -4,6 +4,7 @@ import multiprocessing
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import sqrt
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +29,7 @@ from mlpfusion.tune.source import load_for_task, open_source
 MAX_LENGTH = 64
 # The rate was chosen once, with the full model, on the held-out sentences, among 1e-4, 2e-4 and 5e-4.
 CONFIG = Finetune(learning_rate=2e-4, epochs=1, batch_size=16, select_on="last", device="cpu")
-WATCHED_STEPS = 16
+WATCHED_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Trained:
         """|logits - those of `other`| / |those of `other`| at every watched step, over all held-out sentences."""
         theirs = other.logits.flatten(1)
         return ((self.logits.flatten(1) - theirs).norm(dim=1) / theirs.norm(dim=1)).tolist()
+
+
+def binomial_error(share: float, count: int) -> float:
+    """The standard error of a share that was found in `count` independent trials."""
+    return sqrt(share * (1 - share) / count)
 
 
 class HeldOutWatch(TrainerCallback):
