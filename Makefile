@@ -43,6 +43,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/cut.py
 	$(BIN)/python benchmarks/ntk.py
 	$(BIN)/python benchmarks/roberta_cost.py
+	env --unset=OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/training_step.py
 	$(COMPARE) --methods all,fusion:refine=false --calibration $(SST2)/train.jsonl.gz --out bench-out/comparison
 	$(COMPARE) --methods ntk-match --calibration $(SST2)/train.jsonl.gz --calibration-samples 1024 --out bench-out/1024
 	$(COMPARE) --methods ntk-match --out bench-out/random_tokens

@@ -165,6 +165,23 @@ def roberta_cost() -> str:
     return markdown(["method", "block", "trained parameters", "seconds"], rows)
 
 
+def training_step() -> str:
+    """Model x sequence x precision: seconds of a step of the full and the fused model, and how near to the FLOPs."""
+    result = read_result("training_step")
+    header = [f"model, batch of {result['batch_size']}", "sequence", "full, s", "fused, s", "speed-up", "FLOPs allow"]
+    rows = []
+    for row in result["rows"]:
+        name = row["model"] + ("" if row["device"] == "cpu" else f", {result['gpu']}, {row['precision']}")
+        speedups = [
+            f"{row['measured_speedup']:.2f}x",
+            f"{row['allowed_speedup']:.2f}x",
+            f"{100 * row['reached']:.0f} %",
+        ]
+        peaks = [f"{peak / 2**20:,.0f}" for peak in row["peak_bytes"]]
+        rows.append([name, str(row["sequence"]), *(f"{one:.3g}" for one in row["seconds"]), *speedups, *peaks])
+    return markdown([*header, "reached", "peak full, MiB", "fused, MiB"], rows)
+
+
 def methods() -> str:
     """The table of methods, each with the first line of its config's docstring."""
     rows = []
@@ -212,6 +229,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "table2-cost": fine_tuning(cost_table, "minilm-table2"),
     "output-errors": errors("output_error"),
     "plain-kernel-errors": errors("plain_kernel_error"),
+    "training-step": training_step,
 }
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from command import call, refused
 from pico import pico_model, pico_outputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import mlpfusion
-from mlpfusion.cli import main
 
 
 @pytest.fixture
@@ -22,20 +21,6 @@ def checkpoint(tmp_path) -> Path:
     pico_model("bert").save_pretrained(folder)
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     return folder
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one line of the error."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def test_compress_writes_a_complete_folder(checkpoint, tmp_path):

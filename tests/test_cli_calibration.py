@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command import call, refused
 from pico import pico_model
 from safetensors.torch import load_file
 from tiny_task import tiny_tokenizer
 
-from mlpfusion.cli import main
 from mlpfusion.methods import ALL_METHODS, method_name
 
 WORDS = ["the", "film", "is", "a", "quiet", "delight", "and", "nobody", "saw", "it", "coming"]
@@ -32,19 +32,6 @@ def save_model(folder: Path, name: str) -> Path:
     pico_model(name).save_pretrained(folder)
     tiny_tokenizer(WORDS).save_pretrained(folder)
     return folder
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one line of the error."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def record_of(folder: Path) -> dict:

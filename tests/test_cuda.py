@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from pico import pico_inputs, pico_model
+from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.cluster import kmeans
+from mlpfusion.evaluate.speed import seconds_in_turns, training_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -56,3 +58,14 @@ def test_kmeans_is_repeatable_and_as_good_as_on_the_cpu(seed):
     assert torch.equal(results[0].labels, results[1].labels)
     assert torch.equal(results[0].centroids, results[1].centroids)
     assert results[0].inertia == pytest.approx(results[2].inertia, rel=0.02)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_training_step_runs_on_the_gpu(autocast):
+    model = pico_model("bert", AutoModelForSequenceClassification).cuda().train()
+    mlpfusion.compress(model, mlpfusion.Fusion(), width=14)
+    batch = {name: tensor.cuda() for name, tensor in pico_inputs("bert").items()}
+    batch["labels"] = torch.zeros(len(batch["input_ids"]), dtype=torch.long, device="cuda")
+    step = training_step(model, batch, autocast=autocast)
+    assert all(second > 0 for second in seconds_in_turns([step], repeats=3)[0])
+    assert torch.isfinite(step())

@@ -1,69 +1,39 @@
 """`compress` killed at any moment leaves no output folder or a complete one.
 
-The runs are forked from a server that has imported everything, so that each takes a fraction of a second. One run is
-counted: every time it touches a file below the output's parent is a moment to die at. Then it is repeated and killed
-(SIGKILL, no clean-up) at each of these moments, and at some more that a clock chooses.
+One run is counted: every time it touches a file below the output's parent is a moment to die at. Then it is repeated
+and killed (SIGKILL, no clean-up) at each of these moments, and at some more that a clock chooses.
 """
 
 import json
-import multiprocessing
-import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kill import fork_server, run, start
 from pico import pico_model
 
 OLD = {"old.txt": b"old"}
-WATCHED = {"open", "os.rename", "os.mkdir", "os.chmod", "os.remove", "os.rmdir", "shutil.copyfile", "shutil.rmtree"}
 
 
-def compress_and_die(fields: dict[str, Any], folder: str, moment: int | None, counted: Any) -> None:
-    """In the child: compresses, counts its touches of `folder`, and kills itself at number `moment`."""
+def compress(fields: dict[str, Any]) -> None:
+    """In the child."""
     from mlpfusion.recipe import Recipe, run_recipe
 
-    def touch(event: str, args: tuple[Any, ...]) -> None:
-        if event in WATCHED and any(str(arg).startswith(folder) for arg in args[:2]):
-            counted.value += 1
-            if counted.value == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(touch)
     run_recipe(Recipe(**fields))
 
 
-def terminate(arguments: list[str], folder: str, moment: int) -> None:
-    """In the child: runs the command line and sends itself SIGTERM at its touch number `moment` of `folder`."""
+def command(arguments: list[str]) -> None:
+    """In the child."""
     from mlpfusion.cli import main
 
-    touches = 0
-
-    def touch(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal touches
-        if event in WATCHED and any(str(arg).startswith(folder) for arg in args[:2]):
-            touches += 1
-            if touches == moment:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    sys.addaudithook(touch)
     main(arguments)
 
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlpfusion.recipe", "transformers.models.bert.modeling_bert"])
-    return context
-
-
-def start(server: Any, fields: dict[str, Any], folder: Path, moment: int | None) -> tuple[Any, Any]:
-    counted = server.Value("i", 0)
-    process = server.Process(target=compress_and_die, args=(fields, str(folder), moment, counted))
-    process.start()
-    return process, counted
+    return fork_server("mlpfusion.recipe", "transformers.models.bert.modeling_bert")
 
 
 def prepare(work: Path, overwrite: bool) -> None:
@@ -90,17 +60,17 @@ def test_compress_killed_at_any_moment_leaves_nothing_or_everything(server, over
     (source / "vocab.txt").write_text("[PAD]")
     fields = {"model": str(source), "keep_ratio": 0.25, "overwrite": overwrite}
     prepare(reference, overwrite)
-    process, counted = start(server, fields | {"out": str(reference / "out")}, reference, None)
-    process.join()
-    assert process.exitcode == 0
-    complete, moments = contents(reference / "out"), counted.value
+    code, moments = run(server, compress, (fields | {"out": str(reference / "out")},), reference)
+    assert code == 0
+    complete = contents(reference / "out")
     assert moments >= 15
     outcomes = []
     for moment in [*range(1, moments + 1), *(0.02 * step for step in range(10))]:
         work = tmp_path / f"killed-{moment}"
         out = work / "out"
         prepare(work, overwrite)
-        process, _ = start(server, fields | {"out": str(out)}, work, moment if isinstance(moment, int) else None)
+        touch = moment if isinstance(moment, int) else 0
+        process, _ = start(server, compress, (fields | {"out": str(out)},), work, touch)
         if isinstance(moment, float):
             time.sleep(moment)
             process.kill()
@@ -120,8 +90,5 @@ def test_a_terminated_compress_cleans_up(server, moment, tmp_path):
     pico_model("bert").save_pretrained(source)
     work.mkdir()
     arguments = ["compress", str(source), str(work / "out"), "--keep-ratio", "0.25"]
-    process = server.Process(target=terminate, args=(arguments, str(work), moment))
-    process.start()
-    process.join()
-    assert process.exitcode == 143
+    assert run(server, command, (arguments,), work, moment, signum=signal.SIGTERM)[0] == 143
     assert not list(work.iterdir())

@@ -2,10 +2,12 @@
 
 import json
 import platform
+import re
 import resource
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from mlpfusion import __version__
 
 RECORD_FILE = "mlp_fusion_record.json"
 _PACKAGES = ("torch", "transformers", "safetensors")
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -99,5 +102,9 @@ def peak_bytes(device: torch.device) -> int:
     """Peak memory so far: of the CUDA allocator for a CUDA device, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():  # on Linux ru_maxrss begins with that of the process that started this one
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        if found:
+            return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

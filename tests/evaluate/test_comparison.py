@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command import call
 from pico import HIDDEN, WIDTH, pico_inputs, pico_model
 
 import mlpfusion
 from mlpfusion.architectures.table import find_architecture
-from mlpfusion.cli import main
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import Probe, block_errors, references
 from mlpfusion.evaluate.comparison import compare_methods
 from mlpfusion.methods import ALL_METHODS, can_be_data_free, method_name
 
-SENTENCES = Path(mlpfusion.__file__).parent / "demo" / "sentences.txt"
+SENTENCES = (Path(mlpfusion.__file__).parent / "demo" / "four_authors.jsonl.gz", "--column", "sentence")
 
 
 def compare(model, methods, **options):
@@ -118,13 +117,9 @@ def test_a_mask_and_factors_that_lose_nothing_have_the_output_of_the_block():
     assert factored.error.adam_kernel_error > 0.01  # factors train otherwise
 
 
-def call(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 def test_compare_writes_table_record_and_chart(minilm, tmp_path):
     methods = "fusion:refine=false,neuron-pruning"
-    options = ["--data", SENTENCES, "--max-samples", 6, "--seeds", "0,1", "--methods", methods, "--layers", 5]
+    options = ["--data", *SENTENCES, "--max-samples", 6, "--seeds", "0,1", "--methods", methods, "--layers", 5]
     result = call("compare", minilm, *options, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "fusion refine=False" in result.stdout
@@ -147,7 +142,7 @@ def test_compare_writes_table_record_and_chart(minilm, tmp_path):
 
 
 def test_the_authors_numbers_stand_in_fields_of_their_own(minilm, tmp_path):
-    options = ["--data", SENTENCES, "--max-samples", 6, "--seeds", 0, "--methods", "svd,magnitude", "--layers", 5]
+    options = ["--data", *SENTENCES, "--max-samples", 6, "--seeds", 0, "--methods", "svd,magnitude", "--layers", 5]
     plain = call("compare", minilm, *options, "--json")
     quirks = call("compare", minilm, *options, "--json", "--authors-quirks", "--out", tmp_path)
     assert quirks.exit_code == plain.exit_code == 0, quirks.output
@@ -166,7 +161,7 @@ def test_measure_takes_every_kind(method, minilm, tmp_path):
     out = tmp_path / "out"
     cut = ["--layers", "last:2", "--keep-ratio", 0.25, "--method", method]
     assert call("compress", minilm, out, *cut).exit_code == 0
-    options = ["--data", SENTENCES, "--max-samples", 6]
+    options = ["--data", *SENTENCES, "--max-samples", 6]
     result = call("measure", minilm, out, *options, "--json")
     assert result.exit_code == 0, result.output
     errors = json.loads(result.stdout)
@@ -184,7 +179,7 @@ def test_measure_takes_every_kind(method, minilm, tmp_path):
 def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     out = tmp_path / "out"
     assert call("compress", minilm, out, "--layers", "last:2", "--keep-ratio", 0.25).exit_code == 0
-    options = ["--data", SENTENCES, "--max-samples", 6]
+    options = ["--data", *SENTENCES, "--max-samples", 6]
     result = call("measure", minilm, out, *options, "--json")
     assert result.exit_code == 0, result.output
     errors = json.loads(result.stdout)
@@ -217,7 +212,7 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message, minilm):
-    result = call("compare", minilm, "--data", SENTENCES, *options)
+    result = call("compare", minilm, "--data", *SENTENCES, *options)
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert message in result.stderr

@@ -1,57 +1,20 @@
-"""`mlpfusion tune`: what it leaves, what it refuses before the first step, and that a killed run goes on bit by bit."""
+"""`mlpfusion tune`: what it leaves, and what it refuses before the first step; and the same for `mlpfusion distill`."""
 
 import json
-import multiprocessing
-import os
 import re
-import shutil
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from command import call, refused
 from pico import PICO, pico_config, pico_model
 from safetensors.torch import load_file
 from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.integration_utils import is_tensorboard_available
 
-from mlpfusion.cli import main
 from mlpfusion.tune.source import load_for_task, open_source
-
-WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one line of the error."""
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
-@pytest.fixture
-def data(files) -> list[object]:
-    train, validation = files
-    columns = ["--text-column", "sentence", "--label-column", "label", "--max-length", 16]
-    speed = ["--batch-size", 16, "--epochs", 2, "--device", "cpu", "--learning-rate", "2e-3"]
-    return ["--train", train, "--validation", validation, *columns, *speed]
-
-
-@pytest.fixture
-def fused(checkpoint, tmp_path) -> Path:
-    folder = tmp_path / "fused"
-    assert call("compress", checkpoint, folder, "--layers", "last:2", "--keep-ratio", 0.25).exit_code == 0
-    return folder
 
 
 def test_a_grid_with_seeds_leaves_the_best_model_and_a_record(fused, data, tmp_path):
@@ -205,87 +168,6 @@ def test_a_run_that_diverges_keeps_its_work(fused, data, tmp_path):
     result = call("tune", fused, tmp_path / "out", *data, "--overwrite")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out.unfinished").exists()
-
-
-def tune_and_die(arguments: list[str], folder: str, moment: int, counted: Any) -> None:
-    """In the child: tunes, counts its touches of `folder`, and kills itself at number `moment`."""
-
-    def touch(event: str, args: tuple[Any, ...]) -> None:
-        if event in WATCHED and any(str(arg).startswith(folder) for arg in args[:2]):
-            counted.value += 1
-            if counted.value == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(touch)
-    main(arguments)
-
-
-@pytest.fixture(scope="module")
-def server() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    preload = ["mlpfusion.tune.job", "mlpfusion.report.tuning", "transformers.models.bert.modeling_bert", "peft"]
-    context.set_forkserver_preload(preload)
-    return context
-
-
-def run_and_die(server: Any, arguments: list[object], folder: Path, moment: int) -> tuple[int, int]:
-    """Exit code and number of touches of a run."""
-    counted = server.Value("i", 0)
-    process = server.Process(target=tune_and_die, args=([str(one) for one in arguments], str(folder), moment, counted))
-    process.start()
-    process.join()
-    return process.exitcode, counted.value
-
-
-@pytest.mark.parametrize(
-    ("flags", "moments"),
-    [
-        pytest.param(["--select-on", "last"], (0.55,), id="full"),
-        pytest.param(["--lora", "r=2", "--patience", "1", "--epochs", "4"], (0.6,), id="lora, patience"),
-        pytest.param(
-            ["--seeds", "0,1", "--learning-rate", "1e-3,5e-3"],
-            [moment / 40 for moment in range(1, 40)],
-            id="every part",
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_a_killed_run_is_resumed_to_the_same_bytes(flags, moments, server, fused, data, tmp_path):
-    flags = ["--save-steps", 2, *flags]  # of six an epoch
-    reference, work = tmp_path / "reference", tmp_path / "work"
-    reference.mkdir()
-    code, touches = run_and_die(server, ["tune", fused, reference / "out", *data, *flags], reference, 0)
-    assert code == 0
-    expected = load_file(reference / "out" / "model.safetensors")
-    scores = json.loads((reference / "out" / "mlp_fusion_tune_record.json").read_text())["scores"]
-    states = set()
-    for moment in (round(share * touches) for share in moments):
-        work.mkdir()
-        arguments = ["tune", fused, work / "out", *data, *flags]
-        code, _ = run_and_die(server, arguments, work, moment)
-        assert code == -signal.SIGKILL
-        states |= {mark.parent.name for mark in work.glob("out.unfinished/*/*/complete")}
-        if not (work / "out").exists() or (work / "out.unfinished").exists():
-            code, _ = run_and_die(server, [*arguments, "--resume"], work, 0)
-            assert code == 0, f"killed at {moment} of {touches}"
-        found = load_file(work / "out" / "model.safetensors")
-        assert all(torch.equal(value, found[name]) for name, value in expected.items()), f"killed at {moment}"
-        assert json.loads((work / "out" / "mlp_fusion_tune_record.json").read_text())["scores"] == scores
-        assert {entry.name for entry in work.iterdir() if not entry.name.startswith(".")} == {"out"}
-        shutil.rmtree(work)
-    assert states & {"checkpoint-8", "checkpoint-10"}  # at least one within the second epoch
-
-
-def test_resuming_with_other_settings_is_refused(server, fused, data, tmp_path):
-    work = tmp_path / "work"
-    work.mkdir()
-    run_and_die(server, ["tune", fused, work / "out", *data], work, 60)
-    line = refused("tune", fused, work / "out", *data, "--resume", "--weight-decay", 0.5)
-    assert "`weight_decay` must be 0.1 to resume the run in" in line
-    with Path(str(data[1])).open("a") as file:
-        file.write('{"sentence": "w1", "label": 0}\n')
-    assert "`train` must be" in refused("tune", fused, work / "out", *data, "--resume")
 
 
 def test_tuning_again_from_the_result_works(fused, data, tmp_path):

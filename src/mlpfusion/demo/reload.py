@@ -1,9 +1,9 @@
-"""Run by the demo in a process of its own: loads the saved model the way a user would, and compares its outputs.
+"""Run by the demo in a process of its own: loads saved models the way a user would, and compares their outputs.
 
-    python -m mlpfusion.demo.reload FOLDER OUTPUTS
+    python -m mlpfusion.demo.reload OUTPUTS FOLDER...
 
-OUTPUTS is a safetensors file that holds the `last_hidden_state` of the model that was saved. The exit code is 0 if the
-loaded model gives the same bits.
+OUTPUTS is a safetensors file that holds, under the name of each folder, the `last_hidden_state` of the model that was
+saved there. The exit code is 0 if every loaded model gives the same bits.
 """
 
 import sys
@@ -20,10 +20,11 @@ from mlpfusion.demo.model import demo_batch, last_hidden_state
 
 def main() -> None:
     logging.disable_progress_bar()
-    folder, outputs = Path(sys.argv[1]), Path(sys.argv[2])
-    expected = load_file(outputs)["last_hidden_state"]
-    found = last_hidden_state(AutoModel.from_pretrained(folder), demo_batch(folder))
-    sys.exit(0 if torch.equal(found, expected) else 1)
+    expected = load_file(sys.argv[1])
+    for folder in map(Path, sys.argv[2:]):
+        found = last_hidden_state(AutoModel.from_pretrained(folder), demo_batch(folder))
+        if not torch.equal(found, expected[folder.name]):
+            sys.exit(f"{folder} gives other outputs")
 
 
 if __name__ == "__main__":

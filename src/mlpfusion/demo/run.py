@@ -4,15 +4,20 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedModel
 
+from mlpfusion.demo.authors import LABEL, TEXT, author_rows, write_authors
 from mlpfusion.demo.model import demo_batch, demo_checkpoint, demo_sentences, embeddings, last_hidden_state
+from mlpfusion.demo.picture import FULL, write_picture
+from mlpfusion.demo.tables import LAYER_LEGEND, example_table, layer_table, result_table, size_table, verdict
+from mlpfusion.demo.train import CONFIG, Trained, start_server, train_apart
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import BlockError, Probe
 from mlpfusion.evaluate.comparison import measure_checkpoint
@@ -23,24 +28,22 @@ from mlpfusion.report.inspection import inspect_checkpoint, print_inspection
 from mlpfusion.report.terminal import progress_bar
 
 _NEXT = """\
-  Your own model: what would a cut give? (needs the config only)
+  Tune the cut model yourself; put your own JSONL or CSV files and columns in the place of the authors:
+    .venv/bin/mlpfusion tune {out}/ntk-match TUNED --epochs 3 --learning-rate {rate:g} \\
+      --train {data}/train.jsonl --validation {data}/test.jsonl \\
+      --text-column {text} --label-column {label}
+  Your own model: what would a cut give (needs the config only), and then the cut:
     .venv/bin/mlpfusion inspect MODEL --layers last:8 --keep-ratio 0.25
-  Compress it:
     .venv/bin/mlpfusion compress MODEL OUT --layers last:8 --keep-ratio 0.25
-  Fine-tune the result as any other model, with the Trainer or PEFT:
+  In Python, with the Trainer or PEFT, the result is a model as any other:
     import mlpfusion
-    model = AutoModelForSequenceClassification.from_pretrained("{out}", num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained("{out}/ntk-match", num_labels=2)
   README.md says what it is good for, and what not."""
 
-
-_EXPLANATION = """\
-Output: mean |H~ - H| over mean |H| of the block alone, on the inputs that the original model gives it. NTK: Frobenius
-error of the Adam neural tangent kernel with all blocks in place; how the model learns, not what it computes. Fusion is
-the paper's method; NTKMatch is ours, here calibrated on random tokens. Real text makes it better:
-    .venv/bin/mlpfusion compress MODEL OUT --method ntk-match --calibration FILE
-Mean cosine between the sentence embeddings before and after: Fusion {fusion:.3f}, NTKMatch {ntk_match:.3f}."""
-
-_METHODS = {"fusion": "Fusion", "ntk-match": "NTKMatch"}
+_METHODS = {"Fusion": "fusion", "NTKMatch": "ntk-match"}
+_DATA = "four-authors"
+_PICTURE = "fine-tuning.png"
+_EXAMPLE_LENGTH = 80  # characters
 
 
 @dataclass(frozen=True)
@@ -55,95 +58,108 @@ class Cut:
 
 
 def run_demo(out: Path, seed: int) -> None:
-    """Inspects, compresses by two methods, saves, reloads and measures all-MiniLM-L6-v2. Replaces two folders in `out`.
+    """Compresses all-MiniLM-L6-v2 by two methods, saves, reloads and measures it, and fine-tunes all three models.
 
-    Raises `InputError` on failure.
+    Replaces three folders and a picture in `out`, each of them complete or not there. Raises `InputError` on failure.
     """
-    console = Console()
-    source = demo_checkpoint()
+    console, source, server = Console(), demo_checkpoint(), start_server()
     _heading(console, "1. Inspect all-MiniLM-L6-v2, a real pretrained sentence encoder")
     print_inspection(inspect_checkpoint(str(source), layers="last:4"), title="all-MiniLM-L6-v2")
-    _heading(console, "2. Cut the last 4 of 6 layers to 25 % of their neurons, in one shot, without data, two ways")
-    recipes = [_recipe(source, out, method, seed) for method in _METHODS]
-    records = [_compress(console, recipe, source) for recipe in recipes]
-    _heading(console, "3. Load them back in a fresh process")
+    _heading(console, "2. A small task: whose sentence is it?")
+    write_authors(out / _DATA)
+    _print_task(console, out)
+    _heading(console, "3. Cut the last 4 of 6 layers to 25 % of their neurons, in one shot, two ways")
+    recipes = {name: _recipe(source, out, method, seed) for name, method in _METHODS.items()}
+    records = {name: _compress(console, name, recipe, source) for name, recipe in recipes.items()}
+    _heading(console, "4. Load them back in a fresh process, and measure")
+    cuts = _measure(console, source, recipes, records)
+    _heading(console, "5. Before and after")
     original = AutoModel.from_pretrained(source).eval()
-    cuts = [_cut(original, source, recipe, record) for recipe, record in zip(recipes, records, strict=True)]
-    for cut in cuts:
-        _check_reload(cut.model, cut.folder)
-    console.print(f"The outputs on {len(demo_sentences())} sentences are the same, bit for bit.")
-    _heading(console, "4. Before and after")
-    console.print(_size_table(original, source, cuts))
-    _heading(console, "5. What the cut costs, layer by layer, before any fine-tuning")
-    console.print(_layer_table(cuts))
-    similarities = {cut.record.recipe["method"].replace("-", "_"): cut.similarity for cut in cuts}
-    console.print(_EXPLANATION.format(**similarities), highlight=False, soft_wrap=True)
-    _heading(console, "6. Try next")
-    console.print(_NEXT.format(out=cuts[-1].folder), highlight=False, soft_wrap=True)
+    models = [original, *(cut.model for cut in cuts.values())]
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (source, *(c.folder for c in cuts.values()))]
+    console.print(size_table(records, sizes, forward_seconds(models, demo_batch(source))))
+    _heading(console, "6. What the cut costs, layer by layer, before any fine-tuning")
+    console.print(layer_table(records, {name: cut.errors for name, cut in cuts.items()}))
+    similarities = ", ".join(f"{name} {cut.similarity:.3f}" for name, cut in cuts.items())
+    console.print(LAYER_LEGEND.format(similarities=similarities), highlight=False, soft_wrap=True)
+    _heading(console, "7. Fine-tune all three: the same head, the same sentences in the same order")
+    results = _train(server, {FULL: source} | {name: cut.folder for name, cut in cuts.items()}, out, seed)
+    console.print(result_table(results))
+    console.print(verdict(results), highlight=False, soft_wrap=True)
+    write_picture(results, out / _PICTURE)
+    console.print(f"Look at [bold]{out / _PICTURE}[/bold]: how they learned, step by step.", soft_wrap=True)
+    _heading(console, "8. Try next")
+    told = {"out": out, "data": out / _DATA, "text": TEXT, "label": LABEL, "rate": CONFIG.learning_rate}
+    console.print(_NEXT.format(**told), highlight=False, soft_wrap=True)
+
+
+def _print_task(console: Console, out: Path) -> None:
+    train, held_out, test = (author_rows(split) for split in ("train", "validation", "test"))
+    short = {row[LABEL]: row for row in reversed(train) if len(row[TEXT]) <= _EXAMPLE_LENGTH}
+    console.print(example_table([short[author] for author in sorted(short)]))
+    console.print(
+        f"{len(train):,} sentences of {len(short)} authors to learn from, {len(held_out)} held out, and {len(test)} "
+        f"of other books\nof theirs to be tested on. From the public domain; {out / _DATA} has them and says more.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _recipe(source: Path, out: Path, method: str, seed: int) -> Recipe:
-    recipe = Recipe(model=str(source), out=str(out / method), method=method, layers="last:4", keep_ratio=0.25)
-    return replace(recipe, data_free=method != "fusion", seed=seed, overwrite=True)
+    recipe = Recipe(str(source), str(out / method), method, layers="last:4", keep_ratio=0.25, seed=seed, overwrite=True)
+    if method == "fusion":
+        return recipe
+    return replace(recipe, calibration=str(out / _DATA / "train.jsonl"), column=TEXT)
 
 
-def _compress(console: Console, recipe: Recipe, source: Path) -> Record:
+def _compress(console: Console, name: str, recipe: Recipe, source: Path) -> Record:
     console.print(f"$ {recipe_command(recipe, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
     with progress_bar("Compressing") as progress:
         record = run_recipe(recipe, progress)
-    name = _METHODS[recipe.method]
     console.print(f"{name}: {len(record.sites)} blocks in {record.seconds:.1f} s, saved in {recipe.out}")
     return record
 
 
-def _cut(original: PreTrainedModel, source: Path, recipe: Recipe, record: Record) -> Cut:
+def _measure(
+    console: Console, source: Path, recipes: Mapping[str, Recipe], records: Mapping[str, Record]
+) -> dict[str, Cut]:
+    cuts = {}
+    with progress_bar("Measuring") as progress:
+        for index, (name, recipe) in enumerate(recipes.items()):
+            progress(index, len(recipes) + 1, name)
+            cuts[name] = _cut(source, recipe, records[name])
+        progress(len(recipes), len(recipes) + 1, "in a fresh process")
+        _check_reload(list(cuts.values()))
+    console.print(f"The outputs on {len(demo_sentences())} sentences are the same, bit for bit.")
+    return cuts
+
+
+def _cut(source: Path, recipe: Recipe, record: Record) -> Cut:
     folder, batch = Path(recipe.out), demo_batch(source)
-    model = AutoModel.from_pretrained(folder).eval()
+    original, model = (AutoModel.from_pretrained(one).eval() for one in (source, folder))
     errors = measure_checkpoint(str(source), recipe.out, [batch], Probe())
     before, after = (embeddings(last_hidden_state(m, batch), batch["attention_mask"]) for m in (original, model))
     return Cut(folder, record, model, errors, float((before * after).sum(1).mean()))
 
 
-def _check_reload(model: PreTrainedModel, folder: Path) -> None:
+def _check_reload(cuts: list[Cut]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         outputs = Path(scratch) / "outputs.safetensors"
-        save_file({"last_hidden_state": last_hidden_state(model, demo_batch(folder))}, outputs)
-        command = [sys.executable, "-m", "mlpfusion.demo.reload", str(folder), str(outputs)]
+        save_file({cut.folder.name: last_hidden_state(cut.model, demo_batch(cut.folder)) for cut in cuts}, outputs)
+        folders = [str(cut.folder) for cut in cuts]
+        command = [sys.executable, "-m", "mlpfusion.demo.reload", str(outputs), *folders]
         if subprocess.run(command, check=False).returncode != 0:  # noqa: S603
-            raise InputError(f"the model in {folder} gives other outputs in a fresh process; please report this")
+            raise InputError(
+                f"the models in {', '.join(folders)} give other outputs in a fresh process; please report this"
+            )
 
 
-def _size_table(original: PreTrainedModel, source: Path, cuts: list[Cut]) -> Table:
-    """Sizes and times of the original and of the cuts, which have the same shapes."""
-    record, seconds = cuts[0].record, forward_seconds([original, *(cut.model for cut in cuts)], demo_batch(source))
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (source, *(cut.folder for cut in cuts))]
-    before, after = record.original.parameters, [cut.record.compressed.parameters for cut in cuts]
-    mlp = sum(site.original_parameters for site in record.sites)
-    rows = [
-        ("parameters", [before, *after], ",d"),
-        ("parameters of the 4 MLPs", [mlp, *(sum(s.parameters for s in cut.record.sites) for cut in cuts)], ",d"),
-        ("bytes on disk", sizes, ",d"),
-        ("seconds a forward pass", seconds, ".3f"),
-    ]
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "before", *_METHODS.values(), "ratio"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, values, form in rows:
-        table.add_row(name, *(format(value, form) for value in values), f"{values[-1] / values[0]:.2f}")
-    return table
-
-
-def _layer_table(cuts: list[Cut]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    columns = [f"{error}\n{name}" for error in ("output", "NTK") for name in _METHODS.values()]
-    for column in ("\nblock", "\nwidth", *columns):
-        table.add_column(column, justify="left" if column == "\nblock" else "right", no_wrap=True)
-    for index, site in enumerate(cuts[0].record.sites):
-        errors = [cut.errors[index] for cut in cuts]
-        outputs = [f"{error.output_error:.3f}" for error in errors]
-        kernels = [f"{error.adam_kernel_error:.3f}" for error in errors]
-        table.add_row(site.path, f"{site.original_width:,} -> {site.width:,}", *outputs, *kernels)
-    return table
+def _train(server: Any, folders: Mapping[str, Path], out: Path, seed: int) -> dict[str, Trained]:
+    results = {}
+    for name, folder in folders.items():
+        with progress_bar(f"Fine-tuning {name}") as progress:
+            results[name] = train_apart(server, folder, out / _DATA, seed, progress)
+    return results
 
 
 def _heading(console: Console, text: str) -> None:

@@ -87,7 +87,7 @@ def train_path(
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": betas, "eps": defaults.adam_epsilon}
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True, **options)
     questions = unlabelled_batches(held_out, collate)
-    logits, losses, seconds = [_logits(model, questions)], [], []
+    logits, losses, seconds = [held_out_logits(model, questions)], [], []
     measured_at = set(config.measured_at())
     for step, batch in enumerate(training_batches(examples, collate, config), start=1):
         progress(step - 1, config.steps, f"step {step}")
@@ -98,7 +98,7 @@ def train_path(
         losses.append(loss)
         seconds.append(time.perf_counter() - started)
         if step in measured_at:
-            logits.append(_logits(model, questions))
+            logits.append(held_out_logits(model, questions))
     progress(config.steps, config.steps, "")
     return TrainingPath(torch.stack(logits), torch.tensor(losses, dtype=torch.float64), statistics.median(seconds))
 
@@ -160,7 +160,10 @@ def _changes(path: TrainingPath) -> Float[Tensor, "steps numbers"]:
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, "samples outputs"]:
+def held_out_logits(
+    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+) -> Float[Tensor, "samples outputs"]:
+    """The logits of all batches in fp32 on the CPU; the model keeps its mode."""
     return torch.cat([model(**_on_device(model, batch)).logits for batch in batches]).float().cpu()
 
 

@@ -1,0 +1,47 @@
+"""The picture of the demo: how the three models learn, and how far apart they are on the way."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from mlpfusion.demo.train import Trained, binomial_error
+
+FULL = "full"
+_COLORS = {FULL: "black", "Fusion": "#0072B2", "NTKMatch": "#D55E00"}
+
+
+def write_picture(results: Mapping[str, Trained], path: Path) -> None:
+    """Writes a PNG of two panels over the steps, from step 0: accuracy on held-out sentences, distance from `full`.
+
+    Bands are binomial standard errors.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    accuracy, distance = figure.subplots(1, 2)
+    for name, found in results.items():
+        line = {"color": _COLORS[name], "marker": "o", "markersize": 4.5, "linewidth": 1.8, "label": name}
+        shares, count = found.accuracy(), len(found.labels)
+        accuracy.plot(found.steps, [100 * share for share in shares], **line)
+        edges = [[100 * (share + side * binomial_error(share, count)) for share in shares] for side in (-1, 1)]
+        accuracy.fill_between(found.steps, *edges, color=_COLORS[name], alpha=0.13, linewidth=0)
+        if name != FULL:
+            distance.plot(found.steps, found.distance(results[FULL]), **line)
+    num_authors = results[FULL].logits.shape[-1]
+    accuracy.axhline(100 / num_authors, color="0.6", linestyle=":", linewidth=1.2, label="a guess")
+    accuracy.set_ylabel("held-out sentences with the right author, %")
+    accuracy.set_ylim(bottom=0)
+    distance.set_ylabel("|logits - full model's| / |full model's|")
+    distance.set_ylim(bottom=0)
+    accuracy.set_title("How they learn", fontsize=11)
+    distance.set_title("How far they are from the full model, from the cut on", fontsize=11)
+    for axes in (accuracy, distance):
+        axes.set_xlabel("fine-tuning step")
+        axes.grid(linewidth=0.3)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        figure.savefig(staged, dpi=130, format="png")
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""Fine-tunes the models of the demo, one after the other, each in a process of its own: peak memory is then its own."""
+
+import multiprocessing
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import sqrt
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from mlpfusion.demo.authors import load_authors
+from mlpfusion.errors import InputError
+from mlpfusion.outcomes import Progress
+from mlpfusion.tasks.encode import encode_task
+from mlpfusion.tune.config import Finetune
+from mlpfusion.tune.dynamics import held_out_logits
+from mlpfusion.tune.finetune import Where, finetune
+from mlpfusion.tune.record import RunRecord, run_from_dict
+from mlpfusion.tune.source import load_for_task, open_source
+from mlpfusion.tune.start import unlabelled_batches
+
+MAX_LENGTH = 64
+# The rate was chosen once, with the full model, on the held-out sentences, among 1e-4, 2e-4 and 5e-4.
+CONFIG = Finetune(learning_rate=2e-4, epochs=1, batch_size=16, select_on="last", device="cpu")
+WATCHED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One fine-tuned model: the record of its run, and its logits on the held-out sentences on the way, from step 0.
+
+    `tested` is the number of test sentences.
+    """
+
+    record: RunRecord
+    steps: tuple[int, ...]
+    logits: Float[Tensor, "steps samples authors"]
+    labels: Int[Tensor, " samples"]
+    tested: int
+
+    def accuracy(self) -> list[float]:
+        """Share of the held-out sentences whose author is found, at every watched step."""
+        return (self.logits.argmax(-1) == self.labels).double().mean(1).tolist()
+
+    def distance(self, other: "Trained") -> list[float]:
+        """|logits - those of `other`| / |those of `other`| at every watched step, over all held-out sentences."""
+        theirs = other.logits.flatten(1)
+        return ((self.logits.flatten(1) - theirs).norm(dim=1) / theirs.norm(dim=1)).tolist()
+
+
+def binomial_error(share: float, count: int) -> float:
+    """The standard error of a share that was found in `count` independent trials."""
+    return sqrt(share * (1 - share) / count)
+
+
+class HeldOutWatch(TrainerCallback):
+    """Keeps the logits on held-out sentences before the first step, every few steps, and after the last."""
+
+    def __init__(self, batches: list[Mapping[str, Tensor]]):
+        self.batches, self.logits = batches, dict[int, Tensor]()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The model as it starts."""
+        self._look(0, kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a few steps, and after the last one."""
+        if state.global_step % WATCHED_STEPS == 0 or state.global_step == state.max_steps:
+            self._look(state.global_step, kwargs["model"])
+
+    def _look(self, step: int, model: Any) -> None:
+        self.logits[step] = held_out_logits(model.eval(), self.batches)  # the Trainer's next step calls train()
+
+
+def train(checkpoint: Path, data: Path, seed: int, progress: Progress) -> Trained:
+    """Fine-tunes `checkpoint` on the four authors in `data`; head, order of the data and dropout are from `seed`."""
+    source = open_source(str(checkpoint))
+    encoded = encode_task(load_authors(data), source.tokenizer, max_length=MAX_LENGTH)
+    held_out = encoded.evaluation["validation"]
+    held_out = held_out.subset(sorted(range(len(held_out)), key=lambda index: held_out.lengths[index]))
+    watch = HeldOutWatch(unlabelled_batches(held_out, encoded.collate))
+    model = load_for_task(source, encoded.task, seed)
+    test = encoded.evaluation["test"]
+    reported = replace(encoded, evaluation={"test": test})
+    _, record = finetune(model, reported, replace(CONFIG, seed=seed), Where(None, progress, [watch]))
+    labels = torch.tensor([item["labels"] for item in held_out.items])
+    return Trained(record, tuple(watch.logits), torch.stack(list(watch.logits.values())), labels, len(test))
+
+
+def start_server() -> Any:
+    """Begins to import what the trainings need, beside what else is going on; what `train_apart` takes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "transformers.models.bert.modeling_bert"])
+    forkserver.ensure_running()
+    return context
+
+
+def train_apart(server: Any, checkpoint: Path, data: Path, seed: int, progress: Progress) -> Trained:
+    """`train` in a process of its own, which ends with this call, whatever happens. Raises what `train` raises."""
+    receiver, sender = server.Pipe(duplex=False)
+    process = server.Process(target=_serve, args=(sender, checkpoint, data, seed), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        while True:
+            kind, message = receiver.recv()
+            if kind == "progress":
+                progress(*message)
+            elif kind == "error":
+                raise InputError(message)
+            else:
+                record, steps, logits, labels, tested = message
+                return Trained(run_from_dict(record), steps, torch.tensor(logits), torch.tensor(labels), tested)
+    except EOFError as error:
+        raise InputError(f"the process that fine-tuned {checkpoint} ended without a result") from error
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(sender: Connection, checkpoint: Path, data: Path, seed: int) -> None:
+    """In the child: trains, tells how far it is, and hands over plain data."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        found = train(checkpoint, data, seed, lambda *state: sender.send(("progress", state)))
+    except InputError as error:
+        sender.send(("error", str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl-C reaches parent and child; the parent says so
+    else:
+        sender.send(
+            ("done", (asdict(found.record), found.steps, found.logits.tolist(), found.labels.tolist(), found.tested))
+        )
