@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import torch
+import yaml
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
@@ -104,6 +105,13 @@ def method_from_name(name: str, options: dict[str, Any] | None = None, types: Ma
         return types[name](**(options or {}))
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def parse_method(text: str, types: Mapping[str, type] = METHOD_TYPES) -> Any:
+    """`NAME:OPTION=VALUE:..` as a config, values as in YAML. Raises `InputError` as `method_from_name` does."""
+    name, *options = text.strip().split(":")
+    pairs = [option.partition("=") for option in options]
+    return method_from_name(name, {option: yaml.safe_load(value) for option, _, value in pairs}, types)
 
 
 def method_label(method: Any) -> str:

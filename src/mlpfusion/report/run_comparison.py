@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import PreTrainedConfig
 
 from mlpfusion.checkpoint.read import read_config, resolve
@@ -14,7 +13,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import BlockError, Probe
 from mlpfusion.evaluate.authors import last_texts
 from mlpfusion.evaluate.comparison import compare_methods, load_checkpoint, measure_checkpoint
-from mlpfusion.methods import ALL_METHODS, method_from_name, takes_no_data
+from mlpfusion.methods import ALL_METHODS, parse_method, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import versions
 from mlpfusion.report.chart import write_chart
@@ -84,7 +83,7 @@ def parse_methods(text: str) -> list[Any]:
     methods: list[Any] = []
     for item in text.split(","):
         every = item.strip() == "all"
-        methods += [method() for method in ALL_METHODS] if every else [_parse_method(item.strip())]
+        methods += [method() for method in ALL_METHODS] if every else [_one_shot(item.strip())]
     return methods
 
 
@@ -108,12 +107,11 @@ def _authors_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig)
     return batch
 
 
-def _parse_method(text: str) -> Any:
-    name, *options = text.split(":")
+def _one_shot(text: str) -> Any:
+    name = text.partition(":")[0]
     if name in TASK_METHOD_TYPES:
         raise InputError(
             f"`methods` must need no labels here, got {name}, which learns on a task: "
             "`mlpfusion compress --task`, then `mlpfusion tune` its result"
         )
-    pairs = [option.partition("=") for option in options]
-    return method_from_name(name, {option: yaml.safe_load(value) for option, _, value in pairs})
+    return parse_method(text)

@@ -7,10 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlpfusion.errors import InputError
-from mlpfusion.methods import MASK_METHODS, METHOD_TYPES, method_from_name, method_label
+from mlpfusion.methods import MASK_METHODS, METHOD_TYPES, method_label, parse_method
 from mlpfusion.recipe import read_job
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.glue import find_task
@@ -172,7 +170,7 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
 def parse_entry(text: str, model: str) -> Entry:
     """`fusion:refine=false+layerwise=1` as an entry. Raises `InputError` for an unknown method, option or addition."""
     name, *additions = (part.strip() for part in text.split("+"))
-    method = None if name == FULL else _method(name)
+    method = None if name == FULL else parse_method(name, METHOD_TYPES | TASK_METHOD_TYPES)
     values: dict[str, Any] = {}
     for addition in additions:
         kind, _, value = addition.partition("=")
@@ -186,10 +184,3 @@ def parse_entry(text: str, model: str) -> Entry:
     if "lora" in values and type(method) in MASK_METHODS:
         raise InputError(f"`methods` must have lora with methods that mask nothing, got {text!r}")
     return Entry(model, method, **values)
-
-
-def _method(text: str) -> Any:
-    name, *options = text.split(":")
-    pairs = [option.partition("=") for option in options]
-    values = {option: yaml.safe_load(value) for option, _, value in pairs}
-    return method_from_name(name, values, METHOD_TYPES | TASK_METHOD_TYPES)
