@@ -66,9 +66,9 @@ def test_the_gradient_of_a_score_goes_straight_through_the_rounding(name):
     gem_miner._set_gradients(job, mlps, scores, kept, 0.3)
 
     leaves = [{n: q.clone().requires_grad_() for n, q in block.items()} for block in scores]
-    weights = dict(job.model.named_parameters())
+    weights: dict[str, Any] = dict(job.model.named_parameters())
     paths = {id(parameter): key for key, parameter in weights.items()}
-    replaced = {}
+    replaced: dict[str, Any] = {}
     for site, mlp, block, part in zip(job.sites, mlps, leaves, kept, strict=True):
         effective = {n: getattr(mlp, n) * (q + (q.detach().round() - q.detach())) * part[n] for n, q in block.items()}
         base = base_model(job.model)
@@ -113,7 +113,7 @@ def test_mining_lowers_the_loss_at_the_same_density():
     config = GemMiner(epochs=10, learning_rate=5e-2, batch_size=16, head_learning_rate=1e-2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        mined = gem_miner.compress(job, config)
+        mined: Any = gem_miner.compress(job, config)
     mlps = [copied(read_mlp(job.model, site)) for site in job.sites]
     batch = job.data.collate([HALF.train[index] for index in range(96)])
     for outcomes in (mined, prune_by_magnitude(mlps, 0.5, Magnitude(), [])):

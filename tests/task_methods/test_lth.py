@@ -31,9 +31,9 @@ def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_everything_but_the_head_is_rewound_to_the_pretrained_weights(name):
-    job = make_job(name)
+    job: Any = make_job(name)
     start = {key: value.clone() for key, value in job.model.state_dict().items()}
-    outcomes = lth.compress(job, CONFIG)
+    outcomes: Any = lth.compress(job, CONFIG)
     pruned = {
         part.data_ptr() for site in job.sites for part in read_mlp(job.model, site).matrices().values()
     }  # where the working copy holds them

@@ -87,7 +87,7 @@ def test_one_expert_of_four_computes_for_a_token_and_it_is_that_of_the_highest_s
     # its output is that of the original with the neurons of the other experts cut out
     site = sites_of(model)[-1]
     key = "up" if site.stack.gate is None else "gate"
-    inner = linear.linear.weight.detach()
+    inner = linear.linear.get_parameter("weight").detach()
     rows = (inner.T if name == "gpt2" else inner)[:56]
     mlp = read_mlp(original, site)
     order = torch.cdist(rows, getattr(mlp, key)).argmin(1)
@@ -143,6 +143,7 @@ def test_training_keeps_the_best_epoch_of_the_held_out_tokens():
 def test_labels_sum_what_the_neurons_of_an_expert_let_through():
     mlp = make_mlp(12, 5, activation="gelu")
     x = torch.randn(7, 5, dtype=torch.float64)
+    assert mlp.up_bias is not None
     hidden = torch.relu(torch.nn.functional.gelu(x @ mlp.up.T + mlp.up_bias))
     expected = torch.stack([hidden[:, 3 * e : 3 * e + 3].sum(1) for e in range(4)], dim=1)
     torch.testing.assert_close(expert_scores(mlp, x, 4), expected)

@@ -1,6 +1,7 @@
 """One run: what follows the seed, what training leaves alone, what it refuses."""
 
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,27 @@ def test_the_scales_stay_and_the_config_too(lora, task, tmp_path):
     assert moved == expected
     trained.save_pretrained(tmp_path)
     assert same(AutoModelForSequenceClassification.from_pretrained(tmp_path), trained)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 asks for it
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_lora_leaves_the_base_untouched_bit_by_bit(targets, task, monkeypatch):
+    """Until the adapter is merged, every weight under it is what it was; the head alone trains beside the factors."""
+    model = fused()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    monkeypatch.setattr(sys.modules["mlpfusion.tune.finetune"], "merge_lora", lambda adapted: adapted)
+    adapted, _ = finetune(model, task, with_fields(FAST, epochs=1, lora=Lora(r=2, targets=targets)))
+    after = {
+        name.removeprefix("base_model.model.").replace("base_layer.", ""): value
+        for name, value in adapted.named_parameters()
+        if "lora_" not in name and "modules_to_save" not in name
+    }
+    base = {name.replace("original_module.", ""): value for name, value in after.items()}
+    assert base.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in base.items())
+    factors = [value for name, value in adapted.named_parameters() if "lora_B" in name]
+    assert factors
+    assert all(value.count_nonzero() for value in factors)
 
 
 def test_masked_zeros_stay_zero(task):

@@ -86,7 +86,8 @@ def learn(
     check_model(model)
     check_head(model, data.task.num_labels)
     _check_examples(data)
-    row, sites = checked_sites(model, architecture)
+    with torch.no_grad():
+        row, sites = checked_sites(model, architecture)
     plan = make_plan(sites, layers=layers, keep_ratio=keep_ratio)
     check_visited(model, plan)
     place = torch.device(device or model.device)

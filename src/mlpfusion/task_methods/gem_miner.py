@@ -28,7 +28,7 @@ class GemMiner(TaskTraining):
     """
 
     epochs: int = 1
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-3
     batch_size: int = 32
     rounds: int = 5
     head_learning_rate: float = 1e-3

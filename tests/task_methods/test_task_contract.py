@@ -25,9 +25,9 @@ from mlpfusion.tune import Finetune, finetune
 NAMES = ["bert", "gpt2", "llama", "modernbert"]
 # Options that change something within the few steps of the small HALF.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "LTH": {"learning_rate": 5e-3, "batch_size": 8},
-    "GemMiner": {"learning_rate": 5e-2, "batch_size": 8},
-    "FLOP": {"learning_rate": 1e-3, "batch_size": 8},
+    "LTH": {"learning_rate": 5e-3, "batch_size": 16},
+    "GemMiner": {"learning_rate": 5e-2, "batch_size": 16},
+    "FLOP": {"learning_rate": 1e-3, "batch_size": 16},
     "MoEfication": {"epochs": 3, "batch_size": 64},
 }
 METHODS = [method(**OPTIONS[method.__name__]) for method in TASK_METHODS]
@@ -41,12 +41,12 @@ def with_head(name: str = "bert", **options: Any) -> Any:
 
 def compressed(name: str, method: Any, task: EncodedTask, **options: Any) -> Any:
     model = with_head(name, **{key: options.pop(key) for key in ("dtype",) if key in options})
-    run(model, method, HALF, **options)
+    run(model, method, task, **options)
     return model
 
 
 def run(model: Any, method: Any, task: EncodedTask, **options: Any) -> mlpfusion.Record:
-    return mlpfusion.compress_on_task(model, method, HALF, **{"layers": "last:2", "keep_ratio": 0.25, **options})
+    return mlpfusion.compress_on_task(model, method, task, **{"layers": "last:2", "keep_ratio": 0.25, **options})
 
 
 def values(model: Any) -> dict[str, torch.Tensor]:
@@ -108,7 +108,8 @@ def test_the_kept_share_is_exact(name, method):
     record = run(model, method, HALF)
     if record.sites[0].kind == "masked":
         sites = find_sites(model, find_architecture(model.config.model_type))[-2:]
-        weights = [base_model(model).get_submodule(path).weight for site in sites for path in linear_maps(site)]
+        paths = [path for site in sites for path in linear_maps(site)]
+        weights = [base_model(model).get_submodule(path).get_parameter("weight") for path in paths]
         total = sum(weight.numel() for weight in weights)
         assert sum(int((weight == 0).sum()) for weight in weights) == round(0.75 * total)
         after = values(model)
@@ -124,7 +125,7 @@ def test_the_kept_share_is_exact(name, method):
 
 
 @every_method
-@every_name
+@pytest.mark.parametrize("name", ["gpt2", "modernbert"])
 def test_keeping_all_changes_nothing(name, method):
     model = with_head(name)
     before = pico_outputs(model, name)
