@@ -134,7 +134,7 @@ def test_the_verdict_says_how_far_the_cuts_are_from_the_full_model_and_how_sure_
         "Distance of the logits from the full model's, before -> after: Fusion 0.00 -> 1.00, NTKMatch 1.00 -> 0.00."
         in lines
     )
-    assert "a guess is right in 25 %" in lines[0]
+    assert "(a guess: 25 %)" in lines[0]
 
 
 def test_the_picture_appears_whole_or_not_at_all(results, tmp_path, monkeypatch):

@@ -98,8 +98,8 @@ def verdict(results: Mapping[str, Trained]) -> str:
     distances = ", ".join(f"{name} {path[0]:.2f} -> {path[-1]:.2f}" for name, path in paths)
     guess = 100 / full.logits.shape[-1]
     return "\n".join([
-        f"Points above the full model's accuracy; a guess is right in {guess:.0f} %, and what is less than two standard",
-        "errors (in brackets) may be chance:",
+        f"Points above the full model's accuracy (a guess: {guess:.0f} %) and, in brackets, their standard error; less",
+        "than two of those may be chance.",
         *lines,
         f"Distance of the logits from the full model's, before -> after: {distances}.",
         f"One seed, {full.record.steps} steps at {CONFIG.learning_rate:g}: a look. README.md has the benchmarks.",
