@@ -29,7 +29,7 @@ test-lowest:
 docs: .venv/test
 	$(BIN)/python docs/tables.py
 
-# The tables of the README: two hours on two cores. MLPFUSION_DATA names the folder of the evaluation data.
+# The tables of the README: two hours and a half on two cores. MLPFUSION_DATA names the folder of the evaluation data.
 MLPFUSION_DATA ?= ../shared/data
 SST2 = $(MLPFUSION_DATA)/glue/SST-2
 STORIES = $(MLPFUSION_DATA)/lm/tinystories_sample

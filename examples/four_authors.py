@@ -28,7 +28,7 @@ BOOKS = {
     "James Fenimore Cooper": ("The Deerslayer", "The Spy"),
     "Mark Twain": ("The Adventures of Tom Sawyer", "The Prince and the Pauper"),
 }
-SIZES = {"train": 400, "validation": 100, "test": 200}  # sentences an author
+SIZES = {"train": 320, "validation": 100, "test": 200}  # sentences an author
 WORDS = range(8, 41)
 VALIDATION_SHARE = 0.2
 

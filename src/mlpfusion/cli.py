@@ -174,10 +174,10 @@ def measure(original: str, compressed: str, as_json: bool, **options: Any) -> No
 
 
 @main.command()
-@click.option("--out", default="demo-out", show_default=True, help="Folder for the compressed models.")
+@click.option("--out", default="demo-out", show_default=True, help="Folder for models, data and picture.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: str, seed: int) -> None:
-    """Fuses a real pretrained model, saves it, loads it back in a fresh process, and measures it. Offline."""
+    """Cuts a real pretrained model two ways, measures both, and fine-tunes all three on a small task. Offline."""
     with reported_errors():
         from mlpfusion.demo import run_demo
 

@@ -17,7 +17,7 @@ from mlpfusion.demo.model import demo_sentences
 
 SET = Path(mlpfusion.__file__).parent / "demo" / "four_authors.jsonl.gz"
 SCRIPT = Path(__file__).parents[2] / "examples" / "four_authors.py"
-SIZES = {"train": 400, "validation": 100, "test": 200}
+SIZES = {"train": 320, "validation": 100, "test": 200}
 
 
 @pytest.fixture(scope="module")

@@ -57,13 +57,13 @@ def layer_table(records: Mapping[str, Record], errors: Mapping[str, Sequence[Blo
 def result_table(results: Mapping[str, Trained]) -> Table:
     """What came of the fine-tuning; accuracies with their binomial standard error."""
     table = _table(("after fine-tuning", *results))
-    first, records = results[FULL], [found.record for found in results.values()]
+    records = [found.record for found in results.values()]
+    accuracies = [accuracies_after(found) for found in results.values()]
     rows = {
-        f"right author, {first.tested} sentences of other books": map(_percent, results.values()),
-        f"right author, {len(first.labels)} held out of the same books": [
-            f"{100 * share:.1f} +- {100 * binomial_error(share, len(first.labels)):.1f} %"
-            for share in (found.accuracy()[-1] for found in results.values())
-        ],
+        f"right author, {where}": [f"{100 * share:.1f} +- {100 * error:.1f} %" for share, error in shares]
+        for where, shares in ((where, [one[where] for one in accuracies]) for where in accuracies[0])
+    }
+    rows |= {
         "trained parameters": [f"{record.trained_parameters:,}" for record in records],
         "seconds a step": [f"{record.seconds_per_step or 0:.3f}" for record in records],
         "peak memory, GB": [f"{record.peak_bytes / 1e9:.1f}" for record in records],
@@ -73,36 +73,37 @@ def result_table(results: Mapping[str, Trained]) -> Table:
     return table
 
 
-def tested_accuracy(found: Trained) -> tuple[float, float]:
-    """Share of the test sentences whose author was found, and its binomial standard error."""
-    share = found.record.scores["test"]["accuracy"]
-    return share, binomial_error(share, found.tested)
+def accuracies_after(found: Trained) -> dict[str, tuple[float, float]]:
+    """Where the sentences are from -> share whose author was found after the last step, and its standard error."""
+    shares = {"other books": found.record.scores["test"]["accuracy"], "same books": found.accuracy()[-1]}
+    counts = found.tested, len(found.labels)
+    return {
+        where: (share, binomial_error(share, count))
+        for (where, share), count in zip(shares.items(), counts, strict=True)
+    }
 
 
 def verdict(results: Mapping[str, Trained]) -> str:
     """What the numbers say, and what they do not."""
-    full, _ = tested_accuracy(results[FULL])
-    cuts = {name: found for name, found in results.items() if name != FULL}
-    kept = ", ".join(f"{name} keeps {100 * tested_accuracy(found)[0] / full:.1f} %" for name, found in cuts.items())
-    (best, (share, error)), (other, (less, other_error)) = sorted(
-        ((name, tested_accuracy(found)) for name, found in cuts.items()), key=lambda cut: -cut[1][0]
-    )
-    points, chance = 100 * (share - less), 200 * sqrt(error**2 + other_error**2)
-    weight = "more than" if points > chance else "no more than"
-    apart = {name: found.distance(results[FULL]) for name, found in cuts.items()}
-    paths = ", ".join(f"{name} {one[0]:.2f} -> {one[-1]:.2f}" for name, one in apart.items())
-    return (
-        f"Of the full model's accuracy on other books (a guess: {100 / results[FULL].logits.shape[-1]:.0f} %) {kept}.\n"
-        f"{best} is {points:.1f} points above {other}, {weight} chance explains (two standard errors: {chance:.1f}).\n"
-        f"Distance of the logits from the full model's, before -> after fine-tuning: {paths}.\n"
-        f"One seed, {results[FULL].record.steps} steps at {CONFIG.learning_rate:g}: a look, no benchmark. "
-        "The README has those."
-    )
-
-
-def _percent(found: Trained) -> str:
-    share, error = tested_accuracy(found)
-    return f"{100 * share:.1f} +- {100 * error:.1f} %"
+    full, cuts = results[FULL], {name: found for name, found in results.items() if name != FULL}
+    lines = []
+    for where, (share, error) in accuracies_after(full).items():
+        found = {name: accuracies_after(one)[where] for name, one in cuts.items()}
+        points = [
+            f"{name} {100 * (other - share):+.1f} (+- {100 * sqrt(error**2 + other_error**2):.1f})"
+            for name, (other, other_error) in found.items()
+        ]
+        lines.append(f"  {where}: {', '.join(points)}")
+    paths = [(name, one.distance(full)) for name, one in cuts.items()]
+    distances = ", ".join(f"{name} {path[0]:.2f} -> {path[-1]:.2f}" for name, path in paths)
+    guess = 100 / full.logits.shape[-1]
+    return "\n".join([
+        f"Points above the full model's accuracy (a guess: {guess:.0f} %) and, in brackets, their standard error; less",
+        "than two of those may be chance.",
+        *lines,
+        f"Distance of the logits from the full model's, before -> after: {distances}.",
+        f"One seed, {full.record.steps} steps at {CONFIG.learning_rate:g}: a look. README.md has the benchmarks.",
+    ])  # fmt: skip
 
 
 def _table(columns: Sequence[str]) -> Table:
