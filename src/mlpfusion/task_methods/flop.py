@@ -97,8 +97,8 @@ def compress(job: TaskJob, config: FLOP) -> list[Outcome]:
     gated = insert_gates(job)
     matrices = [one for block in gated for one in block.values()]
     train_factors(job, matrices, config)
-    factors = {"left": [one.left for one in matrices], "right": [one.right for one in matrices]}
-    trained = {f"{side} factor {i}": one.weight.data for side, all_ in factors.items() for i, one in enumerate(all_)}
+    sides = {"left": [one.left for one in matrices], "right": [one.right for one in matrices]}
+    trained = {f"{side} factor {i}": one.weight.data for side, maps in sides.items() for i, one in enumerate(maps)}
     check_finite(trained | {"gates": torch.cat([one.gate.log_alpha.data for one in matrices])}, config.learning_rate)
     expected = float(Constraint(matrices, 1.0).expected_size().detach())
     kept = iter(largest_gates(matrices, _budget(job)))
