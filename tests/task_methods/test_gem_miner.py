@@ -1,5 +1,6 @@
 """GEM-MINER: scores are trained, on weights that are not."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -105,6 +106,25 @@ def test_the_density_is_exact_where_scores_tie_or_die(options):
     found = masks(gem_miner.compress(make_job(), config))
     total = sum(mask.numel() for mask in found)
     assert sum(int(mask.sum()) for mask in found) == total - round(0.75 * total)
+
+
+def test_what_is_frozen_stays_frozen_whatever_becomes_of_the_others(monkeypatch):
+    """At so high a rate scores that are left fall below those that were frozen before them."""
+    seen: list[list[torch.Tensor]] = []
+    original = gem_miner.best_masks
+
+    def watch(scores: Any, keep_ratio: float) -> Any:
+        found = original(scores, keep_ratio)
+        seen.append([part for block in found for part in block.values()])
+        return found
+
+    monkeypatch.setattr(gem_miner, "best_masks", watch)
+    outcomes = gem_miner.compress(make_job(), GemMiner(learning_rate=0.4, batch_size=8, regularization=1e-2))
+    shares = [sum(int(part.sum()) for part in kept) / sum(part.numel() for part in kept) for kept in seen]
+    assert shares == pytest.approx([0.25 ** (k / 5) for k in (1, 2, 3, 4, 5)], abs=1e-4)
+    for before, after in pairwise(seen):
+        assert all((~b & a).sum() == 0 for b, a in zip(before, after, strict=True))
+    assert equal(masks(outcomes), seen[-1])
 
 
 def test_mining_lowers_the_loss_at_the_same_density():

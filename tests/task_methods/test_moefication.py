@@ -24,6 +24,7 @@ from mlpfusion.task_methods.experts import balanced_clusters
 from mlpfusion.task_methods.moefication import MoEfication
 from mlpfusion.task_methods.router import expert_scores, train_router
 from mlpfusion.traces import mlp_inputs
+from mlpfusion.tune import Finetune, Lora, finetune
 
 FAST = MoEfication(epochs=3, batch_size=64)
 
@@ -159,8 +160,9 @@ def test_the_router_is_exact_in_bf16_and_never_trained(tmp_path):
         assert two.router_in_bits.dtype == torch.int32
         x = torch.randn(9, 32, dtype=torch.bfloat16)
         assert torch.equal(one.selected(x), two.selected(x))
+        plain = one.scores(x.float())
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(one.selected(x.float()), two.selected(x))
+            assert torch.equal(one.scores(x.float()), plain)
     assert not any("router" in name for name, _ in loaded.named_parameters())
 
 
@@ -197,6 +199,18 @@ def test_what_cannot_be_experts_is_refused():
     for field, value in (("num_tokens", 0), ("num_experts", -1)):
         with pytest.raises(ValueError, match=f"`{field}` must be at least 1"):
             MoEfication(**{field: value})
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 asks for it
+def test_lora_goes_on_the_map_behind_the_router_and_is_merged_into_it():
+    model = with_head()
+    mlpfusion.compress_on_task(model, FAST, HALF, layers="last:1", keep_ratio=0.25)
+    weight = model.bert.encoder.layer[2].intermediate.dense.linear.weight.detach().clone()
+    config = Finetune(epochs=1, lora=Lora(r=2, targets="all-linear"), device="cpu", learning_rate=2e-3)
+    trained, _ = finetune(model, HALF, config)
+    (linear,) = routed_linears(trained)
+    assert type(linear.linear) is torch.nn.Linear
+    assert not torch.equal(linear.linear.weight, weight)
 
 
 def test_a_routed_model_has_no_stock_form_and_is_no_plain_mlp(tmp_path):
