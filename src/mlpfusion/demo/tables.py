@@ -22,7 +22,7 @@ def example_table(rows: Sequence[Mapping[str, str]]) -> Table:
     """Authors, each with a sentence."""
     table = _table(("", ""))
     for row in rows:
-        table.add_row(row["author"], f'"{row["sentence"]}"', style="italic")
+        table.add_row(row["author"], row["sentence"], style="italic")
     table.columns[1].justify, table.columns[1].no_wrap = "left", False
     return table
 
