@@ -57,6 +57,8 @@ bench: .venv/bench
 	$(BIN)/mlpfusion dynamics $(MINILM) --task sst2 --layers last:4 --device cpu --out bench-out/dynamics
 	cp bench-out/dynamics/dynamics.json benchmarks/results/dynamics.json
 	cp bench-out/dynamics/dynamics.png docs/images/dynamics.png
+	$(BIN)/mlpfusion reproduce minilm-table2 --model $(MINILM) --out benchmarks/results/minilm
+	cp benchmarks/results/minilm/minilm-table2.png docs/images/minilm_table2.png
 	$(BIN)/python docs/tables.py --chart
 
 .venv/demo .venv/test .venv/bench: pyproject.toml constraints.txt

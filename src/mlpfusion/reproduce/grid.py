@@ -187,10 +187,14 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
 
 
 def run_name(identity: Row) -> str:
-    """The name of a run's file: what one looks for, and a hash of everything."""
+    """The name of a run's file: what one looks for, and a hash of everything but the names of model and method.
+
+    The model is known by the hash of its bytes, the method by its options.
+    """
     words = f"{identity['task']} {identity['label']} {identity['layers']} {identity['keep_ratio']:g}"
     slug = re.sub("[^a-z0-9.]+", "-", words.lower()).strip("-")
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    counted = {name: value for name, value in identity.items() if name not in ("model", "label")}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
     return f"{slug}-seed-{identity['seed']}-{digest}"
 
 
