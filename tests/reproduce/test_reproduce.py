@@ -16,7 +16,8 @@ from tiny_task import save_checkpoint, sentences
 
 from mlpfusion.cli import main
 from mlpfusion.reproduce import grid
-from mlpfusion.reproduce.experiment import Experiment, cells, named_recipes, parse_entry, read_experiment
+from mlpfusion.reproduce.chart import write_experiment_chart
+from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_entry, read_experiment
 from mlpfusion.reproduce.report import columns, experiment_markdown, labels, shares
 from mlpfusion.tasks.glue import GLUE
 from mlpfusion.tune.trainer import DivergenceError
@@ -109,6 +110,20 @@ def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
     assert shares(record, "fusion", column)[0] == pytest.approx(100 * score)
     assert not (tmp_path / "out" / "unfinished").exists() or not any((tmp_path / "out" / "unfinished").iterdir())
     assert str(tmp_path) not in (tmp_path / "out" / "small.json").read_text()
+
+
+def test_every_chart_is_drawn_of_every_grid(recipe, tmp_path):
+    path = recipe(
+        methods=["full", "fusion"], layers=["last:1", "last:2"], keep_ratio=[0.25, 0.5], tasks=["sst2", "mrpc"]
+    )
+    assert call("reproduce", path, "--out", tmp_path / "out", "--seeds", 0).exit_code == 0
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert len(columns(record)) == 8
+    sizes = set()
+    for chart in CHARTS:
+        (file,) = write_experiment_chart(record | {"chart": chart}, tmp_path / f"{chart}.png")
+        sizes.add(file.stat().st_size)
+    assert len(sizes) == len(CHARTS)
 
 
 def test_a_run_that_is_there_is_not_repeated_and_one_more_method_adds_only_its_own(recipe, tmp_path):

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,47 +24,46 @@ def write_experiment_chart(record: Row, path: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     panels = _panels(record)
-    bars = record["chart"] == "bars"
-    height = 1.6 + 0.32 * len(labels(record)) if bars else 4.6
+    of_scores = record["chart"] == "scores"
+    height = 1.6 + 0.32 * len(labels(record)) if of_scores else 4.6
     figure = Figure(figsize=(max(6.5, 4.6 * len(panels)), height), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey="row" if bars else "none")[0]
-    draw = {"bars": _bars, "training_loss": _losses}.get(record["chart"], _lines)
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey="row" if of_scores else "none")[0]
+    draw = {"scores": _scores, "training_loss": _losses}.get(record["chart"], _lines)
     for axes, (title, found) in zip(all_axes, panels.items(), strict=True):
         draw(axes, record, found)
         axes.set_title(title, fontsize=11)
-        axes.grid(linewidth=0.3, axis="x" if bars else "both")
-    if not bars:
+        axes.grid(linewidth=0.3, axis="both")
+    if not of_scores:
         handles = {
             label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=9)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2 + len(panels), fontsize=8)
     figure.savefig(path, dpi=120)
     return [path]
 
 
 def _panels(record: Row) -> dict[str, list[Column]]:
-    """Title -> its columns: a panel a split of a task, for bars also one a place and size."""
+    """Title -> its columns: a panel a split of a task, for scores also one a place and size."""
     found: dict[str, list[Column]] = {}
     for column in columns(record):
-        title = column.title(record) if record["chart"] == "bars" else f"{column.task} {column.split}"
-        found.setdefault(title, []).append(column)
+        place = column if record["chart"] == "scores" else replace(column, layers=None, keep_ratio=None)
+        found.setdefault(place.title(), []).append(column)
     return found
 
 
-def _bars(axes: Any, record: Row, found: Sequence[Column]) -> None:
+def _scores(axes: Any, record: Row, found: Sequence[Column]) -> None:
+    """A dot a method, and a line where the full model is."""
     (column,) = found
     names = [label for label in labels(record) if column.scores(record, label)]
     scores = [column.scores(record, label) for label in names]
     means, deviations = [statistics.mean(values) for values in scores], [_deviation(values) for values in scores]
-    axes.barh(range(len(names)), means, xerr=deviations, color="#56B4E9", error_kw={"elinewidth": 0.9, "capsize": 2})
-    full = column.scores(record, FULL)
-    if full:
-        axes.axvline(statistics.mean(full), color="black", linewidth=1.2, linestyle="--")
+    axes.errorbar(means, range(len(names)), xerr=deviations, fmt="o", color=_COLORS[0], capsize=3)
+    if FULL in names:
+        axes.axvline(means[names.index(FULL)], color="black", linewidth=1.0, linestyle="--", zorder=0)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    lowest = min((mean - deviation for mean, deviation in zip(means, deviations, strict=True)), default=0.0)
-    axes.set_xlim(left=max(0.0, lowest - 0.15 * (max(means, default=1.0) - lowest) - 0.5))
-    axes.set_xlabel("score, percent (axis cut)")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.1)
+    axes.set_xlabel("score, percent")
 
 
 def _lines(axes: Any, record: Row, found: Sequence[Column]) -> None:

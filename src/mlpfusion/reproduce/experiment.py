@@ -16,7 +16,7 @@ from mlpfusion.tune.config import Finetune, Lora, parse_lora
 from mlpfusion.tune.distill import Distill
 
 FULL = "full"
-CHARTS = ("bars", "layers", "keep_ratio", "training_loss")
+CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Experiment:
     A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]` or `full` (nothing compressed) with the same
     additions. `references` are other models, fine-tuned in full beside it. The rate is chosen among `learning_rate` for
     every cell, with its first seed. Calibrated methods and the layer-wise tuning see training texts without labels,
-    the former `calibration_samples` of them. `chart` says what is drawn: `bars` of the scores, scores over `layers` or
-    `keep_ratio`, or the `training_loss` over the steps. `name` is that of the files of the report. The other fields are
-    those of `Finetune`.
+    the former `calibration_samples` of them. `chart` says what is drawn: the `scores`, or these over the `layers` or
+    the `keep_ratio`, or the `training_loss` over the steps. `name` is that of the files of the report. The other fields
+    are those of `Finetune`.
     """
 
     name: str = ""
@@ -56,7 +56,7 @@ class Experiment:
     calibration_samples: int = 256
     precision: str = "fp32"
     device: str = "auto"
-    chart: str = "bars"
+    chart: str = "scores"
 
     def finetune(self, learning_rate: float, seed: int, lora: Lora | None) -> Finetune:
         """The config of one run. Raises `InputError` for a value out of range."""

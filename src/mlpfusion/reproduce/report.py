@@ -21,7 +21,7 @@ class Column:
     layers: str | None
     keep_ratio: float | None
 
-    def title(self, record: Row) -> str:
+    def title(self) -> str:
         """The task, and what else is not the same in all columns."""
         several = len(find_task(self.task).splits) > 1
         words = [self.task, self.split.removeprefix("validation_") if several else ""]
@@ -139,7 +139,7 @@ def _scored(record: Row, label: str, column: Column) -> list[tuple[Row, float]]:
 
 def _table(record: Row, cell: Callable[[str, Column], str], without: str = "") -> str:
     found = columns(record)
-    lines = [["method", *(column.title(record) for column in found)], ["---"] * (len(found) + 1)]
+    lines = [["method", *(column.title() for column in found)], ["---"] * (len(found) + 1)]
     lines += [[label, *(cell(label, column) for column in found)] for label in labels(record) if label != without]
     return markdown_table(lines)
 
