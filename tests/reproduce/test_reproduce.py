@@ -160,6 +160,15 @@ def test_the_rate_is_chosen_with_the_first_seed(recipe, tmp_path):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path):
+    path = recipe(methods=["full", "fusion+lora=4"], seeds=[0], lora_learning_rate=[1e-2])
+    assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0
+    full, lora = json.loads((tmp_path / "out" / "small.json").read_text())["rows"]
+    assert (lora["label"], lora["learning_rate"], full["learning_rate"]) == ("fusion + LoRA", 1e-2, 1e-3)
+    assert lora["run"]["trained_parameters"] < full["run"]["trained_parameters"] / 5
+
+
 def test_a_run_that_diverges_is_told_and_not_tried_again(recipe, tmp_path, monkeypatch):
     def diverge(*_args: Any) -> Any:
         raise DivergenceError("the loss became nan")

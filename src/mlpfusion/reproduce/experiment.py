@@ -24,11 +24,11 @@ class Experiment:
     """A grid: every method on every task, at all `layers` and `keep_ratio`, over `seeds`.
 
     A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]` or `full` (nothing compressed) with the same
-    additions. `references` are other models, fine-tuned in full beside it. The rate is chosen among `learning_rate` for
-    every cell, with its first seed. Calibrated methods and the layer-wise tuning see training texts without labels,
-    the former `calibration_samples` of them. `chart` says what is drawn: the `scores`, or these over the `layers` or
-    the `keep_ratio`, or the `training_loss` over the steps. `name` is that of the files of the report. The other fields
-    are those of `Finetune`.
+    additions. `references` are other models, fine-tuned in full beside it. The rate is chosen for every cell with its
+    first seed, among `learning_rate` (with LoRA `lora_learning_rate`, if given). Calibrated methods and the layer-wise
+    tuning see training texts without labels, the former `calibration_samples` of them. `chart` says what is drawn: the
+    `scores`, or these over the `layers` or the `keep_ratio`, or the `training_loss` over the steps. `name` is that of
+    the files of the report. The other fields are those of `Finetune`.
     """
 
     name: str = ""
@@ -44,6 +44,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     learning_rate: tuple[float, ...] = (2e-5,)
     layerwise_learning_rate: float | None = None
+    lora_learning_rate: tuple[float, ...] = ()
     epochs: int = 3
     batch_size: int = 32
     max_length: int = 128
@@ -57,6 +58,10 @@ class Experiment:
     precision: str = "fp32"
     device: str = "auto"
     chart: str = "scores"
+
+    def rates(self, entry: "Entry") -> tuple[float, ...]:
+        """The learning rates that are tried for `entry`."""
+        return self.lora_learning_rate if entry.lora and self.lora_learning_rate else self.learning_rate
 
     def finetune(self, learning_rate: float, seed: int, lora: Lora | None) -> Finetune:
         """The config of one run. Raises `InputError` for a value out of range."""
@@ -142,7 +147,7 @@ def check_experiment(experiment: Experiment) -> None:
     for task in experiment.tasks:
         find_task(task)
     for entry in entries(experiment):
-        for rate in experiment.learning_rate:
+        for rate in experiment.rates(entry):
             for seed in experiment.seeds:
                 experiment.finetune(rate, seed, entry.lora)
             if entry.layerwise:

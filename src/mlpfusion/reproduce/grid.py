@@ -38,7 +38,7 @@ from mlpfusion.tune.trainer import DivergenceError, training_arguments
 Row = dict[str, Any]
 # Fields of an experiment that change no number of a run, or are told by the run itself.
 _FREE = ("name", "title", "description", "model", "out", "references", "tasks", "methods", "layers", "keep_ratio")
-_FREE += ("seeds", "learning_rate", "device", "chart")
+_FREE += ("seeds", "learning_rate", "lora_learning_rate", "device", "chart")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Grid:
         """Raises `InputError` if the cell cannot be run: no such head, layers or data. No weight is read."""
         entry, source, (data, _) = cell.entry, self.source(cell.entry.model), self.data(cell)
         empty = empty_for_task(source, data.task)
-        config = self.experiment.finetune(self.experiment.learning_rate[0], self.experiment.seeds[0], entry.lora)
+        config = self.experiment.finetune(self.experiment.rates(entry)[0], self.experiment.seeds[0], entry.lora)
         train, _ = split_train(data, config)
         if entry.layerwise:
             split_examples(train, self.experiment.distill(config.learning_rate, config.seed, entry.layerwise))
@@ -170,10 +170,11 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     PartialState(cpu=experiment.device == "cpu")
     for cell in found:
         grid.check(cell)
-    rates, (first_seed, *other_seeds) = experiment.learning_rate, experiment.seeds
-    count = _Count(progress, len(found) * (len(rates) + len(other_seeds)))
+    first_seed, *other_seeds = experiment.seeds
+    count = _Count(progress, sum(len(experiment.rates(cell.entry)) + len(other_seeds) for cell in found))
     rows, chosen = [], []
     for cell in found:
+        rates = experiment.rates(cell.entry)
         tried = [grid.run(cell, rate, first_seed, count.next(cell, first_seed)) for rate in rates]
         best = max(tried, key=_selection_score)
         chosen.append(best["learning_rate"])
