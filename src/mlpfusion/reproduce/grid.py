@@ -170,6 +170,7 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     PartialState(cpu=experiment.device == "cpu")
     for cell in found:
         grid.check(cell)
+    (grid.out / "runs").mkdir(parents=True, exist_ok=True)
     first_seed, *other_seeds = experiment.seeds
     count = _Count(progress, sum(len(experiment.rates(cell.entry)) + len(other_seeds) for cell in found))
     rows, chosen = [], []
@@ -227,4 +228,3 @@ def _where(folder: Path, progress: Progress) -> Where:
 def _check_out(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / "runs").is_dir() or not any(out.iterdir()))):
         raise InputError(f"`out` must be new, empty, or the folder of an experiment, got {out}")
-    (out / "runs").mkdir(parents=True, exist_ok=True)
