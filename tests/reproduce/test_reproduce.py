@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from command import call, refused
 from tiny_task import save_checkpoint, sentences
 
-from mlpfusion.cli import main
 from mlpfusion.reproduce import grid
 from mlpfusion.reproduce.chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_entry, read_experiment
@@ -65,17 +64,6 @@ def recipe(tmp_path, glue) -> Any:
         return path
 
     return write
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(one) for one in arguments])
-
-
-def refused(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    (line,) = result.output.strip().splitlines()
-    return line
 
 
 def runs(out: Path) -> dict[str, int]:

@@ -17,7 +17,7 @@ from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.write import write_file
 from mlpfusion.compression import check_not_compressed, check_visited
-from mlpfusion.errors import InputError
+from mlpfusion.errors import DivergenceError, InputError
 from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
@@ -33,7 +33,7 @@ from mlpfusion.tune.finetune import Where, finetune, split_train
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
 from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
-from mlpfusion.tune.trainer import DivergenceError, training_arguments
+from mlpfusion.tune.trainer import training_arguments
 
 Row = dict[str, Any]
 # Fields of an experiment that change no number of a run, or are told by the run itself.

@@ -10,7 +10,15 @@ from mlpfusion.architectures.sites import base_model, read_mlp, site_parameters
 from mlpfusion.methods import Outcome
 from mlpfusion.methods.masking import apply_mask, best_masks
 from mlpfusion.mlp import MLP, copied
-from mlpfusion.task_methods.job import Steps, TaskJob, TaskTraining, check_finite, train_only, weight_gradients
+from mlpfusion.task_methods.job import (
+    Steps,
+    TaskJob,
+    TaskTraining,
+    check_finite,
+    frozen_last,
+    train_only,
+    weight_gradients,
+)
 
 Matrices = dict[str, Tensor]
 
@@ -69,7 +77,7 @@ def compress(job: TaskJob, config: GemMiner) -> list[Outcome]:
     job.model.train()
     for round_, length in enumerate(steps.segments(config.rounds + 1)):
         if round_:
-            kept = best_masks(_ranked(scores, kept), job.keep_ratio ** (round_ / config.rounds))
+            kept = best_masks(frozen_last(scores, kept), job.keep_ratio ** (round_ / config.rounds))
             _set_weights(job, pretrained, scores, kept)
         for _ in steps.take(length):
             _set_gradients(job, pretrained, scores, kept, config.regularization)
@@ -90,12 +98,6 @@ def initial_scores(mlps: Sequence[MLP], spread: float) -> list[Matrices]:
     ranks[flat.argsort(stable=True)] = torch.arange(1, len(flat) + 1, dtype=flat.dtype, device=flat.device)
     scores = iter((0.5 + spread * ranks / len(flat)).split([w.numel() for m in mlps for w in m.matrices().values()]))
     return [{name: next(scores).view(w.shape).clone() for name, w in mlp.matrices().items()} for mlp in mlps]
-
-
-def _ranked(scores: list[Matrices], kept: list[Matrices]) -> list[Matrices]:
-    """The scores, those that are frozen below all others."""
-    pairs = zip(scores, kept, strict=True)
-    return [{name: q.masked_fill(~part[name], -1.0) for name, q in block.items()} for block, part in pairs]
 
 
 @torch.no_grad()

@@ -122,6 +122,14 @@ def train_only(model: nn.Module, parameters: Sequence[Tensor]) -> None:
         parameter.requires_grad_(id(parameter) in chosen)
 
 
+def frozen_last(
+    scores: Sequence[Mapping[str, Tensor]], kept: Sequence[Mapping[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """The scores, which are not negative, by block and matrix; below all of them where `kept` says it is gone."""
+    pairs = zip(scores, kept, strict=True)
+    return [{name: q.masked_fill(~part[name], -1.0) for name, q in block.items()} for block, part in pairs]
+
+
 def weight_gradients(model: PreTrainedModel, site: Site) -> dict[str, Tensor]:
     """The gradients of the matrices at `site` by name, laid out as `read_mlp` lays out the matrices."""
     found = {}

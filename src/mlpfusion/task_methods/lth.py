@@ -1,6 +1,5 @@
 """Iterative magnitude pruning with rewinding (Frankle & Carbin, ICLR 2019; Chen et al., NeurIPS 2020), in one epoch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from mlpfusion.install import masked
 from mlpfusion.methods import Outcome
 from mlpfusion.methods.masking import apply_mask, best_masks
 from mlpfusion.mlp import copied
-from mlpfusion.task_methods.job import Steps, TaskJob, TaskTraining, adamw, check_finite
+from mlpfusion.task_methods.job import Steps, TaskJob, TaskTraining, adamw, check_finite, frozen_last
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,12 @@ def compress(job: TaskJob, config: LTH) -> list[Outcome]:
             optimizer.step()
         check_finite(dict(base.named_parameters()), config.learning_rate)
         trained = [read_mlp(job.model, site).matrices() for site in job.sites]
-        kept = best_masks(_scores(trained, kept), job.keep_ratio ** (round_ / config.rounds))
+        sizes = [{name: w.abs() for name, w in block.items()} for block in trained]
+        kept = best_masks(frozen_last(sizes, kept), job.keep_ratio ** (round_ / config.rounds))
         _rewind(job, start)
         for site, mlp, part in zip(job.sites, pretrained, kept, strict=True):
             masked.install(job.model, site, apply_mask(mlp, part))
     return [apply_mask(mlp, part) for mlp, part in zip(pretrained, kept, strict=True)]
-
-
-def _scores(trained: Sequence[dict[str, Tensor]], kept: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """|w| of the trained weights, below all of them where a weight is gone already."""
-    pairs = zip(trained, kept, strict=True)
-    return [{name: w.abs().masked_fill(~part[name], -1.0) for name, w in block.items()} for block, part in pairs]
 
 
 @torch.no_grad()
