@@ -108,9 +108,10 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
     with reported_errors():
         from mlpfusion.recipe import Recipe, read_job, run_recipe, with_fields
         from mlpfusion.report.terminal import print_record, progress_bar
+        from mlpfusion.yaml import parse_option
 
         chosen = read_job(Recipe(), recipe, flags)
-        chosen = with_fields(chosen, {"options": chosen.options | dict(_parse_option(option) for option in options)})
+        chosen = with_fields(chosen, {"options": chosen.options | dict(parse_option(option) for option in options)})
         with progress_bar("Compressing") as progress:
             record = run_recipe(chosen, progress)
         if as_json:
@@ -182,15 +183,6 @@ def demo(out: str, seed: int) -> None:
         from mlpfusion.demo import run_demo
 
         run_demo(Path(out), seed)
-
-
-def _parse_option(text: str) -> tuple[str, Any]:
-    import yaml
-
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise click.UsageError(f"--option must be NAME=VALUE, got {text!r}")
-    return name, yaml.safe_load(value)
 
 
 main.add_command(tune)

@@ -6,7 +6,6 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 import torch
-import yaml
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
@@ -25,6 +24,7 @@ from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
 from mlpfusion.tasks.random_tokens import RandomTokens
+from mlpfusion.yaml import read_yaml
 
 # A frozen dataclass whose fields can be written in YAML: numbers, text, yes or no, and tuples of these.
 Fields = TypeVar("Fields", bound=Any)
@@ -75,12 +75,7 @@ class Recipe:
 
 def read_recipe(path: Path, into: Fields) -> Fields:
     """`into` with the fields in a YAML file. Raises `InputError` for an unknown key, a wrong type, or no YAML."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(
-            f"`recipe` must be a readable YAML file, got {path}: {' '.join(str(error).split())}"
-        ) from error
+    data = read_yaml(path, "recipe")
     if not isinstance(data, dict):
         raise InputError(f"`recipe` must hold keys and values, got {data!r}")
     return with_fields(into, data)

@@ -4,9 +4,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlpfusion.errors import InputError
+from mlpfusion.yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,7 @@ def architecture_from_dict(data: Any) -> Architecture:
 
 def read_architecture(path: Path) -> Architecture:
     """The row in a YAML file, in the form that `mlpfusion inspect` prints. Raises `InputError` if it is not one."""
-    try:
-        return architecture_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"`architecture` must be a readable YAML file, got {path}: {_one_line(error)}") from error
+    return architecture_from_dict(read_yaml(path, "architecture"))
 
 
 def _stack_from_dict(data: Any) -> Stack:
@@ -130,7 +126,3 @@ def _stack_from_dict(data: Any) -> Stack:
     if data["layer"].count("{}") != 1:
         raise InputError(f"`layer` of a stack must hold {{}} once, for the number of the layer, got {data['layer']!r}")
     return Stack(**data)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -9,7 +9,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import torch
-import yaml
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
@@ -35,6 +34,7 @@ from mlpfusion.methods.outcome import Narrowed as Narrowed
 from mlpfusion.methods.outcome import Outcome as Outcome
 from mlpfusion.methods.outcome import Routed as Routed
 from mlpfusion.mlp import MLP
+from mlpfusion.yaml import parse_option
 
 # (mlp, num_neurons, config, generator): fewer neurons
 METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {
@@ -95,23 +95,25 @@ def method_from_name(name: str, options: dict[str, Any] | None = None, types: Ma
     """
     if name not in types:
         raise InputError(f"`method` must be one of {', '.join(types)}, got {name!r}")
-    fields = asdict(types[name]())
-    for option, value in (options or {}).items():
-        if option not in fields:
-            raise InputError(f"options of {name} must be among {sorted(fields) or 'none'}, got {option!r}")
-        if type(value) is not type(fields[option]):
-            raise InputError(f"`{option}` of {name} must be of type {type(fields[option]).__name__}, got {value!r}")
+    defaults, values = asdict(types[name]()), dict(options or {})
+    for option, value in values.items():
+        if option not in defaults:
+            raise InputError(f"options of {name} must be among {sorted(defaults) or 'none'}, got {option!r}")
+        kind = type(defaults[option])
+        if kind is float and type(value) is int:
+            values[option] = float(value)
+        elif type(value) is not kind:
+            raise InputError(f"`{option}` of {name} must be of type {kind.__name__}, got {value!r}")
     try:
-        return types[name](**(options or {}))
+        return types[name](**values)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
 def parse_method(text: str, types: Mapping[str, type] = METHOD_TYPES) -> Any:
-    """`NAME:OPTION=VALUE:..` as a config, values as in YAML. Raises `InputError` as `method_from_name` does."""
+    """`NAME:OPTION=VALUE:..` as a config, values as in YAML. Raises `InputError` as both parsers do."""
     name, *options = text.strip().split(":")
-    pairs = [option.partition("=") for option in options]
-    return method_from_name(name, {option: yaml.safe_load(value) for option, _, value in pairs}, types)
+    return method_from_name(name, dict(parse_option(option) for option in options), types)
 
 
 def method_label(method: Any) -> str:

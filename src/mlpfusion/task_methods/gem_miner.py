@@ -32,11 +32,12 @@ class GemMiner(TaskTraining):
     `head_learning_rate` the head, which is new and thrown away. After each of the first `rounds` of `rounds` + 1 equal
     parts the lowest of the scores that are left are frozen. Scores start between 0.5 and 0.5 + `spread` in the order of
     |w|, so that the first step sees the pre-trained model: the random start of the paper, made for random weights,
-    would drop half of it.
+    would drop half of it. An epoch must not move them farther than that order can bear: rate times steps should stay
+    well below `spread`.
     """
 
     epochs: int = 1
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-4
     batch_size: int = 32
     rounds: int = 5
     head_learning_rate: float = 1e-3

@@ -1,0 +1,45 @@
+"""YAML with the numbers of YAML 1.2: `1e-4` is a number. (PyYAML follows YAML 1.1, where it is a text.)"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from yaml import SafeLoader, YAMLError, load
+
+from mlpfusion.errors import InputError
+
+
+class _Loader(SafeLoader):
+    """PyYAML's safe loader: plain data, no objects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path, field: str) -> Any:
+    """The plain data in a YAML file. Raises `InputError`, which names `field`, if the file cannot be read."""
+    try:
+        return _load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise InputError(f"`{field}` must be a readable YAML file, got {path}: {_one_line(error)}") from error
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` as its name and its value, which is YAML. Raises `InputError` if it is neither."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"an option must be NAME=VALUE, got {text!r}")
+    try:
+        return name, _load(value)
+    except YAMLError as error:
+        raise InputError(f"the value of option {name} must be YAML, got {value!r}: {_one_line(error)}") from error
+
+
+def _load(text: str) -> Any:
+    return load(text, _Loader)  # noqa: S506, a safe loader
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
