@@ -23,7 +23,8 @@ def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """Runs the grid of RECIPE, a table or figure of the paper: compress, fine-tune, over methods, tasks and seeds.
 
     RECIPE is a name (without one, all are listed) or a YAML file. Every run leaves a file in DIR/runs: killed, and
-    started again, it repeats no finished run. In the end DIR holds RECIPE.json, .md and .png.
+    started again, it repeats no finished run. Started several times with the same DIR, one for each GPU say, the
+    processes share the runs. In the end DIR holds RECIPE.json, .md and .png.
     """
     with reported_errors():
         check_training_installed()

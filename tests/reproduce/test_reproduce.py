@@ -5,18 +5,21 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from command import call, refused
+from filelock import FileLock
 from tiny_task import save_checkpoint, sentences
 
-from mlpfusion.reproduce import grid
+from mlpfusion.reproduce import grid, schedule
 from mlpfusion.reproduce.chart import write_experiment_chart
-from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_entry, read_experiment
+from mlpfusion.reproduce.experiment import CHARTS, Cell, Experiment, cells, named_recipes, parse_entry, read_experiment
 from mlpfusion.reproduce.report import columns, experiment_markdown, labels, shares
 from mlpfusion.tasks.glue import GLUE
 from mlpfusion.tune.trainer import DivergenceError
@@ -96,7 +99,7 @@ def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
     (column,) = columns(record)
     score = fused["run"]["scores"]["validation"]["accuracy"] / full["run"]["scores"]["validation"]["accuracy"]
     assert shares(record, "fusion", column)[0] == pytest.approx(100 * score)
-    assert not (tmp_path / "out" / "unfinished").exists() or not any((tmp_path / "out" / "unfinished").iterdir())
+    assert not (tmp_path / "out" / "unfinished").exists()
     assert str(tmp_path) not in (tmp_path / "out" / "small.json").read_text()
 
 
@@ -170,7 +173,7 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(recipe, tmp_path, monke
     before = runs(tmp_path / "out")
     assert call(*arguments).exit_code == 0
     assert runs(tmp_path / "out") == before
-    assert not any((tmp_path / "out" / "unfinished").iterdir())
+    assert not (tmp_path / "out" / "unfinished").exists()
 
 
 def test_killed_and_started_again_it_repeats_no_finished_run(recipe, tmp_path):
@@ -192,6 +195,53 @@ def test_killed_and_started_again_it_repeats_no_finished_run(recipe, tmp_path):
     assert call("reproduce", path, "--out", tmp_path / "whole").exit_code == 0
     found, expected = (json.loads((folder / "small.json").read_text()) for folder in (out, tmp_path / "whole"))
     assert numbers(found) == numbers(expected)
+
+
+def test_processes_that_share_a_folder_share_the_runs(recipe, tmp_path, monkeypatch):
+    """Two at once: every run is made once, and both end with all of them."""
+    made, together = [], threading.Barrier(2, timeout=60)
+
+    def train(self: grid.Grid, cell: Cell, rate: float, seed: int, states: Path, progress: Any) -> dict[str, Any]:
+        made.append((cell.entry.label, rate, seed))
+        if len(made) <= 2:
+            together.wait()  # the first run of each: at the same time
+        time.sleep(0.02)
+        return {"run": {"selection_score": rate, "made": len(made)}}
+
+    monkeypatch.setattr(grid.Grid, "_train", train)
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.01)
+    path = recipe(methods=["full", "fusion", "svd"], seeds=[0, 1, 2], learning_rate=[1e-4, 1e-3])
+    experiment = read_experiment(str(path), {"out": str(tmp_path / "out")})
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(schedule.run_experiment, experiment) for _ in range(2))
+    assert len(made) == len(set(made)) == 3 * (2 + 2)
+    assert first.result() == second.result()
+    chosen = [(row["label"], row["learning_rate"], row["seed"]) for row in first.result()["rows"] if row["chosen"]]
+    assert sorted(chosen) == [(label, 1e-3, seed) for label in ("full", "fusion", "svd") for seed in (0, 1, 2)]
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 12
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
+def test_what_another_process_has_begun_is_waited_for(recipe, tmp_path, monkeypatch):
+    said, out = [], tmp_path / "out"
+    experiment = read_experiment(str(recipe(methods=["full"], seeds=[0])), {"out": str(out)})
+    (cell,) = cells(experiment)
+    name = grid.run_name(grid.Grid(experiment).identity(cell, 1e-3, 0))
+    (out / "runs").mkdir(parents=True)
+    (out / "unfinished").mkdir()
+    lock = FileLock(out / "unfinished" / f"{name}.lock")
+    lock.acquire()
+
+    def progress(done: int, total: int, what: str) -> None:
+        said.append(what)
+        if len(said) == 3:
+            (out / "runs" / f"{name}.json").write_text(json.dumps({"seed": 0, "run": {"selection_score": 0.5}}))
+
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.01)
+    record = schedule.run_experiment(experiment, progress)
+    assert said == ["1 run of other processes"] * 3 + [""]
+    assert record["rows"] == [{"seed": 0, "run": {"selection_score": 0.5}, "chosen": True}]
+    lock.release()
 
 
 @pytest.mark.parametrize(

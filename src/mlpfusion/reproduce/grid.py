@@ -1,28 +1,32 @@
-"""Carries out the runs of an experiment; each leaves a file, and one whose file is there is not run again."""
+"""One run of an experiment: it leaves a file, and one whose file is there is not run again."""
 
 import hashlib
 import json
 import platform
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import BaseFileLock, FileLock, Timeout
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.write import write_file
 from mlpfusion.compression import check_not_compressed, check_visited
-from mlpfusion.errors import DivergenceError, InputError
+from mlpfusion.errors import DivergenceError
 from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import versions
-from mlpfusion.reproduce.experiment import Cell, Experiment, cells
+from mlpfusion.reproduce.experiment import Cell, Experiment
 from mlpfusion.task_methods import TASK_METHODS
 from mlpfusion.task_methods.compression import compress_on_task
 from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
@@ -33,7 +37,6 @@ from mlpfusion.tune.finetune import Where, finetune, split_train
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
 from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
-from mlpfusion.tune.trainer import training_arguments
 
 Row = dict[str, Any]
 # Fields of an experiment that change no number of a run, or are told by the run itself.
@@ -46,7 +49,8 @@ class Grid:
     """An experiment with its models and tasks, read once each.
 
     A run is a JSON file in `OUT/runs`, whose name ends in a hash of all that its numbers depend on but for machine and
-    versions. `OUT/unfinished` holds the states of the run that is on its way: after a kill it goes on from there.
+    versions. `OUT/unfinished` holds the states of the runs that are on their way: after a kill they go on from there.
+    A run that is on its way is locked by its process, so that several may share a folder.
     """
 
     experiment: Experiment
@@ -108,23 +112,37 @@ class Grid:
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
         return told | own | place | {"learning_rate": rate, "seed": seed}
 
-    def run(self, cell: Cell, rate: float, seed: int, progress: Progress) -> Row:
-        """The row of one run: read, if it was made before. One that diverged is one too."""
+    def run(self, cell: Cell, rate: float, seed: int, progress: Progress) -> Row | None:
+        """The row of one run: read, if it was made before. One that diverged is one too.
+
+        None if another process is at it; the processes of one `accelerate launch` make it together.
+        """
         row = self.identity(cell, rate, seed)
         name = run_name(row)
-        file = self.out / "runs" / f"{name}.json"
-        if not file.is_file():
-            states = self.out / "unfinished" / name
-            row |= {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+        file, states = self.out / "runs" / f"{name}.json", self.out / "unfinished" / name
+        lock = FileLock(states.with_name(f"{name}.lock"), blocking=False)
+        if not _for_all(file.is_file):
+            if not _for_all(lambda: _acquire(lock)):
+                return None
             try:
-                row |= self._train(cell, rate, seed, states, progress)
-            except DivergenceError as error:
-                row |= {"diverged": str(error)}
+                if not _for_all(file.is_file):  # else it was finished in between
+                    row |= self._outcome(cell, rate, seed, states, progress)
+                    if PartialState().is_main_process:
+                        write_file(file, json.dumps(row, indent=1) + "\n")
+                        shutil.rmtree(states, ignore_errors=True)
+            finally:
+                lock.release()
             if PartialState().is_main_process:
-                write_file(file, json.dumps(row, indent=1) + "\n")
-                shutil.rmtree(states, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)  # who gets the lock from now on finds the file
             PartialState().wait_for_everyone()
         return json.loads(file.read_text(encoding="utf-8"))
+
+    def _outcome(self, cell: Cell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
+        row = {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+        try:
+            return row | self._train(cell, rate, seed, states, progress)
+        except DivergenceError as error:
+            return row | {"diverged": str(error)}
 
     def _train(self, cell: Cell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
         entry, (data, _) = cell.entry, self.data(cell)
@@ -158,36 +176,6 @@ class Grid:
         return model, sizes | {"compress_seconds": record.seconds}
 
 
-def run_experiment(experiment: Experiment, progress: Progress = lambda done, total, what: None) -> Row:
-    """The record of the experiment: its fields and the rows of all runs, those at the chosen rate marked `chosen`.
-
-    All that can be checked is checked before the first step. Started again after a kill it repeats no finished run.
-    Raises `InputError` as `Grid.check` does, and if `out` holds something else.
-    """
-    grid, found = Grid(experiment), list(cells(experiment))
-    _check_out(grid.out)
-    training_arguments(grid.out, device=experiment.device, precision=experiment.precision)
-    PartialState(cpu=experiment.device == "cpu")
-    for cell in found:
-        grid.check(cell)
-    (grid.out / "runs").mkdir(parents=True, exist_ok=True)
-    first_seed, *other_seeds = experiment.seeds
-    count = _Count(progress, sum(len(experiment.rates(cell.entry)) + len(other_seeds) for cell in found))
-    rows, chosen = [], []
-    for cell in found:
-        rates = experiment.rates(cell.entry)
-        tried = [grid.run(cell, rate, first_seed, count.next(cell, first_seed)) for rate in rates]
-        best = max(tried, key=_selection_score)
-        chosen.append(best["learning_rate"])
-        rows += [row | {"chosen": row is best} for row in tried]
-    for seed in other_seeds:
-        for cell, rate in zip(found, chosen, strict=True):
-            rows.append(grid.run(cell, rate, seed, count.next(cell, seed)) | {"chosen": True})
-    progress(count.runs, count.runs, "")
-    told = {name: value for name, value in asdict(experiment).items() if name != "out"}
-    return json.loads(json.dumps(told | {"model": display_name(experiment.model), "rows": rows}))
-
-
 def run_name(identity: Row) -> str:
     """The name of a run's file: what one looks for, and a hash of everything but the names of model and method.
 
@@ -200,31 +188,20 @@ def run_name(identity: Row) -> str:
     return f"{slug}-seed-{identity['seed']}-{digest}"
 
 
-@dataclass
-class _Count:
-    """The progress over all runs."""
-
-    progress: Progress
-    runs: int
-    started: int = 0
-
-    def next(self, cell: Cell, seed: int) -> Progress:
-        """The progress within the next run."""
-        finished, self.started = self.started, self.started + 1
-        run = f"{cell.task}, {cell.entry.label}, seed {seed}"
-        return lambda done, total, what: self.progress(finished, self.runs, f"{run}, step {done} of {total}")
-
-
-def _selection_score(row: Row) -> float:
-    score = row["run"]["selection_score"] if "run" in row else -1.0
-    return 0.0 if score is None else score
-
-
 def _where(folder: Path, progress: Progress) -> Where:
     folder.mkdir(parents=True, exist_ok=True)
     return Where(folder, progress)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and ((out / "runs").is_dir() or not any(out.iterdir()))):
-        raise InputError(f"`out` must be new, empty, or the folder of an experiment, got {out}")
+def _acquire(lock: BaseFileLock) -> bool:
+    """Whether no other process has it. The system takes it back from a process that is killed."""
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    with suppress(Timeout):
+        lock.acquire()
+    return lock.is_locked
+
+
+def _for_all(answer: Callable[[], bool]) -> bool:
+    """What the main process answers, the same for all that train one model together."""
+    answers = [answer() if PartialState().is_main_process else False]
+    return broadcast_object_list(answers)[0]

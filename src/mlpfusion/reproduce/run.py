@@ -10,8 +10,9 @@ from mlpfusion.checkpoint.write import write_file
 from mlpfusion.outcomes import Progress
 from mlpfusion.reproduce.chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import Experiment
-from mlpfusion.reproduce.grid import Row, run_experiment
+from mlpfusion.reproduce.grid import Row
 from mlpfusion.reproduce.report import experiment_markdown
+from mlpfusion.reproduce.schedule import run_experiment
 
 
 def report_experiment(experiment: Experiment, progress: Progress = lambda done, total, what: None) -> tuple[Row, str]:
