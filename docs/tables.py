@@ -24,7 +24,7 @@ from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.dynamics import distance_table, loss_table
-from mlpfusion.reproduce.report import columns, cost_table, labels, score_table, share_table
+from mlpfusion.reproduce.report import columns, cost_table, labels, score_table, share_table, shares
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.flop import FLOP
 from mlpfusion.task_methods.gem_miner import GemMiner
@@ -62,6 +62,8 @@ PAPER_SST2 = {
     "fusion": 93.23,
     "fusion + layer-wise": 93.79,
 }
+# What is claimed: label of ours -> percent of the full model's score that it keeps, and by whom.
+CLAIMS = {"fusion": (98.5, "the paper's claim"), "ntk-match + layer-wise": (99.5, "our aim")}
 
 
 def read_result(name: str) -> dict[str, Any]:
@@ -139,6 +141,24 @@ def kmeans() -> str:
 def fine_tuning(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[], str]:
     """A table of the record of an experiment on MiniLM."""
     return lambda: table(read_result(f"minilm/{name}"))
+
+
+def verdict() -> str:
+    """Whether what is claimed holds: two standard errors over the seeds on either side of it, or not decided."""
+    record, lines = read_result("minilm/minilm-table2"), []
+    for name, (claim, whose) in CLAIMS.items():
+        for column in columns(record):
+            found = shares(record, name, column)
+            if len(found) < 2:
+                lines.append(f"- {name}, {column.title()}: {len(found)} seeds so far, no verdict.")
+                continue
+            mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+            answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
+            lines.append(
+                f"- {name}, {column.title()}: {mean:.1f} % of the full model's score, standard error {error:.1f} over "
+                f"{len(found)} seeds. {claim} %, {whose}, {answer}."
+            )
+    return "\n".join(lines)
 
 
 def paper_order() -> str:
@@ -232,6 +252,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "output-errors": errors("output_error"),
     "plain-kernel-errors": errors("plain_kernel_error"),
     "training-step": training_step,
+    "verdict": verdict,
 }
 
 
