@@ -156,7 +156,7 @@ def verdict() -> str:
             answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
             lines.append(
                 f"- {name}, {column.title()}: {mean:.1f} % of the full model's score, standard error {error:.1f} over "
-                f"{len(found)} seeds. {claim} %, {whose}, {answer}."
+                f"{len(found)} seeds. That it keeps {claim} %, {whose}, {answer}."
             )
     return "\n".join(lines)
 
