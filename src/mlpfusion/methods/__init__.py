@@ -111,7 +111,9 @@ def method_from_name(name: str, options: dict[str, Any] | None = None, types: Ma
 
 
 def parse_method(text: str, types: Mapping[str, type] = METHOD_TYPES) -> Any:
-    """`NAME:OPTION=VALUE:..` as a config, values as in YAML. Raises `InputError` as both parsers do."""
+    """`NAME:OPTION=VALUE:..` as a config, values as in YAML. Raises `InputError` as `parse_option` and
+    `method_from_name` do.
+    """
     name, *options = text.strip().split(":")
     return method_from_name(name, dict(parse_option(option) for option in options), types)
 
