@@ -8,9 +8,9 @@ import functools
 
 import pytest
 import torch
-from conftest import make_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_mlp import make_mlp
 from reference import adam_kernel, expanded
 
 from mlpfusion.methods import clustering, folded_fusion, fusion

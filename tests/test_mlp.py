@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_mlp
+from random_mlp import make_mlp
 
 from mlpfusion.mlp import fold, forward, neurons, replace_neurons, select_neurons
 

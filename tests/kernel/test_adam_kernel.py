@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_mlp import make_mlp
 from reference import adam_kernel as slow_adam_kernel
 from reference import expanded
 from torch import Tensor

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico import HIDDEN, pico_inputs, pico_model
+from random_mlp import make_mlp
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 

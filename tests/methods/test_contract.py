@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_mlp
+from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace

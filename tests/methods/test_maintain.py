@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_mlp
+from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.methods import MASK_METHODS, Masked, mask, method_name

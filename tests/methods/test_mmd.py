@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_mlp
+from random_mlp import make_mlp
 
 from mlpfusion.methods import narrow
 from mlpfusion.methods.mmd import MMD, compress, mmd_gradient, optimise_points, squared_mmd

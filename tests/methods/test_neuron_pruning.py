@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import torch
-from conftest import make_mlp
+from random_mlp import make_mlp
 
 from mlpfusion.methods.neuron_pruning import NeuronPruning, compress, joint_score
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_mlp
+from random_mlp import make_mlp
 
 from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kernels, random_trace, with_scales
 from mlpfusion.kernel.matching import Matching, match_kernel

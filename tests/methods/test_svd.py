@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_mlp
+from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.methods import budget_rank, factorise

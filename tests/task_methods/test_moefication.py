@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_mlp
 from pico import pico_model, pico_outputs
+from random_mlp import make_mlp
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from task_job import HALF, make_job
