@@ -20,6 +20,7 @@ from mlpfusion.calibration import (
     data_free_calibration,
     feeding_norms,
     norm_trace,
+    trace_calibration,
 )
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import Probe
@@ -133,6 +134,33 @@ def test_a_calibrated_model_is_the_same_for_the_same_seed_in_any_mode(sequential
     assert same(state(models[0]), state(models[1]))
     assert not same(state(models[0]), state(models[2]))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in models[0].parameters())
+
+
+@pytest.mark.parametrize("method", [METHOD, mlpfusion.NTKMatch(refine_epochs=1)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_calibration_traced_before_gives_the_same_bytes(method, sequential):
+    batches, options = batches_of("bert"), {"layers": "last:2", "width": 9, "sequential": sequential}
+    traced = trace_calibration(pico_model("bert"), sites_of(pico_model("bert")), batches, 5)
+    models = [pico_model("bert") for _ in range(3)]
+    for model, calibration in zip(models, (batches, traced, traced), strict=True):
+        record = mlpfusion.compress(model, method, seed=5, calibration=calibration, **options)
+        assert record.recipe["calibration"] == {"samples": 6, "tokens": 42}
+    assert all(same(state(models[0]), state(model)) for model in models[1:])
+
+
+def test_a_calibration_traced_otherwise_is_refused():
+    model, batches = pico_model("bert"), batches_of("bert")
+    before, sites = state(model), sites_of(model)
+    other_seed, one_site = trace_calibration(model, sites, batches, 4), trace_calibration(model, sites[:1], batches, 5)
+    for calibration, message in (
+        (other_seed, "`calibration` must be traced with the seed of the compression, 5, got 4"),
+        (one_site, f"`calibration` must be traced at every site to compress, it is not at {sites[1].path}"),
+    ):
+        with pytest.raises(InputError, match=message):
+            mlpfusion.compress(model, METHOD, layers="0,1", width=9, seed=5, calibration=calibration)
+    with pytest.raises(InputError, match="`calibration` must hold at least one batch, got none"):
+        trace_calibration(model, sites, [], 5)
+    assert same(before, state(model))
 
 
 @pytest.mark.parametrize("sequential", [False, True])

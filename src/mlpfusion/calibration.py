@@ -1,8 +1,9 @@
 """Calibration of the blocks of a model: from batches by one pass of the model, or from its normalisations, no data."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -48,36 +49,77 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
         raise InputError(f"`calibration` must be given for {name}{free}, got none")
 
 
-def calibrated_outcomes(
-    model: PreTrainedModel, job: Job, batches: Sequence[Batch], *, sequential: bool
-) -> tuple[Sequence[Outcome], dict[str, int]]:
-    """The outcomes of a calibrated method, and the number of samples and of tokens that it saw; the model is only read.
+@dataclass(frozen=True)
+class TracedCalibration:
+    """What a model makes of the batches of a calibration, for several compressions of it: made by `trace_calibration`.
 
-    One forward and one backward pass of the model, in eval mode, give the traces of all sites at once. f is a logit of
-    a random head on the base model from the job's seed, from sample to sample another of `NUM_LOGITS`. They take two
-    tensors a site of tokens x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32:
-    0.44 GB). With `sequential` the blocks are compressed in the order of the plan in a copy of the model, and each sees
-    the inputs that those before it leave: a forward pass a site more, and the memory of the copy. A method that chooses
-    its scales in a second step does so by the gradients of a copy with all blocks in place: another such pass. Raises
-    `InputError` as `block_traces` and the method do, and if there is no batch.
+    `batches` are on the device of the model, `traces` by the path of the site; `seed` drew the head, `seconds` is the
+    time that it took.
+    """
+
+    batches: Sequence[Batch]
+    traces: Mapping[str, BlockTrace]
+    seed: int
+    seconds: float
+
+    def check(self, sites: Sequence[Site], seed: int) -> None:
+        """Raises `InputError` unless it was made with this seed and for these sites among others."""
+        if self.seed != seed:
+            raise InputError(f"`calibration` must be traced with the seed of the compression, {seed}, got {self.seed}")
+        missing = [site.path for site in sites if site.path not in self.traces]
+        if missing:
+            raise InputError(f"`calibration` must be traced at every site to compress, it is not at {missing[0]}")
+
+
+def trace_calibration(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int
+) -> TracedCalibration:
+    """The traces of `sites` by one forward and one backward pass of the model, in eval mode.
+
+    f is a logit of a random head on the base model from `seed`, from sample to sample another of `NUM_LOGITS`. They
+    take two tensors a site of tokens x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000
+    tokens, fp32: 0.44 GB). Raises `InputError` as `block_traces` does, and if there is no batch.
     """
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")
-    sites = [site for site, _ in job.plan.entries]
+    started = time.perf_counter()
     home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     with eval_mode(model):
-        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, job.seed))
-    one = traces[sites[0].path]
+        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
+    return TracedCalibration(home, traces, seed, time.perf_counter() - started)
+
+
+def calibrated_outcomes(
+    model: PreTrainedModel, job: Job, calibration: Sequence[Batch] | TracedCalibration, *, sequential: bool
+) -> tuple[Sequence[Outcome], dict[str, int]]:
+    """The outcomes of a calibrated method, and the number of samples and of tokens that it saw; the model is only read.
+
+    One forward and one backward pass of the model give the traces of all sites (`trace_calibration`), unless they are
+    there. With `sequential` the blocks are compressed in the order of the plan in a copy of the model, and each sees
+    the inputs that those before it leave: a forward pass a site more, and the memory of the copy. A method that chooses
+    its scales in a second step does so by the gradients of a copy with all blocks in place: another such pass. Raises
+    `InputError` as `trace_calibration`, `TracedCalibration.check` and the method do.
+    """
+    sites = [site for site, _ in job.plan.entries]
+    if isinstance(calibration, TracedCalibration):
+        calibration.check(sites, job.seed)
+        traced = calibration
+    else:
+        traced = trace_calibration(model, sites, calibration, job.seed)
+    one = traced.traces[sites[0].path]
     counts = {"samples": one.num_samples, "tokens": one.num_tokens}
 
     def calibrate(site: Site) -> Calibration:
-        return Calibration.of(read_mlp(model, site), traces[site.path])
+        return Calibration.of(read_mlp(model, site), traced.traces[site.path])
 
     calibrated = replace(job, calibrate=calibrate, rescaled=False)
-    outcomes = _sequential_outcomes(model, calibrated, home) if sequential else compute_outcomes(model, calibrated)
+    if sequential:
+        outcomes = _sequential_outcomes(model, calibrated, traced.batches)
+    else:
+        outcomes = compute_outcomes(model, calibrated)
     if is_rescaled(job.method):
-        after = _compressed_traces(model, job, outcomes, home)
-        outcomes = rescaled_outcomes(model, job, cast("Sequence[Narrowed]", outcomes), traces, after)
+        after = _compressed_traces(model, job, outcomes, traced.batches)
+        outcomes = rescaled_outcomes(model, job, cast("Sequence[Narrowed]", outcomes), traced.traces, after)
     return outcomes, counts
 
 

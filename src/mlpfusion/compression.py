@@ -13,8 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp, site_parameters, visited_share
 from mlpfusion.architectures.table import Architecture, find_architecture
 from mlpfusion.budget import Spread, spread_budget
-from mlpfusion.calibration import calibrated_outcomes, check_calibration, data_free_calibration
+from mlpfusion.calibration import (
+    TracedCalibration,
+    calibrated_outcomes,
+    check_calibration,
+    data_free_calibration,
+)
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.install.folding import set_key
 from mlpfusion.install.key import KEY, FusionKey, InstalledSite, key_from_dict, site_kind
 from mlpfusion.install.kinds import KINDS
@@ -37,7 +43,7 @@ def compress(
     budget: str | None = None,
     round_to: int = 1,
     seed: int = 0,
-    calibration: Sequence[Batch] | None = None,
+    calibration: Sequence[Batch] | TracedCalibration | None = None,
     sequential: bool = False,
     architecture: Architecture | None = None,
     device: torch.device | str | None = None,
@@ -52,8 +58,9 @@ def compress(
     least (`mlpfusion.budget`). `device` is where the arithmetic is done (default: where the model is). The same `seed`
     gives the same bytes on the CPU. `progress(done, total, path)` is called before each block and at the end.
 
-    `calibration` holds batches of model inputs, unlabelled, for a method that takes them; with `sequential` every block
-    sees what the blocks compressed before it leave. `calibrated_outcomes` says what that costs. Raises `InputError`,
+    `calibration` holds batches of model inputs, unlabelled, for a method that takes them, or what `trace_calibration`
+    made of them with the same seed; with `sequential` every block sees what the blocks compressed before it leave.
+    `calibrated_outcomes` says what that costs. Raises `InputError`,
     before anything is changed, for an unknown model type or method, a bad layer or width, NaN or Inf in a weight or in
     what the calibration makes, a calibration that is missing, empty or not wanted, or a model that is compressed,
     quantised or dispatched already.
@@ -68,7 +75,8 @@ def compress(
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
     recipe |= {} if budget is None else {"budget": budget}
     job = Job(Plan(()), method, seed, torch.device(device or model.device), progress or silent)
-    job, spread = _planned(model, sites, job, recipe, calibration)
+    batches = calibration.batches if isinstance(calibration, TracedCalibration) else calibration
+    job, spread = _planned(model, sites, job, recipe, batches)
     outcomes, used = _outcomes(model, job, calibration, sequential)
     record = install_outcomes(model, job.plan, outcomes, row, recipe, job.device)
     return replace(
@@ -144,8 +152,8 @@ def check_model(model: PreTrainedModel) -> None:
     if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
         raise InputError("`model` must be on one device, got one dispatched by `device_map`")
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            bad = int((~torch.isfinite(parameter)).sum())
+        bad = num_not_finite(parameter) if parameter.is_floating_point() else 0
+        if bad:
             raise InputError(f"the weights must be finite, got {bad} NaN or Inf in {name}")
 
 
@@ -231,7 +239,7 @@ def _planned(
 
 
 def _outcomes(
-    model: PreTrainedModel, job: Job, calibration: Sequence[Batch] | None, sequential: bool
+    model: PreTrainedModel, job: Job, calibration: Sequence[Batch] | TracedCalibration | None, sequential: bool
 ) -> tuple[Sequence[Outcome], dict[str, Any]]:
     """The outcomes of any method, and what the record says about the calibration of one that is calibrated."""
     if type(job.method) not in CALIBRATED_METHODS:

@@ -11,7 +11,9 @@ from pico import HIDDEN, WIDTH, pico_inputs, pico_model
 
 import mlpfusion
 from mlpfusion.architectures.table import find_architecture
+from mlpfusion.calibration import trace_calibration
 from mlpfusion.errors import InputError
+from mlpfusion.evaluate import comparison
 from mlpfusion.evaluate.approximation import Probe, block_errors, references
 from mlpfusion.evaluate.comparison import compare_methods
 from mlpfusion.methods import ALL_METHODS, can_be_data_free, method_name
@@ -216,3 +218,21 @@ def test_bad_options_are_refused_in_one_line(options, message, minilm):
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert message in result.stderr
+
+
+def test_the_calibrated_methods_share_one_calibration_a_seed(monkeypatch):
+    traced: list[int] = []
+
+    def spy(model, sites, batches, seed):
+        traced.append(seed)
+        return trace_calibration(model, sites, batches, seed)
+
+    monkeypatch.setattr(comparison, "trace_calibration", spy)
+    methods = [mlpfusion.MaintainOutput(), mlpfusion.MaintainNTKGradient(), mlpfusion.NTKMatch(refine_epochs=1)]
+    calibration = {seed: [pico_inputs("bert", 7 + seed)] for seed in (0, 1)}
+    rows = compare(pico_model("bert"), methods, layers="0,2", seeds=[0, 1], calibration=calibration)
+    assert traced == [0, 1]
+    assert len(rows) == 12
+    alone = compare(pico_model("bert"), methods[2:], layers="2", seeds=[1], calibration=calibration)
+    for name in ("output_error", "adam_kernel_error"):
+        assert getattr(alone[0].error, name) == getattr(rows[-1].error, name)

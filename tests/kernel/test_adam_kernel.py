@@ -16,6 +16,8 @@ from mlpfusion.errors import InputError
 from mlpfusion.kernel import (
     BlockKernels,
     BlockTrace,
+    accumulate,
+    adam_and_plain_kernel,
     adam_kernel,
     adam_kernel_of_parameters,
     join_kernels,
@@ -114,6 +116,24 @@ def test_samples_of_any_lengths_together_give_what_pairs_of_them_give(gated, ker
         part = kernel(mlp, trace.select(indices))
         for name in whole.blocks:
             assert_equal(part.blocks[name], whole.blocks[name][indices][:, indices])
+
+
+@pytest.mark.parametrize("samples_a_chunk", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("gated", [False, True])
+@few
+@any_seed
+def test_one_pass_gives_both_kernels_in_chunks_of_any_size(gated, samples_a_chunk, seed):
+    lengths = torch.randint(1, 4, (7,), generator=torch.Generator().manual_seed(seed)).tolist()
+    mlp = scaled(make_mlp(gated=gated, seed=seed), seed)
+    trace = make_trace(seed, lengths, mlp.hidden_size)
+    wanted = adam_kernel(mlp, trace), plain_kernel(mlp, trace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accumulate, "MAX_CHUNK", samples_a_chunk * mlp.num_neurons * mlp.hidden_size)
+        found = adam_and_plain_kernel(mlp, trace)
+    for one, other in zip(found, wanted, strict=True):
+        assert list(one.blocks) == list(other.blocks)
+        for name in one.blocks:
+            assert_equal(one.blocks[name], other.blocks[name])
 
 
 @pytest.mark.parametrize("kernel", [adam_kernel, plain_kernel])

@@ -9,7 +9,15 @@ from random_mlp import make_mlp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from mlpfusion.kernel import BlockTrace, FactoredMLP, MaskedMLP, adam_kernel, neuron_products, plain_kernel
+from mlpfusion.kernel import (
+    BlockTrace,
+    FactoredMLP,
+    MaskedMLP,
+    adam_and_plain_kernel,
+    adam_kernel,
+    neuron_products,
+    plain_kernel,
+)
 from mlpfusion.methods.svd import truncated_svd
 
 MIB = 1 << 20
@@ -53,7 +61,7 @@ def make_trace(num_samples: int, hidden_size: int) -> BlockTrace:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("kernel", [adam_kernel, plain_kernel])
+@pytest.mark.parametrize("kernel", [adam_kernel, plain_kernel, adam_and_plain_kernel])
 def test_the_peak_stays_within_the_workspace(kernel, gated):
     mlp = make_mlp(1500, 96, gated=gated, dtype=torch.float32)
     trace = make_trace(60, 96)
@@ -64,7 +72,7 @@ def test_the_peak_stays_within_the_workspace(kernel, gated):
 
 
 @pytest.mark.parametrize("kind", ["factored", "masked"])
-@pytest.mark.parametrize("kernel", [adam_kernel, plain_kernel])
+@pytest.mark.parametrize("kernel", [adam_kernel, plain_kernel, adam_and_plain_kernel])
 def test_factors_and_masks_need_no_more(kernel, kind):
     mlp = make_mlp(1500, 96, gated=True, dtype=torch.float32)
     pair = {name: truncated_svd(matrix, 20)[:2] for name, matrix in mlp.matrices().items()}

@@ -12,6 +12,7 @@ from mlpfusion.architectures.sites import Site, read_mlp
 from mlpfusion.budget.allocation import Curve
 from mlpfusion.cluster import kmeans
 from mlpfusion.errors import InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.methods.ntk_match import NTKMatch, by_energy
 from mlpfusion.methods.refit import refit_down
 from mlpfusion.mlp import MLP, forward, in_compute_dtype, neurons, select_neurons
@@ -34,8 +35,9 @@ def inertia_curve(mlp: MLP, widths: Sequence[int], generator: torch.Generator) -
     Raises `InputError` for NaN or Inf in a weight.
     """
     rows = neurons(mlp)
-    if not torch.isfinite(rows).all():
-        raise InputError(f"the weights must be finite, got {int((~torch.isfinite(rows)).sum())} NaN or Inf in an MLP")
+    bad = num_not_finite(rows)
+    if bad:
+        raise InputError(f"the weights must be finite, got {bad} NaN or Inf in an MLP")
     return Curve(tuple(widths), tuple(kmeans(rows, width, generator=generator).inertia_ratio for width in widths))
 
 

@@ -17,6 +17,7 @@ from mlpfusion.cluster.lloyd import lloyd
 from mlpfusion.cluster.partition import Partition, fill_empty_clusters
 from mlpfusion.cluster.refine import refine
 from mlpfusion.cluster.seeding import distances_to_points, draw_uniforms, greedy_kmeans_plusplus
+from mlpfusion.finite import num_not_finite
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _check_tensors(
     if init is not None and init.shape != expected:
         raise ValueError(f"`init` must have the shape {expected[1:]} a block, got {tuple(init.shape[1:])}")
     for name, tensor in (("points", points), ("init", init)):
-        bad = 0 if tensor is None else int((~tensor.isfinite()).sum())
+        bad = 0 if tensor is None else num_not_finite(tensor)
         if bad:
             raise ValueError(f"`{name}` must be finite, got {bad} entries that are not")
 

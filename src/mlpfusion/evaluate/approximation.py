@@ -19,9 +19,9 @@ from mlpfusion.kernel import (
     BlockTrace,
     KernelComparison,
     RandomHead,
+    adam_and_plain_kernel,
     adam_kernel,
     compare_kernels,
-    plain_kernel,
 )
 from mlpfusion.traces import Batch, block_traces, random_head
 
@@ -98,12 +98,12 @@ def references(
     with recorded_outputs(model, sites, batches) as recorder:
         traces = probe.traces(model, sites, batches)
     blocks = {site.path: trained_block(model, site) for site in sites}
-    adam = {path: adam_kernel(block, traces[path]) for path, block in blocks.items()}
-    plain = {path: plain_kernel(block, traces[path]) for path, block in blocks.items()}
-    found = {path: Reference(adam[path], plain[path], outputs) for path, outputs in recorder.outputs().items()}
+    kernels = {path: adam_and_plain_kernel(block, traces[path]) for path, block in blocks.items()}
+    found = {path: Reference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
     if authors_batch is None:
         return found
     hidden = padded_outputs(model, sites, authors_batch)
+    adam = {path: both[0] for path, both in kernels.items()}
     if probe.scalar != SCALAR:
         traces = Probe(SCALAR, probe.seed).traces(model, sites, batches)
         adam = {path: adam_kernel(block, traces[path]) for path, block in blocks.items()}

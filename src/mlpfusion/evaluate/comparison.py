@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
+from mlpfusion.calibration import TracedCalibration, trace_calibration
 from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
 from mlpfusion.compression import check_method, check_model, check_source, compress
 from mlpfusion.errors import DegenerateClusteringWarning
@@ -19,7 +20,7 @@ from mlpfusion.evaluate.outputs import outputs_on_inputs_of
 from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
-from mlpfusion.record import SiteRecord
+from mlpfusion.record import Record, SiteRecord
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ def compare_methods(
 ) -> list[ComparisonRow]:
     """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
 
-    `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself. `model` is left
-    as it is. With the last batch of the authors' evaluation every row has their numbers too. A warning of one cut (a
-    degenerate clustering) is left to its row's metrics. Raises `InputError` as `compress`, `Probe` and `references` do.
+    `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself, on traces that
+    all methods share. `model` is left as it is. With the last batch of the authors' evaluation every row has their
+    numbers too. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises `InputError` as
+    `compress`, `Probe` and `references` do.
     """
     for method in methods:
         check_method(method, None, 1)
@@ -74,13 +76,13 @@ def compare_methods(
     for seed in seeds:
         probe = Probe(scalar, seed)
         originals = references(model, sites, batches, probe, authors_batch)
+        traced = None if calibration is None else trace_calibration(model, sites, calibration[seed], seed)
         for site in sites:
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
                 one = {site.path: originals[site.path]}
-                data = None if calibration is None or takes_no_data(method) else calibration[seed]
-                options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed, "calibration": data}
-                small, record = _cut(model, method, str(site.layer), options)
+                options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed}
+                small, record = _cut(model, method, str(site.layer), traced, options)
                 result = next(entry for entry in record.sites if entry.path == site.path)
                 outputs = outputs_on_inputs_of(model, small, [site], batches) if len(record.sites) > 1 else None
                 (error,) = block_errors(one, small, row, batches, probe, outputs=outputs, authors_batch=authors_batch)
@@ -119,11 +121,16 @@ def _load(model: str) -> PreTrainedModel:
     return load_model(folder, read_config(folder)).eval()
 
 
-def _cut(model: PreTrainedModel, method: Any, layer: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+def _cut(
+    model: PreTrainedModel, method: Any, layer: str, traced: TracedCalibration | None, options: dict[str, Any]
+) -> tuple[PreTrainedModel, Record]:
+    """A copy with this layer cut; the seconds of its record are those of a cut by itself, its calibration traced."""
     small = copy.deepcopy(model)
+    calibration = None if takes_no_data(method) else traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusteringWarning)
-        return small, compress(small, method, layers=layer, **options)
+        record = compress(small, method, layers=layer, calibration=calibration, **options)
+    return small, replace(record, seconds=record.seconds + (0 if calibration is None else calibration.seconds))
 
 
 def _row(method: Any, seed: int, seconds: float, block: SiteRecord, error: BlockError) -> ComparisonRow:

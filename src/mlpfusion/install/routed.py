@@ -1,10 +1,10 @@
 """The routed kind: the neurons of a site in experts, a router in front of the activation chooses among them."""
 
-import torch
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, base_model, site_parameters
 from mlpfusion.errors import InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.install.key import RoutedSite
 from mlpfusion.install.linear import replace_module
 from mlpfusion.install.narrow import copy_weights
@@ -37,7 +37,7 @@ def check(model: PreTrainedModel, site: Site, entry: RoutedSite) -> None:
     if not isinstance(routed, RoutedLinear) or routed.router_in_bits.is_meta:
         return
     for name in ("router_in", "router_out"):
-        if not torch.isfinite(getattr(routed, name)).all():
+        if num_not_finite(getattr(routed, name)):
             raise InputError(f"the `{name}` at {site.path} must be finite, got NaN or Inf")
 
 

@@ -15,6 +15,7 @@ from mlpfusion.kernel.neurons import down_bias_kernel as down_bias_kernel
 from mlpfusion.kernel.neurons import neuron_kernels as neuron_kernels
 from mlpfusion.kernel.neurons import neuron_products as neuron_products
 from mlpfusion.kernel.neurons import with_scales as with_scales
+from mlpfusion.kernel.ntk import adam_and_plain_kernel as adam_and_plain_kernel
 from mlpfusion.kernel.ntk import adam_kernel as adam_kernel
 from mlpfusion.kernel.ntk import plain_kernel as plain_kernel
 from mlpfusion.kernel.scalar import SCALARS as SCALARS

@@ -1,6 +1,6 @@
 """Kernels by block of parameters, and the sum over slabs of gradients that makes them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mlpfusion.errors import InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel.product import Contraction, MakeContraction, sign_product
 
 _MAX_COLUMNS = 32_768
@@ -81,29 +82,27 @@ class KernelAccumulator:
         """
         slab = slab.detach().to(torch.promote_types(slab.dtype, torch.float32))
         for part in slab.split(_MAX_COLUMNS, dim=1):
-            self.add_rows(name, slab.shape[0], part.shape[1], slab, _chunks(part))
+            add_rows([self], name, slab.shape[0], part.shape[1], slab, _chunks(part))
 
-    def add_rows(
-        self,
-        name: str,
-        num_samples: int,
-        num_columns: int,
-        like: Tensor,
-        chunks: Iterable[tuple[int, Float[Tensor, "rows columns"]]],
-    ) -> None:
-        """`add` for a slab that comes as (first sample, rows) and never stands in memory; the rows may be changed.
+    def buffers(self, num_samples: int, num_columns: int, like: Tensor) -> Contraction:
+        """The buffers for one slab, made anew for a wider one; `add_product` takes their product in.
 
-        `like` has the dtype and the device of the rows. Raises `InputError` as `add` does.
+        `like` has the dtype and the device of the gradients. Raises `InputError` as `add` does.
         """
-        self._check_samples(num_samples)
-        contraction = self._buffers(num_samples, num_columns, like)
-        for first, gradients in chunks:
-            contraction.put(first, gradients)
-        kernel = contraction.product(num_columns)
+        known = next((len(kernel) for kernel in self._blocks.values()), num_samples)
+        if num_samples != known:
+            raise InputError(f"`slab` must have {known} samples as those before, got {num_samples}")
+        if self._contraction is None or num_columns > self._max_columns:
+            self._contraction = None  # frees the old buffers before there are new ones
+            self._contraction, self._max_columns = self._make(num_samples, num_columns, like), num_columns
+        return self._contraction
+
+    def add_product(self, name: str, product: Float64[Tensor, "samples samples"]) -> None:
+        """Adds the kernel of one slab to that of the block `name`; `product` may be changed later."""
         if name in self._blocks:
-            self._blocks[name] += kernel
+            self._blocks[name] += product
         else:
-            self._blocks[name] = kernel
+            self._blocks[name] = product
 
     def kernels(self, order: Int[Tensor, " samples"] | None = None) -> BlockKernels:
         """The kernels so far; sample i of the result is sample `order[i]` of the slabs.
@@ -111,22 +110,32 @@ class KernelAccumulator:
         Raises `InputError` if nothing was added, or a gradient was NaN or infinite.
         """
         for name, kernel in self._blocks.items():
-            if not torch.isfinite(kernel).all():
+            if num_not_finite(kernel):
                 raise InputError(f"the gradients must be finite, got NaN or Inf in those of `{name}`")
         if order is None:
             return BlockKernels({name: kernel.clone() for name, kernel in self._blocks.items()})
         return BlockKernels({name: kernel[order][:, order] for name, kernel in self._blocks.items()})
 
-    def _buffers(self, num_samples: int, num_columns: int, like: Tensor) -> Contraction:
-        if self._contraction is None or num_columns > self._max_columns:
-            self._contraction = None  # frees the old buffers before there are new ones
-            self._contraction, self._max_columns = self._make(num_samples, num_columns, like), num_columns
-        return self._contraction
 
-    def _check_samples(self, num_samples: int) -> None:
-        known = next((len(kernel) for kernel in self._blocks.values()), num_samples)
-        if num_samples != known:
-            raise InputError(f"`slab` must have {known} samples as those before, got {num_samples}")
+def add_rows(
+    accumulators: Sequence[KernelAccumulator],
+    name: str,
+    num_samples: int,
+    num_columns: int,
+    like: Tensor,
+    chunks: Iterable[tuple[int, Float[Tensor, "rows columns"]]],
+) -> None:
+    """`KernelAccumulator.add` for a slab that comes as (first sample, rows), to all of these in one pass.
+
+    The slab never stands in memory; a chunk may be used anew for the next one. `like` has the dtype and the device of
+    the rows. Raises `InputError` as `add` does.
+    """
+    contractions = [accumulator.buffers(num_samples, num_columns, like) for accumulator in accumulators]
+    for first, gradients in chunks:
+        for contraction in contractions:
+            contraction.put(first, gradients)
+    for accumulator, contraction in zip(accumulators, contractions, strict=True):
+        accumulator.add_product(name, contraction.product(num_columns))
 
 
 def adam_kernel_of_parameters(
@@ -151,4 +160,4 @@ def chunk_rows(num_columns: int) -> int:
 def _chunks(slab: Float[Tensor, "samples columns"]) -> Iterator[tuple[int, Tensor]]:
     step = chunk_rows(slab.shape[1])
     for first in range(0, len(slab), step):
-        yield first, slab[first : first + step].clone()
+        yield first, slab[first : first + step]

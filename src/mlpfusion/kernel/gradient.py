@@ -118,9 +118,11 @@ def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False)
     yield WeightGradient("down", times(value, up), trace.cotangents)
 
 
-def rows(gradient: WeightGradient, run: Run) -> Float[Tensor, "samples neurons hidden"]:
-    """The gradients of the samples of one run."""
-    return torch.bmm(run.of(gradient.signals).transpose(1, 2), run.of(gradient.vectors))
+def rows(
+    gradient: WeightGradient, run: Run, *, out: Float[Tensor, "samples neurons hidden"] | None = None
+) -> Float[Tensor, "samples neurons hidden"]:
+    """The gradients of the samples of one run, in `out` if it is given."""
+    return torch.bmm(run.of(gradient.signals).transpose(1, 2), run.of(gradient.vectors), out=out)
 
 
 def token_sums(values: Float[Tensor, "tokens width"], trace_runs: list[Run]) -> Float[Tensor, "samples width"]:

@@ -5,13 +5,14 @@ X, D and the weights for a slab of neurons at a time (paper, Eq. 4) instead, con
 `kernel/trained.py` turns them into those of factors or of the entries that a mask keeps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.errors import InputError
-from mlpfusion.kernel.accumulate import MAX_CHUNK, BlockKernels, KernelAccumulator, chunk_rows
+from mlpfusion.kernel.accumulate import MAX_CHUNK, BlockKernels, KernelAccumulator, add_rows, chunk_rows
 from mlpfusion.kernel.gradient import (
     GATED_SIGNALS,
     PLAIN_SIGNALS,
@@ -48,13 +49,22 @@ def adam_kernel(block: Block, trace: BlockTrace, *, workspace_bytes: int = DEFAU
     does not fit the block, the activation is not element-wise, a gradient is not finite, or `workspace_bytes` is too
     small for a single neuron.
     """
-    return _kernel(block, trace, sign_product, workspace_bytes)
+    return _kernels(block, trace, [sign_product], workspace_bytes)[0]
 
 
 @torch.no_grad()
 def plain_kernel(block: Block, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> BlockKernels:
     """K[i, j] = <grad f(x_i), grad f(x_j)> over the trained tensors of one block (paper, Eq. 2); else `adam_kernel`."""
-    return _kernel(block, trace, PlainProduct, workspace_bytes)
+    return _kernels(block, trace, [PlainProduct], workspace_bytes)[0]
+
+
+@torch.no_grad()
+def adam_and_plain_kernel(
+    block: Block, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE
+) -> tuple[BlockKernels, BlockKernels]:
+    """`adam_kernel` and `plain_kernel` from one pass over the gradients."""
+    adam, plain = _kernels(block, trace, [sign_product, PlainProduct], workspace_bytes)
+    return adam, plain
 
 
 def neuron_slabs(
@@ -77,25 +87,30 @@ def neuron_slabs(
     return [slice(start, min(start + size, mlp.num_neurons)) for start in range(0, mlp.num_neurons, size)]
 
 
-def _kernel(block: Block, trace: BlockTrace, make: MakeContraction, workspace_bytes: int) -> BlockKernels:
+def _kernels(
+    block: Block, trace: BlockTrace, products: Sequence[MakeContraction], workspace_bytes: int
+) -> list[BlockKernels]:
+    """The kernel by each product, from one pass over the gradients."""
     mlp = dense_mlp(block)
     check_block(mlp, trace)
     sorted_trace, places = by_length(trace)
     sorted_trace = sorted_trace.to(dtype=compute_dtype(mlp))
-    accumulator, parameters = KernelAccumulator(make), trained(block, sorted_trace)
-    sizes = {"column_bytes": bytes_per_column(trace.num_samples, sorted_trace.inputs)}
+    accumulators, parameters = [KernelAccumulator(make) for make in products], trained(block, sorted_trace)
+    sizes = {"column_bytes": len(products) * bytes_per_column(trace.num_samples, sorted_trace.inputs)}
     extra_bytes = parameters.extra_values() * sorted_trace.inputs.element_size()
     sizes["fixed_bytes"] = _fixed_bytes(mlp, sorted_trace) + extra_bytes
     slabs = neuron_slabs(mlp, sorted_trace, workspace_bytes, **sizes)
     for slab in slabs:
         for gradient in weight_gradients(neuron_slab(mlp, slab), sorted_trace):
-            _add(accumulator, parameters.of_slab(gradient, slab), sorted_trace)
+            _add(accumulators, parameters.of_slab(gradient, slab), sorted_trace)
     for gradient in parameters.rest(max_rows=slabs[0].stop):
-        _add(accumulator, gradient, sorted_trace)
+        _add(accumulators, gradient, sorted_trace)
     if mlp.down_bias is not None:
-        accumulator.add("down_bias", token_sums(sorted_trace.cotangents, runs(sorted_trace, trace.num_samples)))
-    kernels = accumulator.kernels(places)
-    return BlockKernels({name: kernels.blocks[name] for name in block.tensors()})
+        sums = token_sums(sorted_trace.cotangents, runs(sorted_trace, trace.num_samples))
+        for accumulator in accumulators:
+            accumulator.add("down_bias", sums)
+    found = [accumulator.kernels(places) for accumulator in accumulators]
+    return [BlockKernels({name: kernels.blocks[name] for name in block.tensors()}) for kernels in found]
 
 
 def _fixed_bytes(mlp: MLP, trace: BlockTrace) -> int:
@@ -104,21 +119,37 @@ def _fixed_bytes(mlp: MLP, trace: BlockTrace) -> int:
     return _CHUNK_COPIES * rows_in * trace.inputs.element_size() + _PRODUCT_BYTES * trace.num_samples**2
 
 
-def _add(accumulator: KernelAccumulator, gradient: WeightGradient, trace: BlockTrace) -> None:
+def _add(accumulators: Sequence[KernelAccumulator], gradient: WeightGradient, trace: BlockTrace) -> None:
     like, num_samples = gradient.signals, trace.num_samples
     num_columns = _num_entries(gradient) if gradient.entries is None else len(gradient.entries)
     if num_columns:
-        accumulator.add_rows(gradient.name, num_samples, num_columns, like, _rows(gradient, trace))
-    else:  # a mask that keeps nothing here; the kernel is zero, not absent
-        accumulator.add(gradient.name, like.new_zeros(num_samples, 1))
-    if gradient.bias is not None:
-        accumulator.add(gradient.bias, token_sums(gradient.signals, runs(trace, num_samples)))
+        add_rows(accumulators, gradient.name, num_samples, num_columns, like, _rows(gradient, trace))
+    for accumulator in accumulators:
+        if not num_columns:  # a mask that keeps nothing here; the kernel is zero, not absent
+            accumulator.add(gradient.name, like.new_zeros(num_samples, 1))
+        if gradient.bias is not None:
+            accumulator.add(gradient.bias, token_sums(gradient.signals, runs(trace, num_samples)))
 
 
 def _rows(gradient: WeightGradient, trace: BlockTrace) -> Iterator[tuple[int, Tensor]]:
-    for run in runs(trace, chunk_rows(_num_entries(gradient))):
-        found = rows(gradient, run).flatten(1)
-        yield run.first, found if gradient.entries is None else found[:, gradient.entries]
+    """The gradients of all samples, in chunks of as many as fit one buffer, which each chunk fills anew."""
+    num_entries = _num_entries(gradient)
+    size = chunk_rows(num_entries)
+    buffer = gradient.signals.new_empty(min(size, trace.num_samples), num_entries)
+    shape = -1, gradient.signals.shape[1], gradient.vectors.shape[1]
+    first = filled = 0
+    for run in runs(trace, size):
+        count = run.last - run.first
+        if filled + count > size:
+            yield first, _trained_entries(buffer[:filled], gradient)
+            first, filled = run.first, 0
+        rows(gradient, run, out=buffer[filled : filled + count].view(shape))
+        filled += count
+    yield first, _trained_entries(buffer[:filled], gradient)
+
+
+def _trained_entries(found: Float[Tensor, "samples entries"], gradient: WeightGradient) -> Tensor:
+    return found if gradient.entries is None else found[:, gradient.entries]
 
 
 def _num_entries(gradient: WeightGradient) -> int:

@@ -26,7 +26,7 @@ class Contraction(Protocol):
     """Buffers for a slab of up to some number of columns: rows of gradients go in, the product of all comes out."""
 
     def put(self, first: int, gradients: Float[Tensor, "rows columns"]) -> None:
-        """Takes in the gradients of samples `first` and on; may change `gradients`."""
+        """Takes in the gradients of samples `first` and on."""
         ...
 
     def product(self, num_columns: int) -> Float64[Tensor, "samples samples"]:
@@ -87,7 +87,7 @@ class IntegerSignProduct:
         largest = work.amax(1, keepdim=True).clamp_min(_SMALLEST)
         self._largest[here] = largest
         signs[here] = torch.sign(gradients, out=work)
-        rest = gradients.mul_(_TOP / largest)
+        rest = gradients * (_TOP / largest)
         for index, digit in enumerate(digits):
             digit[here] = torch.round(rest, out=work)
             if index < _NUM_DIGITS - 1:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mlpfusion.errors import InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods import (
     clustering,
@@ -218,5 +219,6 @@ def _names(methods: Iterable[type]) -> str:
 
 def _check_finite(mlp: MLP) -> None:
     for name, tensor in mlp.tensors().items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"`{name}` must be finite, got {int((~torch.isfinite(tensor)).sum())} NaN or Inf")
+        bad = num_not_finite(tensor)
+        if bad:
+            raise InputError(f"`{name}` must be finite, got {bad} NaN or Inf")

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlpfusion.errors import InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
 
@@ -50,6 +51,6 @@ class Calibration:
             raise InputError(f"`calibration` must have hidden size {mlp.hidden_size}, got {self.trace.hidden_size}")
         values = {"inputs": self.trace.inputs, "cotangents": self.trace.cotangents, "targets": self.targets}
         for name, tensor in values.items():
-            if not torch.isfinite(tensor).all():
-                bad = int((~torch.isfinite(tensor)).sum())
+            bad = num_not_finite(tensor)
+            if bad:
                 raise InputError(f"`calibration` must be finite, got {bad} NaN or Inf in its {name}")

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.architectures.sites import Site, base_model, linear_maps
 from mlpfusion.errors import DivergenceError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedTask
 
@@ -144,7 +145,7 @@ def weight_gradients(model: PreTrainedModel, site: Site) -> dict[str, Tensor]:
 def check_finite(tensors: Mapping[str, Tensor], learning_rate: float) -> None:
     """Raises `DivergenceError` if a value that training left is NaN or Inf."""
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if num_not_finite(tensor):
             raise DivergenceError(
                 f"`learning_rate` must be small enough for finite weights, got {learning_rate:g}: "
                 f"{name} holds NaN or Inf"

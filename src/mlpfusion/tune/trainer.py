@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mlpfusion.errors import DivergenceError as DivergenceError
 from mlpfusion.errors import InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.states import keep_states, mark_complete, newest_state, unmark
@@ -85,7 +86,7 @@ class StageTrainer(Trainer):
         return LengthGroupedOrder(dataset.lengths, batch_size, self.args.seed)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        bad = [name for name, value in self.network.named_parameters() if not torch.isfinite(value).all()]
+        bad = [name for name, value in self.network.named_parameters() if num_not_finite(value)]
         if bad:
             self._diverged(f"{bad[0]} holds NaN or Inf")
         state = self.folder / f"checkpoint-{self.state.global_step}"
