@@ -46,7 +46,7 @@ def read_books(path: Path) -> dict[str, list[str]]:
     Raises `InputError` if the file cannot be read.
     """
     books = {}
-    for text in "".join(read_lines(path)).split("<|endoftext|>"):
+    for text in "".join(read_lines(path, "books")).split("<|endoftext|>"):
         title = re.search(r"^# Title: (.+)$", text, re.MULTILINE)
         blocks = [block.strip("\n") for block in re.split(r"\n\s*\n", text)]
         if title:

@@ -88,7 +88,7 @@ def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(chec
         (["--data-free"], "`data_free` must be left out but for maintain-output"),
         (["--sequential"], "`sequential` must be left out for fusion"),
         (["--method", "maintain-output", "--calibration", "{texts}"], "`column` must name the field of"),
-        (["--method", "maintain-output", "--calibration", "none.txt"], "`data` must be a readable text file"),
+        (["--method", "maintain-output", "--calibration", "none.txt"], "`calibration` must be a readable text file"),
         (
             ["--method", "maintain-output", "--calibration", "{texts}", "--data-free"],
             "`calibration` must be left out with `data_free`",

@@ -17,7 +17,7 @@ def reported_errors() -> Iterator[None]:
     """
     from transformers.utils import logging
 
-    from mlpfusion.errors import InputError
+    from mlpfusion.errors import InputError, one_line
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -27,5 +27,5 @@ def reported_errors() -> Iterator[None]:
             warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
             yield
     except InputError as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"Error: {one_line(error, None)}", err=True)
         sys.exit(2)

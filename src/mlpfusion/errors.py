@@ -15,6 +15,11 @@ class DegenerateClusteringWarning(UserWarning):
     """One cluster swallowed a large part of the neurons while most others hold a single one."""
 
 
+def one_line(error: BaseException, max_length: int | None = 300) -> str:
+    """The message of an error of another library as one line, cut if it is long."""
+    return " ".join(str(error).split())[:max_length]
+
+
 def check_training_installed() -> None:
     """Raises `InputError` if a package that only training needs is missing."""
     needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from yaml import SafeLoader, YAMLError, load
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, one_line
 
 
 class _Loader(SafeLoader):
@@ -23,7 +23,7 @@ def read_yaml(path: Path, field: str) -> Any:
     try:
         return _load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise InputError(f"`{field}` must be a readable YAML file, got {path}: {_one_line(error)}") from error
+        raise InputError(f"`{field}` must be a readable YAML file, got {path}: {one_line(error)}") from error
 
 
 def parse_option(text: str) -> tuple[str, Any]:
@@ -34,12 +34,8 @@ def parse_option(text: str) -> tuple[str, Any]:
     try:
         return name, _load(value)
     except YAMLError as error:
-        raise InputError(f"the value of option {name} must be YAML, got {value!r}: {_one_line(error)}") from error
+        raise InputError(f"the value of option {name} must be YAML, got {value!r}: {one_line(error)}") from error
 
 
 def _load(text: str) -> Any:
     return load(text, _Loader)  # noqa: S506, a safe loader
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

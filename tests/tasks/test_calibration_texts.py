@@ -81,7 +81,7 @@ def test_a_decoder_reads_the_same_texts_shifted_by_its_start_token():
 
 
 def test_a_data_set_without_the_library_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("mlpfusion.tasks.hub.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     for file in ("hub:owner/name", str(tmp_path / "a.parquet")):
         with pytest.raises(InputError, match="must be text or JSONL unless `pip install datasets` is done, got"):
@@ -112,7 +112,6 @@ def test_a_hub_name_may_have_a_config_and_a_split(file, called, monkeypatch):
     library = ModuleType("datasets")
     library.__dict__.update(load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=RuntimeError))
     monkeypatch.setitem(sys.modules, "datasets", library)
-    monkeypatch.setattr("mlpfusion.tasks.hub.find_spec", lambda _name: True)
     if called is None:
         with pytest.raises(InputError, match="`data` must be a (readable file|file or hub:owner/name, hub)"):
             read_texts(file, column="text")
@@ -133,8 +132,8 @@ def test_parquet_and_folders_are_read_by_the_library_itself(tmp_path):
     assert read_texts(f"hub:{tmp_path}", column="text") == ["one", "two"]
     with pytest.raises(InputError, match="`column` must be a text column of .*, one of text, label, got 'label'"):
         read_texts(tmp_path / "train.parquet", column="label")
-    with pytest.raises(InputError, match="`data` must be a data set that can be read, got"):
+    with pytest.raises(InputError, match="`data` must be text or JSONL, or a data set that can be read, got"):
         read_texts(f"hub:{tmp_path}:validation", column="text")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="`data` must be a data set that can be read, got"):
+    with pytest.raises(InputError, match="`data` must be text or JSONL, or a data set that can be read, got"):
         read_texts(tmp_path / "bad.parquet", column="text")

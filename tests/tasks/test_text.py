@@ -32,7 +32,7 @@ def test_jsonl_gives_the_named_column(name, tmp_path):
         ("a.jsonl", '{"x": "t"}', None, "`column` must name the field of"),
         ("a.jsonl", '{"x": "t"}', "z", "`column` must be a text field of .*, line 1, one of x, got 'z'"),
         ("a.jsonl", '{"x": 3}', "x", "`column` must be a text field"),
-        ("a.jsonl", "[1]", "x", "one of list, got 'x'"),
+        ("a.jsonl", "[1]", "x", "`data` must be a JSON object in .*, got list"),
         ("a.jsonl", "{", "x", "`data` must be JSON in .*line 1"),
         ("a.txt", "\n\n", None, "`data` must hold at least one text"),
     ],

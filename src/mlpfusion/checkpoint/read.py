@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, one_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,8 +50,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder / 'config.json'} must be a config that transformers knows: {reason}") from error
+        where = folder / "config.json"
+        raise InputError(f"{where} must be a config that transformers knows: {one_line(error)}") from error
 
 
 def check_weights(folder: Path) -> list[Path]:
@@ -65,7 +65,7 @@ def check_weights(folder: Path) -> list[Path]:
             with safe_open(file, framework="pt") as opened:
                 opened.keys()
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} must be a whole safetensors file: {' '.join(str(error).split())}") from error
+            raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
     return files
 
 
@@ -102,8 +102,7 @@ def load_model(
     try:
         loaded: Any = (kind or model_class(config)).from_pretrained(folder, output_loading_info=True, **options)
     except (RuntimeError, SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the weights in {folder} must fit its config.json: {reason}") from error
+        raise InputError(f"the weights in {folder} must fit its config.json: {one_line(error)}") from error
     model, info = loaded
     base = f"{model.base_model_prefix}."
     missing = sorted(name.removeprefix(base) for name in info["missing_keys"])
@@ -146,7 +145,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} must be JSON: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} must be JSON: {one_line(error)}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}")
     return data

@@ -29,7 +29,7 @@ class CalibrationTexts:
         """Reads `file` as `read_texts` does. Raises `InputError` as it does, and for a number below 1."""
         if num_samples < 1:
             raise InputError(f"`calibration_samples` must be at least 1, got {num_samples}")
-        return cls(file, column, num_samples, tuple(read_texts(file, column=column)))
+        return cls(file, column, num_samples, tuple(read_texts(file, column=column, field="calibration")))
 
     def draw(self, folder: Path, seed: int) -> list[str]:
         """`num_samples` texts, or all if there are fewer, by `order_by_length` on characters; none without a token.

@@ -1,11 +1,10 @@
 """Texts through the `datasets` library: data sets of the Hub, and Parquet files. The library is optional."""
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, one_line
 
 PREFIX = "hub:"
 
@@ -15,22 +14,15 @@ def is_data_set(file: str) -> bool:
     return file.startswith(PREFIX) or file.endswith(".parquet")
 
 
-def read_data_set(file: str, column: str | None) -> list[str]:
+def read_data_set(file: str, column: str | None, field: str) -> list[str]:
     """The texts in `column`, empty ones left out. The split is `train` unless one is named.
 
-    Raises `InputError` if `datasets` is not installed, the data set cannot be read, or the column is not one of texts.
+    Raises `InputError` as `load_data_set` does, and if the column is not one of texts.
     """
     if column is None:
         raise InputError(f"`column` must name the column of {file} that holds the text, got none")
-    path, config, split, options = _location(file)
-    if find_spec("datasets") is None:
-        raise InputError(f"`data` must be text or JSONL unless `pip install datasets` is done, got {file}")
-    datasets: Any = import_module("datasets")
-    try:
-        rows: Any = datasets.load_dataset(path, config, split=split, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"`data` must be a data set that can be read, got {file}: {reason}") from error
+    path, config, split, options = _location(file, field)
+    rows = load_data_set(path, config, split, field=field, local="text or JSONL", name=file, **options)
     texts: list[Any] = list(rows[column]) if column in rows.column_names else [None]
     if not all(isinstance(text, str) for text in texts):
         known = ", ".join(rows.column_names)
@@ -38,14 +30,33 @@ def read_data_set(file: str, column: str | None) -> list[str]:
     return [text.strip() for text in texts if text.strip()]
 
 
-def _location(file: str) -> tuple[str, str | None, str, dict[str, Any]]:
+def load_data_set(
+    path: str, config: str | None, split: str, *, field: str, local: str, name: str, **options: Any
+) -> Any:
+    """One split, a `datasets.Dataset`, downloaded or cached; `options` are further ones of `datasets.load_dataset`.
+
+    Raises `InputError`, which names `field`, what it may be without the library (`local`) and the data set (`name`), if
+    the library is not installed, there is no such data set, or no way to reach it.
+    """
+    try:
+        datasets: Any = import_module("datasets")
+    except ImportError as error:
+        raise InputError(f"`{field}` must be {local} unless `pip install datasets` is done, got {name}") from error
+    try:
+        return datasets.load_dataset(path, config, split=split, **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = one_line(error)
+        raise InputError(f"`{field}` must be {local}, or a data set that can be read, got {name}: {reason}") from error
+
+
+def _location(file: str, field: str) -> tuple[str, str | None, str, dict[str, Any]]:
     """What `load_dataset` is called with: path, config, split, further arguments."""
     if not file.startswith(PREFIX):
         if not Path(file).is_file():
-            raise InputError(f"`data` must be a readable file, got {file}")
+            raise InputError(f"`{field}` must be a readable file, got {file}")
         return "parquet", None, "train", {"data_files": file}
     path, *parts = file.removeprefix(PREFIX).split(":")
     if not path or not all(parts) or len(parts) > 2:
         form = "hub:owner/name, hub:owner/name:split or hub:owner/name:config:split"
-        raise InputError(f"`data` must be a file or {form}, got {file}")
+        raise InputError(f"`{field}` must be a file or {form}, got {file}")
     return path, parts[0] if len(parts) == 2 else None, parts[-1] if parts else "train", {}

@@ -4,40 +4,47 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, one_line
 from mlpfusion.tasks.hub import is_data_set, read_data_set
 
 BATCH_SIZE = 32
 MAX_LENGTH = 128
 
 
-def read_texts(file: Path | str, *, column: str | None = None, max_samples: int | None = None) -> list[str]:
+def read_texts(
+    file: Path | str, *, column: str | None = None, max_samples: int | None = None, field: str = "data"
+) -> list[str]:
     """The texts in a file: one a line, or the field `column` of every line of a JSONL file; .gz is unpacked.
 
     `hub:owner/name`, `hub:owner/name:split` and `hub:owner/name:config:split` (split `train` if none is named) are read
-    from the Hub, .parquet from disk, both by the package `datasets`. Empty texts are left out. Raises `InputError` for
-    a missing or unreadable file, a line that is no JSON object or has no such field, a missing `column`, a file without
-    any text, and a data set without `datasets`.
+    from the Hub, .parquet from disk, both by the package `datasets`. Empty texts are left out. Raises `InputError` (it
+    names `field`) for a missing or unreadable file, a line that is no JSON object or has no such field, a missing
+    `column`, a file without any text, and a data set without `datasets`.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
-    texts = read_data_set(str(file), column) if is_data_set(str(file)) else _read_file(Path(file), column, max_samples)
+    if is_data_set(str(file)):
+        texts = read_data_set(str(file), column, field)
+    else:
+        texts = _read_file(Path(file), column, max_samples, field)
     if not texts:
-        raise InputError(f"`data` must hold at least one text, got none in {file}")
+        raise InputError(f"`{field}` must hold at least one text, got none in {file}")
     return texts[:max_samples]
 
 
-def _read_file(path: Path, column: str | None, max_samples: int | None) -> list[str]:
+def _read_file(path: Path, column: str | None, max_samples: int | None, field: str) -> list[str]:
     is_json = path.name.removesuffix(".gz").endswith(".jsonl")
     if is_json and column is None:
         raise InputError(f"`column` must name the field of {path} that holds the text, got none")
     texts: list[str] = []
-    for number, line in enumerate(read_lines(path), start=1):
-        text = _field(line, column or "", f"{path}, line {number}") if is_json else line.strip()
+    for number, line in enumerate(read_lines(path, field), start=1):
+        where = f"{path}, line {number}"
+        text = _text(json_row(line, where, field), column or "", where) if is_json else line.strip()
         texts += [text] if text else []
         if max_samples is not None and len(texts) == max_samples:
             break
@@ -77,8 +84,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, unpacked if its name ends in .gz. Raises `InputError` if it cannot be read."""
+def read_lines(path: Path, field: str) -> Iterator[str]:
+    """The lines of a text file, unpacked if its name ends in .gz.
+
+    Raises `InputError`, which names `field`, if it cannot be read.
+    """
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8") as file:
@@ -87,15 +97,21 @@ def read_lines(path: Path) -> Iterator[str]:
             with path.open(encoding="utf-8") as file:
                 yield from file
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"`data` must be a readable text file, got {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"`{field}` must be a readable text file, got {path}: {one_line(error)}") from error
 
 
-def _field(line: str, column: str, where: str) -> str:
+def json_row(line: str, where: str, field: str) -> dict[str, Any]:
+    """The JSON object in a line. Raises `InputError`, which names `field`, if it is none."""
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise InputError(f"`data` must be JSON in {where}: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        known = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise InputError(f"`column` must be a text field of {where}, one of {known}, got {column!r}")
+        raise InputError(f"`{field}` must be JSON in {where}: {one_line(error)}") from error
+    if not isinstance(row, dict):
+        raise InputError(f"`{field}` must be a JSON object in {where}, got {type(row).__name__}")
+    return row
+
+
+def _text(row: dict[str, Any], column: str, where: str) -> str:
+    if not isinstance(row.get(column), str):
+        raise InputError(f"`column` must be a text field of {where}, one of {', '.join(row)}, got {column!r}")
     return row[column].strip()

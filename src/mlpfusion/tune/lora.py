@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, one_line
 from mlpfusion.install.key import KEY, MaskedSite, key_from_dict
 from mlpfusion.tune.config import Lora
 
@@ -29,9 +29,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise InputError(
-            f"`lora targets` must name linear maps of the model: {' '.join(str(error).split())}"
-        ) from error
+        raise InputError(f"`lora targets` must name linear maps of the model: {one_line(error)}") from error
 
 
 def _check(config: PreTrainedConfig) -> None:
