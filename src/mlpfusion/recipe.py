@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 import torch
@@ -24,7 +24,7 @@ from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
 from mlpfusion.tasks.random_tokens import RandomTokens
-from mlpfusion.yaml import read_yaml
+from mlpfusion.yaml import check_type, read_yaml
 
 # A frozen dataclass whose fields can be written in YAML: numbers, text, yes or no, and tuples of these.
 Fields = TypeVar("Fields", bound=Any)
@@ -241,9 +241,4 @@ def _checked(name: str, value: Any, wanted: Any) -> Any:
     kinds = get_args(wanted) if isinstance(wanted, UnionType) else (get_origin(wanted) or wanted,)
     if name == "layers" and type(value) is int:  # `layers: 3` in YAML
         return str(value)
-    if float in kinds and type(value) is int:
-        return float(value)
-    if type(value) not in kinds:
-        names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
-        raise InputError(f"`{name}` must be of type {names}, got {value!r}")
-    return value
+    return check_type(f"`{name}`", value, kinds)

@@ -1,7 +1,9 @@
-"""YAML with the numbers of YAML 1.2: `1e-4` is a number. (PyYAML follows YAML 1.1, where it is a text.)"""
+"""Plain data from YAML, with the numbers of YAML 1.2: `1e-4` is one. (PyYAML follows YAML 1.1, where it is a text.)"""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from yaml import SafeLoader, YAMLError, load
@@ -35,6 +37,19 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name, _load(value)
     except YAMLError as error:
         raise InputError(f"the value of option {name} must be YAML, got {value!r}: {one_line(error)}") from error
+
+
+def check_type(field: str, value: Any, kinds: Sequence[type]) -> Any:
+    """`value`, which is of one of `kinds`; a whole number is taken for a fraction.
+
+    Raises `InputError`, which begins with `field`, for another type.
+    """
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
+        raise InputError(f"{field} must be of type {names}, got {value!r}")
+    return value
 
 
 def _load(text: str) -> Any:

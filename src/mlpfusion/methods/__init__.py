@@ -35,7 +35,7 @@ from mlpfusion.methods.outcome import Narrowed as Narrowed
 from mlpfusion.methods.outcome import Outcome as Outcome
 from mlpfusion.methods.outcome import Routed as Routed
 from mlpfusion.mlp import MLP
-from mlpfusion.yaml import parse_option
+from mlpfusion.yaml import check_type, parse_option
 
 # (mlp, num_neurons, config, generator): fewer neurons
 METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {
@@ -100,11 +100,7 @@ def method_from_name(name: str, options: dict[str, Any] | None = None, types: Ma
     for option, value in values.items():
         if option not in defaults:
             raise InputError(f"options of {name} must be among {sorted(defaults) or 'none'}, got {option!r}")
-        kind = type(defaults[option])
-        if kind is float and type(value) is int:
-            values[option] = float(value)
-        elif type(value) is not kind:
-            raise InputError(f"`{option}` of {name} must be of type {kind.__name__}, got {value!r}")
+        values[option] = check_type(f"`{option}` of {name}", value, [type(defaults[option])])
     try:
         return types[name](**values)
     except ValueError as error:
