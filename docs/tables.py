@@ -249,6 +249,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "table2-scores": fine_tuning(score_table, "minilm-table2"),
     "table2-shares": fine_tuning(share_table, "minilm-table2"),
     "table2-cost": fine_tuning(cost_table, "minilm-table2"),
+    "table5-scores": fine_tuning(score_table, "minilm-table5"),
+    "table5-shares": fine_tuning(share_table, "minilm-table5"),
     "output-errors": errors("output_error"),
     "plain-kernel-errors": errors("plain_kernel_error"),
     "training-step": training_step,
