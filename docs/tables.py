@@ -144,21 +144,29 @@ def fine_tuning(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[
 
 
 def verdict() -> str:
-    """Whether what is claimed holds: two standard errors over the seeds on either side of it, or not decided."""
+    """Whether what is claimed holds, by task and for the mean of the tasks with the same seed.
+
+    Two standard errors over the seeds on either side of it, or not decided.
+    """
     record, lines = read_result("minilm/minilm-table2"), []
     for name, (claim, whose) in CLAIMS.items():
-        for column in columns(record):
-            found = shares(record, name, column)
-            if len(found) < 2:
-                lines.append(f"- {name}, {column.title()}: {len(found)} seeds so far, no verdict.")
-                continue
-            mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
-            answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
-            lines.append(
-                f"- {name}, {column.title()}: {mean:.1f} % of the full model's score, standard error {error:.1f} over "
-                f"{len(found)} seeds. That it keeps {claim} %, {whose}, {answer}."
-            )
+        found = {column.title(): shares(record, name, column) for column in columns(record)}
+        if len(found) > 1 and len({len(one) for one in found.values()}) == 1:
+            found["mean of the tasks"] = [statistics.mean(tasks) for tasks in zip(*found.values(), strict=True)]
+        lines += [f"- {name}, {title}: {judge(one, claim, whose)}" for title, one in found.items()]
     return "\n".join(lines)
+
+
+def judge(found: list[float], claim: float, whose: str) -> str:
+    """The shares of the seeds against the claim, in words."""
+    if len(found) < 2:
+        return f"{len(found)} seeds so far, no verdict."
+    mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+    answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
+    return (
+        f"{mean:.1f} % of the full model's score, standard error {error:.1f} over {len(found)} seeds. "
+        f"That it keeps {claim} %, {whose}, {answer}."
+    )
 
 
 def paper_order() -> str:
