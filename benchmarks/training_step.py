@@ -1,9 +1,10 @@
 """One optimiser step (forward, backward, AdamW) of a model against the same model fused: time, FLOPs, peak memory.
 
 RoBERTa-base's shape, its last 8 of 12 layers at 25 %, and all-MiniLM-L6-v2's, its last 4 of 6, both with random
-weights, a classification head and their dropout; batches of 32 full sequences. The two models take turns in one
-process, and seconds are medians. Every peak is that of a process of its own that makes two steps. On the CPU in fp32;
-where there is a CUDA device, there too, in fp32 and under bf16 autocast. About ten minutes on two cores:
+weights and a classification head; batches of 32 full sequences; with their dropout of 0.1, whose random numbers torch
+draws on one thread of a CPU, and without. The two models take turns in one process, and seconds are medians. Every peak
+is that of a process of its own that makes two steps. On the CPU in fp32; where there is a CUDA device, there too, in
+fp32 and under bf16 autocast. About 20 minutes on two cores:
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/training_step.py [--out benchmarks/results/training_step.json]
 """
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -31,7 +33,7 @@ from mlpfusion.evaluate.speed import seconds_in_turns, training_step, training_s
 from mlpfusion.methods.fusion import Fusion
 from mlpfusion.record import peak_bytes, versions
 
-BATCH, SEQUENCES, KEEP_RATIO = 32, (32, 128), 0.25
+BATCH, SEQUENCES, DROPOUTS, KEEP_RATIO = 32, (32, 128), (0.1, 0.0), 0.25
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 MODELS = {
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_step.json"))
     parser.add_argument("--repeats", type=int, default=7, help="turns on the CPU; five times as many on a GPU")
     parser.add_argument(
-        "--peak", nargs=4, metavar=("FOLDER", "SEQUENCE", "DEVICE", "PRECISION"), help=argparse.SUPPRESS
+        "--peak", nargs=5, metavar=("FOLDER", "DROPOUT", "SEQUENCE", "DEVICE", "PRECISION"), help=argparse.SUPPRESS
     )
     arguments = parser.parse_args()
     logging.disable_progress_bar()
@@ -57,8 +59,9 @@ def main() -> None:
     for name, (layers, _) in MODELS.items():
         with checkpoints(name, layers) as folders:
             for device, precision in settings:
-                for sequence in SEQUENCES:
-                    rows.append(measure(folders, sequence, device, precision, arguments.repeats) | {"model": name})
+                for dropout, sequence in product(DROPOUTS, SEQUENCES):
+                    row = measure(folders, dropout, sequence, device, precision, arguments.repeats)
+                    rows.append(row | {"model": name})
                     print(json.dumps(rows[-1]), flush=True)
     result = {
         "batch_size": BATCH,
@@ -86,18 +89,21 @@ def checkpoints(name: str, layers: str) -> Iterator[list[Path]]:
         yield folders
 
 
-def measure(folders: list[Path], sequence: int, device: str, precision: str, repeats: int) -> dict[str, Any]:
+def measure(
+    folders: list[Path], dropout: float, sequence: int, device: str, precision: str, repeats: int
+) -> dict[str, Any]:
     """One row: seconds, FLOPs and peaks of the full and the fused model, and what came of them."""
-    models = [load(folder, device) for folder in folders]
+    models = [load(folder, dropout, device) for folder in folders]
     steps = [training_step(one, make_batch(sequence, device), autocast=AUTOCAST[precision]) for one in models]
     more = 5 if device == "cuda" else 1
     taken = seconds_in_turns(steps, more * repeats, warm_up=more)
     seconds, flops = [median(one) for one in taken], [count_flops(folder, sequence) for folder in folders]
     turns = [full / fused for full, fused in zip(*taken, strict=True)]
-    own = ["--peak", "{}", str(sequence), device, precision]
+    own = ["--peak", "{}", str(dropout), str(sequence), device, precision]
     return {
         "device": device,
         "precision": precision,
+        "dropout": dropout,
         "sequence": sequence,
         "seconds": seconds,
         "flops": flops,
@@ -109,9 +115,10 @@ def measure(folders: list[Path], sequence: int, device: str, precision: str, rep
     }
 
 
-def load(folder: Path, device: str) -> PreTrainedModel:
-    """The model as a user has it before training: in train mode, with its dropout."""
-    return AutoModelForSequenceClassification.from_pretrained(folder).to(device).train()
+def load(folder: Path, dropout: float, device: str) -> PreTrainedModel:
+    """The model as a user has it before training: in train mode, with this share of dropout everywhere."""
+    shares = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return AutoModelForSequenceClassification.from_pretrained(folder, **shares).to(device).train()
 
 
 def make_batch(sequence: int, device: str) -> dict[str, Tensor]:
@@ -131,9 +138,10 @@ def count_flops(folder: Path, sequence: int) -> int:
     return training_step_flops(model, batch)
 
 
-def measure_peak(folder: str, sequence: str, device: str, precision: str) -> int:
+def measure_peak(folder: str, dropout: str, sequence: str, device: str, precision: str) -> int:
     """Peak memory of this process, which has done nothing else; from the second step on AdamW has its state."""
-    step = training_step(load(Path(folder), device), make_batch(int(sequence), device), autocast=AUTOCAST[precision])
+    model = load(Path(folder), float(dropout), device)
+    step = training_step(model, make_batch(int(sequence), device), autocast=AUTOCAST[precision])
     for _ in range(2):
         step()
     return peak_bytes(torch.device(device))

@@ -196,10 +196,9 @@ def roberta_cost() -> str:
 
 
 def training_step() -> str:
-    """Model x sequence x precision: seconds of a step of the full and the fused model, and how near to the FLOPs."""
+    """Model x precision x dropout x sequence: seconds of a step of both models, and how near to the FLOPs."""
     result = read_result("training_step")
-    header = [f"model, batch of {result['batch_size']}", "sequence", "full, s", "fused, s", "speed-up", "FLOPs allow"]
-    rows = []
+    rows, header = [], [f"model, batch of {result['batch_size']}", "dropout", "sequence", "full, s", "fused, s"]
     for row in result["rows"]:
         name = row["model"] + ("" if row["device"] == "cpu" else f", {result['gpu']}, {row['precision']}")
         speedups = [
@@ -208,8 +207,9 @@ def training_step() -> str:
             f"{100 * row['reached']:.0f} %",
         ]
         peaks = [f"{peak / 2**20:,.0f}" for peak in row["peak_bytes"]]
-        rows.append([name, str(row["sequence"]), *(f"{one:.3g}" for one in row["seconds"]), *speedups, *peaks])
-    return markdown([*header, "reached", "peak full, MiB", "fused, MiB"], rows)
+        seconds = [f"{one:.3g}" for one in row["seconds"]]
+        rows.append([name, f"{row['dropout']:g}", str(row["sequence"]), *seconds, *speedups, *peaks])
+    return markdown([*header, "speed-up", "FLOPs allow", "reached", "peak full, MiB", "fused, MiB"], rows)
 
 
 def methods() -> str:
