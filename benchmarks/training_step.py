@@ -4,7 +4,7 @@ RoBERTa-base's shape, its last 8 of 12 layers at 25 %, and all-MiniLM-L6-v2's, i
 weights and a classification head; batches of 32 full sequences; with their dropout of 0.1, whose random numbers torch
 draws on one thread of a CPU, and without. The two models take turns in one process, and seconds are medians. Every peak
 is that of a process of its own that makes two steps. On the CPU in fp32; where there is a CUDA device, there too, in
-fp32 and under bf16 autocast. About 20 minutes on two cores:
+fp32 and under bf16 autocast. A quarter of an hour on two cores:
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/training_step.py [--out benchmarks/results/training_step.json]
 """

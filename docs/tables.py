@@ -144,14 +144,14 @@ def fine_tuning(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[
 
 
 def verdict() -> str:
-    """Whether what is claimed holds, by task and for the mean of the tasks with the same seed.
+    """Whether what is claimed holds, by task and, once all seeds have run, for the mean of the tasks, seed by seed.
 
     Two standard errors over the seeds on either side of it, or not decided.
     """
     record, lines = read_result("minilm/minilm-table2"), []
     for name, (claim, whose) in CLAIMS.items():
         found = {column.title(): shares(record, name, column) for column in columns(record)}
-        if len(found) > 1 and len({len(one) for one in found.values()}) == 1:
+        if len(found) > 1 and all(len(one) == len(record["seeds"]) for one in found.values()):
             found["mean of the tasks"] = [statistics.mean(tasks) for tasks in zip(*found.values(), strict=True)]
         lines += [f"- {name}, {title}: {judge(one, claim, whose)}" for title, one in found.items()]
     return "\n".join(lines)
