@@ -148,12 +148,17 @@ def verdict() -> str:
 
     Two standard errors over the seeds on either side of it, or not decided.
     """
-    record, lines = read_result("minilm/minilm-table2"), []
+    records, lines = [read_result(f"minilm/{name}") for name in ("minilm-table2", "minilm-table6")], []
     for name, (claim, whose) in CLAIMS.items():
-        found = {column.title(): shares(record, name, column) for column in columns(record)}
-        if len(found) > 1 and all(len(one) == len(record["seeds"]) for one in found.values()):
-            found["mean of the tasks"] = [statistics.mean(tasks) for tasks in zip(*found.values(), strict=True)]
-        lines += [f"- {name}, {title}: {judge(one, claim, whose)}" for title, one in found.items()]
+        found = {
+            column.title(): (shares(record, name, column), len(record["seeds"]))
+            for record in records
+            for column in columns(record)
+        }
+        lines += [f"- {name}, {title}: {judge(one, claim, whose)}" for title, (one, _) in found.items()]
+        if all(len(one) == seeds for one, seeds in found.values()):
+            means = [statistics.mean(tasks) for tasks in zip(*(one for one, _ in found.values()), strict=True)]
+            lines.append(f"- {name}, mean of the {len(found)} tasks: {judge(means, claim, whose)}")
     return "\n".join(lines)
 
 
@@ -259,6 +264,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "table2-cost": fine_tuning(cost_table, "minilm-table2"),
     "table5-scores": fine_tuning(score_table, "minilm-table5"),
     "table5-shares": fine_tuning(share_table, "minilm-table5"),
+    "table6-scores": fine_tuning(score_table, "minilm-table6"),
+    "table6-shares": fine_tuning(share_table, "minilm-table6"),
     "output-errors": errors("output_error"),
     "plain-kernel-errors": errors("plain_kernel_error"),
     "training-step": training_step,
