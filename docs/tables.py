@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
-from scipy.stats import kendalltau
+from verdict import paper_order, verdict_on
 
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
@@ -24,7 +24,7 @@ from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.dynamics import distance_table, loss_table
-from mlpfusion.reproduce.report import columns, cost_table, labels, score_table, share_table, shares
+from mlpfusion.reproduce.report import cost_table, score_table, share_table
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.flop import FLOP
 from mlpfusion.task_methods.gem_miner import GemMiner
@@ -46,24 +46,6 @@ COMPARISONS = {
 # What a method that learns on a task makes of a block.
 TASK_KINDS = {LTH: "masked", GemMiner: "masked", FLOP: "low-rank", MoEfication: "routed"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
-
-
-# Table 2 of the paper, SST-2: labels of ours -> accuracy there.
-PAPER_SST2 = {
-    "sketch": 91.90,
-    "mmd": 92.54,
-    "svd": 92.55,
-    "flop": 92.12,
-    "magnitude": 92.78,
-    "lth": 92.91,
-    "gem-miner": 92.89,
-    "moefication": 92.19,
-    "clustering": 93.01,
-    "fusion": 93.23,
-    "fusion + layer-wise": 93.79,
-}
-# What is claimed: label of ours -> percent of the full model's score that it keeps, and by whom.
-CLAIMS = {"fusion": (98.5, "the paper's claim"), "ntk-match + layer-wise": (99.5, "our aim")}
 
 
 def read_result(name: str) -> dict[str, Any]:
@@ -144,50 +126,8 @@ def fine_tuning(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[
 
 
 def verdict() -> str:
-    """Whether what is claimed holds, by task and, once all seeds have run, for the mean of the tasks, seed by seed.
-
-    Two standard errors over the seeds on either side of it, or not decided.
-    """
-    records, lines = [read_result(f"minilm/{name}") for name in ("minilm-table2", "minilm-table6")], []
-    for name, (claim, whose) in CLAIMS.items():
-        found = {
-            column.title(): (shares(record, name, column), len(record["seeds"]))
-            for record in records
-            for column in columns(record)
-        }
-        lines += [f"- {name}, {title}: {judge(one, claim, whose)}" for title, (one, _) in found.items()]
-        if all(len(one) == seeds for one, seeds in found.values()):
-            means = [statistics.mean(tasks) for tasks in zip(*(one for one, _ in found.values()), strict=True)]
-            lines.append(f"- {name}, mean of the {len(found)} tasks: {judge(means, claim, whose)}")
-    return "\n".join(lines)
-
-
-def judge(found: list[float], claim: float, whose: str) -> str:
-    """The shares of the seeds against the claim, in words."""
-    if len(found) < 2:
-        return f"{len(found)} seeds so far, no verdict."
-    mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
-    answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
-    return (
-        f"{mean:.1f} % of the full model's score, standard error {error:.1f} over {len(found)} seeds. "
-        f"That it keeps {claim} %, {whose}, {answer}."
-    )
-
-
-def paper_order() -> str:
-    """How the order of the methods on SST-2 agrees with that of the paper's Table 2."""
-    record = read_result("minilm/minilm-table2")
-    column = columns(record)[0]
-    means = {name: statistics.mean(scores) for name in labels(record) if (scores := column.scores(record, name))}
-    shared = [name for name in PAPER_SST2 if name in means]
-    if len(shared) < 4:
-        return f"Of the methods of the paper's Table 2 {len(shared)} have run so far: too few to compare the order."
-    theirs, ours = [PAPER_SST2[name] for name in shared], [means[name] for name in shared]
-    tau = kendalltau(theirs, ours)
-    return (
-        f"Kendall's tau between the paper's SST-2 column and ours, over the {len(shared)} methods in both: "
-        f"{tau.statistic:.2f} (p = {tau.pvalue:.2f}; 1 is the same order, 0 none in common)."
-    )
+    """What is claimed of the scores after fine-tuning, on the tasks of Tables 2 and 6."""
+    return verdict_on([read_result(f"minilm/{name}") for name in ("minilm-table2", "minilm-table6")])
 
 
 def roberta_cost() -> str:
@@ -257,7 +197,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "mean-errors": mean_errors,
     "kmeans": kmeans,
     "methods": methods,
-    "paper-order": paper_order,
+    "paper-order": fine_tuning(paper_order, "minilm-table2"),
     "roberta-cost": roberta_cost,
     "table2-scores": fine_tuning(score_table, "minilm-table2"),
     "table2-shares": fine_tuning(share_table, "minilm-table2"),

@@ -1,0 +1,71 @@
+"""What the records of the fine-tuning runs say of what is claimed: the share of the score, and the paper's order."""
+
+import statistics
+from typing import Any
+
+from scipy.stats import kendalltau
+
+from mlpfusion.reproduce.report import columns, labels, shares
+
+# Table 2 of the paper, SST-2: labels of ours -> accuracy there.
+PAPER_SST2 = {
+    "sketch": 91.90,
+    "mmd": 92.54,
+    "svd": 92.55,
+    "flop": 92.12,
+    "magnitude": 92.78,
+    "lth": 92.91,
+    "gem-miner": 92.89,
+    "moefication": 92.19,
+    "clustering": 93.01,
+    "fusion": 93.23,
+    "fusion + layer-wise": 93.79,
+}
+# What is claimed: label of ours -> percent of the full model's score that it keeps, and by whom.
+CLAIMS = {"fusion": (98.5, "the paper's claim"), "ntk-match + layer-wise": (99.5, "our aim")}
+
+
+def verdict_on(records: list[dict[str, Any]]) -> str:
+    """Whether what is claimed holds, by task and, once all seeds have run, for the mean of the tasks, seed by seed.
+
+    Two standard errors over the seeds on either side of it, or not decided.
+    """
+    lines = []
+    for name, (claim, whose) in CLAIMS.items():
+        found = {
+            column.title(): (shares(record, name, column), len(record["seeds"]))
+            for record in records
+            for column in columns(record)
+        }
+        lines += [f"- {name}, {title}: {judge(one, claim, whose)}" for title, (one, _) in found.items()]
+        if all(len(one) == seeds for one, seeds in found.values()):
+            means = [statistics.mean(tasks) for tasks in zip(*(one for one, _ in found.values()), strict=True)]
+            lines.append(f"- {name}, mean of the {len(found)} tasks: {judge(means, claim, whose)}")
+    return "\n".join(lines)
+
+
+def judge(found: list[float], claim: float, whose: str) -> str:
+    """The shares of the seeds against the claim, in words."""
+    if len(found) < 2:
+        return f"{len(found)} seeds so far, no verdict."
+    mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+    answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
+    return (
+        f"{mean:.1f} % of the full model's score, standard error {error:.1f} over {len(found)} seeds. "
+        f"That it keeps {claim} %, {whose}, {answer}."
+    )
+
+
+def paper_order(record: dict[str, Any]) -> str:
+    """How the order of the methods on SST-2 agrees with that of the paper's Table 2."""
+    column = columns(record)[0]
+    means = {name: statistics.mean(scores) for name in labels(record) if (scores := column.scores(record, name))}
+    shared = [name for name in PAPER_SST2 if name in means]
+    if len(shared) < 4:
+        return f"Of the methods of the paper's Table 2 {len(shared)} have run so far: too few to compare the order."
+    theirs, ours = [PAPER_SST2[name] for name in shared], [means[name] for name in shared]
+    tau = kendalltau(theirs, ours)
+    return (
+        f"Kendall's tau between the paper's SST-2 column and ours, over the {len(shared)} methods in both: "
+        f"{tau.statistic:.2f} (p = {tau.pvalue:.2f}; 1 is the same order, 0 none in common)."
+    )
