@@ -3,8 +3,7 @@
     python docs/tables.py [--check] [--chart]
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and the
-exit code is 1 if a part is out of date. With --chart the chart
-of the comparison is drawn anew.
+exit code is 1 if a part is out of date. With --chart the chart of the comparison is drawn anew.
 """
 
 import json
@@ -41,8 +40,6 @@ COMPARISONS = {
     "minilm_ntk_match_1024": ", 1,024 sentences",
     "minilm_ntk_match_random_tokens": ", random tokens",
 }
-
-
 # What a method that learns on a task makes of a block.
 TASK_KINDS = {LTH: "masked", GemMiner: "masked", FLOP: "low-rank", MoEfication: "routed"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}

@@ -25,7 +25,7 @@ from mlpfusion.calibration import (
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import Probe
 from mlpfusion.kernel import alternating_logit
-from mlpfusion.methods import Calibration
+from mlpfusion.methods import Calibration, head_pooling, method_label
 from mlpfusion.mlp import forward
 from mlpfusion.outcomes import Job
 from mlpfusion.plan import make_plan
@@ -136,11 +136,15 @@ def test_a_calibrated_model_is_the_same_for_the_same_seed_in_any_mode(sequential
     assert all(parameter.grad is None and parameter.requires_grad for parameter in models[0].parameters())
 
 
-@pytest.mark.parametrize("method", [METHOD, mlpfusion.NTKMatch(refine_epochs=1)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method",
+    [METHOD, mlpfusion.NTKMatch(refine_epochs=1), mlpfusion.NTKMatch(refine_epochs=1, pooling="first")],
+    ids=method_label,
+)
 @pytest.mark.parametrize("sequential", [False, True])
 def test_a_calibration_traced_before_gives_the_same_bytes(method, sequential):
     batches, options = batches_of("bert"), {"layers": "last:2", "width": 9, "sequential": sequential}
-    traced = trace_calibration(pico_model("bert"), sites_of(pico_model("bert")), batches, 5)
+    traced = trace_calibration(pico_model("bert"), sites_of(pico_model("bert")), batches, 5, head_pooling(method))
     models = [pico_model("bert") for _ in range(3)]
     for model, calibration in zip(models, (batches, traced, traced), strict=True):
         record = mlpfusion.compress(model, method, seed=5, calibration=calibration, **options)
@@ -148,13 +152,27 @@ def test_a_calibration_traced_before_gives_the_same_bytes(method, sequential):
     assert all(same(state(models[0]), state(model)) for model in models[1:])
 
 
+@pytest.mark.parametrize(("name", "pooling"), [("bert", "first"), ("llama", "last"), ("bart", "last")])
+def test_a_head_on_one_token_sends_gradients_to_that_token_of_the_last_layer_alone(name, pooling):
+    model, batches = pico_model(name), batches_of(name)
+    traces = trace_calibration(model, sites_of(model), batches, 5, pooling).traces
+    last = traces[sites_of(model)[-1].path]
+    ends = last.lengths.cumsum(0)
+    read = ends - last.lengths if pooling == "first" else ends - 1
+    assert sorted(last.cotangents.norm(dim=1).nonzero().flatten().tolist()) == read.tolist()
+    before = traces[sites_of(model)[-2].path].cotangents.norm(dim=1)
+    assert len(before.nonzero()) > len(read)  # attention spreads them
+
+
 def test_a_calibration_traced_otherwise_is_refused():
     model, batches = pico_model("bert"), batches_of("bert")
     before, sites = state(model), sites_of(model)
     other_seed, one_site = trace_calibration(model, sites, batches, 4), trace_calibration(model, sites[:1], batches, 5)
+    other_head = trace_calibration(model, sites, batches, 5, "first")
     for calibration, message in (
         (other_seed, "`calibration` must be traced with the seed of the compression, 5, got 4"),
         (one_site, f"`calibration` must be traced at every site to compress, it is not at {sites[1].path}"),
+        (other_head, "`calibration` must be traced with the `pooling` mean, got first"),
     ):
         with pytest.raises(InputError, match=message):
             mlpfusion.compress(model, METHOD, layers="0,1", width=9, seed=5, calibration=calibration)

@@ -20,6 +20,7 @@ from mlpfusion.methods import (
     Narrowed,
     Outcome,
     can_be_data_free,
+    head_pooling,
     is_rescaled,
     method_name,
     takes_no_data,
@@ -53,30 +54,34 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
 class TracedCalibration:
     """What a model makes of the batches of a calibration, for several compressions of it: made by `trace_calibration`.
 
-    `batches` are on the device of the model, `traces` by the path of the site; `seed` drew the head, `seconds` is the
-    time that it took.
+    `batches` are on the device of the model, `traces` by the path of the site; `seed` drew the head, which reads by
+    `pooling`; `seconds` is the time that it took.
     """
 
     batches: Sequence[Batch]
     traces: Mapping[str, BlockTrace]
     seed: int
     seconds: float
+    pooling: str = "mean"
 
-    def check(self, sites: Sequence[Site], seed: int) -> None:
-        """Raises `InputError` unless it was made with this seed and for these sites among others."""
+    def check(self, sites: Sequence[Site], seed: int, pooling: str) -> None:
+        """Raises `InputError` unless it was made with this seed and pooling, and for these sites among others."""
         if self.seed != seed:
             raise InputError(f"`calibration` must be traced with the seed of the compression, {seed}, got {self.seed}")
+        if self.pooling != pooling:
+            raise InputError(f"`calibration` must be traced with the `pooling` {pooling}, got {self.pooling}")
         missing = [site.path for site in sites if site.path not in self.traces]
         if missing:
             raise InputError(f"`calibration` must be traced at every site to compress, it is not at {missing[0]}")
 
 
 def trace_calibration(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str = "mean"
 ) -> TracedCalibration:
     """The traces of `sites` by one forward and one backward pass of the model, in eval mode.
 
-    f is a logit of a random head on the base model from `seed`, from sample to sample another of `NUM_LOGITS`. They
+    f is a logit of a random head on the base model from `seed`, from sample to sample another of `NUM_LOGITS`; it reads
+    the last hidden states by `pooling`, as in `RandomHead`, which must be that of the method (`head_pooling`). They
     take two tensors a site of tokens x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000
     tokens, fp32: 0.44 GB). Raises `InputError` as `block_traces` does, and if there is no batch.
     """
@@ -85,8 +90,8 @@ def trace_calibration(
     started = time.perf_counter()
     home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     with eval_mode(model):
-        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
-    return TracedCalibration(home, traces, seed, time.perf_counter() - started)
+        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
+    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling)
 
 
 def calibrated_outcomes(
@@ -102,10 +107,10 @@ def calibrated_outcomes(
     """
     sites = [site for site, _ in job.plan.entries]
     if isinstance(calibration, TracedCalibration):
-        calibration.check(sites, job.seed)
+        calibration.check(sites, job.seed, head_pooling(job.method))
         traced = calibration
     else:
-        traced = trace_calibration(model, sites, calibration, job.seed)
+        traced = trace_calibration(model, sites, calibration, job.seed, head_pooling(job.method))
     one = traced.traces[sites[0].path]
     counts = {"samples": one.num_samples, "tokens": one.num_tokens}
 
@@ -118,14 +123,14 @@ def calibrated_outcomes(
     else:
         outcomes = compute_outcomes(model, calibrated)
     if is_rescaled(job.method):
-        after = _compressed_traces(model, job, outcomes, traced.batches)
+        after = _compressed_traces(model, job, outcomes, traced)
         outcomes = rescaled_outcomes(model, job, cast("Sequence[Narrowed]", outcomes), traced.traces, after)
     return outcomes, counts
 
 
-def calibration_head(model: PreTrainedModel, seed: int) -> RandomHead:
+def calibration_head(model: PreTrainedModel, seed: int, pooling: str = "mean") -> RandomHead:
     """The random head of calibration, of several logits; another than that with which the same seed measures."""
-    return random_head(model, site_generator(seed, "calibration head"), NUM_LOGITS)
+    return random_head(model, site_generator(seed, "calibration head"), NUM_LOGITS, pooling)
 
 
 def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: int) -> Callable[[Site], Calibration]:
@@ -199,14 +204,15 @@ def _norm_with_output(norms: Sequence[tuple[nn.Module, Tensor]], inputs: Tensor,
 
 
 def _compressed_traces(
-    model: PreTrainedModel, job: Job, outcomes: Sequence[Outcome], batches: Sequence[Batch]
+    model: PreTrainedModel, job: Job, outcomes: Sequence[Outcome], traced: TracedCalibration
 ) -> dict[str, BlockTrace]:
     """The traces of the sites, on the same samples, in the model with all blocks in place."""
     work, sites = copy.deepcopy(model), [site for site, _ in job.plan.entries]
     for site, outcome in zip(sites, outcomes, strict=True):
         KINDS[type(outcome)].install(work, site, outcome)
     with eval_mode(work):
-        return block_traces(work, sites, batches, alternating_logit, calibration_head(model, job.seed))
+        head = calibration_head(model, traced.seed, traced.pooling)
+        return block_traces(work, sites, traced.batches, alternating_logit, head)
 
 
 def _sequential_outcomes(model: PreTrainedModel, job: Job, batches: Sequence[Batch]) -> list[Outcome]:

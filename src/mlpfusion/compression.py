@@ -60,10 +60,9 @@ def compress(
 
     `calibration` holds batches of model inputs, unlabelled, for a method that takes them, or what `trace_calibration`
     made of them with the same seed; with `sequential` every block sees what the blocks compressed before it leave.
-    `calibrated_outcomes` says what that costs. Raises `InputError`,
-    before anything is changed, for an unknown model type or method, a bad layer or width, NaN or Inf in a weight or in
-    what the calibration makes, a calibration that is missing, empty or not wanted, or a model that is compressed,
-    quantised or dispatched already.
+    `calibrated_outcomes` says what that costs. Raises `InputError`, before anything is changed, for an unknown model
+    type or method, a bad layer or width, NaN or Inf in a weight or in what the calibration makes, a calibration that is
+    missing, empty or not wanted, or a model that is compressed, quantised or dispatched already.
     """
     started = time.perf_counter()
     check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})

@@ -83,9 +83,11 @@ def mlp_inputs(
     return {path: torch.cat([inputs for inputs, _ in parts]) for path, parts in found.items()}
 
 
-def random_head(model: PreTrainedModel, generator: torch.Generator, num_classes: int = 2) -> RandomHead:
+def random_head(
+    model: PreTrainedModel, generator: torch.Generator, num_classes: int = 2, pooling: str = "mean"
+) -> RandomHead:
     """A random head for the base model of `model`, the same for the same state of `generator`."""
-    return RandomHead.draw(base_model(model).config.hidden_size, generator, num_classes)
+    return RandomHead.draw(base_model(model).config.hidden_size, generator, num_classes, pooling)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,19 +221,25 @@ def test_bad_options_are_refused_in_one_line(options, message, minilm):
     assert message in result.stderr
 
 
-def test_the_calibrated_methods_share_one_calibration_a_seed(monkeypatch):
-    traced: list[int] = []
+def test_the_calibrated_methods_share_one_calibration_a_seed_and_pooling(monkeypatch):
+    traced: list[tuple[int, str]] = []
 
-    def spy(model, sites, batches, seed):
-        traced.append(seed)
-        return trace_calibration(model, sites, batches, seed)
+    def spy(model, sites, batches, seed, pooling):
+        traced.append((seed, pooling))
+        return trace_calibration(model, sites, batches, seed, pooling)
 
     monkeypatch.setattr(comparison, "trace_calibration", spy)
     methods = [mlpfusion.MaintainOutput(), mlpfusion.MaintainNTKGradient(), mlpfusion.NTKMatch(refine_epochs=1)]
     calibration = {seed: [pico_inputs("bert", 7 + seed)] for seed in (0, 1)}
     rows = compare(pico_model("bert"), methods, layers="0,2", seeds=[0, 1], calibration=calibration)
-    assert traced == [0, 1]
+    assert traced == [(0, "mean"), (1, "mean")]
     assert len(rows) == 12
     alone = compare(pico_model("bert"), methods[2:], layers="2", seeds=[1], calibration=calibration)
     for name in ("output_error", "adam_kernel_error"):
         assert getattr(alone[0].error, name) == getattr(rows[-1].error, name)
+    traced.clear()
+    compare(pico_model("bert"), [*methods, replace(methods[2], pooling="first")], calibration=calibration)
+    assert traced == [(0, "mean"), (0, "first")]
+    traced.clear()
+    compare(pico_model("bert"), [mlpfusion.Fusion()], calibration=calibration)
+    assert traced == []

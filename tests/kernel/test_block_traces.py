@@ -226,6 +226,25 @@ def test_the_head_is_a_function_of_its_generator_and_leaves_padding_out():
     torch.testing.assert_close(found[1], first.logits(states[1:], None)[0])
 
 
+@pytest.mark.parametrize(("pooling", "tokens"), [("first", (0, 2, 0)), ("last", (1, 3, 3))])
+def test_a_head_on_one_token_reads_the_first_or_the_last_that_is_seen_whatever_side_is_padded(pooling, tokens):
+    head = RandomHead.draw(8, torch.Generator().manual_seed(3), 3, pooling)
+    assert torch.equal(head.weight, RandomHead.draw(8, torch.Generator().manual_seed(3), 3).weight)
+    states = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
+    found = head.logits(states, mask)
+    read = torch.stack([states[sample, token] for sample, token in enumerate(tokens)])
+    torch.testing.assert_close(found, read @ head.weight.T)
+    torch.testing.assert_close(head.logits(states[2:], None), found[2:])
+    (gradient,) = torch.autograd.grad(found.sum(), states)
+    assert {tuple(index) for index in gradient.norm(dim=2).nonzero().tolist()} == set(enumerate(tokens))
+
+
+def test_a_head_has_no_other_pooling():
+    with pytest.raises(ValueError, match="`pooling` must be one of mean, first, last, got 'cls'"):
+        RandomHead.draw(8, torch.Generator(), pooling="cls")
+
+
 def test_bad_input_is_refused_in_one_line():
     model, batch = pico_model("bert"), inputs_of("bert")
     sites, head = sites_of(model), head_of(model)

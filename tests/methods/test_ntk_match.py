@@ -10,8 +10,8 @@ from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kerne
 from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.methods import Calibration, method_from_name, narrow
 from mlpfusion.methods.ntk_match import CHOICES, NTKMatch
-from mlpfusion.methods.refit import output_error, refit_down
-from mlpfusion.mlp import MLP, fold, forward, select_neurons
+from mlpfusion.methods.refit import Refinement, output_error, refine, refit_down
+from mlpfusion.mlp import MLP, fold, forward, hidden_activations, select_neurons
 
 NOTHING = NTKMatch(refit=False, refine_epochs=0, match="none")
 every_layout = pytest.mark.parametrize("layout", [{}, {"biased": False}, {"gated": True}], ids=str)
@@ -129,6 +129,83 @@ def test_refit_is_the_least_squares_solution(layout, seed):
         assert best < (forward(moved, calibration.trace.inputs) - calibration.targets).square().sum()
 
 
+@every_layout
+@every_seed
+def test_a_weighed_refit_is_the_least_squares_solution_of_the_weighed_errors(layout, seed):
+    mlp = make_mlp(seed=seed, **layout)
+    calibration = Calibration.of(mlp, trace_of(mlp, seed, 60)).weighed(0.9)
+    kept, inputs = select_neurons(mlp, torch.arange(5)), calibration.trace.inputs
+    assert calibration.weights is not None
+    fitted = refit_down(kept, inputs, calibration.targets, 1e-12, calibration.weights)
+    residual = (forward(fitted, inputs) - calibration.targets) * calibration.weights[:, None]
+    columns = hidden_activations(fitted, inputs)
+    if fitted.down_bias is not None:
+        columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
+    normal = (columns * calibration.weights[:, None]).T @ residual  # zero where the weighed errors are least
+    assert float(normal.abs().max()) < 1e-6 * float(columns.norm() * calibration.targets.norm())
+
+
+@pytest.mark.parametrize("choice", ["energy", "cholesky"])
+@every_seed
+def test_even_weights_change_nothing(choice, seed):
+    mlp = make_mlp(24, 6, seed=seed)
+    plain = Calibration.of(mlp, trace_of(mlp, seed, 60))
+    even = plain.weighed(0.0)
+    assert even.weights is not None
+    assert torch.equal(even.weights, torch.ones_like(even.weights))
+    config = NTKMatch(choice=choice, refine_epochs=3, match="none")
+    one, other = (narrow(mlp, 6, config, torch.Generator().manual_seed(seed), c).mlp for c in (plain, even))
+    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
+
+
+@every_seed
+def test_weights_follow_the_gradients_and_are_chosen_with_the_samples(seed):
+    mlp = make_mlp(seed=seed)
+    trace = trace_of(mlp, seed)
+    trace = replace(trace, cotangents=trace.cotangents * (torch.arange(trace.num_tokens) % 3 == 0)[:, None])
+    calibration = Calibration.of(mlp, trace).weighed(0.75)
+    assert calibration.weights is not None
+    squares = trace.cotangents.square().sum(1)
+    torch.testing.assert_close(calibration.weights.square(), 0.25 + 0.75 * squares / squares.mean())
+    assert float(calibration.weights.min()) == pytest.approx(0.5)
+    chosen = calibration.select(torch.tensor([3, 1]))
+    assert chosen.weights is not None
+    assert torch.equal(chosen.weights, calibration.weights[trace.token_indices(torch.tensor([3, 1]))])
+    silent = Calibration.of(mlp, replace(trace, cotangents=torch.zeros_like(trace.cotangents))).weighed(0.9)
+    torch.testing.assert_close(silent.weights, torch.ones_like(silent.targets[:, 0]))
+
+
+@pytest.mark.parametrize("choice", ["energy", "cholesky"])
+@every_layout
+@every_seed
+def test_where_a_head_reads_one_token_it_counts_as_if_it_were_there_more_often(choice, layout, seed):
+    mlp, generator, size = make_mlp(24, 6, seed=seed, **layout), torch.Generator().manual_seed(seed), 3
+    inputs = torch.randn(60, size, 6, generator=generator, dtype=torch.float64)
+    cotangents = torch.zeros_like(inputs)
+    cotangents[:, 0, 0] = 1
+    often = torch.cat([inputs[:, :1]] * (9 * size) + [inputs], dim=1)  # of the square 0.1 for all, 0.9 for the first
+    smalls = []
+    for pooling, x, d in (("first", inputs, cotangents), ("mean", often, often)):
+        trace = BlockTrace(x.flatten(0, 1), d.flatten(0, 1), torch.full((60,), x.shape[1]))
+        config = NTKMatch(choice=choice, pooling=pooling, refine_epochs=0, match="none")
+        smalls.append(narrow(mlp, 6, config, torch.Generator(), Calibration.of(mlp, trace)).mlp)
+    for name, tensor in smalls[0].tensors().items():
+        torch.testing.assert_close(tensor, smalls[1].tensors()[name], rtol=1e-6, atol=1e-8)
+
+
+@every_seed
+def test_the_refinement_minimises_the_weighed_error(seed):
+    mlp = make_mlp(24, 6, seed=seed)
+    calibration = Calibration.of(mlp, trace_of(mlp, seed, 7)).weighed(0.9)  # too few samples to hold one out
+    kept = select_neurons(mlp, torch.arange(6))
+    refined = refine(kept, calibration, calibration, Refinement(20), torch.Generator().manual_seed(seed))
+    assert output_error(refined, calibration) < output_error(kept, calibration)
+    assert calibration.weights is not None
+    lengths = [(forward(refined, calibration.trace.inputs) - calibration.targets), calibration.targets]
+    error, length = ((rows.norm(dim=1) * calibration.weights).mean() for rows in lengths)
+    assert output_error(refined, calibration) == pytest.approx(float(error / length))
+
+
 @every_seed
 def test_each_part_lowers_the_output_error_on_the_calibration(seed):
     mlp = make_mlp(24, 6, seed=seed)
@@ -171,6 +248,8 @@ def test_folding_keeps_the_output(layout):
         ({"match_ridge": -1.0}, "`ridge` must be above 0, got -1.0"),
         ({"refine_epochs": -1}, "`num_epochs` must be at least 0, got -1"),
         ({"refine_rate": 0.0}, "`learning_rate` must be above 0, got 0.0"),
+        ({"pooling": "cls"}, "`pooling` must be one of mean, first, last, got 'cls'"),
+        ({"pooling": "last", "data_free": True}, "`pooling` must be mean with `data_free`"),
     ],
 )
 def test_bad_options_are_refused(options, message):

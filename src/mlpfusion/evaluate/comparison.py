@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import find_sites
+from mlpfusion.architectures.sites import Site, find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.calibration import TracedCalibration, trace_calibration
 from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
@@ -17,7 +17,7 @@ from mlpfusion.compression import check_method, check_model, check_source, compr
 from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.evaluate.approximation import Batch, BlockError, Probe, block_errors, references
 from mlpfusion.evaluate.outputs import outputs_on_inputs_of
-from mlpfusion.methods import method_name, takes_no_data
+from mlpfusion.methods import head_pooling, method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import Record, SiteRecord
@@ -62,9 +62,9 @@ def compare_methods(
     """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
 
     `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself, on traces that
-    all methods share. `model` is left as it is. With the last batch of the authors' evaluation every row has their
-    numbers too. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises `InputError` as
-    `compress`, `Probe` and `references` do.
+    all methods of one `pooling` share. `model` is left as it is. With the last batch of the authors' evaluation every
+    row has their numbers too. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises
+    `InputError` as `compress`, `Probe` and `references` do.
     """
     for method in methods:
         check_method(method, None, 1)
@@ -76,7 +76,7 @@ def compare_methods(
     for seed in seeds:
         probe = Probe(scalar, seed)
         originals = references(model, sites, batches, probe, authors_batch)
-        traced = None if calibration is None else trace_calibration(model, sites, calibration[seed], seed)
+        traced = {} if calibration is None else _traced(model, sites, methods, calibration[seed], seed)
         for site in sites:
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
@@ -121,12 +121,20 @@ def _load(model: str) -> PreTrainedModel:
     return load_model(folder, read_config(folder)).eval()
 
 
+def _traced(
+    model: PreTrainedModel, sites: Sequence[Site], methods: Sequence[Any], batches: Sequence[Batch], seed: int
+) -> dict[str, TracedCalibration]:
+    """The traces that the calibrated ones of `methods` need, by the pooling of the head."""
+    wanted = dict.fromkeys(head_pooling(method) for method in methods if not takes_no_data(method))
+    return {pooling: trace_calibration(model, sites, batches, seed, pooling) for pooling in wanted}
+
+
 def _cut(
-    model: PreTrainedModel, method: Any, layer: str, traced: TracedCalibration | None, options: dict[str, Any]
+    model: PreTrainedModel, method: Any, layer: str, traced: Mapping[str, TracedCalibration], options: dict[str, Any]
 ) -> tuple[PreTrainedModel, Record]:
     """A copy with this layer cut; the seconds of its record are those of a cut by itself, its calibration traced."""
     small = copy.deepcopy(model)
-    calibration = None if takes_no_data(method) else traced
+    calibration = None if takes_no_data(method) else traced.get(head_pooling(method))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusteringWarning)
         record = compress(small, method, layers=layer, calibration=calibration, **options)

@@ -132,6 +132,11 @@ def can_be_data_free(method: type) -> bool:
     return method in CALIBRATED_METHODS and "data_free" in {field.name for field in fields(method)}
 
 
+def head_pooling(method: Any) -> str:
+    """What the random head of the calibration of the config `method` reads: `mean` unless it has an option for it."""
+    return str(asdict(method).get("pooling", "mean"))
+
+
 def is_rescaled(method: Any) -> bool:
     """Whether the scales of the config `method` are chosen in a second step, in the compressed model."""
     return type(method) in RESCALED_METHODS and method.match != "none"

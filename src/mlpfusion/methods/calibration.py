@@ -1,6 +1,6 @@
 """What a calibrated method gets to see beside the block: real inputs, cotangents and the outputs to keep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,17 +18,20 @@ class Calibration:
 
     `targets` are the outputs of the original block, `down` bias included, in fp32 or better. They belong to the inputs
     of the trace, unless blocks are compressed one after the other: then the inputs are what the compressed blocks
-    before this one leave, the targets and the cotangents those of the original model. Raises `InputError` if the shapes
-    differ.
+    before this one leave, the targets and the cotangents those of the original model. `weights`, if any, multiply the
+    error of each token. Raises `InputError` if the shapes differ.
     """
 
     trace: BlockTrace
     targets: Float[Tensor, "tokens hidden"]
+    weights: Float[Tensor, " tokens"] | None = None
 
     def __post_init__(self) -> None:
         if self.targets.shape != self.trace.inputs.shape:
             found = f"{tuple(self.trace.inputs.shape)} and {tuple(self.targets.shape)}"
             raise InputError(f"`trace` and `targets` must be of one shape (tokens, hidden), got {found}")
+        if self.weights is not None and self.weights.shape != self.targets.shape[:1]:
+            raise InputError(f"`weights` must be of {len(self.targets)} tokens, got {tuple(self.weights.shape)}")
 
     @classmethod
     def of(cls, mlp: MLP, trace: BlockTrace) -> "Calibration":
@@ -36,14 +39,27 @@ class Calibration:
         block = in_compute_dtype(mlp)
         return cls(trace, forward(block, trace.inputs.to(block.up)))
 
+    def weighed(self, share: float) -> "Calibration":
+        """With weights: the square of a token's is `share` that of its cotangent, over the mean, the rest is even.
+
+        To first order f changes by the product of cotangent and error at each token, so that an error where f hardly
+        looks hardly counts. Their squares have a mean of 1; all are 1 where no token has a gradient.
+        """
+        squares = self.trace.cotangents.to(self.targets).double().square().sum(1)
+        mean = squares.mean()
+        relative = squares / mean if mean > 0 else torch.ones_like(squares)
+        return replace(self, weights=(1 - share + share * relative).sqrt().to(self.targets))
+
     def select(self, samples: Int[Tensor, " chosen"]) -> "Calibration":
         """The calibration on these samples, in this order; a copy. Raises `InputError` as `BlockTrace.select` does."""
         tokens = self.trace.token_indices(samples).to(self.targets.device)
-        return Calibration(self.trace.select(samples), self.targets[tokens])
+        weights = None if self.weights is None else self.weights[tokens]
+        return Calibration(self.trace.select(samples), self.targets[tokens], weights)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Calibration":
         """The calibration on this device and its values in this dtype; shares memory where nothing changes."""
-        return Calibration(self.trace.to(device, dtype), self.targets.to(device=device, dtype=dtype))
+        weights = None if self.weights is None else self.weights.to(device=device, dtype=dtype)
+        return Calibration(self.trace.to(device, dtype), self.targets.to(device=device, dtype=dtype), weights)
 
     def check(self, mlp: MLP) -> None:
         """Raises `InputError` if the block has another hidden size, or if there is NaN or Inf in it."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mlpfusion.kernel import BlockTrace, adam_kernel
 from mlpfusion.kernel.matching import Matching, match_kernel
+from mlpfusion.kernel.scalar import check_pooling
 from mlpfusion.methods.calibration import Calibration
 from mlpfusion.methods.outcome import Narrowed
 from mlpfusion.methods.refit import Refinement, activation_chunks, output_error, refine, refit_down, split_samples
@@ -15,6 +16,8 @@ from mlpfusion.methods.student import fused_start
 from mlpfusion.mlp import MLP, in_compute_dtype, select_neurons
 
 CHOICES = ("energy", "cholesky", "fusion")
+# The share of the squared weight of a token that its gradient sets, where a head reads one token of a sample.
+_FOCUS = 0.9
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class NTKMatch:
     `match` sets the diagonals for the Adam kernel of the original on `match_samples` samples: a number for
     each `neuron`, drawn by `match_ridge` to that of the `layer`, or that one, or `none`. Each part can be left out.
     With `data_free` the inputs are drawn from the statistics of the normalisation before the block.
+
+    `pooling` is what the head of the task will read: the `mean` of the last hidden states, or that of the `first` token
+    (BERT's and RoBERTa's head for classification) or of the `last` (a decoder's). The kernel is that of such a head
+    then, and but for an even tenth the output is made best where its logits depend on it: few tokens in the last layer.
     """
 
     choice: str = "energy"
@@ -39,6 +46,7 @@ class NTKMatch:
     match_ridge: float = 0.3
     match_samples: int = 128
     data_free: bool = False
+    pooling: str = "mean"
 
     def __post_init__(self):
         if self.choice not in CHOICES:
@@ -49,6 +57,9 @@ class NTKMatch:
             raise ValueError(f"`match` must be one of neuron, layer, none, got {self.match!r}")
         if self.match_samples < 1:
             raise ValueError(f"`match_samples` must be at least 1, got {self.match_samples}")
+        check_pooling(self.pooling)
+        if self.data_free and self.pooling != "mean":
+            raise ValueError(f"`pooling` must be mean with `data_free`, which knows no position, got {self.pooling!r}")
         self.refinement()
         Matching(ridge=self.match_ridge)
 
@@ -60,12 +71,17 @@ class NTKMatch:
 def compress(
     mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, calibration: Calibration
 ) -> Narrowed:
-    """The block before its diagonals are matched (`rescale`); the metrics are output errors, held-out where refined."""
+    """The block before its diagonals are matched (`rescale`); the metrics are output errors, held-out where refined.
+
+    All of them, and the fits, weigh the tokens by their gradients if a head reads one token of a sample.
+    """
+    if config.pooling != "mean":
+        calibration = calibration.weighed(_FOCUS)
     used, held = split_samples(calibration, generator) if config.refine_epochs else (calibration, calibration)
     small = _choose(mlp, num_neurons, config, generator, used)
     metrics = {"output_error_chosen": output_error(small, held)}
     if config.refit:
-        small = refit_down(small, used.trace.inputs, used.targets, config.ridge)
+        small = refit_down(small, used.trace.inputs, used.targets, config.ridge, used.weights)
         metrics["output_error_refit"] = output_error(small, held)
     if config.refine_epochs:
         small = refine(small, used, held, config.refinement(), generator)
@@ -101,31 +117,29 @@ def _spread(num_samples: int, wanted: int) -> Int[Tensor, " chosen"]:
 def _choose(mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, calibration: Calibration) -> MLP:
     if config.choice == "fusion":
         return fused_start(mlp, num_neurons, generator).student
-    inputs = calibration.trace.inputs
     if config.choice == "energy":
-        best = by_energy(mlp, inputs)[:num_neurons]
+        best = by_energy(mlp, calibration.trace.inputs, calibration.weights)[:num_neurons]
     else:
-        best = _pivots(_contributions(mlp, inputs), num_neurons)
+        best = _pivots(_contributions(mlp, calibration), num_neurons)
     return select_neurons(mlp, best.sort().values)
 
 
-def by_energy(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Int[Tensor, " neurons"]:
-    """The neurons, first those that add most to the output at `inputs`; ties go to the lower index."""
-    return _energy(mlp, inputs).sort(descending=True, stable=True).indices
-
-
-def _energy(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " neurons"]:
-    """Mean square of what each neuron adds to the output."""
+def by_energy(
+    mlp: MLP, inputs: Float[Tensor, "tokens hidden"], weights: Float[Tensor, " tokens"] | None = None
+) -> Int[Tensor, " neurons"]:
+    """The neurons, first those that add most to the (weighed) output at `inputs`; ties go to the lower index."""
     total = torch.zeros(mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
-    for activations in activation_chunks(mlp, inputs):
+    for activations in activation_chunks(mlp, inputs, weights):
         total += activations.double().square().sum(0)
-    return total / len(inputs) * mlp.down.double().square().sum(0)
+    energy = total / len(inputs) * mlp.down.double().square().sum(0)
+    return energy.sort(descending=True, stable=True).indices
 
 
-def _contributions(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "neurons neurons"]:
-    """The Gram matrix of what the neurons add to the output, <a_i, a_j> <w2_i, w2_j>, mean over the tokens."""
+def _contributions(mlp: MLP, calibration: Calibration) -> Float[Tensor, "neurons neurons"]:
+    """The Gram matrix of what the neurons add to the output, <a_i, a_j> <w2_i, w2_j>, a (weighed) mean over tokens."""
     gram = torch.zeros(mlp.num_neurons, mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
-    for activations in activation_chunks(mlp, inputs):
+    inputs = calibration.trace.inputs
+    for activations in activation_chunks(mlp, inputs, calibration.weights):
         gram += (activations.T @ activations).double() / len(inputs)
     down = in_compute_dtype(mlp).down
     return gram * (down.T @ down).double()

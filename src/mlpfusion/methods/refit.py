@@ -1,6 +1,6 @@
 """The second map of a narrower block by ridge regression on calibration inputs, and a refinement of all its weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,13 +21,14 @@ def refit_down(
     inputs: Float[Tensor, "tokens hidden"],
     targets: Float[Tensor, "tokens hidden"],
     ridge: float,
+    weights: Float[Tensor, " tokens"] | None = None,
 ) -> MLP:
     """`mlp` with the `down` (and `down_bias`, where it has one) that brings its outputs nearest to `targets`.
 
-    Least squares over the tokens; the ridge, in units of the mean squared activation, draws `down` to what it was, not
-    to zero. Sums and solution are in float64, the dtype of `mlp` is restored.
+    Least squares over the tokens, whose errors `weights` multiply; the ridge, in units of the mean squared activation,
+    draws `down` to what it was, not to zero. Sums and solution are in float64, the dtype of `mlp` is restored.
     """
-    gram, right = _normal_equations(mlp, inputs, targets)
+    gram, right = _normal_equations(mlp, inputs, targets, weights)
     weight = ridge * float(gram.diagonal()[: mlp.num_neurons].mean())
     gram.diagonal()[: mlp.num_neurons] += max(weight, torch.finfo(torch.float64).tiny)
     factor = torch.linalg.cholesky(gram + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
@@ -38,11 +39,23 @@ def refit_down(
     return replace(mlp, **fields)
 
 
-def activation_chunks(mlp: MLP, inputs: Float[Tensor, "tokens hidden"]) -> Iterator[Float[Tensor, "chunk neurons"]]:
-    """What enters `down`, some thousand tokens at a time, in fp32 or better."""
+def activation_chunks(
+    mlp: MLP, inputs: Float[Tensor, "tokens hidden"], weights: Float[Tensor, " tokens"] | None = None
+) -> Iterator[Float[Tensor, "chunk neurons"]]:
+    """What enters `down`, some thousand tokens at a time, in fp32 or better; times the weight of its token, if any."""
     block = in_compute_dtype(mlp)
-    for x in inputs.split(_CHUNK_TOKENS):
-        yield hidden_activations(block, x.to(block.up))
+    for x, weight in zip(inputs.split(_CHUNK_TOKENS), _weight_chunks(inputs, weights), strict=True):
+        yield weigh(hidden_activations(block, x.to(block.up)), weight)
+
+
+def weigh(rows: Float[Tensor, "tokens features"], weights: Float[Tensor, " tokens"] | None) -> Tensor:
+    """The rows, each times its weight; as they are without weights."""
+    return rows if weights is None else rows * weights.to(rows)[:, None]
+
+
+def _weight_chunks(inputs: Tensor, weights: Tensor | None) -> Sequence[Tensor | None]:
+    """The weights of the chunks that `inputs` is split into."""
+    return [None] * -(-len(inputs) // _CHUNK_TOKENS) if weights is None else weights.split(_CHUNK_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -97,11 +110,11 @@ def refine(mlp: MLP, used: Calibration, held: Calibration, refinement: Refinemen
 
 @torch.no_grad()
 def output_error(mlp: MLP, calibration: Calibration) -> float:
-    """Mean length of the output error over the mean length of the targets; 0 if these are 0 and met."""
+    """Mean length of the output error over the mean length of the targets; 0 if these are 0 and met. Both weighed."""
     block = in_compute_dtype(mlp)
     outputs = forward(block, calibration.trace.inputs.to(block.up))
-    error = (outputs - calibration.targets).double().norm(dim=1).mean()
-    size = calibration.targets.double().norm(dim=1).mean()
+    error = weigh((outputs - calibration.targets).double(), calibration.weights).norm(dim=1).mean()
+    size = weigh(calibration.targets.double(), calibration.weights).norm(dim=1).mean()
     return float(error / size) if size > 0 else float(error)
 
 
@@ -119,13 +132,14 @@ def _states(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
-    size = float(calibration.targets.double().norm(dim=1).mean()) or 1.0
-    inputs, targets = calibration.trace.inputs, calibration.targets
+    inputs, targets, weights = calibration.trace.inputs, calibration.targets, calibration.weights
+    size = float(weigh(targets.double(), weights).norm(dim=1).mean()) or 1.0
     for _ in range(refinement.num_epochs):
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         for tokens in order.split(refinement.batch_tokens):
             with torch.enable_grad():
                 error = forward(replace(block, **leaves), inputs[tokens]) - targets[tokens]
+                error = weigh(error, None if weights is None else weights[tokens])
                 gradients = torch.autograd.grad(error.norm(dim=1).mean() / size, list(leaves.values()))
             for leaf, gradient in zip(leaves.values(), gradients, strict=True):
                 leaf.grad = gradient
@@ -140,17 +154,24 @@ def _size(block: MLP, name: str) -> float:
 
 
 def _normal_equations(
-    mlp: MLP, inputs: Float[Tensor, "tokens hidden"], targets: Float[Tensor, "tokens hidden"]
+    mlp: MLP,
+    inputs: Float[Tensor, "tokens hidden"],
+    targets: Float[Tensor, "tokens hidden"],
+    weights: Float[Tensor, " tokens"] | None,
 ) -> tuple[Tensor, Tensor]:
-    """A^T A and A^T (targets - outputs), means over the tokens, A the activations and a column of ones for a bias."""
+    """A^T A and A^T (targets - outputs), means over the tokens, A the activations and a column of ones for a bias.
+
+    With weights, the rows of both are weighed.
+    """
     block, size = in_compute_dtype(mlp), mlp.num_neurons + (mlp.down_bias is not None)
     gram = torch.zeros(size, size, dtype=torch.float64, device=mlp.up.device)
     right = gram.new_zeros(size, mlp.hidden_size)
-    for activations, wanted in zip(activation_chunks(mlp, inputs), targets.split(_CHUNK_TOKENS), strict=True):
+    chunks = activation_chunks(mlp, inputs), targets.split(_CHUNK_TOKENS), _weight_chunks(inputs, weights)
+    for activations, wanted, weight in zip(*chunks, strict=True):
         outputs = torch.nn.functional.linear(activations, block.down, block.down_bias)
         residual = (wanted.double() - outputs.double()).to(outputs)
         ones = activations.new_ones(len(activations), size - mlp.num_neurons)
-        columns = torch.cat([activations, ones], dim=1)
+        columns, residual = weigh(torch.cat([activations, ones], dim=1), weight), weigh(residual, weight)
         gram += (columns.T @ columns).double() / len(inputs)
         right += (columns.T @ residual).double() / len(inputs)
     return gram, right
