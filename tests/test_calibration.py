@@ -153,15 +153,37 @@ def test_a_calibration_traced_before_gives_the_same_bytes(method, sequential):
 
 
 @pytest.mark.parametrize(("name", "pooling"), [("bert", "first"), ("llama", "last"), ("bart", "last")])
-def test_a_head_on_one_token_sends_gradients_to_that_token_of_the_last_layer_alone(name, pooling):
+def test_a_head_on_one_token_weighs_that_token_alone_in_the_last_layer(name, pooling):
     model, batches = pico_model(name), batches_of(name)
-    traces = trace_calibration(model, sites_of(model), batches, 5, pooling).traces
-    last = traces[sites_of(model)[-1].path]
-    ends = last.lengths.cumsum(0)
-    read = ends - last.lengths if pooling == "first" else ends - 1
-    assert sorted(last.cotangents.norm(dim=1).nonzero().flatten().tolist()) == read.tolist()
-    before = traces[sites_of(model)[-2].path].cotangents.norm(dim=1)
-    assert len(before.nonzero()) > len(read)  # attention spreads them
+    sites, plain = sites_of(model), trace_calibration(model, sites_of(model), batches, 5)
+    traced = trace_calibration(model, sites, batches, 5, pooling)
+    assert not plain.weights
+    assert torch.equal(plain.traces[sites[-1].path].cotangents, traced.traces[sites[-1].path].cotangents)
+    lengths = plain.traces[sites[-1].path].lengths
+    read = lengths.cumsum(0) - (lengths if pooling == "first" else 1)
+    above = [traced.weights[site.path] > 1.001 * traced.weights[site.path].min() for site in sites]
+    assert above[-1].nonzero().flatten().tolist() == read.tolist()
+    assert int(above[-2].sum()) > len(read)  # attention spreads the gradients
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_the_weights_reach_the_method_at_every_site(sequential, monkeypatch):
+    model, batches, seen = pico_model("bert"), batches_of("bert"), []
+    compress = mlpfusion.methods.CALIBRATED_METHODS[mlpfusion.NTKMatch]
+
+    def spy(mlp: Any, num_neurons: int, config: Any, generator: Any, calibration: Calibration) -> Any:
+        seen.append(calibration.weights)
+        return compress(mlp, num_neurons, config, generator, calibration)
+
+    monkeypatch.setitem(mlpfusion.methods.CALIBRATED_METHODS, mlpfusion.NTKMatch, spy)
+    for pooling in ("mean", "first"):
+        method = mlpfusion.NTKMatch(refine_epochs=1, pooling=pooling)
+        options = {"width": 9, "seed": 5, "calibration": batches, "sequential": sequential}
+        mlpfusion.compress(copy.deepcopy(model), method, **options)
+    wanted = trace_calibration(model, sites_of(model), batches, 5, "first").weights
+    half = len(seen) // 2
+    assert seen[:half] == [None] * half
+    assert all(torch.equal(found, wanted[site.path]) for found, site in zip(seen[half:], sites_of(model), strict=True))
 
 
 def test_a_calibration_traced_otherwise_is_refused():

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,7 @@ from mlpfusion.methods import (
     is_rescaled,
     method_name,
     takes_no_data,
+    token_weights,
 )
 from mlpfusion.outcomes import Job, compute_outcomes, rescaled_outcomes, site_generator
 from mlpfusion.plan import Plan
@@ -54,8 +55,8 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
 class TracedCalibration:
     """What a model makes of the batches of a calibration, for several compressions of it: made by `trace_calibration`.
 
-    `batches` are on the device of the model, `traces` by the path of the site; `seed` drew the head, which reads by
-    `pooling`; `seconds` is the time that it took.
+    `batches` are on the device of the model, `traces` by the path of the site, and so are the `weights` of the tokens,
+    none for the `pooling` `mean`; `seed` drew the heads, `seconds` is the time that it took.
     """
 
     batches: Sequence[Batch]
@@ -63,6 +64,7 @@ class TracedCalibration:
     seed: int
     seconds: float
     pooling: str = "mean"
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def check(self, sites: Sequence[Site], seed: int, pooling: str) -> None:
         """Raises `InputError` unless it was made with this seed and pooling, and for these sites among others."""
@@ -80,18 +82,22 @@ def trace_calibration(
 ) -> TracedCalibration:
     """The traces of `sites` by one forward and one backward pass of the model, in eval mode.
 
-    f is a logit of a random head on the base model from `seed`, from sample to sample another of `NUM_LOGITS`; it reads
-    the last hidden states by `pooling`, as in `RandomHead`, which must be that of the method (`head_pooling`). They
-    take two tensors a site of tokens x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000
-    tokens, fp32: 0.44 GB). Raises `InputError` as `block_traces` does, and if there is no batch.
+    f is a logit of a random head on the base model from `seed`, from sample to sample another of `NUM_LOGITS`, on the
+    mean of the last hidden states. With another `pooling`, which must be that of the method (`head_pooling`), a second
+    such pass, with a head that reads by it, gives the weights of the tokens. A pass takes two tensors a site of tokens
+    x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises
+    `InputError` as `block_traces` does, and if there is no batch.
     """
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")
     started = time.perf_counter()
     home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     with eval_mode(model):
-        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
-    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling)
+        traces, weights = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed)), {}
+        if pooling != "mean":
+            focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
+            weights = {path: token_weights(trace.cotangents) for path, trace in focused.items()}
+    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights)
 
 
 def calibrated_outcomes(
@@ -115,7 +121,7 @@ def calibrated_outcomes(
     counts = {"samples": one.num_samples, "tokens": one.num_tokens}
 
     def calibrate(site: Site) -> Calibration:
-        return Calibration.of(read_mlp(model, site), traced.traces[site.path])
+        return Calibration.of(read_mlp(model, site), traced.traces[site.path], traced.weights.get(site.path))
 
     calibrated = replace(job, calibrate=calibrate, rescaled=False)
     if sequential:
@@ -123,7 +129,7 @@ def calibrated_outcomes(
     else:
         outcomes = compute_outcomes(model, calibrated)
     if is_rescaled(job.method):
-        after = _compressed_traces(model, job, outcomes, traced)
+        after = _compressed_traces(model, job, outcomes, traced.batches)
         outcomes = rescaled_outcomes(model, job, cast("Sequence[Narrowed]", outcomes), traced.traces, after)
     return outcomes, counts
 
@@ -204,15 +210,14 @@ def _norm_with_output(norms: Sequence[tuple[nn.Module, Tensor]], inputs: Tensor,
 
 
 def _compressed_traces(
-    model: PreTrainedModel, job: Job, outcomes: Sequence[Outcome], traced: TracedCalibration
+    model: PreTrainedModel, job: Job, outcomes: Sequence[Outcome], batches: Sequence[Batch]
 ) -> dict[str, BlockTrace]:
     """The traces of the sites, on the same samples, in the model with all blocks in place."""
     work, sites = copy.deepcopy(model), [site for site, _ in job.plan.entries]
     for site, outcome in zip(sites, outcomes, strict=True):
         KINDS[type(outcome)].install(work, site, outcome)
     with eval_mode(work):
-        head = calibration_head(model, traced.seed, traced.pooling)
-        return block_traces(work, sites, traced.batches, alternating_logit, head)
+        return block_traces(work, sites, batches, alternating_logit, calibration_head(model, job.seed))
 
 
 def _sequential_outcomes(model: PreTrainedModel, job: Job, batches: Sequence[Batch]) -> list[Outcome]:

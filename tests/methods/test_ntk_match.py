@@ -8,7 +8,7 @@ from random_mlp import make_mlp
 
 from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kernels, random_trace, with_scales
 from mlpfusion.kernel.matching import Matching, match_kernel
-from mlpfusion.methods import Calibration, method_from_name, narrow
+from mlpfusion.methods import Calibration, method_from_name, narrow, token_weights
 from mlpfusion.methods.ntk_match import CHOICES, NTKMatch
 from mlpfusion.methods.refit import Refinement, output_error, refine, refit_down
 from mlpfusion.mlp import MLP, fold, forward, hidden_activations, select_neurons
@@ -23,6 +23,10 @@ def trace_of(mlp: MLP, seed: int, num_samples: int = 30) -> BlockTrace:
     lengths = torch.randint(1, 6, (num_samples,), generator=generator)
     inputs = torch.randn(int(lengths.sum()), mlp.hidden_size, generator=generator, dtype=torch.float64)
     return random_trace(inputs.to(mlp.up.dtype), lengths, generator)
+
+
+def weighed(mlp: MLP, trace: BlockTrace) -> Calibration:
+    return Calibration.of(mlp, trace, token_weights(trace.cotangents))
 
 
 def run(mlp: MLP, width: int, config: NTKMatch, seed: int = 0) -> MLP:
@@ -133,7 +137,7 @@ def test_refit_is_the_least_squares_solution(layout, seed):
 @every_seed
 def test_a_weighed_refit_is_the_least_squares_solution_of_the_weighed_errors(layout, seed):
     mlp = make_mlp(seed=seed, **layout)
-    calibration = Calibration.of(mlp, trace_of(mlp, seed, 60)).weighed(0.9)
+    calibration = weighed(mlp, trace_of(mlp, seed, 60))
     kept, inputs = select_neurons(mlp, torch.arange(5)), calibration.trace.inputs
     assert calibration.weights is not None
     fitted = refit_down(kept, inputs, calibration.targets, 1e-12, calibration.weights)
@@ -150,9 +154,7 @@ def test_a_weighed_refit_is_the_least_squares_solution_of_the_weighed_errors(lay
 def test_even_weights_change_nothing(choice, seed):
     mlp = make_mlp(24, 6, seed=seed)
     plain = Calibration.of(mlp, trace_of(mlp, seed, 60))
-    even = plain.weighed(0.0)
-    assert even.weights is not None
-    assert torch.equal(even.weights, torch.ones_like(even.weights))
+    even = replace(plain, weights=token_weights(plain.trace.cotangents, 0.0))
     config = NTKMatch(choice=choice, refine_epochs=3, match="none")
     one, other = (narrow(mlp, 6, config, torch.Generator().manual_seed(seed), c).mlp for c in (plain, even))
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
@@ -163,47 +165,51 @@ def test_weights_follow_the_gradients_and_are_chosen_with_the_samples(seed):
     mlp = make_mlp(seed=seed)
     trace = trace_of(mlp, seed)
     trace = replace(trace, cotangents=trace.cotangents * (torch.arange(trace.num_tokens) % 3 == 0)[:, None])
-    calibration = Calibration.of(mlp, trace).weighed(0.75)
-    assert calibration.weights is not None
-    squares = trace.cotangents.square().sum(1)
-    torch.testing.assert_close(calibration.weights.square(), 0.25 + 0.75 * squares / squares.mean())
-    assert float(calibration.weights.min()) == pytest.approx(0.5)
-    chosen = calibration.select(torch.tensor([3, 1]))
+    weights, squares = token_weights(trace.cotangents, 0.75), trace.cotangents.square().sum(1)
+    torch.testing.assert_close(weights.square(), 0.25 + 0.75 * squares / squares.mean())
+    assert float(weights.square().mean()) == pytest.approx(1)
+    assert float(weights.min()) == pytest.approx(0.5)
+    chosen = Calibration.of(mlp, trace, weights).select(torch.tensor([3, 1]))
     assert chosen.weights is not None
-    assert torch.equal(chosen.weights, calibration.weights[trace.token_indices(torch.tensor([3, 1]))])
-    silent = Calibration.of(mlp, replace(trace, cotangents=torch.zeros_like(trace.cotangents))).weighed(0.9)
-    torch.testing.assert_close(silent.weights, torch.ones_like(silent.targets[:, 0]))
+    assert torch.equal(chosen.weights, weights[trace.token_indices(torch.tensor([3, 1]))])
+    assert torch.equal(token_weights(torch.zeros_like(trace.cotangents)), torch.ones_like(weights))
 
 
 @pytest.mark.parametrize("choice", ["energy", "cholesky"])
 @every_layout
 @every_seed
-def test_where_a_head_reads_one_token_it_counts_as_if_it_were_there_more_often(choice, layout, seed):
+def test_a_token_with_gradients_counts_as_if_it_were_there_more_often(choice, layout, seed):
     mlp, generator, size = make_mlp(24, 6, seed=seed, **layout), torch.Generator().manual_seed(seed), 3
     inputs = torch.randn(60, size, 6, generator=generator, dtype=torch.float64)
     cotangents = torch.zeros_like(inputs)
     cotangents[:, 0, 0] = 1
     often = torch.cat([inputs[:, :1]] * (9 * size) + [inputs], dim=1)  # of the square 0.1 for all, 0.9 for the first
-    smalls = []
-    for pooling, x, d in (("first", inputs, cotangents), ("mean", often, often)):
-        trace = BlockTrace(x.flatten(0, 1), d.flatten(0, 1), torch.full((60,), x.shape[1]))
-        config = NTKMatch(choice=choice, pooling=pooling, refine_epochs=0, match="none")
-        smalls.append(narrow(mlp, 6, config, torch.Generator(), Calibration.of(mlp, trace)).mlp)
+    weights = token_weights(cotangents.flatten(0, 1), 0.9)
+    config, smalls = NTKMatch(choice=choice, refine_epochs=0, match="none"), []
+    for tokens, weight in ((inputs, weights), (often, None)):
+        flat = tokens.flatten(0, 1)
+        trace = BlockTrace(flat, torch.zeros_like(flat), torch.full((60,), tokens.shape[1]))
+        smalls.append(narrow(mlp, 6, config, torch.Generator(), Calibration.of(mlp, trace, weight)).mlp)
     for name, tensor in smalls[0].tensors().items():
         torch.testing.assert_close(tensor, smalls[1].tensors()[name], rtol=1e-6, atol=1e-8)
 
 
+@every_layout
 @every_seed
-def test_the_refinement_minimises_the_weighed_error(seed):
-    mlp = make_mlp(24, 6, seed=seed)
-    calibration = Calibration.of(mlp, trace_of(mlp, seed, 7)).weighed(0.9)  # too few samples to hold one out
-    kept = select_neurons(mlp, torch.arange(6))
-    refined = refine(kept, calibration, calibration, Refinement(20), torch.Generator().manual_seed(seed))
-    assert output_error(refined, calibration) < output_error(kept, calibration)
-    assert calibration.weights is not None
-    lengths = [(forward(refined, calibration.trace.inputs) - calibration.targets), calibration.targets]
-    error, length = ((rows.norm(dim=1) * calibration.weights).mean() for rows in lengths)
-    assert output_error(refined, calibration) == pytest.approx(float(error / length))
+def test_in_the_refinement_an_error_counts_as_often_as_its_weight_says(layout, seed):
+    mlp = make_mlp(24, 6, seed=seed, **layout)
+    plain = Calibration.of(mlp, trace_of(mlp, seed, 30))
+    weights = 1.0 + 2 * (torch.arange(plain.trace.num_tokens) % 4 == 0).double()
+    often = torch.arange(plain.trace.num_tokens).repeat_interleave(weights.long())
+    inputs = plain.trace.inputs[often]
+    repeated = Calibration.of(mlp, BlockTrace(inputs, torch.zeros_like(inputs), torch.ones(len(often)).long()))
+    kept, smalls = select_neurons(mlp, torch.arange(6)), []
+    for calibration in (replace(plain, weights=weights), repeated):
+        assert calibration.trace.num_tokens <= Refinement(20).batch_tokens  # all of them in every step
+        smalls.append(refine(kept, calibration, calibration, Refinement(20), torch.Generator().manual_seed(seed)))
+        assert output_error(smalls[-1], calibration) < output_error(kept, calibration)
+    for name, tensor in smalls[0].tensors().items():
+        torch.testing.assert_close(tensor, smalls[1].tensors()[name], rtol=1e-6, atol=1e-8)
 
 
 @every_seed

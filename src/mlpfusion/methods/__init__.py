@@ -29,6 +29,7 @@ from mlpfusion.methods import (
     svd,
 )
 from mlpfusion.methods.calibration import Calibration as Calibration
+from mlpfusion.methods.calibration import token_weights as token_weights
 from mlpfusion.methods.outcome import LowRank as LowRank
 from mlpfusion.methods.outcome import Masked as Masked
 from mlpfusion.methods.outcome import Narrowed as Narrowed
@@ -133,7 +134,7 @@ def can_be_data_free(method: type) -> bool:
 
 
 def head_pooling(method: Any) -> str:
-    """What the random head of the calibration of the config `method` reads: `mean` unless it has an option for it."""
+    """What the head reads by which the config `method` weighs tokens: `mean`, so no weights, but for an option."""
     return str(asdict(method).get("pooling", "mean"))
 
 

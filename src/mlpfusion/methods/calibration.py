@@ -1,6 +1,6 @@
 """What a calibrated method gets to see beside the block: real inputs, cotangents and the outputs to keep."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,9 @@ from mlpfusion.errors import InputError
 from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
+
+# The share of the square of a token's weight that its gradient sets; the rest is even.
+FOCUS = 0.9
 
 
 @dataclass(frozen=True)
@@ -34,21 +37,10 @@ class Calibration:
             raise InputError(f"`weights` must be of {len(self.targets)} tokens, got {tuple(self.weights.shape)}")
 
     @classmethod
-    def of(cls, mlp: MLP, trace: BlockTrace) -> "Calibration":
+    def of(cls, mlp: MLP, trace: BlockTrace, weights: Float[Tensor, " tokens"] | None = None) -> "Calibration":
         """The calibration with the outputs of `mlp` at the inputs of `trace` for targets."""
         block = in_compute_dtype(mlp)
-        return cls(trace, forward(block, trace.inputs.to(block.up)))
-
-    def weighed(self, share: float) -> "Calibration":
-        """With weights: the square of a token's is `share` that of its cotangent, over the mean, the rest is even.
-
-        To first order f changes by the product of cotangent and error at each token, so that an error where f hardly
-        looks hardly counts. Their squares have a mean of 1; all are 1 where no token has a gradient.
-        """
-        squares = self.trace.cotangents.to(self.targets).double().square().sum(1)
-        mean = squares.mean()
-        relative = squares / mean if mean > 0 else torch.ones_like(squares)
-        return replace(self, weights=(1 - share + share * relative).sqrt().to(self.targets))
+        return cls(trace, forward(block, trace.inputs.to(block.up)), weights)
 
     def select(self, samples: Int[Tensor, " chosen"]) -> "Calibration":
         """The calibration on these samples, in this order; a copy. Raises `InputError` as `BlockTrace.select` does."""
@@ -70,3 +62,17 @@ class Calibration:
             bad = num_not_finite(tensor)
             if bad:
                 raise InputError(f"`calibration` must be finite, got {bad} NaN or Inf in its {name}")
+
+
+def token_weights(cotangents: Float[Tensor, "tokens hidden"], focus: float = FOCUS) -> Float[Tensor, " tokens"]:
+    """Weights for the errors of tokens by what f makes of them, in fp32 or better.
+
+    To first order f changes by the product of cotangent and error at each token, so the square of a weight is `focus`
+    times the squared length of the cotangent over the mean of all, plus 1 - `focus`. The mean of the squares is 1; all
+    weights are 1 where no token has a gradient.
+    """
+    squares = cotangents.double().square().sum(1)
+    mean = squares.mean()
+    relative = squares / mean if mean > 0 else torch.ones_like(squares)
+    weights = (1 - focus + focus * relative).sqrt()
+    return weights.to(torch.promote_types(cotangents.dtype, torch.float32))

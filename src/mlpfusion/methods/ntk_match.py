@@ -16,8 +16,6 @@ from mlpfusion.methods.student import fused_start
 from mlpfusion.mlp import MLP, in_compute_dtype, select_neurons
 
 CHOICES = ("energy", "cholesky", "fusion")
-# The share of the squared weight of a token that its gradient sets, where a head reads one token of a sample.
-_FOCUS = 0.9
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,9 @@ class NTKMatch:
     With `data_free` the inputs are drawn from the statistics of the normalisation before the block.
 
     `pooling` is what the head of the task will read: the `mean` of the last hidden states, or that of the `first` token
-    (BERT's and RoBERTa's head for classification) or of the `last` (a decoder's). The kernel is that of such a head
-    then, and but for an even tenth the output is made best where its logits depend on it: few tokens in the last layer.
+    (BERT's and RoBERTa's head for classification) or of the `last` (a decoder's). Choice, refit and refinement then
+    weigh the tokens by `token_weights`, by the gradients of such a head: in the last layer few tokens matter. The
+    diagonals are always matched to the kernel of heads on the mean.
     """
 
     choice: str = "energy"
@@ -73,10 +72,8 @@ def compress(
 ) -> Narrowed:
     """The block before its diagonals are matched (`rescale`); the metrics are output errors, held-out where refined.
 
-    All of them, and the fits, weigh the tokens by their gradients if a head reads one token of a sample.
+    All of them, and the fits, weigh the tokens as the calibration does.
     """
-    if config.pooling != "mean":
-        calibration = calibration.weighed(_FOCUS)
     used, held = split_samples(calibration, generator) if config.refine_epochs else (calibration, calibration)
     small = _choose(mlp, num_neurons, config, generator, used)
     metrics = {"output_error_chosen": output_error(small, held)}
