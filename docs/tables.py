@@ -22,7 +22,7 @@ from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
-from mlpfusion.report.dynamics import distance_table, loss_table
+from mlpfusion.report.dynamics import FULL, distance_table, loss_table
 from mlpfusion.reproduce.report import cost_table, score_table, share_table
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.flop import FLOP
@@ -40,6 +40,8 @@ COMPARISONS = {
     "minilm_ntk_match_1024": ", 1,024 sentences",
     "minilm_ntk_match_random_tokens": ", random tokens",
 }
+# Further records of training dynamics -> what their methods are called beside those of the first.
+DYNAMICS = {"dynamics_pooling": "", "dynamics_1024": ", 1,024 sentences"}
 # What a method that learns on a task makes of a block.
 TASK_KINDS = {LTH: "masked", GemMiner: "masked", FLOP: "low-rank", MoEfication: "routed"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
@@ -58,7 +60,7 @@ def comparison() -> dict[str, Any]:
     """The rows of all comparisons on MiniLM as one record."""
     rows = []
     for name, suffix in COMPARISONS.items():
-        rows += [row | {"label": row["label"] + suffix} for row in read_result(name)["rows"]]
+        rows += [row | {"label": row["label"] + suffix} for row in read_result(name)["rows"] if row["label"] != FULL]
     return {"rows": rows}
 
 
@@ -101,9 +103,12 @@ def cut() -> str:
 
 
 def dynamics() -> str:
-    """Method x step: distance of the logits' change from the full model's; then the training loss."""
+    """Method x step: distance of the logits' change from the full model's, of all records; then the training loss."""
     result = read_result("dynamics")
-    return f"{distance_table(result)}\n\n{loss_table(result)}"
+    rows = list(result["rows"])
+    for name, suffix in DYNAMICS.items():
+        rows += [row | {"label": row["label"] + suffix} for row in read_result(name)["rows"] if row["label"] != FULL]
+    return f"{distance_table(result | {'rows': rows})}\n\n{loss_table(result)}"
 
 
 def kmeans() -> str:
