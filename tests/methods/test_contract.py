@@ -156,11 +156,14 @@ def test_a_calibration_that_does_not_fit_or_is_not_finite_is_refused(method):
         ("inputs", replace(good, trace=replace(good.trace, inputs=spoiled(good.trace.inputs)))),
         ("cotangents", replace(good, trace=replace(good.trace, cotangents=spoiled(good.trace.cotangents)))),
         ("targets", replace(good, targets=spoiled(good.targets))),
+        ("weights", replace(good, weights=spoiled(torch.ones_like(good.targets)).sum(1))),
     ]:
         with pytest.raises(InputError, match=f"`calibration` must be finite, got 2 NaN or Inf in its {name}"):
             narrow(mlp, 5, method, generator, bad)
     with pytest.raises(InputError, match="`calibration` must be given for"):
         narrow(mlp, 5, method, generator)
+    with pytest.raises(InputError, match=f"`weights` must be of {good.trace.num_tokens} tokens, got \\(2,\\)"):
+        replace(good, weights=torch.ones(2))
     with pytest.raises(InputError, match="`calibration` must have hidden size 5, got 7"):
         narrow(mlp, 5, method, generator, calibration_of(make_mlp(hidden_size=7)))
 

@@ -87,7 +87,7 @@ class RandomHead:
 
     def _pooled(self, hidden_states: Tensor, mask: Tensor | None) -> Float[Tensor, "samples hidden"]:
         if self.pooling != "mean":
-            seen = torch.ones_like(hidden_states[:, :, 0]) if mask is None else mask.to(hidden_states)
+            seen = torch.ones_like(hidden_states[:, :, 0]).int() if mask is None else mask.int()
             # argmax gives the first of equals: the first token that is seen, or in the reverse order the last
             token = seen.argmax(1) if self.pooling == "first" else seen.shape[1] - 1 - seen.flip(1).argmax(1)
             return hidden_states[torch.arange(len(token), device=token.device), token]

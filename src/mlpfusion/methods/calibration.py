@@ -58,6 +58,7 @@ class Calibration:
         if self.trace.hidden_size != mlp.hidden_size:
             raise InputError(f"`calibration` must have hidden size {mlp.hidden_size}, got {self.trace.hidden_size}")
         values = {"inputs": self.trace.inputs, "cotangents": self.trace.cotangents, "targets": self.targets}
+        values |= {} if self.weights is None else {"weights": self.weights}
         for name, tensor in values.items():
             bad = num_not_finite(tensor)
             if bad:
