@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from command import call, refused
 from pico import PICO, pico_config, pico_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.integration_utils import is_tensorboard_available
@@ -140,6 +141,19 @@ def test_bad_flags_are_refused_in_one_line_and_leave_nothing(flags, message, fus
     before = {entry.name for entry in tmp_path.iterdir()}
     assert re.search(message, refused("tune", fused, tmp_path / "out", *data, *flags))
     assert {entry.name for entry in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named_before_any_training_and_leaves_nothing(value, fused, data, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(fused, broken)
+    tensors = load_file(broken / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("output.dense.weight"))
+    tensors[name][1, 2] = value
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    message = refused("tune", broken, tmp_path / "out", *data)
+    assert f"the weights must be finite, got 1 NaN or Inf in {name} of {broken}" in message
+    assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("out")]
 
 
 def test_a_grid_goes_on_without_the_rates_that_diverge(fused, data, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from mlpfusion.errors import InputError, one_line
+from mlpfusion.finite import num_not_finite
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -67,6 +68,16 @@ def check_weights(folder: Path) -> list[Path]:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
     return files
+
+
+def check_finite(file: Path) -> None:
+    """Raises `InputError` for NaN or Inf in a weight or bias of a safetensors file; a buffer may hold infinities."""
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118, it is no dictionary
+            tensor = opened.get_tensor(name) if name.endswith(("weight", "bias")) else None
+            bad = num_not_finite(tensor) if tensor is not None and tensor.is_floating_point() else 0
+            if bad:
+                raise InputError(f"the weights must be finite, got {bad} NaN or Inf in {name} of {file}")
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

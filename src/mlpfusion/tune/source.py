@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
+from mlpfusion.checkpoint.read import check_finite, check_weights, load_model, read_config, resolve
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.glue import Task
 from mlpfusion.tasks.text import load_tokenizer
@@ -29,11 +29,12 @@ class Source:
 
 
 def open_source(model: str, revision: str | None = None) -> Source:
-    """Reads and checks all of a checkpoint but its tensors. Raises `InputError` as the readers do."""
+    """Reads and checks a checkpoint. Raises `InputError` as the readers do, and for NaN or Inf in a weight."""
     folder = resolve(model, revision)
     config = read_config(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in check_weights(folder):
+        check_finite(file)
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return Source(folder, config, load_tokenizer(folder), digest.hexdigest())
