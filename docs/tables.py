@@ -22,7 +22,7 @@ from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
-from mlpfusion.report.dynamics import FULL, distance_table, loss_table
+from mlpfusion.report.dynamics import distance_table, loss_table
 from mlpfusion.reproduce.report import cost_table, score_table, share_table
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.flop import FLOP
@@ -56,12 +56,15 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def labelled_rows(records: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows of several records, the labels of each with its suffix."""
+    found = records.items()
+    return [row | {"label": row["label"] + suffix} for name, suffix in found for row in read_result(name)["rows"]]
+
+
 def comparison() -> dict[str, Any]:
     """The rows of all comparisons on MiniLM as one record."""
-    rows = []
-    for name, suffix in COMPARISONS.items():
-        rows += [row | {"label": row["label"] + suffix} for row in read_result(name)["rows"] if row["label"] != FULL]
-    return {"rows": rows}
+    return {"rows": labelled_rows(COMPARISONS)}
 
 
 def errors(column: str) -> Callable[[], str]:
@@ -105,10 +108,8 @@ def cut() -> str:
 def dynamics() -> str:
     """Method x step: distance of the logits' change from the full model's, of all records; then the training loss."""
     result = read_result("dynamics")
-    rows = list(result["rows"])
-    for name, suffix in DYNAMICS.items():
-        rows += [row | {"label": row["label"] + suffix} for row in read_result(name)["rows"] if row["label"] != FULL]
-    return f"{distance_table(result | {'rows': rows})}\n\n{loss_table(result)}"
+    added = [row for row in labelled_rows(DYNAMICS) if row["method"] is not None]
+    return f"{distance_table(result | {'rows': result['rows'] + added})}\n\n{loss_table(result)}"
 
 
 def kmeans() -> str:

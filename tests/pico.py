@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
+from mlpfusion.architectures.sites import Site, find_sites
+from mlpfusion.architectures.table import find_architecture
+
 HIDDEN, WIDTH, VOCAB = 32, 56, 67
 
 _TEXT = {"vocab_size": VOCAB, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -94,3 +97,8 @@ def pico_outputs(model: Any, name: str) -> torch.Tensor:
     }
     outputs = model(**inputs, use_cache=False) if hasattr(model.config, "use_cache") else model(**inputs)
     return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+
+
+def sites_of(model: Any) -> list[Site]:
+    """All MLPs of a model, by the row of its architecture."""
+    return find_sites(model, find_architecture(model.config.model_type))

@@ -1,4 +1,4 @@
-"""Calibration on whole models: traces from batches, sequential or not, and inputs drawn from the normalisations."""
+"""Calibration on whole models: traces from batches, sequential or not, and weights of the tokens."""
 
 import copy
 from dataclasses import replace
@@ -6,20 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from pico import HIDDEN, PICO, pico_inputs, pico_model, pico_outputs
+from pico import HIDDEN, PICO, pico_inputs, pico_model, pico_outputs, sites_of
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.sites import read_mlp
 from mlpfusion.calibration import (
-    NUM_SAMPLES,
-    NUM_TOKENS,
     calibrated_outcomes,
     calibration_head,
-    data_free_calibration,
-    feeding_norms,
-    norm_trace,
     trace_calibration,
 )
 from mlpfusion.errors import InputError
@@ -31,13 +25,7 @@ from mlpfusion.outcomes import Job
 from mlpfusion.plan import make_plan
 from mlpfusion.traces import block_traces, mlp_inputs
 
-# Models that normalise after the MLP only: what enters it is the residual stream.
-WITHOUT_NORM = {"olmo2"}
 METHOD = mlpfusion.MaintainOutput()
-
-
-def sites_of(model: Any) -> list[Site]:
-    return find_sites(model, find_architecture(model.config.model_type))
 
 
 def batches_of(name: str, dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
@@ -53,18 +41,20 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def watched(model: Any, batches: Any, *, sequential: bool, monkeypatch: Any) -> tuple[dict[str, Calibration], Any]:
+def watched(
+    model: Any, batches: Any, *, sequential: bool, monkeypatch: Any, method: Any = METHOD
+) -> tuple[dict[str, Calibration], Any]:
     """What the method was given at every site, by the order of the calls, and the outcomes."""
     seen: list[Calibration] = []
-    compress = mlpfusion.methods.CALIBRATED_METHODS[mlpfusion.MaintainOutput]
+    compress = mlpfusion.methods.CALIBRATED_METHODS[type(method)]
 
     def spy(mlp: Any, num_neurons: int, config: Any, generator: Any, calibration: Calibration) -> Any:
         seen.append(calibration)
         return compress(mlp, num_neurons, config, generator, calibration)
 
-    monkeypatch.setitem(mlpfusion.methods.CALIBRATED_METHODS, mlpfusion.MaintainOutput, spy)
+    monkeypatch.setitem(mlpfusion.methods.CALIBRATED_METHODS, type(method), spy)
     plan = make_plan(sites_of(model), width=9)
-    job = Job(plan, METHOD, 5, torch.device("cpu"), lambda *_: None)
+    job = Job(plan, method, 5, torch.device("cpu"), lambda *_: None)
     outcomes, _ = calibrated_outcomes(model, job, batches, sequential=sequential)
     return {site.path: one for (site, _), one in zip(plan.entries, seen, strict=True)}, outcomes
 
@@ -168,22 +158,15 @@ def test_a_head_on_one_token_weighs_that_token_alone_in_the_last_layer(name, poo
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_the_weights_reach_the_method_at_every_site(sequential, monkeypatch):
-    model, batches, seen = pico_model("bert"), batches_of("bert"), []
-    compress = mlpfusion.methods.CALIBRATED_METHODS[mlpfusion.NTKMatch]
-
-    def spy(mlp: Any, num_neurons: int, config: Any, generator: Any, calibration: Calibration) -> Any:
-        seen.append(calibration.weights)
-        return compress(mlp, num_neurons, config, generator, calibration)
-
-    monkeypatch.setitem(mlpfusion.methods.CALIBRATED_METHODS, mlpfusion.NTKMatch, spy)
+    model, batches = pico_model("bert"), batches_of("bert")
+    wanted = trace_calibration(model, sites_of(model), batches, 5, "first").weights
     for pooling in ("mean", "first"):
         method = mlpfusion.NTKMatch(refine_epochs=1, pooling=pooling)
-        options = {"width": 9, "seed": 5, "calibration": batches, "sequential": sequential}
-        mlpfusion.compress(copy.deepcopy(model), method, **options)
-    wanted = trace_calibration(model, sites_of(model), batches, 5, "first").weights
-    half = len(seen) // 2
-    assert seen[:half] == [None] * half
-    assert all(torch.equal(found, wanted[site.path]) for found, site in zip(seen[half:], sites_of(model), strict=True))
+        found, _ = watched(model, batches, sequential=sequential, monkeypatch=monkeypatch, method=method)
+        for site in sites_of(model):
+            weights = found[site.path].weights
+            assert (weights is None) == (pooling == "mean")
+            assert weights is None or torch.equal(weights, wanted[site.path])
 
 
 def test_a_calibration_traced_otherwise_is_refused():
@@ -258,50 +241,3 @@ def test_traces_that_are_not_finite_are_refused_before_anything_changes():
     with pytest.raises(InputError, match=r"`calibration` must be finite, got \d+ NaN or Inf in its inputs"):
         mlpfusion.compress(model, METHOD, width=9, calibration=batches)
     assert same(before, state(model))
-
-
-@pytest.mark.parametrize("name", PICO)
-def test_the_norm_that_feeds_the_mlp_is_found_in_every_architecture(name):
-    model = pico_model(name)
-    sites = sites_of(model)
-    if name in WITHOUT_NORM:
-        with pytest.raises(InputError, match="`data_free` must be left out where no normalisation feeds the MLP"):
-            feeding_norms(model, sites)
-        return
-    norms = feeding_norms(model, sites)
-    paths = {id(module): path for path, module in base_model(model).named_modules()}
-    found = [paths[id(norms[site.path])] for site in sites]
-    assert len(set(found)) == len(sites)
-    assert all(norm.startswith(site.path) for norm, site in zip(found, sites, strict=True))
-
-
-@pytest.mark.parametrize("name", sorted(set(PICO) - WITHOUT_NORM))
-def test_data_free_inputs_have_the_statistics_of_the_norm(name):
-    model = pico_model(name, dtype=torch.float64)
-    site = sites_of(model)[1]
-    norm: Any = feeding_norms(model, [site])[site.path]
-    weight = norm.weight.detach() + ("Gemma" in type(norm).__name__)
-    bias = 0 if getattr(norm, "bias", None) is None else norm.bias.detach()
-    trace = norm_trace(norm, read_mlp(model, site).up, torch.Generator().manual_seed(0))
-    g = (trace.inputs - bias) / weight
-    assert trace.lengths.tolist() == [NUM_TOKENS] * NUM_SAMPLES
-    torch.testing.assert_close(g.square().mean(1), torch.ones(len(g)).double(), rtol=1e-3, atol=0)
-    is_layer_norm = isinstance(norm, torch.nn.LayerNorm)
-    assert (float(g.mean(1).abs().max()) < 1e-10) == is_layer_norm
-    assert float(trace.cotangents.std()) == pytest.approx(1, abs=0.01)
-
-
-@pytest.mark.parametrize("name", ["bert", "gemma2", "vit"])
-def test_data_free_draws_depend_on_the_seed_and_the_site_alone(name):
-    model = pico_model(name)
-    sites = sites_of(model)
-    draws = [data_free_calibration(model, chosen, seed) for chosen, seed in ((sites, 0), (sites[1:2], 0), (sites, 1))]
-    one, two, three = (calibrate(sites[1]) for calibrate in draws)
-    assert torch.equal(one.trace.inputs, two.trace.inputs)
-    assert torch.equal(one.targets, forward(read_mlp(model, sites[1]), one.trace.inputs))
-    assert not torch.equal(one.trace.inputs, three.trace.inputs)
-    assert not torch.equal(one.trace.cotangents, draws[0](sites[2]).trace.cotangents)
-    record = mlpfusion.compress(model, replace(METHOD, data_free=True), layers="1", width=20)
-    assert record.recipe["calibration"] is None
-    assert record.recipe["options"]["data_free"]
-    assert record.sites[0].metrics["squared_error"] < record.sites[0].metrics["squared_error_start"]

@@ -20,7 +20,7 @@ from mlpfusion.calibration import (
     data_free_calibration,
 )
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
-from mlpfusion.finite import num_not_finite
+from mlpfusion.finite import check_weight
 from mlpfusion.install.folding import set_key
 from mlpfusion.install.key import KEY, FusionKey, InstalledSite, key_from_dict, site_kind
 from mlpfusion.install.kinds import KINDS
@@ -151,9 +151,8 @@ def check_model(model: PreTrainedModel) -> None:
     if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
         raise InputError("`model` must be on one device, got one dispatched by `device_map`")
     for name, parameter in model.named_parameters():
-        bad = num_not_finite(parameter) if parameter.is_floating_point() else 0
-        if bad:
-            raise InputError(f"the weights must be finite, got {bad} NaN or Inf in {name}")
+        if parameter.is_floating_point():
+            check_weight(parameter, name)
 
 
 def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:

@@ -1,8 +1,10 @@
-"""Whether all numbers of a tensor are finite."""
+"""Whether all numbers of a tensor are finite, and the error for weights that are not."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from mlpfusion.errors import InputError
 
 
 @torch.no_grad()
@@ -15,3 +17,10 @@ def num_not_finite(tensor: Float[Tensor, "*shape"]) -> int:
     if tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
         return 0
     return int((~torch.isfinite(tensor)).sum())
+
+
+def check_weight(tensor: Float[Tensor, "*shape"], where: str) -> None:
+    """Raises `InputError`, which says `where`, for NaN or Inf in a weight."""
+    bad = num_not_finite(tensor)
+    if bad:
+        raise InputError(f"the weights must be finite, got {bad} NaN or Inf in {where}")

@@ -12,7 +12,7 @@ from mlpfusion.architectures.sites import Site, read_mlp
 from mlpfusion.budget.allocation import Curve
 from mlpfusion.cluster import kmeans
 from mlpfusion.errors import InputError
-from mlpfusion.finite import num_not_finite
+from mlpfusion.finite import check_weight
 from mlpfusion.methods.ntk_match import NTKMatch, by_energy
 from mlpfusion.methods.refit import refit_down
 from mlpfusion.mlp import MLP, forward, in_compute_dtype, neurons, select_neurons
@@ -35,9 +35,7 @@ def inertia_curve(mlp: MLP, widths: Sequence[int], generator: torch.Generator) -
     Raises `InputError` for NaN or Inf in a weight.
     """
     rows = neurons(mlp)
-    bad = num_not_finite(rows)
-    if bad:
-        raise InputError(f"the weights must be finite, got {bad} NaN or Inf in an MLP")
+    check_weight(rows, "an MLP")
     return Curve(tuple(widths), tuple(kmeans(rows, width, generator=generator).inertia_ratio for width in widths))
 
 

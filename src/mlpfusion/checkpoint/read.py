@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from mlpfusion.errors import InputError, one_line
-from mlpfusion.finite import num_not_finite
+from mlpfusion.finite import check_weight
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -74,10 +74,8 @@ def check_finite(file: Path) -> None:
     """Raises `InputError` for NaN or Inf in a weight or bias of a safetensors file; a buffer may hold infinities."""
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118, it is no dictionary
-            tensor = opened.get_tensor(name) if name.endswith(("weight", "bias")) else None
-            bad = num_not_finite(tensor) if tensor is not None and tensor.is_floating_point() else 0
-            if bad:
-                raise InputError(f"the weights must be finite, got {bad} NaN or Inf in {name} of {file}")
+            if name.endswith(("weight", "bias")) and (tensor := opened.get_tensor(name)).is_floating_point():
+                check_weight(tensor, f"{name} of {file}")
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
