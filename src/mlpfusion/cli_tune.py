@@ -149,6 +149,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
 @click.option("--calibration", metavar="FILE", help="Texts for calibrated methods (default: unlabelled training ones).")
 @click.option("--column", help="Field of --calibration that holds the text.")
 @click.option("--calibration-samples", type=int, help="Texts to calibrate on (default 256).")
+@click.option("--sequential", is_flag=True, help="Calibrate each block on what the blocks compressed before it leave.")
 @click.option("--device", help="auto (default), cpu or cuda.")
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")

@@ -55,8 +55,12 @@ def fields(tmp_path) -> dict[str, Any]:
 
 def call(fields: dict[str, Any], *flags: object) -> Result:
     texts = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in fields.items()}
-    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in texts.items() if name != "model"]
-    arguments = ["dynamics", fields["model"], *(text for pair in options for text in pair), *map(str, flags)]
+    options = [
+        (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
+        for name, value in texts.items()
+        if name != "model"
+    ]
+    arguments = ["dynamics", fields["model"], *(text for option in options for text in option), *map(str, flags)]
     return CliRunner().invoke(main, arguments)
 
 
@@ -118,9 +122,21 @@ def test_texts_of_a_file_calibrate_too(fields, tmp_path):
     assert other["rows"][1]["distance"] != plain["rows"][1]["distance"]
 
 
+def test_block_by_block_changes_the_calibrated_methods_and_no_other(fields, tmp_path):
+    chosen = fields | {"seeds": (0,)}
+    plain = run_dynamics(DynamicsJob(**chosen))
+    result = call(chosen | {"out": str(tmp_path / "two")}, "--sequential", "--json")
+    assert result.exit_code == 0, result.output
+    other = json.loads(result.stdout)
+    assert (plain["recipe"]["sequential"], other["recipe"]["sequential"]) == (False, True)
+    same = {a["label"]: a["distance"] == b["distance"] for a, b in zip(plain["rows"], other["rows"], strict=True)}
+    assert same == {"full": True, "fusion": True, "svd": True, "ntk-match refine_epochs=1": False}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"methods": ("fusion", "svd"), "sequential": True}, "`sequential` must be left out .*, got fusion,svd"),
         ({"methods": ("fusion", "nonsense")}, "`method` must be one of fusion, .*, got 'nonsense'"),
         ({"methods": ("fusion", "fusion")}, "`methods` must not repeat, got fusion,fusion"),
         ({"seeds": (1, 1)}, "`seeds` must not repeat, got 1,1"),

@@ -45,7 +45,8 @@ class DynamicsJob:
 
     `methods` are names with options as in `parse_methods`. A seed draws the head, the order of the data, the random
     steps of the compression, and the `calibration_samples`: texts of the file `calibration`, or unlabelled examples of
-    the training split. The distance is measured on `eval_samples` of the first reported split, the same for all seeds.
+    the training split; with `sequential` each block is calibrated on what the compressed blocks before it leave. The
+    distance is measured on `eval_samples` of the first reported split, the same for all seeds.
     """
 
     model: str = ""
@@ -69,6 +70,7 @@ class DynamicsJob:
     calibration: str | None = None
     column: str | None = None
     calibration_samples: int = 256
+    sequential: bool = False
     device: str = "auto"
     revision: str | None = None
     overwrite: bool = False
@@ -142,8 +144,9 @@ class Runner:
             model = load_for_task(self.source, self.data.task, seed)
             parameters = model.num_parameters()
             return model.eval(), {"parameters": parameters, "trained_parameters": parameters}
-        calibration = None if takes_no_data(method) else self.calibration(seed)
-        selection: dict[str, Any] = {"layers": self.job.layers, "keep_ratio": self.job.keep_ratio}
+        calibration, selection = None, {"layers": self.job.layers, "keep_ratio": self.job.keep_ratio}
+        if not takes_no_data(method):
+            calibration, selection["sequential"] = self.calibration(seed), self.job.sequential
         model, record = compressed_start(self.source, self.data.task, method, seed, selection, calibration)
         return model, {
             "parameters": record.compressed.parameters,
@@ -235,6 +238,8 @@ def _check_job(job: DynamicsJob) -> list[Any]:
     methods = parse_methods(",".join(job.methods))
     for method in methods:
         check_method(method, None, 1)
+    if job.sequential and all(takes_no_data(method) for method in methods):
+        raise InputError(f"`sequential` must be left out where no method is calibrated, got {','.join(job.methods)}")
     for name, values in (("seeds", job.seeds), ("methods", [repr(method) for method in methods])):
         if len(set(values)) < len(values):
             raise InputError(f"`{name}` must not repeat, got {','.join(map(str, getattr(job, name)))}")
