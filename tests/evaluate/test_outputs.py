@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from pico import PICO, pico_inputs, pico_model
+from pico import PICO, pico_inputs, pico_model, sites_of
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.approximation import Probe, block_errors, references
@@ -22,10 +21,6 @@ from mlpfusion.traces import mlp_inputs, read_block, run_base
 NAMES = [name for name in PICO if name != "vit"]
 KINDS = {"narrow": mlpfusion.Fusion(), "low-rank": mlpfusion.SVD(), "masked": mlpfusion.Magnitude()}
 every_kind = pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
-
-
-def sites_of(model):
-    return find_sites(model, find_architecture(model.config.model_type))
 
 
 def padded(name):

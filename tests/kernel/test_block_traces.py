@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from pico import HIDDEN, PICO, VOCAB, pico_inputs, pico_model
+from pico import HIDDEN, PICO, VOCAB, pico_inputs, pico_model, sites_of
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.sites import Site, base_model
 from mlpfusion.compression import compress
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import SCALARS, RandomHead, adam_kernel, logit, loss, plain_kernel, prob0
@@ -20,10 +19,6 @@ from mlpfusion.traces import block_traces, random_traces, read_block
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 SEEDS = (0, 1, 2)
-
-
-def sites_of(model: Any) -> list[Site]:
-    return find_sites(model, find_architecture(model.config.model_type))
 
 
 def make_model(name: str, auto_class: Any = AutoModel) -> Any:

@@ -134,7 +134,7 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(check
         ([*lth, *data, "--max-length", 4], "`max_length` must be between 8 and 64, got 4"),
         ([*lth, *data, "--text-column", "text"], "`text_column` must be a column of train, .*, got 'text'"),
         ([*lth, "--train", bad, *columns], "`label` must be text or a whole number for a class, got 1.5"),
-        ([*lth, "--train", empty, *columns], "`data` must hold at least one row in train"),
+        ([*lth, "--train", empty, *columns], "`train` must hold at least one row, got none in train, "),
     ]:
         line = refused("compress", checkpoint, out, *arguments)
         assert re.search(message, line), line

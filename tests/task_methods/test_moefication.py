@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico import pico_model, pico_outputs
+from pico import pico_model, pico_outputs, sites_of
 from random_mlp import make_mlp
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
@@ -12,8 +12,7 @@ from task_job import HALF, make_job
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.architectures.sites import base_model, find_sites, read_mlp
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.sites import base_model, read_mlp
 from mlpfusion.errors import InputError
 from mlpfusion.install import routed
 from mlpfusion.methods import Routed
@@ -105,10 +104,6 @@ def test_one_expert_of_four_computes_for_a_token_and_it_is_that_of_the_highest_s
         gate = model.base_model.get_submodule(site.module_path("gate"))
         found = names["down"](names["activation"](gate(token)) * names["up"](token))
     torch.testing.assert_close(found, forward(select_neurons(mlp, chosen), token), rtol=1e-10, atol=1e-12)
-
-
-def sites_of(model: Any) -> Any:
-    return find_sites(model, find_architecture(model.config.model_type))
 
 
 def test_the_router_beats_chance_on_sentences_that_it_has_not_seen():

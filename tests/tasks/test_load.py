@@ -67,7 +67,7 @@ SST2 = [{"sentence": f"text {i}", "label": i % 2} for i in range(4)]
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "`data` must hold at least one row in train of sst2, got none"),
+        ([], "`train` must hold at least one row, got none in train of sst2"),
         ([{"text": "a", "label": 0}], "`text_column` must be a column of train of sst2, one of text, label, got 'sent"),
         ([{"sentence": "a"}], "`label_column` must be a column of train of sst2, one of sentence, got 'label'"),
         ([{"sentence": 3, "label": 0}], "`sentence` must be text in train of sst2, got 3 in row 1"),

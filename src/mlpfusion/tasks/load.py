@@ -51,7 +51,7 @@ def load_task(name: str, *, train: Path | None = None, validation: Path | None =
     splits = {}
     for split, file in wanted:
         rows, source = _split_rows(task, split, file, folder)
-        splits[split] = _examples(rows, task, f"{split} of {name}")
+        splits[split] = _examples(rows, task, split, f"{split} of {name}")
         sources.append(source)
     return TaskData(task, splits.pop("train"), splits, ", ".join(sources))
 
@@ -63,13 +63,13 @@ def load_files(train: Path, validation: Path, columns: CustomTask) -> TaskData:
     `load_task` does, and for a validation label that training does not have.
     """
     train_rows, validation_rows = read_rows(train, "train"), read_rows(validation, "validation")
-    _check_columns(train_rows, columns.text_columns, columns.label_column, f"train, {train}")
+    _check_columns(train_rows, columns.text_columns, columns.label_column, "train", f"train, {train}")
     names = () if columns.regression else _label_names(train_rows, columns.label_column)
     metrics = ("pearson", "spearman") if not names else ("accuracy", "f1")[: 2 if len(names) == 2 else 1]
     task = Task(columns.name, columns.text_columns, names, metrics, label_column=columns.label_column)
-    evaluation = {"validation": _examples(validation_rows, task, f"validation, {validation}")}
+    evaluation = {"validation": _examples(validation_rows, task, "validation", f"validation, {validation}")}
     return TaskData(
-        task, _examples(train_rows, task, f"train, {train}"), evaluation, f"{train.name}, {validation.name}"
+        task, _examples(train_rows, task, "train", f"train, {train}"), evaluation, f"{train.name}, {validation.name}"
     )
 
 
@@ -96,9 +96,9 @@ def _split_rows(task: Task, split: str, file: Path | None, folder: Path | None) 
     raise InputError(f"`task` must have a {split} split in {folder}, {task.name} has none; give a file by --{split}")
 
 
-def _check_columns(rows: Rows, text_columns: Sequence[str], label_column: str, where: str) -> None:
+def _check_columns(rows: Rows, text_columns: Sequence[str], label_column: str, split: str, where: str) -> None:
     if not rows:
-        raise InputError(f"`data` must hold at least one row in {where}, got none")
+        raise InputError(f"`{split}` must hold at least one row, got none in {where}")
     for column, option in [*((column, "text_column") for column in text_columns), (label_column, "label_column")]:
         for number, row in enumerate(rows, start=1):
             if column not in row:
@@ -107,8 +107,8 @@ def _check_columns(rows: Rows, text_columns: Sequence[str], label_column: str, w
                 raise InputError(f"`{column}` must be text in {where}, got {row[column]!r} in row {number}")
 
 
-def _examples(rows: Rows, task: Task, where: str) -> Examples:
-    _check_columns(rows, task.text_columns, task.label_column, where)
+def _examples(rows: Rows, task: Task, split: str, where: str) -> Examples:
+    _check_columns(rows, task.text_columns, task.label_column, split, where)
     texts = tuple(tuple(row[column] for column in task.text_columns) for row in rows)
     labels = tuple(_label(row[task.label_column], task, f"{where}, row {number}") for number, row in enumerate(rows, 1))
     return Examples(texts, labels)
