@@ -57,7 +57,7 @@ def judge(found: list[float], claim: float, whose: str) -> str:
 
 
 def paper_order(record: dict[str, Any]) -> str:
-    """How the order of the methods on SST-2 agrees with that of the paper's Table 2."""
+    """Whether the methods' order on SST-2 is that of the paper's Table 2, by Kendall's test at 5 %."""
     column = columns(record)[0]
     means = {name: statistics.mean(scores) for name in labels(record) if (scores := column.scores(record, name))}
     shared = [name for name in PAPER_SST2 if name in means]
@@ -65,7 +65,11 @@ def paper_order(record: dict[str, Any]) -> str:
         return f"Of the methods of the paper's Table 2 {len(shared)} have run so far: too few to compare the order."
     theirs, ours = [PAPER_SST2[name] for name in shared], [means[name] for name in shared]
     tau = kendalltau(theirs, ours)
+    word = "neither confirmed nor refuted"
+    if tau.pvalue < 0.05:
+        word = "confirmed" if tau.statistic > 0 else "refuted"
     return (
-        f"Kendall's tau between the paper's SST-2 column and ours, over the {len(shared)} methods in both: "
-        f"{tau.statistic:.2f} (p = {tau.pvalue:.2f}; 1 is the same order, 0 none in common)."
+        f"The order of the paper's Table 2 is {word}: Kendall's tau between its SST-2 column and ours, "
+        f"over the {len(shared)} methods in both, is {tau.statistic:.2f} (p = {tau.pvalue:.2f}; "
+        "1 is the same order, 0 none in common)."
     )
