@@ -63,6 +63,11 @@ bench: .venv/bench
 	$(DYNAMICS) --methods ntk-match:match_ridge=3.0,ntk-match:match_ridge=3.0:pooling=first --calibration-samples 1024 \
 	  --out bench-out/dynamics_1024
 	cp bench-out/dynamics_1024/dynamics.json benchmarks/results/dynamics_1024.json
+	$(DYNAMICS) --methods ntk-match,ntk-match:pooling=first --seeds 3,4,5 --out bench-out/dynamics_new_seeds
+	cp bench-out/dynamics_new_seeds/dynamics.json benchmarks/results/dynamics_new_seeds.json
+	$(DYNAMICS) --methods fusion,ntk-match:match_ridge=3.0 --calibration-samples 1024 --seeds 3,4,5 \
+	  --out bench-out/dynamics_new_seeds_1024
+	cp bench-out/dynamics_new_seeds_1024/dynamics.json benchmarks/results/dynamics_new_seeds_1024.json
 	for table in minilm-table2 minilm-table5 minilm-table6; do \
 	  $(BIN)/mlpfusion reproduce $$table --model $(MINILM) --device cpu --out benchmarks/results/minilm || exit 1; \
 	done

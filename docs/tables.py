@@ -19,10 +19,10 @@ from verdict import paper_order, verdict_on
 
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
-from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS
+from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS, method_name
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
-from mlpfusion.report.dynamics import distance_table, loss_table
+from mlpfusion.report.dynamics import FIRST, FULL, curves, distance_table, first_steps, loss_table
 from mlpfusion.reproduce.report import cost_table, score_table, share_table
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.flop import FLOP
@@ -42,6 +42,8 @@ COMPARISONS = {
 }
 # Further records of training dynamics -> what their methods are called beside those of the first.
 DYNAMICS = {"dynamics_pooling": "", "dynamics_1024": ", 1,024 sentences"}
+# The same on seeds on which no option was chosen.
+DYNAMICS_ON_NEW_SEEDS = {"dynamics_new_seeds": "", "dynamics_new_seeds_1024": ", 1,024 sentences"}
 # What a method that learns on a task makes of a block.
 TASK_KINDS = {LTH: "masked", GemMiner: "masked", FLOP: "low-rank", MoEfication: "routed"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
@@ -57,9 +59,13 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def labelled_rows(records: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows of several records, the labels of each with its suffix."""
-    found = records.items()
-    return [row | {"label": row["label"] + suffix} for name, suffix in found for row in read_result(name)["rows"]]
+    """The rows of several records, the labels of the calibrated methods of each with its suffix."""
+    calibrated = {method_name(kind) for kind in CALIBRATED_METHODS}
+    return [
+        row | {"label": row["label"] + suffix * (row["method"] in calibrated)}
+        for name, suffix in records.items()
+        for row in read_result(name)["rows"]
+    ]
 
 
 def comparison() -> dict[str, Any]:
@@ -108,8 +114,33 @@ def cut() -> str:
 def dynamics() -> str:
     """Method x step: distance of the logits' change from the full model's, of all records; then the training loss."""
     result = read_result("dynamics")
-    added = [row for row in labelled_rows(DYNAMICS) if row["method"] is not None]
-    return f"{distance_table(result | {'rows': result['rows'] + added})}\n\n{loss_table(result)}"
+    rows = result["rows"] + labelled_rows(DYNAMICS)
+    return f"{distance_table(result | {'rows': rows})}\n\n{loss_table(result)}"
+
+
+def dynamics_over_fusion() -> str:
+    """NTKMatch x seeds: its distance over that of Fusion, on the seeds that chose its options, on new ones, on all."""
+    record = read_result("dynamics")
+    chosen_on = record["rows"] + labelled_rows(DYNAMICS)
+    new = labelled_rows(DYNAMICS_ON_NEW_SEEDS)
+    seeds = {", ".join(map(str, sorted({row["seed"] for row in rows}))): rows for rows in (chosen_on, new)}
+    parts = seeds | {"all": chosen_on + new}
+    last = record["measured_at"].index(100)
+    numbers: dict[str, Callable[[dict[str, Any], str], list[float]]] = {
+        f"mean of 1 to {FIRST}": first_steps,
+        "step 100": lambda part, name: [curve[last] for curve in curves(part, name, "distance")],
+    }
+    names = [name for name in dict.fromkeys(row["label"] for row in new) if name not in (FULL, "fusion")]
+    lines = []
+    for name in names:
+        line = [name]
+        for number in numbers.values():
+            for rows in parts.values():
+                ours, fusion = (statistics.mean(number(record | {"rows": rows}, one)) for one in (name, "fusion"))
+                line.append(f"{ours / fusion:.2f}x")
+        lines.append(line)
+    header = [f"{number}, seeds {part}" if part != "all" else "all seeds" for number in numbers for part in parts]
+    return markdown(["distance over Fusion's", *header], lines)
 
 
 def kmeans() -> str:
@@ -193,6 +224,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "command-help": command_help,
     "cut": cut,
     "dynamics": dynamics,
+    "dynamics-over-fusion": dynamics_over_fusion,
     "kernel-errors": errors("adam_kernel_error"),
     "layer-output-errors": errors("block_output_error"),
     "llama-kernel-errors": llama_errors("adam_kernel_error"),
