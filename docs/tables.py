@@ -11,6 +11,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS, method_name
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
-from mlpfusion.report.dynamics import FIRST, FULL, curves, distance_table, first_steps, loss_table
+from mlpfusion.report.dynamics import FIRST, FULL, at_step, distance_table, first_steps, loss_table
 from mlpfusion.reproduce.report import cost_table, score_table, share_table
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.flop import FLOP
@@ -40,8 +41,8 @@ COMPARISONS = {
     "minilm_ntk_match_1024": ", 1,024 sentences",
     "minilm_ntk_match_random_tokens": ", random tokens",
 }
-# Further records of training dynamics -> what their methods are called beside those of the first.
-DYNAMICS = {"dynamics_pooling": "", "dynamics_1024": ", 1,024 sentences"}
+# Record of training dynamics -> the same.
+DYNAMICS = {"dynamics": "", "dynamics_pooling": "", "dynamics_1024": ", 1,024 sentences"}
 # The same on seeds on which no option was chosen.
 DYNAMICS_ON_NEW_SEEDS = {"dynamics_new_seeds": "", "dynamics_new_seeds_1024": ", 1,024 sentences"}
 # What a method that learns on a task makes of a block.
@@ -114,33 +115,23 @@ def cut() -> str:
 def dynamics() -> str:
     """Method x step: distance of the logits' change from the full model's, of all records; then the training loss."""
     result = read_result("dynamics")
-    rows = result["rows"] + labelled_rows(DYNAMICS)
-    return f"{distance_table(result | {'rows': rows})}\n\n{loss_table(result)}"
+    return f"{distance_table(result | {'rows': labelled_rows(DYNAMICS)})}\n\n{loss_table(result)}"
 
 
 def dynamics_over_fusion() -> str:
     """NTKMatch x seeds: its distance over that of Fusion, on the seeds that chose its options, on new ones, on all."""
-    record = read_result("dynamics")
-    chosen_on = record["rows"] + labelled_rows(DYNAMICS)
-    new = labelled_rows(DYNAMICS_ON_NEW_SEEDS)
-    seeds = {", ".join(map(str, sorted({row["seed"] for row in rows}))): rows for rows in (chosen_on, new)}
-    parts = seeds | {"all": chosen_on + new}
-    last = record["measured_at"].index(100)
-    numbers: dict[str, Callable[[dict[str, Any], str], list[float]]] = {
-        f"mean of 1 to {FIRST}": first_steps,
-        "step 100": lambda part, name: [curve[last] for curve in curves(part, name, "distance")],
-    }
+    chosen_on, new = labelled_rows(DYNAMICS), labelled_rows(DYNAMICS_ON_NEW_SEEDS)
+    steps = read_result("dynamics")["measured_at"]
     names = [name for name in dict.fromkeys(row["label"] for row in new) if name not in (FULL, "fusion")]
-    lines = []
-    for name in names:
-        line = [name]
-        for number in numbers.values():
-            for rows in parts.values():
-                ours, fusion = (statistics.mean(number(record | {"rows": rows}, one)) for one in (name, "fusion"))
-                line.append(f"{ours / fusion:.2f}x")
-        lines.append(line)
-    header = [f"{number}, seeds {part}" if part != "all" else "all seeds" for number in numbers for part in parts]
-    return markdown(["distance over Fusion's", *header], lines)
+    columns: dict[str, dict[str, float]] = {}
+    for what, number in {f"mean of 1 to {FIRST}": first_steps, "step 100": partial(at_step, step=100)}.items():
+        for rows in (chosen_on, new, chosen_on + new):
+            record = {"rows": rows, "measured_at": steps}
+            means = {name: statistics.mean(number(record, name=name)) for name in ("fusion", *names)}
+            seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+            columns[f"{what}, seeds {seeds}"] = {name: means[name] / means["fusion"] for name in names}
+    lines = [[name, *(f"{column[name]:.2f}x" for column in columns.values())] for name in names]
+    return markdown(["distance over Fusion's", *columns], lines)
 
 
 def kmeans() -> str:

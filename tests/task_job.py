@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from pico import pico_model
+from pico import pico_model, sites_of
 from tiny_task import make_task
 from transformers import AutoModelForSequenceClassification
 
-from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import find_architecture
 from mlpfusion.task_methods import TaskJob
 from mlpfusion.tasks.encode import EncodedTask
 
@@ -17,5 +15,5 @@ HALF = make_task()
 def make_job(name: str = "bert", keep_ratio: float = 0.25, data: EncodedTask = HALF, **options: Any) -> TaskJob:
     """All parameters of the model train; `options` are those of `pico_model`."""
     model = pico_model(name, AutoModelForSequenceClassification, **options).requires_grad_(True)
-    sites = find_sites(model, find_architecture(model.config.model_type))[-2:]
+    sites = sites_of(model)[-2:]
     return TaskJob(model, tuple(sites), keep_ratio, data, 0, lambda done, total, what: None)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from pico import PICO, pico_config, pico_inputs, pico_model, pico_outputs
+from pico import PICO, pico_config, pico_inputs, pico_model, pico_outputs, sites_of
 
 from mlpfusion.architectures.detect import detect_architecture
 from mlpfusion.architectures.sites import base_model, find_sites, read_mlp, site_parameters, visited_share
@@ -29,7 +29,7 @@ def test_every_row_has_a_tiny_model():
 @each_model
 def test_the_mlp_that_is_read_computes_what_the_model_computes(name):
     model = pico_model(name)
-    sites = find_sites(model, find_architecture(model.config.model_type))
+    sites = sites_of(model)
     assert len(sites) == (6 if "decoder_input_ids" in pico_inputs(name) else 3)
     for site in sites:
         seen = {}
@@ -48,7 +48,7 @@ def test_the_mlp_that_is_read_computes_what_the_model_computes(name):
 @each_model
 def test_all_mlp_parameters_are_visited(name):
     model = pico_model(name)
-    sites = find_sites(model, find_architecture(model.config.model_type))
+    sites = sites_of(model)
     assert visited_share(model, sites) == 1.0
     counted = sum(read_mlp(model, site).num_parameters for site in sites)
     assert counted == sum(p.numel() for site in sites for p in site_parameters(base_model(model), site))
@@ -57,7 +57,7 @@ def test_all_mlp_parameters_are_visited(name):
 @each_model
 def test_the_row_is_found_by_its_pattern_alone(name):
     model = pico_model(name)
-    used = {site.stack for site in find_sites(model, find_architecture(model.config.model_type))}
+    used = {site.stack for site in sites_of(model)}
     found = detect_architecture(model)
     assert found is not None
     assert set(found.stacks) == used

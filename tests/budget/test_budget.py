@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from pico import PICO, pico_inputs, pico_model, pico_outputs
+from pico import PICO, pico_inputs, pico_model, pico_outputs, sites_of
 from torch.utils.flop_counter import FlopCounterMode
 
 import mlpfusion
-from mlpfusion.architectures.sites import find_sites, read_mlp
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.sites import read_mlp
 from mlpfusion.budget.amount import count_flops, flops_inputs, parse_budget
 from mlpfusion.budget.spread import probe_batches
 from mlpfusion.cli import main
@@ -49,7 +48,7 @@ def batches(name: str) -> list[dict[str, torch.Tensor]]:
 def test_the_parameters_are_within_one_step_below_the_budget(name, round_to):
     model = pico_model(name)
     before = parameters(model)
-    sites = find_sites(model, find_architecture(model.config.model_type))
+    sites = sites_of(model)
     step = round_to * max(read_mlp(model, site).parameters_per_neuron for site in sites)
     record = mlpfusion.compress(model, mlpfusion.Fusion(), budget="80%", round_to=round_to)
     assert 0.8 * before - step < parameters(model) <= 0.8 * before
@@ -73,7 +72,7 @@ def test_the_flops_that_are_counted_are_those_that_torch_counts_before_and_after
 def test_counting_leaves_the_model_as_it_was():
     model = pico_model("bert").train()
     attention, before = model.config._attn_implementation, copy.deepcopy(model.state_dict())
-    count_flops(model, find_sites(model, find_architecture("bert")))
+    count_flops(model, sites_of(model))
     assert model.config._attn_implementation == attention != "eager"
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -83,7 +82,7 @@ def test_counting_leaves_the_model_as_it_was():
 def with_duplicates(name: str, layer: int) -> Any:
     """The model with four neurons and their copies in one layer, which still adds as much to the output."""
     model = pico_model(name)
-    mlp = read_mlp(model, find_sites(model, find_architecture(name))[layer])
+    mlp = read_mlp(model, sites_of(model)[layer])
     with torch.no_grad():
         for field, tensor in mlp.tensors().items():
             if field != "down_bias":
@@ -105,7 +104,7 @@ def test_a_layer_of_duplicates_gets_fewer_neurons_than_the_others(name):
 def test_a_layer_of_idle_neurons_gets_fewer_neurons_than_the_others_on_calibration(name):
     model = pico_model(name)
     with torch.no_grad():
-        read_mlp(model, find_sites(model, find_architecture(name))[1]).down[:, 4:] = 0
+        read_mlp(model, sites_of(model)[1]).down[:, 4:] = 0
     record = mlpfusion.compress(model, REFIT, budget="85%", calibration=batches(name))
     first, idle, last = widths(record)
     assert idle < min(first, last)
@@ -135,7 +134,7 @@ def test_the_same_seed_gives_the_same_bytes_and_other_layers_stay():
 @pytest.mark.parametrize("name", PICO)
 def test_a_replaced_block_is_seen_by_the_model_and_gone_afterwards(name):
     model, batch = pico_model(name), pico_inputs(name)
-    site = find_sites(model, find_architecture(model.config.model_type))[0]
+    site = sites_of(model)[0]
     mlp, before = read_mlp(model, site), last_hidden_tokens(model, batch)
     with replaced_block(model, site, mlp):
         assert torch.allclose(last_hidden_tokens(model, batch), before, atol=1e-5)

@@ -1,9 +1,7 @@
 import pytest
 import torch
-from pico import pico_inputs, pico_model
+from pico import pico_inputs, pico_model, sites_of
 
-from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import find_architecture
 from mlpfusion.evaluate.output_error import output_error
 from mlpfusion.traces import mlp_inputs
 
@@ -18,7 +16,7 @@ def test_the_error_is_a_ratio_of_mean_lengths():
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "modernbert", "opt"])
 def test_inputs_are_those_of_the_model_without_padding(name):
     model = pico_model(name)
-    sites = find_sites(model, find_architecture(model.config.model_type))
+    sites = sites_of(model)
     batch = pico_inputs(name)
     alone = mlp_inputs(model, sites, [batch])
     padded = {key: torch.nn.functional.pad(value, (0, 3)) for key, value in batch.items()}

@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico import HIDDEN, pico_inputs, pico_model
+from pico import HIDDEN, pico_inputs, pico_model, sites_of
 from random_mlp import make_mlp
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 import mlpfusion
-from mlpfusion.architectures.sites import base_model, find_sites, linear_maps, site_parameters
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.sites import base_model, linear_maps, site_parameters
 from mlpfusion.errors import InputError
 from mlpfusion.evaluate.trained_block import trained_block
 from mlpfusion.kernel import (
@@ -122,7 +121,7 @@ def test_the_kernels_of_every_kind_are_those_of_torch_func_on_the_installed_modu
     if name.startswith("t5"):
         model.set_attn_implementation("eager")  # torch.func cannot take a position bias through the other one
     mlpfusion.compress(model, method, layers="1", keep_ratio=0.25)
-    site = next(s for s in find_sites(model, find_architecture(model.config.model_type)) if s.layer == 1)
+    site = next(s for s in sites_of(model) if s.layer == 1)
     head, batch = RandomHead.draw(HIDDEN, torch.Generator().manual_seed(0)), pico_inputs(name)
     trace = block_traces(model, [site], [batch], logit, head)[site.path]
     block = trained_block(model, site)
@@ -170,7 +169,7 @@ def parameter_names(model: Any, site: Any) -> dict[str, list[str]]:
 def test_as_many_entries_are_summed_as_train(method, monkeypatch):
     model = pico_model("bert")
     record = mlpfusion.compress(model, method, layers="1", keep_ratio=0.25)
-    site = find_sites(model, find_architecture("bert"))[1]
+    site = sites_of(model)[1]
     counted = {"entries": 0}
 
     def count(accumulator: Any, gradient: WeightGradient, trace: BlockTrace, add: Any = ntk._add) -> None:

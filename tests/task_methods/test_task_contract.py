@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pico import pico_model, pico_outputs
+from pico import pico_model, pico_outputs, sites_of
 from task_job import HALF
 from tiny_task import make_task
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.architectures.sites import base_model, find_sites, linear_maps
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.sites import base_model, linear_maps
 from mlpfusion.errors import DivergenceError, InputError
 from mlpfusion.methods import method_name
 from mlpfusion.task_methods import TASK_METHODS
@@ -59,7 +58,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def outside(model: Any) -> dict[str, torch.Tensor]:
     """The values outside the MLPs of the last two layers."""
-    sites = find_sites(model, find_architecture(model.config.model_type))[-2:]
+    sites = sites_of(model)[-2:]
     prefix = "" if base_model(model) is model else f"{model.base_model_prefix}."
     inside = tuple(f"{prefix}{path}." for site in sites for path in linear_maps(site))
     return {name: value for name, value in values(model).items() if not name.startswith(inside)}
@@ -107,7 +106,7 @@ def test_the_kept_share_is_exact(name, method):
     original = values(model)
     record = run(model, method, HALF)
     if record.sites[0].kind == "masked":
-        sites = find_sites(model, find_architecture(model.config.model_type))[-2:]
+        sites = sites_of(model)[-2:]
         paths = [path for site in sites for path in linear_maps(site)]
         weights = [base_model(model).get_submodule(path).get_parameter("weight") for path in paths]
         total = sum(weight.numel() for weight in weights)
@@ -166,7 +165,7 @@ def test_fine_tuning_moves_what_is_stored_and_keeps_zeros_and_routers(name, meth
         if "router" in key:
             assert torch.equal(after[key], value)
             assert after[key].dtype == torch.int32
-    sites = find_sites(trained, find_architecture(trained.config.model_type))[-2:]
+    sites = sites_of(trained)[-2:]
     for path in (path for site in sites for path in linear_maps(site)):
         linear = base_model(trained).get_submodule(path)
         for key, weight in linear.named_parameters():

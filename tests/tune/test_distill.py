@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from pico import pico_model
+from pico import pico_model, sites_of
 from tiny_task import sentences, tiny_tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DataCollatorWithPadding
 
 import mlpfusion
-from mlpfusion.architectures.sites import base_model, find_sites, site_parameters
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.sites import base_model, site_parameters
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.encode import EncodedExamples, encode_texts
 from mlpfusion.tune.distill import Distill, distill, logits_divergence, make_loss
@@ -39,7 +38,7 @@ def pair(name: str = "bert", auto_class: Any = None, method: Any = None) -> tupl
 
 def block_parameters(model: Any) -> set[str]:
     base = base_model(model)
-    sites = find_sites(model, find_architecture(model.config.model_type))
+    sites = sites_of(model)
     wanted = {id(value) for site in sites if site.layer >= 1 for value in site_parameters(base, site)}
     return {name for name, value in model.named_parameters() if id(value) in wanted}
 

@@ -28,8 +28,7 @@ def distance_table(record: dict[str, Any], column: str = "distance") -> str:
     lines = [["method", f"mean of 1 to {FIRST}", *(f"step {step}" for step in shown)]]
     lines.append(["---"] * len(lines[0]))
     for name in _methods(record):
-        found = curves(record, name, column)
-        columns = [[curve[steps.index(step)] for curve in found] for step in shown]
+        columns = [at_step(record, name, step, column) for step in shown]
         lines.append([name, *map(mean_and_deviation, [first_steps(record, name, column), *columns])])
     return markdown_table(lines)
 
@@ -38,6 +37,12 @@ def first_steps(record: dict[str, Any], name: str, column: str = "distance") -> 
     """The mean of the measured values up to step 10, one a seed."""
     early = [index for index, step in enumerate(record["measured_at"]) if step <= FIRST]
     return [statistics.mean([curve[index] for index in early]) for curve in curves(record, name, column)]
+
+
+def at_step(record: dict[str, Any], name: str, step: int, column: str = "distance") -> list[float]:
+    """The values measured after `step`, one a seed."""
+    index = record["measured_at"].index(step)
+    return [curve[index] for curve in curves(record, name, column)]
 
 
 def loss_table(record: dict[str, Any]) -> str:

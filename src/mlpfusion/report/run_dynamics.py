@@ -144,9 +144,10 @@ class Runner:
             model = load_for_task(self.source, self.data.task, seed)
             parameters = model.num_parameters()
             return model.eval(), {"parameters": parameters, "trained_parameters": parameters}
-        calibration, selection = None, {"layers": self.job.layers, "keep_ratio": self.job.keep_ratio}
-        if not takes_no_data(method):
-            calibration, selection["sequential"] = self.calibration(seed), self.job.sequential
+        calibrated = not takes_no_data(method)
+        calibration = self.calibration(seed) if calibrated else None
+        selection = {name: getattr(self.job, name) for name in ("layers", "keep_ratio")}
+        selection["sequential"] = calibrated and self.job.sequential
         model, record = compressed_start(self.source, self.data.task, method, seed, selection, calibration)
         return model, {
             "parameters": record.compressed.parameters,
