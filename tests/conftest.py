@@ -1,14 +1,30 @@
-"""Fixtures that more than one test file uses."""
+"""Fixtures that more than one test file uses, and the option by which all tests run with another rounding."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from sum_order import SumOrder
 
 # One thread a process: torch's own threads wait for each other on a busy machine, tests run side by side instead.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "N > 0: matrix products add their terms in a random order drawn from N, as other processors do"
+    parser.addoption("--sum-order", type=int, default=0, metavar="N", help=help_text)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    seed = item.config.getoption("--sum-order")
+    if not seed:
+        return (yield)
+    with SumOrder(seed):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

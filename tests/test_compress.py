@@ -60,6 +60,27 @@ def test_the_same_seed_gives_the_same_bytes_whichever_other_layers_are_compresse
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "factor", "method"),
+    [
+        (torch.float32, 1e30, mlpfusion.MMD(num_steps=2)),  # squared distances beyond fp32
+        (torch.float32, 1e-20, mlpfusion.MMD(num_steps=2)),  # and below it: 0 / 0
+        (torch.float16, 1e5, mlpfusion.FoldedFusion()),  # cluster sizes times weights near the largest fp16
+    ],
+)
+def test_nan_and_inf_made_by_a_method_are_refused_before_the_model_changes(dtype, factor, method):
+    model = pico_model("llama", dtype=dtype)
+    with torch.no_grad():
+        for layer in model.layers:
+            for linear in (layer.mlp.up_proj, layer.mlp.gate_proj, layer.mlp.down_proj):
+                limit = torch.finfo(dtype).max * 0.9
+                linear.weight.copy_((linear.weight.float() * factor).clamp(-limit, limit))
+    before = state(model)
+    with pytest.raises(InputError, match="`method` must be one that can cope with the weights at .*NaN or Inf"):
+        mlpfusion.compress(model, method, keep_ratio=0.25)
+    assert same(before, state(model))
+
+
 def test_device_dtype_mode_and_frozen_parameters_are_kept():
     model = pico_model("llama", dtype=torch.bfloat16).train()
     model.requires_grad_(False)

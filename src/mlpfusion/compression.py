@@ -26,7 +26,7 @@ from mlpfusion.install.key import KEY, FusionKey, InstalledSite, key_from_dict, 
 from mlpfusion.install.kinds import KINDS
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, Outcome, method_name
 from mlpfusion.mlp import forward
-from mlpfusion.outcomes import Job, Progress, compute_outcomes
+from mlpfusion.outcomes import Job, Progress, check_finite_outcomes, compute_outcomes
 from mlpfusion.plan import Plan, check_one_size, make_plan
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions
 from mlpfusion.traces import Batch, eval_mode, watch_sites
@@ -56,13 +56,14 @@ def compress(
     are those of `make_plan`, the last two for methods that narrow. For these `budget`, in place of ratio and width, is
     the share of the whole model to keep, `60%` of its parameters or `60%flops`, spread over the layers where it hurts
     least (`mlpfusion.budget`). `device` is where the arithmetic is done (default: where the model is). The same `seed`
-    gives the same bytes on the CPU. `progress(done, total, path)` is called before each block and at the end.
+    gives the same bytes on the same CPU with the same number of threads. `progress(done, total, path)` is called before
+    each block and at the end.
 
     `calibration` holds batches of model inputs, unlabelled, for a method that takes them, or what `trace_calibration`
     made of them with the same seed; with `sequential` every block sees what the blocks compressed before it leave.
     `calibrated_outcomes` says what that costs. Raises `InputError`, before anything is changed, for an unknown model
-    type or method, a bad layer or width, NaN or Inf in a weight or in what the calibration makes, a calibration that is
-    missing, empty or not wanted, or a model that is compressed, quantised or dispatched already.
+    type or method, a bad layer or width, NaN or Inf in a weight or in what the method or the calibration makes, a
+    calibration that is missing, empty or not wanted, or a model that is compressed, quantised or dispatched already.
     """
     started = time.perf_counter()
     check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})
@@ -97,8 +98,10 @@ def install_outcomes(
     """Puts the blocks of a plan in place and the key into the config. Changes the model.
 
     The record lacks the time; `recipe` is its recipe, of which the key takes `method` and `seed`, `device` where the
-    outcomes were computed. Warns once if clusterings among them were degenerate.
+    outcomes were computed. Warns once if clusterings among them were degenerate. Raises `InputError`, before anything
+    is changed, for NaN or Inf in an outcome.
     """
+    check_finite_outcomes(plan, outcomes, recipe["method"])
     original, digest = model_size(model), source_hash(model, [site for site, _ in plan.entries])
     records, installed = [], {}
     for (site, _), outcome in zip(plan.entries, outcomes, strict=True):
@@ -112,6 +115,7 @@ def install_outcomes(
         recipe=dict(recipe),
         source_sha256=digest,
         device=str(device),
+        threads=torch.get_num_threads(),
         dtype=str(model.dtype).removeprefix("torch."),
         versions=versions(),
         seconds=0.0,

@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, read_mlp
+from mlpfusion.errors import InputError
+from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods import (
     LOW_RANK_METHODS,
@@ -24,6 +26,7 @@ from mlpfusion.methods import (
     mask,
     narrow,
 )
+from mlpfusion.methods.outcome import outcome_tensors
 from mlpfusion.mlp import MLP
 from mlpfusion.plan import Plan
 
@@ -76,6 +79,18 @@ def rescaled_outcomes(
         result = rescale(on_device(read_mlp(model, site), job.device), traces[0], small, traces[1], job.method)
         results.append(replace(result, mlp=on_device(result.mlp, one.mlp.up.device)))
     return results
+
+
+def check_finite_outcomes(plan: Plan, outcomes: Sequence[Outcome], method: str) -> None:
+    """Raises `InputError` for NaN or Inf in what `method` made: its arithmetic overflowed."""
+    for (site, _), outcome in zip(plan.entries, outcomes, strict=True):
+        for name, tensor in outcome_tensors(outcome).items():
+            bad = num_not_finite(tensor) if tensor.is_floating_point() else 0
+            if bad:
+                raise InputError(
+                    f"`method` must be one that can cope with the weights at {site.path}, {method} made {bad} NaN or "
+                    f"Inf of `{name}`: some weights are very large or very small; fp32 or another method may help"
+                )
 
 
 def site_generator(seed: int, path: str) -> torch.Generator:

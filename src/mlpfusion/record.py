@@ -65,12 +65,13 @@ class SiteRecord:
 class Record:
     """What `compress` did; `seconds` is wall time, `peak_bytes` the peak memory of the process (of the GPU on CUDA).
 
-    `budget` is what `mlpfusion.budget.Spread` says of a run with one.
+    `threads` are those of torch on the CPU. `budget` is what `mlpfusion.budget.Spread` says of a run with one.
     """
 
     recipe: dict[str, Any]
     source_sha256: str
     device: str
+    threads: int
     dtype: str
     versions: dict[str, str]
     seconds: float

@@ -61,14 +61,18 @@ def best_single_move_gain(points: Tensor, labels: Tensor) -> float:
     return best
 
 
-def greedy_reference(points: Tensor, uniforms: Tensor) -> list[int]:
-    """Greedy k-means++ with given random numbers (clusters x candidates), one candidate at a time."""
+def greedy_choices(points: Tensor, uniforms: Tensor, centers: list[int]) -> list[dict[int, float]]:
+    """What each step of greedy k-means++ chose from, given the `centers` it chose: candidates and what they leave.
+
+    Two points that are each other's nearest leave the same sum, so a tie between candidates is common.
+    """
     points = points.double()
-    centers = [int(uniforms[0, 0] * len(points))]
-    for row in uniforms[1:]:
-        closest = torch.stack([(points - points[center]).square().sum(1) for center in centers]).amin(0)
+    choices = []
+    for step, row in enumerate(uniforms[1:], start=1):
+        closest = torch.stack([(points - points[center]).square().sum(1) for center in centers[:step]]).amin(0)
         cumulated = closest.cumsum(0)
         candidates = [int((cumulated <= uniform * cumulated[-1]).sum()) for uniform in row]
-        sums = [float(torch.minimum(closest, (points - points[c]).square().sum(1)).sum()) for c in candidates]
-        centers.append(candidates[sums.index(min(sums))])
-    return centers
+        choices.append(
+            {c: float(torch.minimum(closest, (points - points[c]).square().sum(1)).sum()) for c in candidates}
+        )
+    return choices

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from kmeans_reference import greedy_reference, seeded, skewed_points
+from kmeans_reference import greedy_choices, seeded, skewed_points
 
 from mlpfusion.cluster.gram import GramSpace, PointSpace
 from mlpfusion.cluster.seeding import distances_to_points, draw_uniforms, greedy_kmeans_plusplus
@@ -10,11 +10,13 @@ SEEDS = range(5)
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("space_type", [GramSpace, PointSpace])
-def test_the_centres_are_those_of_the_slow_version(seed: int, space_type: type) -> None:
+def test_every_centre_is_the_best_of_the_candidates_of_its_step(seed: int, space_type: type) -> None:
     points = skewed_points(seed, 60, dtype=torch.float64)
     uniforms = draw_uniforms([seeded(seed)], (1, 12, 4))[0]
-    chosen = greedy_kmeans_plusplus(space_type.from_points([points]), uniforms)
-    assert chosen[0].tolist() == greedy_reference(points, uniforms[0])
+    first, *others = centers = greedy_kmeans_plusplus(space_type.from_points([points]), uniforms)[0].tolist()
+    assert first == int(uniforms[0, 0, 0] * 60)
+    for center, sums in zip(others, greedy_choices(points, uniforms[0], centers), strict=True):
+        assert sums[center] == pytest.approx(min(sums.values()), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -50,3 +50,16 @@ class Routed:
 
 
 Outcome = Narrowed | LowRank | Masked | Routed
+
+
+def outcome_tensors(outcome: Outcome) -> dict[str, Tensor]:
+    """All numbers of an outcome by name: weights, biases, scales, factors, routers."""
+    if isinstance(outcome, LowRank):
+        sides = {name: zip(("left", "right"), pair, strict=True) for name, pair in outcome.factors.items()}
+        return {f"{name}.{side}": factor for name, pair in sides.items() for side, factor in pair}
+    mlp = outcome.mlp
+    scales = {"input_scale": mlp.input_scale, "output_scale": mlp.output_scale}
+    tensors = mlp.tensors() | {name: scale for name, scale in scales.items() if scale is not None}
+    if isinstance(outcome, Routed):
+        tensors |= {"router_in": outcome.router_in, "router_out": outcome.router_out}
+    return tensors
