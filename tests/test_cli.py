@@ -58,7 +58,7 @@ def test_every_kind_of_method_goes_through_the_same_flags(method, size, checkpoi
 
 def test_a_width_for_a_method_that_keeps_the_width_is_refused(checkpoint, tmp_path):
     line = refused("compress", checkpoint, tmp_path / "out", "--method", "svd", "--width", 20)
-    assert line == "Error: `width` must be left out for svd, which keeps the width: give `keep_ratio`"
+    assert line == "Error: `--width` must be left out for svd, which keeps the width: give `--keep-ratio`"
 
 
 def test_compress_prints_the_record_as_json(checkpoint, tmp_path):
@@ -95,20 +95,22 @@ def test_options_of_the_method_are_passed_on(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--width", 0], "`width` must be between 1 and 56 at encoder.layer.0, got 0"),
-        (["--width", 57], "`width` must be between 1 and 56 at encoder.layer.0, got 57"),
-        (["--width", 9, "--layers", "last:99"], "`layers=last:N` must have N between 1 and 3, got 99"),
-        (["--width", 9, "--layers", "encoder"], "`layers` must be `all`, `last:N`"),
-        (["--keep-ratio", 0], "`keep_ratio` must be above 0 and at most 1, got 0.0"),
-        ([], "exactly one of `keep_ratio`, `width` and `budget` must be given"),
-        (["--width", 9, "--method", "magic"], "`method` must be one of fusion, folded-fusion"),
+        (["--width", 0], "`--width` must be between 1 and 56 at encoder.layer.0, got 0"),
+        (["--width", 57], "`--width` must be between 1 and 56 at encoder.layer.0, got 57"),
+        (["--width", 9, "--layers", "last:99"], "`--layers last:N` must have N between 1 and 3, got 99"),
+        (["--width", 9, "--layers", "encoder"], "`--layers` must be `all`, `last:N`"),
+        (["--keep-ratio", 0], "`--keep-ratio` must be above 0 and at most 1, got 0.0"),
+        ([], "give `--keep-ratio 0.25` to keep a quarter of the neurons (or `--width`, or `--budget`)"),
+        (["--width", 9, "--keep-ratio", 0.5], "only one of `--keep-ratio` and `--width` must be given, got 0.5 and 9"),
+        (["--layers", "last8"], "`--layers` must be `all`, `last:N`"),
+        (["--width", 9, "--method", "magic"], "`--method` must be one of fusion, folded-fusion"),
         (["--width", 9, "--option", "k=3"], "options of fusion must be among ['max_iter', 'num_init', 'refine'], got"),
         (["--width", 9, "--option", "num_init"], "an option must be NAME=VALUE, got 'num_init'"),
         (["--width", 9, "--option", "num_init=["], "the value of option num_init must be YAML, got '['"),
         (["--width", 9, "--option", "num_init=1.5"], "`num_init` of fusion must be of type int, got 1.5"),
-        (["--width", 9, "--device", "tpu"], "`device` must be cpu or cuda, got 'tpu'"),
-        (["--width", 9, "--architecture", "none.yaml"], "`architecture` must be a readable YAML file"),
-        (["--width", 9, "--recipe", "none.yaml"], "`recipe` must be a readable YAML file"),
+        (["--width", 9, "--device", "tpu"], "`--device` must be cpu or cuda, got 'tpu'"),
+        (["--width", 9, "--architecture", "none.yaml"], "`--architecture` must be a readable YAML file"),
+        (["--width", 9, "--recipe", "none.yaml"], "`--recipe` must be a readable YAML file"),
     ],
     ids=str,
 )
@@ -123,8 +125,8 @@ def test_unknown_recipe_keys_and_types_are_refused(checkpoint, tmp_path):
         ("ratio: 0.5", "a recipe must have keys among model, out, method, options, layers, keep_ratio,"),
         ("keep_ratio: much", "`keep_ratio` must be of type float or nothing, got 'much'"),
         ("seed: 1.5", "`seed` must be of type int, got 1.5"),
-        ("- 3", "`recipe` must hold keys and values, got [3]"),
-        ("a: [", "`recipe` must be a readable YAML file"),
+        ("- 3", "`--recipe` must hold keys and values, got [3]"),
+        ("a: [", "`--recipe` must be a readable YAML file"),
     ]:
         recipe.write_text(text)
         assert message in refused("compress", checkpoint, tmp_path / "out", "--recipe", recipe)
@@ -217,9 +219,9 @@ def test_an_output_folder_that_holds_something_is_kept_unless_overwritten(checkp
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    assert "`out` must be empty or new" in refused("compress", checkpoint, out, "--width", 9)
+    assert "OUT must be empty or new" in refused("compress", checkpoint, out, "--width", 9)
     assert (out / "precious.txt").read_text() == "mine"
-    assert "`out` must be a folder, got the file" in refused("compress", checkpoint, out / "precious.txt", "--width", 9)
+    assert "OUT must be a folder, got the file" in refused("compress", checkpoint, out / "precious.txt", "--width", 9)
     assert call("compress", checkpoint, out, "--width", 9, "--overwrite").exit_code == 0
     assert not (out / "precious.txt").exists()
     assert {entry.name for entry in tmp_path.iterdir()} == {"model", "out"}
@@ -227,14 +229,14 @@ def test_an_output_folder_that_holds_something_is_kept_unless_overwritten(checkp
 
 def test_a_compressed_checkpoint_is_refused_as_source(checkpoint, tmp_path):
     assert call("compress", checkpoint, tmp_path / "out", "--width", 9).exit_code == 0
-    message = "`model` must not be compressed already"
+    message = "MODEL must not be compressed already"
     assert message in refused("compress", tmp_path / "out", tmp_path / "again", "--width", 5)
 
 
 def test_a_missing_model_is_refused(tmp_path):
     message = refused("compress", tmp_path / "no such folder", tmp_path / "out", "--width", 9)
-    assert "`model` must be a folder or a Hub id" in message
-    assert "`model` must be given" in refused("compress", "--width", 9)
+    assert "MODEL must be a folder or a Hub id" in message
+    assert "MODEL must be given" in refused("compress", "--width", 9)
 
 
 def test_a_failing_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
@@ -243,7 +245,9 @@ def test_a_failing_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr("mlpfusion.recipe.model_card", full)
     result = call("compress", checkpoint, tmp_path / "out", "--width", 9)
-    assert isinstance(result.exception, OSError)
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: No space left on device (OUT is ")
+    assert len(result.stderr.splitlines()) == 1
     assert {entry.name for entry in tmp_path.iterdir()} == {"model"}
 
 

@@ -83,15 +83,15 @@ def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(chec
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "maintain-output"], "`calibration` must be given for maintain-output, or `data_free`"),
-        (["--calibration", "{texts}"], "`calibration` must be left out for fusion, which takes none"),
-        (["--data-free"], "`data_free` must be left out but for maintain-output"),
-        (["--sequential"], "`sequential` must be left out for fusion"),
-        (["--method", "maintain-output", "--calibration", "{texts}"], "`column` must name the field of"),
-        (["--method", "maintain-output", "--calibration", "none.txt"], "`calibration` must be a readable text file"),
+        (["--method", "maintain-output"], "`--calibration` must be given for maintain-output, or `--data-free`"),
+        (["--calibration", "{texts}"], "`--calibration` must be left out for fusion, which takes none"),
+        (["--data-free"], "`--data-free` must be left out but for maintain-output"),
+        (["--sequential"], "`--sequential` must be left out for fusion"),
+        (["--method", "maintain-output", "--calibration", "{texts}"], "`--column` must name the field of"),
+        (["--method", "maintain-output", "--calibration", "none.txt"], "`--calibration` must be a readable text file"),
         (
             ["--method", "maintain-output", "--calibration", "{texts}", "--data-free"],
-            "`calibration` must be left out with `data_free`",
+            "`--calibration` must be left out with `--data-free`",
         ),
         (
             [
@@ -104,10 +104,16 @@ def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(chec
                 "--calibration-samples",
                 "0",
             ],
-            "`calibration_samples` must be at least 1, got 0",
+            "`--calibration-samples` must be at least 1, got 0",
         ),
-        (["--method", "maintain-output", "--option", "learning_rate=0.0"], "`learning_rate` must be above 0, got 0.0"),
-        (["--method", "maintain-output", "--option", "num_epochs=0"], "`num_epochs` must be at least 1, got 0"),
+        (
+            ["--method", "maintain-output", "--option", "learning_rate=0.0"],
+            "`learning_rate` of maintain-output must be above 0, got 0.0",
+        ),
+        (
+            ["--method", "maintain-output", "--option", "num_epochs=0"],
+            "`num_epochs` of maintain-output must be at least 1, got 0",
+        ),
     ],
 )
 def test_bad_calibrations_are_refused_before_the_weights_are_read(flags, message, checkpoint, sentences, tmp_path):

@@ -72,8 +72,8 @@ def test_widths(options, width):
         ({"keep_ratio": 0.0}, r"`keep_ratio` must be above 0 and at most 1, got 0.0"),
         ({"keep_ratio": 1.5}, r"`keep_ratio` must be above 0 and at most 1, got 1.5"),
         ({"keep_ratio": float("nan")}, r"`keep_ratio` must be above 0 and at most 1, got nan"),
-        ({}, r"exactly one of `keep_ratio` and `width` must be given"),
-        ({"keep_ratio": 0.5, "width": 5}, r"exactly one of `keep_ratio` and `width` must be given"),
+        ({}, r"give `keep_ratio=0.25` to keep a quarter of the neurons \(or `width`\)"),
+        ({"keep_ratio": 0.5, "width": 5}, r"only one of `keep_ratio` and `width` must be given, got 0.5 and 5"),
         ({"keep_ratio": 0.5, "round_to": 0}, r"`round_to` must be at least 1, got 0"),
     ],
 )

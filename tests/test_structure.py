@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "mlpfusion"
 FILES = sorted(SOURCE.rglob("*.py"))
 # A module may import from its own group and from those before it.
 ORDER = [
-    {"errors", "finite", "mlp", "yaml"},
+    {"checks", "errors", "finite", "mlp", "yaml"},
     {"cluster", "kernel"},
     {"methods"},
     {"record"},

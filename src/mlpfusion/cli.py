@@ -15,7 +15,8 @@ from mlpfusion.cli_tune import distill, dynamics, split_list, tune
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
+@click.option("--debug", is_flag=True, envvar="MLPFUSION_DEBUG", help="Show where in the program an error came up.")
+def main(debug: bool) -> None:
     """Makes the MLPs of language models narrower in one shot, without data, and keeps how they fine-tune.
 
     \b

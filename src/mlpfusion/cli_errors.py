@@ -1,31 +1,140 @@
-"""How the commands end when something is wrong."""
+"""How the commands end when something is wrong: in one line on stderr, whoever is to blame.
 
+Exit codes: 2 for bad input, 3 for what the machine refuses (disk, memory, rights), 130 for Ctrl-C, 143 for SIGTERM.
+"""
+
+import errno
+import io
+import logging
+import os
+import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import click
 
+# What torch says as a RuntimeError where memory or the disk is full.
+_TORCH_OUT_OF_ROOM = ("can't allocate memory", "inline_container", "PytorchStreamWriter", "out of memory")
+_CURES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room in your quota",
+    errno.EACCES: "check who may write there",
+    errno.EROFS: "write to another place",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit code 2, a warning in one line.
+def reported_errors(go_on: str = "") -> Iterator[None]:
+    """Ends the command in one line on stderr where something is wrong, and prints a warning as one line.
 
-    SIGTERM unwinds the stack, so that nothing is left behind.
+    `go_on` says after Ctrl-C how to go on. SIGTERM unwinds the stack, so that nothing is left behind. Errors of the
+    program itself keep their traceback; with --debug all have one.
     """
-    from transformers.utils import logging
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _calm_libraries():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            yield
+    except KeyboardInterrupt:
+        _end(f"Interrupted. {go_on or 'Nothing half-written is left.'}", 130)
+    except _user_errors() as error:
+        _report(error)
 
+
+@contextmanager
+def _calm_libraries() -> Iterator[None]:
+    """Inside, other libraries print nothing on their own, and warnings are one line each."""
+    from transformers.utils import logging as transformers_logging
+
+    from mlpfusion.errors import printable
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: click.echo(
+            f"Warning: {_with_flags(printable(' '.join(str(message).split())))}", err=True
+        )
+        yield
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """The kinds of errors that a user or the machine can cause; a RuntimeError is looked at more closely."""
+    from safetensors import SafetensorError
+
+    from mlpfusion.errors import InputError
+
+    return (InputError, OSError, SafetensorError, MemoryError, RecursionError, RuntimeError, UnicodeError)
+
+
+def _report(error: BaseException) -> NoReturn:
+    """Ends with the line and the code of `error`; raises it again if it is an error of the program."""
     from mlpfusion.errors import InputError, one_line
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
-            yield
-    except InputError as error:
-        click.echo(f"Error: {one_line(error, None)}", err=True)
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:  # click ends quietly when the reader has gone
+        raise error
+    if isinstance(error, InputError):
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of torchrun say the same
+            _end(f"Error: {_with_flags(one_line(error, None))}", 2)
         sys.exit(2)
+    if type(error) is RuntimeError and not any(text in str(error) for text in _TORCH_OUT_OF_ROOM):
+        raise error
+    _end(f"Error: {_in_words(error)}", 3)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    root = click.get_current_context().find_root()
+    if root.params.get("debug"):
+        click.echo(traceback.format_exc(), err=True, nl=False)
+    click.echo(line, err=True)
+    sys.exit(code)
+
+
+def _in_words(error: BaseException) -> str:
+    """What the machine refused, where, and what to do about it."""
+    from mlpfusion.errors import one_line, printable
+
+    if isinstance(error, UnicodeError):
+        return f"a name or text cannot be written: {one_line(error)}; PYTHONUTF8=1 helps if your names are UTF-8"
+    if isinstance(error, RecursionError):
+        return f"the input is nested too deeply: {one_line(error)}"
+    reason, cure = one_line(error) or "there is not enough memory", ""
+    if isinstance(error, OSError) and error.strerror:
+        names = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
+        reason, cure = ": ".join([error.strerror, *names[:1]]), _CURES.get(error.errno or 0, "")
+    elif isinstance(error, MemoryError) or "memory" in reason:
+        cure = "use a smaller model, batch or number of samples, or a machine with more memory"
+    out = click.get_current_context().params.get("out")
+    where = f" (OUT is {printable(str(out))})" if out and str(out) not in reason else ""
+    return reason + where + (f"; {cure}" if cure else "") + ". MLPFUSION_DEBUG=1 shows where"
+
+
+def _with_flags(message: str) -> str:
+    """The message with the fields in backticks as they are typed: `keep_ratio` is `--keep-ratio`, `model` is MODEL.
+
+    What stands in the file of --recipe stays a field, and so does what is said to be `of` something else.
+    """
+    context = click.get_current_context()
+    typed = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if context.params.get("recipe") is None or source is click.core.ParameterSource.COMMANDLINE:
+            typed[parameter.name] = parameter
+
+    def flag(match: re.Match[str]) -> str:
+        parameter = typed.get(match[1])
+        if isinstance(parameter, click.Argument):
+            return parameter.human_readable_name
+        if isinstance(parameter, click.Option):
+            return f"`{max(parameter.opts, key=len)}{' ' + match[2] if match[2] else ''}`"
+        return match[0]
+
+    return re.sub(r"`([a-z_]+)(?:=([^`]+))?`(?! of )", flag, message)

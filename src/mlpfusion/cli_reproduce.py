@@ -26,7 +26,7 @@ def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:
     started again, it repeats no finished run. Started several times with the same DIR, one for each GPU say, the
     processes share the runs. In the end DIR holds RECIPE.json, .md and .png.
     """
-    with reported_errors():
+    with reported_errors("The same command with the same --out goes on where it was."):
         check_training_installed()
         from mlpfusion.report.terminal import progress_bar
         from mlpfusion.reproduce.experiment import read_experiment, recipe_list

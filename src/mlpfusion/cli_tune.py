@@ -6,7 +6,9 @@ from typing import Any
 import click
 
 from mlpfusion.cli_errors import reported_errors
-from mlpfusion.errors import check_training_installed
+from mlpfusion.errors import check_training_installed, shown
+
+_RESUME = "Once it trains, the same command with --resume goes on where it was."
 
 
 def split_list(_context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
@@ -15,7 +17,7 @@ def split_list(_context: click.Context, parameter: click.Parameter, value: str |
     try:
         return None if value is None else [kinds.get(parameter.name, str)(item) for item in value.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"must be a list with commas, got {value!r}") from error
+        raise click.BadParameter(f"must be a list with commas, got {shown(value)}") from error
 
 
 @click.command()
@@ -62,7 +64,7 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     The best epoch is chosen on a held-out part of train; the reported split is not used for that. OUT appears complete
     or not at all; until then, OUT.unfinished holds what --resume needs.
     """
-    with reported_errors():
+    with reported_errors(_RESUME):
         check_training_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
@@ -110,7 +112,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
 
     The default is the layer-wise task-specific tuning of the paper (Eq. 6): only the compressed blocks move.
     """
-    with reported_errors():
+    with reported_errors(_RESUME):
         check_training_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.terminal import progress_bar
@@ -163,7 +165,7 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
     the change of the logits on held-out examples since the beginning. Killed, and started again with the same --out, it
     repeats no run that was complete.
     """
-    with reported_errors():
+    with reported_errors("The same command with the same --out goes on where it was."):
         check_training_installed()
         from mlpfusion.recipe import read_job
         from mlpfusion.report.dynamics import dynamics_markdown

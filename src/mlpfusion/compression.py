@@ -19,7 +19,7 @@ from mlpfusion.calibration import (
     check_calibration,
     data_free_calibration,
 )
-from mlpfusion.errors import DegenerateClusteringWarning, InputError
+from mlpfusion.errors import DegenerateClusteringWarning, InputError, shown
 from mlpfusion.finite import check_weight
 from mlpfusion.install.folding import set_key
 from mlpfusion.install.key import KEY, FusionKey, InstalledSite, key_from_dict, site_kind
@@ -129,7 +129,9 @@ def install_outcomes(
 def check_method(method: Any, width: int | None, round_to: int, budget: str | None = None) -> None:
     """Raises `InputError` unless `method` is a config of a table, and one that narrows where a width is asked for."""
     if type(method) not in ALL_METHODS:
-        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in ALL_METHODS)}, got {method!r}")
+        raise InputError(
+            f"`method` must be a config of {', '.join(m.__name__ for m in ALL_METHODS)}, got {shown(method)}"
+        )
     check_size_options(method, width, round_to, budget)
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpfusion.architectures.sites import Site
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 
+# A number of a layer, short enough to be one, and a range of two.
+_NUMBER = "[0-9]{1,9}"
+_RANGE = f"{_NUMBER}(-{_NUMBER})?"
 LAYERS_FORM = "`layers` must be `all`, `last:N`, `first:N`, a range like `4-11` or a list like `0,3,5`"
 
 
@@ -40,10 +43,14 @@ def make_plan(
 
 
 def check_one_size(given: Mapping[str, Any]) -> None:
-    """Raises `InputError` unless exactly one of the fields in `given`, by name, is not None."""
-    if sum(value is not None for value in given.values()) != 1:
-        names, values = [f"`{name}`" for name in given], [str(value) for value in given.values()]
-        raise InputError(f"exactly one of {_listed(names)} must be given, got {_listed(values)}")
+    """Raises `InputError` unless exactly one of the sizes in `given`, by name, is not None."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not chosen:
+        others = "".join(f", or `{name}`" for name in given if name != "keep_ratio").removeprefix(", ")
+        raise InputError(f"give `keep_ratio=0.25` to keep a quarter of the neurons ({others})")
+    if len(chosen) > 1:
+        names = _listed([f"`{name}`" for name in chosen])
+        raise InputError(f"only one of {names} must be given, got {_listed([shown(one) for one in chosen.values()])}")
 
 
 def check_round_to(round_to: int) -> None:
@@ -63,18 +70,23 @@ def choose_sites(sites: Sequence[Site], layers: str) -> list[Site]:
     return chosen
 
 
+def check_layers_form(layers: str) -> None:
+    """Raises `InputError` unless `layers` is of a form that may stand for layers, whatever their number."""
+    if not re.fullmatch(rf"all|(first|last):{_NUMBER}|{_RANGE}(\s*,\s*{_RANGE})*", str(layers).strip()):
+        raise InputError(f"{LAYERS_FORM}, got {shown(layers)}")
+
+
 def parse_layers(layers: str, num_layers: int) -> tuple[int, ...]:
     """The layer numbers that `layers` stands for in a stack of `num_layers` layers, ascending."""
+    check_layers_form(layers)
     text = str(layers).strip()
     if text == "all":
         return tuple(range(num_layers))
-    if match := re.fullmatch(r"(first|last):(\d+)", text):
+    if match := re.fullmatch(r"(first|last):([0-9]+)", text):
         count = int(match[2])
         if not 1 <= count <= num_layers:
             raise InputError(f"`layers={match[1]}:N` must have N between 1 and {num_layers}, got {count}")
         return tuple(range(count)) if match[1] == "first" else tuple(range(num_layers - count, num_layers))
-    if not re.fullmatch(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*", text):
-        raise InputError(f"{LAYERS_FORM}, got {text!r}")
     return _parse_list(text, num_layers)
 
 

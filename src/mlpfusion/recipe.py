@@ -15,11 +15,12 @@ from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.card import model_card
 from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
 from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
+from mlpfusion.checks import seed_number
 from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
-from mlpfusion.errors import InputError, check_training_installed
+from mlpfusion.errors import InputError, check_training_installed, shown
 from mlpfusion.methods import CALIBRATED_METHODS, METHOD_TYPES, method_from_name, method_name
 from mlpfusion.outcomes import Progress
-from mlpfusion.plan import check_one_size, make_plan
+from mlpfusion.plan import check_layers_form, check_one_size, check_round_to, make_plan
 from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
@@ -77,7 +78,7 @@ def read_recipe(path: Path, into: Fields) -> Fields:
     """`into` with the fields in a YAML file. Raises `InputError` for an unknown key, a wrong type, or no YAML."""
     data = read_yaml(path, "recipe")
     if not isinstance(data, dict):
-        raise InputError(f"`recipe` must hold keys and values, got {data!r}")
+        raise InputError(f"`recipe` must hold keys and values, got {shown(data)}")
     return with_fields(into, data)
 
 
@@ -96,7 +97,7 @@ def with_fields(recipe: Fields, data: dict[str, Any]) -> Fields:
     values = {}
     for name, value in data.items():
         if name not in known:
-            raise InputError(f"a recipe must have keys among {', '.join(known)}, got {name!r}")
+            raise InputError(f"a recipe must have keys among {', '.join(known)}, got {shown(name)}")
         values[name] = _checked(name, value, known[name])
     return replace(recipe, **values)
 
@@ -133,8 +134,11 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
         return run_task_recipe(recipe, progress)
     method = _method(recipe)
     sizes = {name: getattr(recipe, name) for name in ("keep_ratio", "width", "budget")}
-    check_one_size(sizes)
     check_method(method, recipe.width, recipe.round_to, recipe.budget)
+    check_layers_form(recipe.layers)
+    seed_number("seed", recipe.seed)
+    check_round_to(recipe.round_to)
+    check_one_size(sizes)
     _check_no_task(recipe)
     texts = _calibration_source(recipe, method)
     selection = {"layers": recipe.layers, "round_to": recipe.round_to, **sizes}
@@ -212,7 +216,7 @@ def _check_no_task(recipe: Recipe) -> None:
 
 def _check_device(device: str) -> None:
     if device not in ("cpu", "cuda"):
-        raise InputError(f"`device` must be cpu or cuda, got {device!r}")
+        raise InputError(f"`device` must be cpu or cuda, got {shown(device)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("`device` must be cpu on this machine, got 'cuda', but torch sees no CUDA device")
 

@@ -1,4 +1,8 @@
-"""Plain data from YAML, with the numbers of YAML 1.2: `1e-4` is one. (PyYAML follows YAML 1.1, where it is a text.)"""
+"""Plain data from YAML, with the numbers of YAML 1.2: `1e-4` is one. (PyYAML follows YAML 1.1, where it is a text.)
+
+PyYAML only reads the text into events. The data is built here: texts, numbers, yes or no, nothing, lists and mappings
+of these, so that no file, however made, costs more than its length: no tags, no anchors and aliases, no depth.
+"""
 
 import re
 from collections.abc import Sequence
@@ -6,25 +10,40 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from yaml import SafeLoader, YAMLError, load
-
-from mlpfusion.errors import InputError, one_line
-
-
-class _Loader(SafeLoader):
-    """PyYAML's safe loader: plain data, no objects."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"), list("-+.0123456789")
+from yaml import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    DocumentStartEvent,
+    Event,
+    MappingStartEvent,
+    SafeLoader,
+    ScalarEvent,
+    YAMLError,
+    parse,
 )
+
+from mlpfusion.errors import InputError, one_line, shown
+
+MAX_BYTES, MAX_DEPTH, MAX_DIGITS = 2**16, 16, 100
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **{form: True for word in ("true", "yes", "on") for form in (word, word.title(), word.upper())},
+    **{form: False for word in ("false", "no", "off") for form in (word, word.title(), word.upper())},
+}
+_WHOLE = re.compile(r"[-+]?[0-9]+")
+_FRACTION = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def read_yaml(path: Path, field: str) -> Any:
     """The plain data in a YAML file. Raises `InputError`, which names `field`, if the file cannot be read."""
     try:
-        return _load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it is longer than {MAX_BYTES:,} bytes")
+        return _load(content.decode("utf-8-sig"))
+    except (OSError, YAMLError, ValueError) as error:
         raise InputError(f"`{field}` must be a readable YAML file, got {path}: {one_line(error)}") from error
 
 
@@ -32,11 +51,11 @@ def parse_option(text: str) -> tuple[str, Any]:
     """`NAME=VALUE` as its name and its value, which is YAML. Raises `InputError` if it is neither."""
     name, separator, value = text.partition("=")
     if not separator:
-        raise InputError(f"an option must be NAME=VALUE, got {text!r}")
+        raise InputError(f"an option must be NAME=VALUE, got {shown(text)}")
     try:
         return name, _load(value)
-    except YAMLError as error:
-        raise InputError(f"the value of option {name} must be YAML, got {value!r}: {one_line(error)}") from error
+    except (YAMLError, ValueError) as error:
+        raise InputError(f"the value of option {name} must be YAML, got {shown(value)}: {one_line(error)}") from error
 
 
 def check_type(field: str, value: Any, kinds: Sequence[type]) -> Any:
@@ -48,9 +67,66 @@ def check_type(field: str, value: Any, kinds: Sequence[type]) -> Any:
         return float(value)
     if type(value) not in kinds:
         names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
-        raise InputError(f"{field} must be of type {names}, got {value!r}")
+        raise InputError(f"{field} must be of type {names}, got {shown(value)}")
     return value
 
 
 def _load(text: str) -> Any:
-    return load(text, _Loader)  # noqa: S506, a safe loader
+    """The data of one document. Raises `YAMLError` or `ValueError` for anything else."""
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"it is longer than {MAX_BYTES:,} bytes")
+    root: list[Any] = []
+    open_ones: list[list[Any]] = [root]  # the items of a list; of a mapping keys and values in turn
+    starts: list[Event] = []
+    num_documents = 0
+    for event in parse(text, SafeLoader):
+        _check_event(event, len(open_ones))
+        num_documents += isinstance(event, DocumentStartEvent)
+        if isinstance(event, ScalarEvent):
+            open_ones[-1].append(_scalar(event))
+        elif isinstance(event, CollectionStartEvent):
+            starts.append(event)
+            open_ones.append([])
+        elif isinstance(event, CollectionEndEvent):
+            items = open_ones.pop()
+            whole = _mapping(items) if isinstance(starts.pop(), MappingStartEvent) else items
+            open_ones[-1].append(whole)
+    if num_documents > 1:
+        raise ValueError("it must hold one document")
+    return root[0] if root else None
+
+
+def _check_event(event: Event, depth: int) -> None:
+    where = "" if event.start_mark is None else f" (line {event.start_mark.line + 1})"
+    if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+        raise ValueError(f"it must have no anchors and aliases{where}")
+    if isinstance(event, ScalarEvent | CollectionStartEvent) and event.tag is not None:
+        raise ValueError(f"it must have no tags, got {event.tag}{where}")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it must be at most {MAX_DEPTH} levels deep{where}")
+
+
+def _scalar(event: ScalarEvent) -> Any:
+    text = event.value
+    if not event.implicit[0]:  # in quotes
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _WHOLE.fullmatch(text):
+        if len(text) > MAX_DIGITS:
+            raise ValueError(f"a number must have at most {MAX_DIGITS} digits, got {len(text)}")
+        return int(text)
+    if _FRACTION.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def _mapping(items: list[Any]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if isinstance(key, list | dict):
+            raise ValueError(f"a key must be a word, got {shown(key)}")
+        if key in found:
+            raise ValueError(f"a key must stand there once, {shown(key)} stands there twice")
+        found[key] = value
+    return found

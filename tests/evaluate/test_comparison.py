@@ -194,8 +194,8 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     for file in minilm.glob("*token*"):
         (other / file.name).write_bytes(file.read_bytes())
     for original, compressed, message in [
-        (other, out, "`original` must be the source of"),
-        (minilm, minilm, "`compressed` must be compressed by mlpfusion"),
+        (other, out, "ORIGINAL must be the source of"),
+        (minilm, minilm, "COMPRESSED must be compressed by mlpfusion"),
         (out, out, "`model` must not be compressed already"),
     ]:
         refused = call("measure", original, compressed, *options)
@@ -208,10 +208,10 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     [
         (["--methods", "magic"], "`method` must be one of"),
         (["--methods", "fusion:speed=3"], "options of fusion must be among"),
-        (["--seeds", "a"], "`seeds` must be a list of whole numbers like 0,1,2, got 'a'"),
-        (["--scalar", "accuracy"], "`scalar` must be one of logit"),
-        (["--layers", "last:99"], "`layers=last:N` must have N between 1 and 6, got 99"),
-        (["--data", "none.txt"], "`data` must be a readable text file"),
+        (["--seeds", "a"], "`--seeds` must be a list of whole numbers like 0,1,2, got 'a'"),
+        (["--scalar", "accuracy"], "`--scalar` must be one of logit"),
+        (["--layers", "last:99"], "`--layers last:N` must have N between 1 and 6, got 99"),
+        (["--data", "none.txt"], "`--data` must be a readable text file"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message, minilm):

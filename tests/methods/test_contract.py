@@ -204,5 +204,5 @@ def test_options_are_checked_by_name_type_and_value():
         method_from_name("fusion", {"restarts": 3})
     with pytest.raises(InputError, match="`num_init` of fusion must be of type int, got 'many'"):
         method_from_name("fusion", {"num_init": "many"})
-    with pytest.raises(InputError, match="`norm` must be 1 or 2, got 3"):
+    with pytest.raises(InputError, match="`norm` of neuron-pruning must be 1 or 2, got 3"):
         method_from_name("neuron-pruning", {"norm": 3})

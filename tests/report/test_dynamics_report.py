@@ -136,18 +136,18 @@ def test_block_by_block_changes_the_calibrated_methods_and_no_other(fields, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ("fusion", "svd"), "sequential": True}, "`sequential` must be left out .*, got fusion,svd"),
+        ({"methods": ("fusion", "svd"), "sequential": True}, "`--sequential` must be left out .*, got fusion,svd"),
         ({"methods": ("fusion", "nonsense")}, "`method` must be one of fusion, .*, got 'nonsense'"),
-        ({"methods": ("fusion", "fusion")}, "`methods` must not repeat, got fusion,fusion"),
-        ({"seeds": (1, 1)}, "`seeds` must not repeat, got 1,1"),
-        ({"seeds": (-1,)}, "`seed` must be at least 0, got -1"),
-        ({"steps": 0}, "`steps` must be at least 1, got 0"),
-        ({"eval_samples": 0}, "`eval_samples` must be at least 1, got 0"),
-        ({"calibration_samples": 0}, "`calibration_samples` must be at least 1, got 0"),
-        ({"keep_ratio": 0.0}, "`keep_ratio` must be .*, got 0.0"),
-        ({"layers": "7"}, "`layers`.* 7"),
-        ({"device": "gpu"}, "`device` must be auto, cpu or cuda, got 'gpu'"),
-        ({"label_column": "nothing"}, "`label_column` must be a column of .*, got 'nothing'"),
+        ({"methods": ("fusion", "fusion")}, "`--methods` must not repeat, got fusion,fusion"),
+        ({"seeds": (1, 1)}, "`--seeds` must not repeat, got 1,1"),
+        ({"seeds": (-1,)}, "`seed` must be between 0 and 4294967295, got -1"),
+        ({"steps": 0}, "`--steps` must be at least 1, got 0"),
+        ({"eval_samples": 0}, "`--eval-samples` must be at least 1, got 0"),
+        ({"calibration_samples": 0}, "`--calibration-samples` must be at least 1, got 0"),
+        ({"keep_ratio": 0.0}, "`--keep-ratio` must be .*, got 0.0"),
+        ({"layers": "7"}, "`--layers`.* 7"),
+        ({"device": "gpu"}, "`--device` must be auto, cpu or cuda, got 'gpu'"),
+        ({"label_column": "nothing"}, "`--label-column` must be a column of .*, got 'nothing'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(fields, changes, message, tmp_path):
@@ -165,7 +165,7 @@ def test_a_finished_report_is_not_overwritten_unless_asked_for(fields, tmp_path)
     assert call(chosen).exit_code == 0
     result = call(chosen)
     assert result.exit_code == 2
-    assert "`out` must be empty or new" in result.stderr
+    assert "`--out` must be empty or new" in result.stderr
     assert call(chosen | {"steps": 3}, "--overwrite").exit_code == 0
     assert json.loads((tmp_path / "out" / "dynamics.json").read_text())["measured_at"] == [1, 2, 3]
 

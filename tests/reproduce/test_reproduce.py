@@ -94,14 +94,14 @@ def test_what_is_wrong_is_told_before_the_first_run(recipe, tmp_path, changed, p
 def test_a_folder_of_something_else_is_refused(recipe, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
-    assert "`out` must be new, empty, or the folder of an experiment" in refused(
+    assert "`--out` must be new, empty, or the folder of an experiment" in refused(
         "reproduce", recipe(), "--out", tmp_path / "out"
     )
 
 
 def test_an_unknown_recipe_is_told_which_there_are():
     line = refused("reproduce", "table3", "--out", "x")
-    assert "`recipe` must be a YAML file or one of" in line
+    assert "RECIPE must be a YAML file or one of" in line
     assert "table2" in line
 
 

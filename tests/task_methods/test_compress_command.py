@@ -117,24 +117,24 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(check
     lth = ["--method", "lth", "--keep-ratio", 0.25]
     columns = ["--text-column", "sentence", "--label-column", "label"]
     for arguments, message in [
-        ([*lth], "`task` must be given for lth, or `train` with `text_column` and `label_column`"),
-        ([*lth, "--train", train], "`task` must be given for lth, or `train` with"),
-        ([*lth, "--task", "sst3"], "`task` must be one of cola, .*, got 'sst3'"),
-        (["--method", "fusion", "--keep-ratio", 0.25, *data], "`train` must be left out for fusion"),
-        (["--method", "fusion", "--keep-ratio", 0.25, "--task", "sst2"], "`task` must be left out for fusion"),
-        (["--method", "lht", "--keep-ratio", 0.25], "`method` must be one of fusion, .*, lth, .*, got 'lht'"),
-        (["--method", "lth", *data], "`keep_ratio` must be given for lth, got none"),
-        (["--method", "lth", "--width", 8, *data], "`width` must be left out for lth"),
-        (["--method", "flop", "--budget", "50%", *data], "`budget` must be left out for flop"),
-        ([*lth, *data, "--calibration", train], "`calibration` must be left out for lth, which learns on a task"),
+        ([*lth], "`--task` must be given for lth, or `--train` with `--text-column` and `--label-column`"),
+        ([*lth, "--train", train], "`--task` must be given for lth, or `--train` with"),
+        ([*lth, "--task", "sst3"], "`--task` must be one of cola, .*, got 'sst3'"),
+        (["--method", "fusion", "--keep-ratio", 0.25, *data], "`--train` must be left out for fusion"),
+        (["--method", "fusion", "--keep-ratio", 0.25, "--task", "sst2"], "`--task` must be left out for fusion"),
+        (["--method", "lht", "--keep-ratio", 0.25], "`--method` must be one of fusion, .*, lth, .*, got 'lht'"),
+        (["--method", "lth", *data], "`--keep-ratio` must be given for lth, got none"),
+        (["--method", "lth", "--width", 8, *data], "`--width` must be left out for lth"),
+        (["--method", "flop", "--budget", "50%", *data], "`--budget` must be left out for flop"),
+        ([*lth, *data, "--calibration", train], "`--calibration` must be left out for lth, which learns on a task"),
         ([*lth, *data, "--option", "rate=1"], "options of lth must be among .*, got 'rate'"),
-        ([*lth, *data, "--option", "rounds=0"], "`rounds` must be at least 1, got 0"),
-        ([*lth, *data, "--layers", "last:7"], "`layers=last:N` must have N between 1 and 3, got 7"),
-        ([*lth, *data, "--max-train-samples", 0], "`max_train_samples` must be at least 1, got 0"),
-        ([*lth, *data, "--max-length", 4], "`max_length` must be between 8 and 64, got 4"),
-        ([*lth, *data, "--text-column", "text"], "`text_column` must be a column of train, .*, got 'text'"),
+        ([*lth, *data, "--option", "rounds=0"], "`rounds` of lth must be at least 1, got 0"),
+        ([*lth, *data, "--layers", "last:7"], "`--layers last:N` must have N between 1 and 3, got 7"),
+        ([*lth, *data, "--max-train-samples", 0], "`--max-train-samples` must be at least 1, got 0"),
+        ([*lth, *data, "--max-length", 4], "`--max-length` must be between 8 and 64, got 4"),
+        ([*lth, *data, "--text-column", "text"], "`--text-column` must be a column of train, .*, got 'text'"),
         ([*lth, "--train", bad, *columns], "`label` must be text or a whole number for a class, got 1.5"),
-        ([*lth, "--train", empty, *columns], "`train` must hold at least one row, got none in train, "),
+        ([*lth, "--train", empty, *columns], "`--train` must hold at least one row, got none in train, "),
     ]:
         line = refused("compress", checkpoint, out, *arguments)
         assert re.search(message, line), line
@@ -146,7 +146,7 @@ def test_compare_and_measure_say_why_they_cannot(checkpoint, data, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("w1 w2 w3\nw4 w5\n")
     line = refused("compare", checkpoint, "--data", texts, "--methods", "fusion,lth")
-    assert "`methods` must need no labels here, got lth, which learns on a task: `mlpfusion compress --task`" in line
+    assert "`--methods` must need no labels here, got lth, which learns on a task: `mlpfusion compress --task`" in line
     out = tmp_path / "out"
     flags = ["--method", "moefication", "--option", "epochs=1", "--keep-ratio", 0.25]
     assert call("compress", checkpoint, out, *flags, *data).exit_code == 0

@@ -198,7 +198,7 @@ def test_another_head_and_no_head_are_refused(task):
     ("field", "value", "message"),
     [
         ("learning_rate", 0.0, "`learning_rate` must be above 0 and below 1, got 0.0"),
-        ("learning_rate", float("nan"), "`learning_rate` must be above 0 and below 1, got nan"),
+        ("learning_rate", float("nan"), "`learning_rate` must be a finite number, got nan"),
         ("epochs", 0, "`epochs` must be at least 1, got 0"),
         ("batch_size", 0, "`batch_size` must be at least 1, got 0"),
         ("warmup_ratio", 1.0, "`warmup_ratio` must be at least 0 and below 1, got 1.0"),

@@ -99,40 +99,40 @@ def test_models_without_the_head_are_refused(data, tmp_path):
     config = AutoConfig.for_model("granite", num_attention_heads=4, num_key_value_heads=4, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "granite")
     tiny_tokenizer().save_pretrained(tmp_path / "granite")
-    message = "`model` must be of a type that transformers has a head for sequence classification for, got granite"
+    message = "MODEL must be of a type that transformers has a head for sequence classification for, got granite"
     assert message in refused("tune", tmp_path / "granite", tmp_path / "out", *data)
     model = AutoModelForSequenceClassification.from_config(
         AutoConfig.for_model("bert", **PICO["bert"][1], num_labels=3)
     )
     model.save_pretrained(tmp_path / "three")
     tiny_tokenizer().save_pretrained(tmp_path / "three")
-    message = "`model` must have a head of 2 outputs for custom, or none, got 3"
+    message = "MODEL must have a head of 2 outputs for custom, or none, got 3"
     assert message in refused("tune", tmp_path / "three", tmp_path / "out", *data)
     pico_model("bert").save_pretrained(tmp_path / "mute")
-    assert "`model` must come with a tokenizer" in refused("tune", tmp_path / "mute", tmp_path / "out", *data)
+    assert "MODEL must come with a tokenizer" in refused("tune", tmp_path / "mute", tmp_path / "out", *data)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--text-column", "text"], "`text_column` must be a column of train, .* one of sentence, label, got 'text'"),
+        (["--text-column", "text"], "`--text-column` must be a column of train, .* one of sentence, label, got 'text'"),
         (["--text-column", "sentence,label"], "`label` must be text in train"),
-        (["--text-column", "a,b,c"], "`text_column` must name one column or two, got a, b, c"),
-        (["--max-length", 100], "`max_length` must be between 8 and 64, got 100"),
-        (["--metric-for-best-model", "bleu"], "`metric_for_best_model` must be one of accuracy, f1, got 'bleu'"),
-        (["--holdout", 0.001], "`holdout` must leave at least 2 examples to choose on"),
+        (["--text-column", "a,b,c"], "`--text-column` must name one column or two, got a, b, c"),
+        (["--max-length", 100], "`--max-length` must be between 8 and 64, got 100"),
+        (["--metric-for-best-model", "bleu"], "`--metric-for-best-model` must be one of accuracy, f1, got 'bleu'"),
+        (["--holdout", 0.001], "`--holdout` must leave at least 2 examples to choose on"),
         (
             ["--select-on", "last", "--learning-rate", "1e-3,2e-3"],
-            "`select_on` must be holdout or validation to choose",
+            "`--select-on` must be holdout or validation to choose",
         ),
-        (["--seeds", "1,1"], "`seeds` and `learning_rate` must not repeat"),
-        (["--device", "cuda"], "`device` must be cpu or auto on this machine, got 'cuda'"),
-        (["--precision", "fp16"], "`precision` must be fp32 or bf16 on the CPU, got 'fp16'"),
+        (["--seeds", "1,1"], "`--seeds` and `--learning-rate` must not repeat"),
+        (["--device", "cuda"], "`--device` must be cpu or auto on this machine, got 'cuda'"),
+        (["--precision", "fp16"], "`--precision` must be fp32 or bf16 on the CPU, got 'fp16'"),
         (["--lora", "r=2,targets=no-such-map"], "`lora targets` must name linear maps of the model"),
-        (["--recipe", "no-such-file"], "`recipe` must be a readable YAML file, got no-such-file"),
-        (["--resume", "--overwrite"], "`resume` and `overwrite` must not be given together"),
-        (["--task", "sst3"], "`task` must be one of cola, mnli"),
+        (["--recipe", "no-such-file"], "`--recipe` must be a readable YAML file, got no-such-file"),
+        (["--resume", "--overwrite"], "`--resume` and `--overwrite` must not be given together"),
+        (["--task", "sst3"], "`--task` must be one of cola, mnli"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line_and_leave_nothing(flags, message, fused, data, tmp_path):
@@ -175,10 +175,10 @@ def test_a_grid_goes_on_without_the_rates_that_diverge(fused, data, tmp_path, mo
 
 def test_a_run_that_diverges_keeps_its_work(fused, data, tmp_path):
     line = refused("tune", fused, tmp_path / "out", *data, "--learning-rate", "0.999", "--weight-decay", "1e38")
-    assert "`learning_rate` must be small enough for a finite loss, got 0.999" in line
+    assert "`--learning-rate` must be small enough for a finite loss, got 0.999" in line
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.unfinished" / "settings.json").is_file()
-    assert "`out` has an unfinished run in" in refused("tune", fused, tmp_path / "out", *data)
+    assert "OUT has an unfinished run in" in refused("tune", fused, tmp_path / "out", *data)
     result = call("tune", fused, tmp_path / "out", *data, "--overwrite")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out.unfinished").exists()
@@ -188,7 +188,7 @@ def test_tuning_again_from_the_result_works(fused, data, tmp_path):
     assert call("tune", fused, tmp_path / "one", *data).exit_code == 0
     result = call("tune", tmp_path / "one", tmp_path / "two", *data, "--epochs", 1)
     assert result.exit_code == 0, result.output
-    assert "`out` must be empty or new" in refused("tune", fused, tmp_path / "two", *data)
+    assert "OUT must be empty or new" in refused("tune", fused, tmp_path / "two", *data)
 
 
 def test_layerwise_tuning_comes_first_and_lowers_its_loss(checkpoint, fused, data, tmp_path):
@@ -238,7 +238,7 @@ def test_logs_need_tensorboard(fused, data, tmp_path):
         assert list((tmp_path / "logs" / "learning-rate-0.002-seed-0").glob("events*"))
     else:
         line = refused("tune", fused, tmp_path / "out", *data, "--log-dir", tmp_path / "logs")
-        assert "`log_dir` needs TensorBoard: pip install tensorboard" in line
+        assert "`--log-dir` needs TensorBoard: pip install tensorboard" in line
         assert not (tmp_path / "out.unfinished").exists()
 
 
@@ -260,16 +260,19 @@ def test_logits_are_distilled_from_a_tuned_model(checkpoint, fused, data, files,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "exactly one of `data` and `task` must be given, got None and None"),
-        (["--task", "sst2", "--data", "x"], "exactly one of `data` and `task` must be given"),
-        (["--data", "none.txt"], "`data` must be a readable text file"),
-        (["--data", "DATA", "--column", "text"], "`column` must be a text field of"),
+        ([], "exactly one of `--data` and `--task` must be given, got None and None"),
+        (["--task", "sst2", "--data", "x"], "exactly one of `--data` and `--task` must be given"),
+        (["--data", "none.txt"], "`--data` must be a readable text file"),
+        (["--data", "DATA", "--column", "text"], "`--column` must be a text field of"),
         (
             ["--data", "DATA", "--column", "sentence", "--objective", "x"],
-            "`objective` must be one of layerwise, hidden",
+            "`--objective` must be one of layerwise, hidden",
         ),
-        (["--data", "DATA", "--column", "sentence", "--objective", "logits"], "`original` must have a head for"),
-        (["--data", "DATA", "--column", "sentence", "--holdout", 0], "`holdout` must be above 0 and below 1, got 0.0"),
+        (["--data", "DATA", "--column", "sentence", "--objective", "logits"], "ORIGINAL must have a head for"),
+        (
+            ["--data", "DATA", "--column", "sentence", "--holdout", 0],
+            "`--holdout` must be above 0 and below 1, got 0.0",
+        ),
     ],
 )
 def test_bad_distillations_are_refused(flags, message, checkpoint, fused, files, tmp_path):
@@ -281,12 +284,12 @@ def test_bad_distillations_are_refused(flags, message, checkpoint, fused, files,
 
 def test_the_layerwise_stage_needs_a_teacher_that_fits(checkpoint, fused, data, tmp_path):
     out = tmp_path / "out"
-    assert "`teacher` must be given for `layerwise`" in refused("tune", fused, out, *data, "--layerwise", 1)
-    assert "`layerwise` must be given with" in refused("tune", fused, out, *data, "--teacher", checkpoint)
+    assert "`--teacher` must be given for `--layerwise`" in refused("tune", fused, out, *data, "--layerwise", 1)
+    assert "`--layerwise` must be given with" in refused("tune", fused, out, *data, "--teacher", checkpoint)
     flags = ["--layerwise", 1, "--teacher", checkpoint]
-    assert "`compressed` must be compressed by mlpfusion" in refused("tune", checkpoint, out, *data, *flags)
+    assert "COMPRESSED must be compressed by mlpfusion" in refused("tune", checkpoint, out, *data, *flags)
     pico_model("bert", seed=1).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     flags = ["--layerwise", 1, "--teacher", tmp_path / "other"]
-    assert "`original` must be the source of the student" in refused("tune", fused, out, *data, *flags)
+    assert "ORIGINAL must be the source of the student" in refused("tune", fused, out, *data, *flags)
     assert not list(tmp_path.glob("out*"))

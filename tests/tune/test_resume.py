@@ -99,7 +99,7 @@ def test_resuming_with_other_settings_is_refused(server, fused, data, tmp_path):
     work.mkdir()
     run_and_die(server, ["tune", fused, work / "out", *data], work, 60)
     line = refused("tune", fused, work / "out", *data, "--resume", "--weight-decay", 0.5)
-    assert "`weight_decay` must be 0.1 to resume the run in" in line
+    assert "`--weight-decay` must be 0.1 to resume the run in" in line
     with Path(str(data[1])).open("a") as file:
         file.write('{"sentence": "w1", "label": 0}\n')
-    assert "`train` must be" in refused("tune", fused, work / "out", *data, "--resume")
+    assert "`--train` must be" in refused("tune", fused, work / "out", *data, "--resume")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import Site, read_mlp
 from mlpfusion.budget.allocation import possible_widths
 from mlpfusion.calibration import dummy_inputs
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.record import model_size
 from mlpfusion.traces import check_runs, eval_mode, watch_sites
 
@@ -49,11 +49,11 @@ def parse_budget(text: Any) -> Budget:
 
     Raises `InputError` for another form, and a percentage that is not above 0 and at most 100.
     """
-    match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*%\s*({'|'.join(UNITS)})?", str(text).strip())
+    match = re.fullmatch(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,30}})?)\s*%\s*({'|'.join(UNITS)})?", str(text).strip())
     share = Fraction(match[1]) / 100 if match else Fraction(0)
     if not match or not 0 < share <= 1:
         form = "above 0% and at most 100%, like `60%` of the parameters or `60%flops`"
-        raise InputError(f"`budget` must be {form}, got {text!r}")
+        raise InputError(f"`budget` must be {form}, got {shown(text)}")
     return Budget(share, match[2] or UNITS[0])
 
 

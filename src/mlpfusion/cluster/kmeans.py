@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlpfusion.checks import check_fields
 from mlpfusion.cluster.block import KMeansResult, OrderedBlock, order_block, summarize
 from mlpfusion.cluster.gram import GramSpace, InnerProducts, PointSpace
 from mlpfusion.cluster.lloyd import lloyd
@@ -102,6 +103,7 @@ def kmeans_batched(
     """
     points, init = points.detach(), None if init is None else init.detach()
     settings = _Settings(num_clusters, num_init, num_candidates, max_iter, refine, tol, max_gram_bytes)
+    check_fields(settings)
     _check_settings(settings, points.shape[1])
     _check_tensors(points, init, settings, len(generators))
     blocks = [order_block(block) for block in points]

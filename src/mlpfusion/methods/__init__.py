@@ -4,13 +4,14 @@ A method is one file with a frozen config and a function `compress`, and one row
 layers, files or devices.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods import (
@@ -96,16 +97,16 @@ def method_from_name(name: str, options: dict[str, Any] | None = None, types: Ma
     Raises `InputError` for an unknown name, an unknown option or a bad value.
     """
     if name not in types:
-        raise InputError(f"`method` must be one of {', '.join(types)}, got {name!r}")
+        raise InputError(f"`method` must be one of {', '.join(types)}, got {shown(name)}")
     defaults, values = asdict(types[name]()), dict(options or {})
     for option, value in values.items():
         if option not in defaults:
-            raise InputError(f"options of {name} must be among {sorted(defaults) or 'none'}, got {option!r}")
+            raise InputError(f"options of {name} must be among {sorted(defaults) or 'none'}, got {shown(option)}")
         values[option] = check_type(f"`{option}` of {name}", value, [type(defaults[option])])
     try:
         return types[name](**values)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(re.sub(r"^`(\w+)`", rf"`\1` of {name}", str(error))) from error
 
 
 def parse_method(text: str, types: Mapping[str, type] = METHOD_TYPES) -> Any:
@@ -160,7 +161,7 @@ def narrow(
     the calibration, and a calibration where the method takes none, or none where it needs one.
     """
     if type(method) not in NARROW_METHODS:
-        raise InputError(f"`method` must be a config of {_names(NARROW_METHODS)}, got {method!r}")
+        raise InputError(f"`method` must be a config of {_names(NARROW_METHODS)}, got {shown(method)}")
     if (type(method) in CALIBRATED_METHODS) != (calibration is not None):
         wanted = "must be given" if calibration is None else "must be left out"
         raise InputError(f"`calibration` {wanted} for {method_name(type(method))}")
@@ -212,7 +213,7 @@ def budget_rank(hidden_size: int, num_neurons: int, keep_ratio: float) -> int:
 
 def _check_method(method: Any, table: dict[type, Any]) -> None:
     if type(method) not in table:
-        raise InputError(f"`method` must be a config of {_names(table)}, got {method!r}")
+        raise InputError(f"`method` must be a config of {_names(table)}, got {shown(method)}")
 
 
 def _names(methods: Iterable[type]) -> str:

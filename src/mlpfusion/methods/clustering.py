@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from mlpfusion.checks import check_fields
 from mlpfusion.methods import fusion
 from mlpfusion.methods.outcome import Narrowed
 from mlpfusion.mlp import MLP, neurons, replace_neurons
@@ -11,11 +12,18 @@ from mlpfusion.mlp import MLP, neurons, replace_neurons
 
 @dataclass(frozen=True)
 class Clustering:
-    """Centroids times the square root of the cluster sizes, P nowhere else: exact for ReLU, not for GELU or SiLU."""
+    """Centroids times the square root of the cluster sizes, P nowhere else: exact for ReLU, not for GELU or SiLU.
+
+    `num_init`, `max_iter` and `refine` are those of the k-means of Fusion.
+    """
 
     num_init: int = fusion.Fusion.num_init
     max_iter: int = fusion.Fusion.max_iter
     refine: bool = fusion.Fusion.refine
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        fusion.check_restarts(self.num_init, self.max_iter)
 
 
 def compress(mlp: MLP, num_neurons: int, config: Clustering, generator: torch.Generator) -> Narrowed:

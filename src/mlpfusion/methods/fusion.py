@@ -4,21 +4,36 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from mlpfusion.checks import check_fields, check_range
 from mlpfusion.cluster import KMeansResult, kmeans
 from mlpfusion.methods.outcome import Narrowed
 from mlpfusion.mlp import MLP, neurons, replace_neurons
+
+# All restarts are drawn before the first.
+MAX_RESTARTS = 1000
 
 
 @dataclass(frozen=True)
 class Fusion:
     """MLP Fusion with a stand-alone P: the method of the paper, for fine-tuning.
 
+    Of `num_init` restarts of k-means the best is taken. Lloyd's iterations end after `max_iter` at the latest.
     `refine` adds single-point moves to Lloyd's k-means; without it the clustering is that of the paper.
     """
 
     num_init: int = 1
     max_iter: int = 300
     refine: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_restarts(self.num_init, self.max_iter)
+
+
+def check_restarts(num_init: int, max_iter: int) -> None:
+    """Raises `InputError` for numbers of restarts and iterations that k-means does not take."""
+    check_range("num_init", num_init, 1, MAX_RESTARTS)
+    check_range("max_iter", max_iter, 1)
 
 
 def compress(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> Narrowed:

@@ -24,7 +24,7 @@ from mlpfusion.mlp import MLP
 class MaintainNTKGradient(TrainedMethod):
     """Fusion, then Adam on the difference of every sample's gradient from the sum over each cluster's members; P stays.
 
-    `num_epochs` over the samples in steps of about `batch_tokens` tokens.
+    `num_epochs` over the samples in steps of about `batch_tokens` tokens; `learning_rate` is that of Adam.
     """
 
     learning_rate: float = 3e-4

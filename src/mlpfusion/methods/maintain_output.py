@@ -17,7 +17,7 @@ from mlpfusion.mlp import MLP, forward
 class MaintainOutput(TrainedMethod):
     """Fusion, then Adam on the mean squared difference of the outputs on calibration data; P stays.
 
-    `num_epochs` over the samples in steps of about `batch_tokens` tokens.
+    `num_epochs` over the samples in steps of about `batch_tokens` tokens; `learning_rate` is that of Adam.
     """
 
     learning_rate: float = 1e-3

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlpfusion.checks import check_fields, check_range
+from mlpfusion.errors import shown
 from mlpfusion.methods.outcome import Narrowed
 from mlpfusion.mlp import MLP, canonical_order, neurons, replace_neurons
 
@@ -19,19 +21,19 @@ _NUM_KERNELS = 5
 class MMD:
     """Points moved by AdamW until their distribution is that of the neurons (maximum mean discrepancy).
 
-    A sum over neurons becomes num_neurons / k times a sum over points. `variant` says where that factor stands: on
-    `down` alone ("down"), on `down` and its bias ("eq10", the paper as printed), or its root on the activated map,
-    on `down` and on its bias ("code", the paper's code).
+    `num_steps` is that of AdamW. A sum over neurons becomes num_neurons / k times a sum over points. `variant` says
+    where that factor stands: on `down` alone ("down"), on `down` and its bias ("eq10", the paper as printed), or its
+    root on the activated map, on `down` and on its bias ("code", the paper's code).
     """
 
     num_steps: int = 100
     variant: str = "down"
 
-    def __post_init__(self):
-        if self.num_steps < 1:
-            raise ValueError(f"`num_steps` must be at least 1, got {self.num_steps}")
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_range("num_steps", self.num_steps, 1)
         if self.variant not in VARIANTS:
-            raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+            raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}, got {shown(self.variant)}")
 
 
 def compress(mlp: MLP, num_neurons: int, config: MMD, generator: torch.Generator) -> Narrowed:

@@ -4,17 +4,22 @@ from dataclasses import dataclass
 
 import torch
 
+from mlpfusion.checks import check_fields
 from mlpfusion.methods.outcome import Narrowed
 from mlpfusion.mlp import MLP, select_neurons
 
 
 @dataclass(frozen=True)
 class NeuronPruning:
-    """Keeps the neurons with the largest |up_i| |down_i| (and |gate_i|), the same indices in all matrices."""
+    """Keeps the neurons with the largest |up_i| |down_i| (and |gate_i|), the same indices in all matrices.
+
+    `norm` is 1 or 2: the sum of the absolute weights, or the Euclidean length.
+    """
 
     norm: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_fields(self)
         if self.norm not in (1, 2):
             raise ValueError(f"`norm` must be 1 or 2, got {self.norm}")
 

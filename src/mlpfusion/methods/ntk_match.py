@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlpfusion.checks import check_above_zero, check_fields, check_range
+from mlpfusion.errors import shown
 from mlpfusion.kernel import BlockTrace, adam_kernel
 from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.kernel.scalar import check_pooling
@@ -47,23 +49,23 @@ class NTKMatch:
     data_free: bool = False
     pooling: str = "mean"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_fields(self)
         if self.choice not in CHOICES:
-            raise ValueError(f"`choice` must be one of {', '.join(CHOICES)}, got {self.choice!r}")
-        if not self.ridge > 0:
-            raise ValueError(f"`ridge` must be above 0, got {self.ridge}")
+            raise ValueError(f"`choice` must be one of {', '.join(CHOICES)}, got {shown(self.choice)}")
+        check_above_zero("ridge", self.ridge)
+        check_range("refine_epochs", self.refine_epochs, 0)
+        check_above_zero("refine_rate", self.refine_rate)
         if self.match not in ("neuron", "layer", "none"):
-            raise ValueError(f"`match` must be one of neuron, layer, none, got {self.match!r}")
-        if self.match_samples < 1:
-            raise ValueError(f"`match_samples` must be at least 1, got {self.match_samples}")
+            raise ValueError(f"`match` must be one of neuron, layer, none, got {shown(self.match)}")
+        check_above_zero("match_ridge", self.match_ridge)
+        check_range("match_samples", self.match_samples, 1)
         check_pooling(self.pooling)
         if self.data_free and self.pooling != "mean":
             raise ValueError(f"`pooling` must be mean with `data_free`, which knows no position, got {self.pooling!r}")
-        self.refinement()
-        Matching(ridge=self.match_ridge)
 
     def refinement(self) -> Refinement:
-        """The options of the refinement. Raises `ValueError` for a bad one."""
+        """The options of the refinement."""
         return Refinement(self.refine_epochs, self.refine_rate)
 
 

@@ -7,12 +7,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mlpfusion.checks import check_above_zero, check_fields, check_range
 from mlpfusion.methods.masking import apply_mask, best_masks
 from mlpfusion.methods.outcome import Masked
 from mlpfusion.mlp import MLP, canonical_order, forward, in_compute_dtype, select_neurons
 
 Matrices = dict[str, Float[Tensor, "out in"]]
 Mask = dict[str, Bool[Tensor, "out in"]]
+# A draw is held in memory as a whole.
+MAX_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class NTKSAP:
 
     Inputs are `num_tokens` Gaussian tokens of `mean` and `std` a draw: what a LayerNorm without scale and shift gives
     out is nearly that. Each of `num_rounds` rounds prunes a little further, by scores of `num_draws` draws.
+    `epsilon` is the length of the step of the weights by which the trace is told.
     """
 
     num_rounds: int = 20
@@ -30,13 +34,13 @@ class NTKSAP:
     mean: float = 0.0
     std: float = 1.0
 
-    def __post_init__(self):
-        for name in ("num_rounds", "num_draws", "num_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("epsilon", "std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_range("num_rounds", self.num_rounds, 1)
+        check_range("num_draws", self.num_draws, 1)
+        check_range("num_tokens", self.num_tokens, 1, MAX_TOKENS)
+        check_above_zero("epsilon", self.epsilon)
+        check_above_zero("std", self.std)
 
 
 def compress(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlpfusion.checks import check_fields, check_range
 from mlpfusion.errors import InputError
 from mlpfusion.methods.neuron_pruning import joint_score
 from mlpfusion.methods.outcome import Narrowed
@@ -21,9 +22,9 @@ class Sketch:
 
     top: int = 0
 
-    def __post_init__(self):
-        if self.top < 0:
-            raise ValueError(f"`top` must be at least 0, got {self.top}")
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_range("top", self.top, 0)
 
 
 def compress(mlp: MLP, num_neurons: int, config: Sketch, generator: torch.Generator) -> Narrowed:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlpfusion.checks import check_above_zero, check_fields, check_range
 from mlpfusion.cluster import KMeansResult
 from mlpfusion.methods import fusion
 from mlpfusion.methods.calibration import Calibration
@@ -24,12 +25,10 @@ class Training:
     num_epochs: int
     batch_tokens: int
 
-    def __post_init__(self):
-        if not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
-        for name in ("num_epochs", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+    def __post_init__(self) -> None:
+        check_above_zero("learning_rate", self.learning_rate)
+        check_range("num_epochs", self.num_epochs, 1)
+        check_range("batch_tokens", self.batch_tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class TrainedMethod:
     batch_tokens: int
     data_free: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_fields(self)
         self.training()
 
     def training(self) -> Training:

@@ -1,6 +1,7 @@
 """The work behind `mlpfusion compare` and `mlpfusion measure`: options in, records out."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from mlpfusion.checkpoint.read import read_config, resolve
-from mlpfusion.errors import InputError
+from mlpfusion.checks import seed_number
+from mlpfusion.errors import InputError, shown
 from mlpfusion.evaluate.approximation import BlockError, Probe
 from mlpfusion.evaluate.authors import last_texts
 from mlpfusion.evaluate.comparison import compare_methods, load_checkpoint, measure_checkpoint
@@ -97,9 +99,9 @@ def _calibration_source(
 def parse_seeds(text: str) -> list[int]:
     """Whole numbers from a list like `0,1,2`. Raises `InputError` for anything else."""
     items = [item.strip() for item in text.split(",")]
-    if not all(item.isdigit() for item in items):
-        raise InputError(f"`seeds` must be a list of whole numbers like 0,1,2, got {text!r}")
-    return [int(item) for item in items]
+    if not all(re.fullmatch("[0-9]{1,12}", item) for item in items):
+        raise InputError(f"`seeds` must be a list of whole numbers like 0,1,2, got {shown(text)}")
+    return [seed_number("seeds", int(item)) for item in items]
 
 
 def _authors_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig) -> Batch:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mlpfusion.architectures.sites import base_model, linear_maps, read_mlp
+from mlpfusion.checks import check_above_zero
 from mlpfusion.install import low_rank
 from mlpfusion.methods import LowRank, Outcome, budget_rank
 from mlpfusion.methods.svd import truncated_svd
@@ -33,11 +34,10 @@ class FLOP(TaskTraining):
     gate_learning_rate: float = 0.3
     multiplier_learning_rate: float = 1e-4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("gate_learning_rate", "multiplier_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        check_above_zero("gate_learning_rate", self.gate_learning_rate)
+        check_above_zero("multiplier_learning_rate", self.multiplier_learning_rate)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mlpfusion.architectures.sites import base_model, read_mlp, site_parameters
+from mlpfusion.checks import check_range
 from mlpfusion.methods import Outcome
 from mlpfusion.methods.masking import apply_mask, best_masks
 from mlpfusion.mlp import MLP, copied
@@ -44,13 +45,12 @@ class GemMiner(TaskTraining):
     regularization: float = 1e-8
     spread: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("rounds")
+        check_range("rounds", self.rounds, 1)
         if not 0 < self.head_learning_rate < 1:
             raise ValueError(f"`head_learning_rate` must be above 0 and below 1, got {self.head_learning_rate}")
-        if not self.regularization >= 0:
-            raise ValueError(f"`regularization` must be at least 0, got {self.regularization}")
+        check_range("regularization", self.regularization, 0)
         if not 0 < self.spread <= 0.5:
             raise ValueError(f"`spread` must be above 0 and at most 0.5, got {self.spread}")
 

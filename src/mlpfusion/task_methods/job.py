@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.architectures.sites import Site, base_model, linear_maps
+from mlpfusion.checks import check_fields, check_range
 from mlpfusion.errors import DivergenceError
 from mlpfusion.finite import num_not_finite
 from mlpfusion.outcomes import Progress
@@ -55,16 +56,12 @@ class TaskTraining:
     learning_rate: float
     batch_size: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"`learning_rate` must be above 0 and below 1, got {self.learning_rate}")
-        self.check_at_least_one("epochs", "batch_size")
-
-    def check_at_least_one(self, *names: str) -> None:
-        """Raises `ValueError` for a count below 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_range("epochs", self.epochs, 1)
+        check_range("batch_size", self.batch_size, 1)
 
     def num_steps(self, job: TaskJob) -> int:
         """Steps of all epochs, at least one."""

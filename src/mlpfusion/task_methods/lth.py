@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mlpfusion.architectures.sites import base_model, read_mlp
+from mlpfusion.checks import check_range
 from mlpfusion.install import masked
 from mlpfusion.methods import Outcome
 from mlpfusion.methods.masking import apply_mask, best_masks
@@ -26,9 +27,9 @@ class LTH(TaskTraining):
     batch_size: int = 32
     rounds: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("rounds")
+        check_range("rounds", self.rounds, 1)
 
 
 def compress(job: TaskJob, config: LTH) -> list[Outcome]:

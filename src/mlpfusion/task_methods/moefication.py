@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mlpfusion.architectures.sites import Site, read_mlp
+from mlpfusion.checks import check_range
 from mlpfusion.errors import InputError
 from mlpfusion.methods import Outcome, Routed
 from mlpfusion.mlp import MLP, select_neurons
@@ -38,9 +39,9 @@ class MoEfication(TaskTraining):
     num_experts: int = 0
     num_tokens: int = 16384
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("num_tokens")
+        check_range("num_tokens", self.num_tokens, 1)
         if self.num_experts < 0:
             raise ValueError(f"`num_experts` must be at least 1, or 0 for 1 / keep_ratio, got {self.num_experts}")
 

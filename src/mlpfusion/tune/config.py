@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mlpfusion.errors import InputError
+from mlpfusion.checks import check_fields, seed_number
+from mlpfusion.errors import InputError, shown
 
 SELECT_ON = ("holdout", "validation", "last")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -23,7 +24,8 @@ class Lora:
     targets: str | None = None
 
     def __post_init__(self) -> None:
-        _check(type(self.r) is int and self.r >= 1, "lora r", "a whole number of at least 1", self.r)
+        check_fields(self)
+        _check(self.r >= 1, "lora r", "a whole number of at least 1", self.r)
         _check(self.alpha > 0, "lora alpha", "above 0", self.alpha)
         _check(0 <= self.dropout < 1, "lora dropout", "at least 0 and below 1", self.dropout)
 
@@ -61,6 +63,7 @@ class Finetune:
     save_steps: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
         for name in ("epochs", "batch_size"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -70,7 +73,8 @@ class Finetune:
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
         _check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
-        _check(self.seed >= 0, "seed", "at least 0", self.seed)
+        seed_number("seed", self.seed)
+        seed_number("split_seed", self.split_seed)
         _check(0 < self.holdout < 1, "holdout", "above 0 and below 1", self.holdout)
         _check(self.select_on in SELECT_ON, "select_on", f"one of {', '.join(SELECT_ON)}", self.select_on)
         _check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
@@ -87,7 +91,9 @@ def parse_lora(text: str) -> Lora:
     for pair in text.split(","):
         name, separator, value = (part.strip() for part in pair.partition("="))
         if not separator or name not in known:
-            raise InputError(f"`lora` must be NAME=VALUE among {', '.join(known)}, divided by commas, got {pair!r}")
+            raise InputError(
+                f"`lora` must be NAME=VALUE among {', '.join(known)}, divided by commas, got {shown(pair)}"
+            )
         values[name] = _lora_value(name, value)
     return Lora(**values)
 
@@ -98,9 +104,9 @@ def _lora_value(name: str, value: str) -> Any:
     try:
         return int(value) if name == "r" else float(value)
     except ValueError as error:
-        raise InputError(f"`lora {name}` must be a number, got {value!r}") from error
+        raise InputError(f"`lora {name}` must be a number, got {shown(value)}") from error
 
 
 def _check(condition: bool, name: str, allowed: str, value: Any) -> None:
     if not condition:
-        raise InputError(f"`{name}` must be {allowed}, got {value!r}")
+        raise InputError(f"`{name}` must be {allowed}, got {shown(value)}")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.architectures.sites import base_model
+from mlpfusion.checks import MAX_SEED, check_fields
 from mlpfusion.compression import check_source
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.record import peak_bytes
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.config import PRECISIONS
@@ -50,13 +51,14 @@ class Distill:
     save_steps: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = {
             "objective": (self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
             "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
             "epochs": (self.epochs >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "above 0"),
-            "seed": (self.seed >= 0, "at least 0"),
+            "seed": (0 <= self.seed <= MAX_SEED, f"between 0 and {MAX_SEED}"),
             "holdout": (0 < self.holdout < 1, "above 0 and below 1"),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "device": (self.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
@@ -64,7 +66,7 @@ class Distill:
         }
         for name, (holds, allowed) in checks.items():
             if not holds:
-                raise InputError(f"`{name}` must be {allowed}, got {getattr(self, name)!r}")
+                raise InputError(f"`{name}` must be {allowed}, got {shown(getattr(self, name))}")
 
 
 def distill(

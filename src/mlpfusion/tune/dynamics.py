@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.errors import DivergenceError, InputError
+from mlpfusion.checks import MAX_SEED, check_fields
+from mlpfusion.errors import DivergenceError, InputError, shown
 from mlpfusion.outcomes import Progress, site_generator
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.config import Finetune
@@ -39,16 +40,17 @@ class Dynamics:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         checks = {
             "steps": (self.steps >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "every": (self.every >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "at least 0"),
+            "seed": (0 <= self.seed <= MAX_SEED, f"between 0 and {MAX_SEED}"),
         }
         for name, (holds, allowed) in checks.items():
             if not holds:
-                raise InputError(f"`{name}` must be {allowed}, got {getattr(self, name)!r}")
+                raise InputError(f"`{name}` must be {allowed}, got {shown(getattr(self, name))}")
 
     def measured_at(self) -> tuple[int, ...]:
         """The steps after which the logits are kept, ascending; the beginning (0) is not among them."""
