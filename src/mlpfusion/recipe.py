@@ -1,5 +1,6 @@
 """A run from checkpoint to checkpoint: its fields, read from YAML, checked before any work, and carried out."""
 
+import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -13,8 +14,10 @@ from mlpfusion.architectures.table import Architecture, find_architecture, read_
 from mlpfusion.budget import check_budget
 from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.card import model_card
-from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
-from mlpfusion.checkpoint.write import check_output, save_model, staged_folder
+from mlpfusion.checkpoint.files import carried_files, left_files
+from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, origin, read_config, resolve
+from mlpfusion.checkpoint.save import save_compressed
+from mlpfusion.checkpoint.write import check_output, staged_folder
 from mlpfusion.checks import seed_number
 from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
 from mlpfusion.errors import InputError, check_training_installed, shown
@@ -148,8 +151,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     chosen = {name: getattr(recipe, name) for name in ("seed", "sequential", "device")}
     given = {"architecture": architecture, "progress": progress, "calibration": batches}
     record = _with_source(compress(model, method, **selection, **chosen, **given), texts, recipe.seed)
-    write_result(recipe, source, model, record)
-    return record
+    return write_result(recipe, source, model, record)
 
 
 def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path, PreTrainedConfig, Architecture]:
@@ -164,17 +166,24 @@ def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path,
     architecture = _architecture(recipe, config)
     _check_plan(config, architecture, selection)
     check_weights(source)
+    carried_files(source)
+    if left := left_files(source):
+        some = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        warnings.warn(f"files that belong to no model or tokenizer are left out: {some}", stacklevel=3)
     return source, config, architecture
 
 
-def write_result(recipe: Recipe, source: Path, model: PreTrainedModel, record: Record) -> None:
-    """Writes model, tokenizer, record and model card into the new folder `recipe.out`, complete or not at all."""
-    is_hub_id = not Path(recipe.model).expanduser().is_dir()
-    name = recipe.model if is_hub_id else source.resolve().name
+def write_result(recipe: Recipe, source: Path, model: PreTrainedModel, record: Record) -> Record:
+    """Writes model, tokenizer, record and model card into the new folder `recipe.out`, complete or not at all.
+
+    The record comes back as it is written, with where the model came from and the sizes of the files.
+    """
+    config, came_from = read_config(source), origin(recipe.model, recipe.revision, source)
     with staged_folder(Path(recipe.out).expanduser()) as folder:
-        save_model(model, source, folder)
-        (folder / "README.md").write_text(model_card(record, name, hub_id=is_hub_id), encoding="utf-8")
+        record = replace(save_compressed(model, source, config, record, folder), model=came_from)
+        (folder / "README.md").write_text(model_card(record, source, model), encoding="utf-8")
         (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+    return record
 
 
 def _method(recipe: Recipe) -> Any:

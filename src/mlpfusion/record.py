@@ -29,6 +29,16 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint came from: its Hub id or the name of its folder, the revision asked for, its commit."""
+
+    name: str
+    is_hub_id: bool
+    revision: str | None
+    commit: str | None
+
+
+@dataclass(frozen=True)
 class SiteRecord:
     """One compressed MLP: its widths, its trained parameters, and the numbers of the method.
 
@@ -65,7 +75,9 @@ class SiteRecord:
 class Record:
     """What `compress` did; `seconds` is wall time, `peak_bytes` the peak memory of the process (of the GPU on CUDA).
 
-    `threads` are those of torch on the CPU. `budget` is what `mlpfusion.budget.Spread` says of a run with one.
+    `threads` are those of torch on the CPU. `budget` is what `mlpfusion.budget.Spread` says of a run with one, `model`
+    where the checkpoint of a run of the command came from. Sizes are then those of the files, with what the model's
+    class does not use.
     """
 
     recipe: dict[str, Any]
@@ -80,6 +92,7 @@ class Record:
     compressed: Size
     sites: tuple[SiteRecord, ...]
     budget: dict[str, Any] | None = None
+    model: Origin | None = None
 
     def to_json(self) -> str:
         """The record as indented JSON text."""

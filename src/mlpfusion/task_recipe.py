@@ -42,9 +42,7 @@ def run_task_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     learned = learn(model, method, data, architecture=architecture, progress=progress, **chosen)
     del model
     compressed = load_model(folder, config)
-    record = install_learned(compressed, learned)
-    write_result(recipe, folder, compressed, record)
-    return record
+    return write_result(recipe, folder, compressed, install_learned(compressed, learned))
 
 
 def _checked_method(recipe: Recipe) -> Any:

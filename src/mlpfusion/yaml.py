@@ -5,6 +5,7 @@ of these, so that no file, however made, costs more than its length: no tags, no
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
@@ -25,6 +26,7 @@ from yaml import (
 
 from mlpfusion.errors import InputError, one_line, shown
 
+_MOST_FRONT_MATTER = 2**21  # characters; the scores of a card of the Hub can be a million long
 MAX_BYTES, MAX_DEPTH, MAX_DIGITS = 2**16, 16, 100
 _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -45,6 +47,25 @@ def read_yaml(path: Path, field: str) -> Any:
         return _load(content.decode("utf-8-sig"))
     except (OSError, YAMLError, ValueError) as error:
         raise InputError(f"`{field}` must be a readable YAML file, got {path}: {one_line(error)}") from error
+
+
+def read_front_matter(path: Path) -> dict[str, Any]:
+    """The YAML between two lines of dashes at the head of a Markdown file; nothing where there is none.
+
+    Without `model-index`: the scores in it can be longer than all that is read here. Warns where it is no YAML.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", errors="replace") as opened:
+        head = opened.read(_MOST_FRONT_MATTER)
+    found = re.match(r"\ufeff?---[ ]*\n(.*?)^---[ ]*$", head, re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^model-index:.*\n([ -].*\n)*", "", found[1], flags=re.MULTILINE) if found else ""
+    try:
+        data = _load(text)
+    except (YAMLError, ValueError) as error:
+        warnings.warn(f"{path} has no readable front matter, its licence is lost: {one_line(error)}", stacklevel=2)
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def parse_option(text: str) -> tuple[str, Any]:

@@ -1,10 +1,15 @@
 """The model card of a compressed checkpoint: what was done, and what was measured while doing it."""
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from mlpfusion.record import RECORD_FILE, Record, SiteRecord
+from mlpfusion.record import RECORD_FILE, Origin, Record, SiteRecord
+from mlpfusion.yaml import read_front_matter
 
 _TEXT = """\
 ---
@@ -25,9 +30,7 @@ Method `{method}`, layers `{layers}`, seed {seed}. {data_used}
 
 ```python
 import mlpfusion  # lets transformers build the compressed blocks
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("path/or/id")  # or any other Auto class
+{snippet}
 ```
 
 {without} `mlpfusion.fold(model)` gives the form to deploy. The licence is that of the source model.
@@ -54,18 +57,23 @@ _WHAT = {
 }
 
 
-def model_card(record: Record, source: str, *, hub_id: bool) -> str:
-    """The text of README.md for `record`; `source` is the name of the original, linked as base model if on the Hub."""
-    base = source if hub_id else None
-    data = ModelCardData(base_model=base, library_name="transformers", tags=["mlp-fusion", "compression"])
+# What a card of the source says that holds for the compressed model as well; no scores, which were measured on another.
+_KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag", "library_name", "tags")
+
+
+def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
+    """The text of README.md for `record`, with the licence and the other front matter of the card in `source`."""
+    came_from = record.model
+    assert came_from is not None
     before, after = record.original, record.compressed
     what, without = _WHAT[record.sites[0].kind]
     return _TEXT.format(
-        data=data.to_yaml(),
-        title=f"{source.rpartition('/')[2]}, compressed",
+        data=_front_matter(source, came_from),
+        title=f"{plain(came_from.name.rpartition('/')[2])}, compressed",
         what=what,
         without=without,
-        source=f"[{source}](https://huggingface.co/{source})" if hub_id else f"`{source}`",
+        source=_link(came_from),
+        snippet=_snippet(source, model),
         version=record.versions["mlpfusion"],
         method=record.recipe["method"],
         layers=record.recipe["layers"],
@@ -83,6 +91,59 @@ def model_card(record: Record, source: str, *, hub_id: bool) -> str:
     )
 
 
+def plain(text: str) -> str:
+    """A name from outside as text of a card: no markup, no HTML, one line."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "".join(f"&#{ord(letter)};" if letter in "&<>`|*[]\\" else letter for letter in printable)
+
+
+def _front_matter(source: Path, came_from: Origin) -> str:
+    found = read_front_matter(source / "README.md")
+    kept = {name: found[name] for name in _KEPT if _is_text(found.get(name))}
+    is_sentence_model = (source / "modules.json").is_file()
+    kept.setdefault("library_name", "sentence-transformers" if is_sentence_model else "transformers")
+    tags = kept.pop("tags", [])
+    tags = [*([tags] if isinstance(tags, str) else tags), "mlp-fusion", "compression"]
+    older = found.get("base_model") if _is_text(found.get("base_model")) else None
+    base = came_from.name if came_from.is_hub_id else older
+    return ModelCardData(base_model=base, tags=list(dict.fromkeys(tags)), **kept).to_yaml()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
+def _link(came_from: Origin) -> str:
+    """The source in words: linked if it is on the Hub, with its commit."""
+    if not came_from.is_hub_id:
+        return plain(came_from.name)
+    commit = f" (commit `{came_from.commit}`)" if came_from.commit else ""
+    return f"[{came_from.name}](https://huggingface.co/{came_from.name}){commit}"
+
+
+def _snippet(source: Path, model: PreTrainedModel) -> str:
+    """The lines that load the checkpoint in the class that fits it."""
+    if (source / "modules.json").is_file():
+        name, library, call = "SentenceTransformer", "sentence_transformers", "SentenceTransformer"
+    else:
+        name, library = _auto_class(model.config, type(model).__name__), "transformers"
+        call = f"{name}.from_pretrained"
+    return f'from {library} import {name}\n\nmodel = {call}("path/or/id")'
+
+
+def _auto_class(config: PreTrainedConfig, class_name: str) -> str:
+    """The Auto class of transformers that builds `class_name`; the class itself where none does."""
+    autos = [
+        one for one in vars(modeling_auto).values() if isinstance(one, type) and issubclass(one, _BaseAutoModelClass)
+    ]
+    for auto in [AutoModel, *autos]:
+        mapping = getattr(auto, "_model_mapping", None)
+        found = None if mapping is None else mapping._model_mapping.get(config.model_type)
+        if class_name in ([found] if isinstance(found, str) else found or []):
+            return auto.__name__
+    return class_name
+
+
 def _data_used(record: Record) -> str:
     task = record.recipe.get("task")
     if task is not None:
@@ -95,7 +156,7 @@ def _data_used(record: Record) -> str:
         return "No data was used. Nothing was trained after it."
     if calibration.get("file") == "random tokens":
         return f"No data was used: calibrated on {calibration['samples']:,} sequences of random tokens."
-    source = f" of `{calibration['file']}`" if "file" in calibration else ""
+    source = f" of {plain(calibration['file'])}" if "file" in calibration else ""
     return (
         f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "
         "Nothing was trained on a task after it."

@@ -1,6 +1,6 @@
 """Opens a checkpoint: a folder or a Hub id, safetensors and JSON only, checked before anything is loaded."""
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,27 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from mlpfusion.checkpoint.config import CONFIG_ERRORS, read_config
+from mlpfusion.checkpoint.files import FETCHED
+from mlpfusion.checkpoint.weights import INDEX, check_weights, first_misfit, stored_tensors, weight_files
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.finite import check_weight
+from mlpfusion.record import Origin
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+__all__ = [
+    "check_finite",
+    "check_weights",
+    "empty_model",
+    "load_model",
+    "model_class",
+    "origin",
+    "read_config",
+    "resolve",
+]
 
 
 def resolve(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -33,7 +45,7 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
         validate_repo_id(model)
     except HFValidationError as error:
         raise InputError(f"`model` must be a folder or a Hub id, got {model!r}, which is neither") from error
-    patterns = [*TEXT_FILES, "*.safetensors"] if weights else [*TEXT_FILES]
+    patterns = [*FETCHED, "adapter_config.json", *(["*.safetensors", INDEX] if weights else [])]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -43,31 +55,18 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
         ) from error
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The config of a checkpoint. Code named in it is never run. Raises `InputError` if it is missing or malformed."""
-    data = _read_json(folder / "config.json")
-    if not isinstance(data.get("model_type"), str):
-        raise InputError(f"{folder / 'config.json'} must name a `model_type`, got {data.get('model_type')!r}")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        where = folder / "config.json"
-        raise InputError(f"{where} must be a config that transformers knows: {one_line(error)}") from error
+def origin(model: str, revision: str | None, folder: Path) -> Origin:
+    """Where the checkpoint in `folder` came from, by the flags that named it; of a local folder the name only.
 
-
-def check_weights(folder: Path) -> list[Path]:
-    """The weight files, after a check of every header against its file's length; no tensor is read.
-
-    Raises `InputError` for pickled weights only, a missing shard, or a damaged or truncated file.
+    A snapshot in the cache of the Hub says by its path what it is, also where it was named as a folder.
     """
-    files = _weight_files(folder)
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
-    return files
+    place = folder.resolve()
+    repository = place.parents[1].name if place.parent.name == "snapshots" else ""
+    if re.fullmatch(r"models--[\w.-]+", repository, re.ASCII) and re.fullmatch("[0-9a-f]{40}", place.name):
+        return Origin(repository.removeprefix("models--").replace("--", "/", 1), True, revision, place.name)
+    if Path(model).expanduser().is_dir():
+        return Origin(place.name, False, None, None)
+    return Origin(model, True, revision, None)
 
 
 def check_finite(file: Path) -> None:
@@ -89,10 +88,17 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return getattr(transformers, names[0])
 
 
-def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of `config` without memory for its weights: modules and shapes only."""
-    with torch.device("meta"):
-        return model_class(config)(config)
+def empty_model(config: PreTrainedConfig, kind: type[PreTrainedModel] | None = None) -> PreTrainedModel:
+    """The model of `config` without memory for its weights: modules and shapes only.
+
+    It is of the class that `architectures` names, or of `kind`. Raises `InputError` if there is no such model.
+    """
+    chosen = kind or model_class(config)
+    try:
+        with torch.device("meta"):
+            return chosen(config)
+    except CONFIG_ERRORS as error:
+        raise InputError(f"config.json must describe a {chosen.__name__}, it does not: {one_line(error)}") from error
 
 
 def load_model(
@@ -102,25 +108,80 @@ def load_model(
     kind: type[PreTrainedModel] | None = None,
     dtype: torch.dtype | str = "auto",
 ) -> PreTrainedModel:
-    """The checkpoint's own model class, or `kind`, with its weights, in eval mode, on the CPU.
+    """The checkpoint with its weights, in eval mode, on the CPU.
 
-    The dtype is that of the file unless given. What a head of `kind` lacks is drawn from the global random stream.
-    Raises `InputError` if weights do not fit the config, or if an MLP's weights are missing.
+    Its class is `kind`, else the one that `architectures` names, else, where the files lack the head of that class,
+    the base model: nothing but a pooler is then invented. What `kind` lacks is drawn from the global random stream.
+    The dtype is that of the file unless given. Raises `InputError` if weights do not fit the config, if the base model
+    lacks one, or if the files have one for a layer that has no place for it.
     """
+    model, drawn = _load(folder, config, kind or model_class(config), dtype)
+    if kind is None and drawn and type(model) is not base_class(config):
+        model, _ = _load(folder, config, base_class(config), dtype)
+    return model
+
+
+def _load(
+    folder: Path, config: PreTrainedConfig, kind: type[PreTrainedModel], dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of the weights of its head that were drawn. Raises `InputError` as `load_model` does."""
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     try:
-        loaded: Any = (kind or model_class(config)).from_pretrained(folder, output_loading_info=True, **options)
+        loaded: Any = kind.from_pretrained(folder, output_loading_info=True, **options)
     except (RuntimeError, SafetensorError, OSError) as error:
-        raise InputError(f"the weights in {folder} must fit its config.json: {one_line(error)}") from error
+        reason = _misfit(folder, config, kind) or one_line(error)
+        raise InputError(f"the weights in {folder} must fit its config.json: {reason}") from error
     model, info = loaded
-    base = f"{model.base_model_prefix}."
-    missing = sorted(name.removeprefix(base) for name in info["missing_keys"])
-    layers = [name for name in missing if any(part.isdigit() for part in name.split("."))]
-    if layers:
-        raise InputError(
-            f"the checkpoint must hold the weights of every layer, it lacks {len(layers)}: {layers[0]}, .."
-        )
-    return model
+    prefix = f"{model.base_model_prefix}."
+    missing = {name: name.removeprefix(prefix) for name in info["missing_keys"]}
+    base = _base_names(config)
+    lost = sorted(name for name, short in missing.items() if short in base and not _is_pooler(short))
+    if lost:
+        raise InputError(f"the checkpoint must hold all weights of the base model, it lacks {_some(lost)}")
+    _check_unexpected(model, info["unexpected_keys"])
+    return model, sorted(name for name, short in missing.items() if short not in base)
+
+
+def base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of the base model, without a head."""
+    return getattr(transformers, _auto_names(config.model_type)[0])
+
+
+def _base_names(config: PreTrainedConfig) -> set[str]:
+    return set(empty_model(config, base_class(config)).state_dict())
+
+
+def _is_pooler(name: str) -> bool:
+    """Whether a tensor of the base model is one that a checkpoint made under another head has no reason to hold."""
+    return "pooler" in name.partition(".")[0]
+
+
+def _misfit(folder: Path, config: PreTrainedConfig, kind: type[PreTrainedModel]) -> str | None:
+    try:
+        return first_misfit(empty_model(config, kind), stored_tensors(weight_files(folder)))
+    except InputError:
+        return None
+
+
+def _check_unexpected(model: PreTrainedModel, names: set[str]) -> None:
+    """Raises `InputError` for tensors of layers that the model has no place for. Others are carried along."""
+    base = model.base_model
+    lists = {f"{path}." for path, module in base.named_modules() if isinstance(module, nn.ModuleList)}
+    short = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in names}
+    strange = sorted(name for name, rest in short.items() if any(_is_in(rest, path) for path in lists))
+    if strange:
+        raise InputError(f"config.json must describe all layers of the weights, there is no place for {_some(strange)}")
+
+
+def _is_in(name: str, layers: str) -> bool:
+    """Whether a tensor belongs to a layer of a list; what is no weight or bias was a buffer of older versions."""
+    rest = name.removeprefix(layers)
+    return rest != name and rest.partition(".")[0].isdigit() and name.endswith(("weight", "bias"))
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _auto_names(model_type: str) -> list[str]:
@@ -134,27 +195,3 @@ def _auto_names(model_type: str) -> list[str]:
     if not names:
         raise InputError(f"`model_type` must be one that transformers has a model for, got {model_type!r}")
     return names
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
-        bad = [name for name in shards if name != Path(name).name or not (folder / name).is_file()]
-        if bad or not shards:
-            raise InputError(f"{folder / INDEX} must name files beside it, got {bad[0] if bad else 'none'}")
-        return [folder / name for name in shards]
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    raise InputError(f"{folder} must hold {WEIGHTS} or {INDEX}; pickled weights are never read, convert them first")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path.parent} must hold {path.name}, it does not")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} must be JSON: {one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
-from mlpfusion.checkpoint.read import INDEX, TEXT_FILES
 from mlpfusion.errors import InputError
 
 
@@ -43,21 +40,6 @@ def staged_folder(out: Path) -> Iterator[Path]:
         sync(out.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
-    """Writes weights and config into `folder`, and the tokenizer's and other small files of `source` beside them."""
-    model.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):  # safetensors makes its files private to the user
-        file.chmod((folder / "config.json").stat().st_mode)
-    files = [file for pattern in TEXT_FILES for file in source.glob(pattern)]
-    if (source / "modules.json").exists():  # sentence-transformers keeps a config in the folder of each module
-        files += source.glob("*/config.json")
-    for file in files:
-        target = folder / file.relative_to(source)
-        if file.name != INDEX and not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
 
 
 def write_file(path: Path, content: str | bytes) -> None:

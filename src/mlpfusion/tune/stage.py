@@ -10,7 +10,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from mlpfusion.checkpoint.write import save_model, staged_folder
+from mlpfusion.checkpoint.save import save_model
+from mlpfusion.checkpoint.write import staged_folder
 
 STAGE_FILE = "stage.json"
 

@@ -1,0 +1,85 @@
+"""Reads config.json, which anybody may have written: no code of it runs, no number in it costs time or memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+
+from mlpfusion.checkpoint.files import check_plain_file, read_json
+from mlpfusion.errors import InputError, one_line
+
+CONFIG = "config.json"
+# What transformers raises, over all model types, for a config that makes no sense or names what is not installed.
+CONFIG_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+    *(ImportError, MemoryError, OSError, StrictDataclassError),
+)
+# A Python loop runs over each of these when the config or the model is built. The largest models have 128 layers,
+# 384 experts a layer and 22,000 labels; the caps leave room and keep the loops below some seconds.
+_MOST_LABELS, _MOST_LAYERS, _MOST_BYTES = 1_000_000, 4096, 64 * 2**20
+_LOOPED = ("layer", "block", "depth", "stage", "experts", "codebooks")
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The config of a checkpoint. Code named in it is never run. Raises `InputError` if it is missing or malformed."""
+    data = config_data(folder)
+    where = folder / CONFIG
+    if not isinstance(data.get("model_type"), str):
+        raise InputError(f"{where} must name a `model_type`, got {data.get('model_type')!r}")
+    for name, value in _entries(data):
+        _check_entry(where, name, value)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except CONFIG_ERRORS as error:
+        raise InputError(f"{where} must be a config that transformers knows: {one_line(error)}") from error
+
+
+def config_data(folder: Path) -> dict[str, Any]:
+    """The object in config.json, as it stands there. Raises `InputError` where there is none."""
+    where = folder / CONFIG
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"{folder} must be a full model without an adapter, it holds adapter_config.json: merge the adapter "
+            "into its base first (PEFT: `model.merge_and_unload().save_pretrained(new_folder)`)"
+        )
+    if not where.is_file():
+        raise InputError(f"{folder} must hold config.json, it does not{_subfolders(folder)}")
+    check_plain_file(folder, where)
+    if where.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{where} must be at most {_MOST_BYTES:,} bytes, got {where.stat().st_size:,}")
+    return read_json(where)
+
+
+def _check_entry(where: Path, name: str, value: Any) -> None:
+    if name == "transformers_weights":  # would load other files than those that were checked
+        raise InputError(
+            f"{where} must not name `transformers_weights`, got {value!r}: name the file model.safetensors"
+        )
+    if name.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):  # code from the Hub
+        raise InputError(f"{where} must name an implementation of transformers as `{name}`, got {value!r}")
+    most = _MOST_LABELS if name == "num_labels" else _MOST_LAYERS if any(word in name for word in _LOOPED) else None
+    if most is None or name.endswith(("_size", "_dim", "_token_id")):
+        return
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and number > most:
+            raise InputError(f"`{name}` of {where} must be at most {most:,}, got {float(number):.15g}")
+
+
+def _entries(data: Any) -> Iterator[tuple[str, Any]]:
+    """Every name in a nest of objects and lists, with its value. Depth-first without recursion."""
+    waiting = [data]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield from ((str(name), value) for name, value in one.items())
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+
+
+def _subfolders(folder: Path) -> str:
+    """A hint where a model lies one folder further down, as in old checkpoints of sentence-transformers."""
+    found = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "model_type" in read_json(path))
+    return f"; its folder {found[0]} does" if found else ""

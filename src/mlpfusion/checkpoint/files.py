@@ -1,0 +1,121 @@
+"""The files of a checkpoint that are not weights: which go along with it, and what is never followed or copied."""
+
+import json
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.errors import InputError, one_line
+
+# What goes along is a list of what transformers and sentence-transformers read, not all but a list of what they do not:
+# OUT is made to be published, and a folder may hold anything beside a checkpoint (credentials.json, notes, data). The
+# price is that a new kind of file must be added here; a test holds the list against the names in transformers.
+CARRIED = (
+    *("generation_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
+    *("*vocab*.json", "word_shape.json", "word_pronunciation.json", "normalizer.json", "emoji.json", "byte_maps.json"),
+    *("*_config.json", "config_*.json", "chat_template*.json", "modules.json"),
+    *("vocab*.txt", "dict*.txt", "merges*.txt", "stopwords.txt", "*.jinja", "*.tiktoken", "*.tokenizer"),
+    *("*.model", "tokenizer.model.v*", "*.spm", "*.vocab", "*.bpe", "*.codes"),
+    *("LICEN[CS]E*", "*[Ll]icen[cs]e*", "NOTICE*", "[Nn]otice*", "COPYING*", "USE_POLICY*"),
+    "mlp_fusion_*record.json",
+)
+# Known for what they are: other forms of the weights, states of a training, code, and what OUT has its own of.
+_KNOWN = (
+    *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack"),
+    *("*.onnx", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.ot", "*.tflite", "*.mlmodel", "*.npz"),
+    *("trainer_state.json", "*.py", "README*", "config.json"),
+)
+_TEMPLATES = "additional_chat_templates"
+# What to fetch of a repository on the Hub beside its weights.
+FETCHED = (*CARRIED, *(f"*/{pattern}" for pattern in CARRIED), "README.md", "config.json", "*/config.json")
+
+
+def carried_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that go along, without its config and its weights, in the order of their names.
+
+    Raises `InputError` for one that is no plain file, or is a link to a file outside the checkpoint.
+    """
+    files = [file for file in folder.iterdir() if _is_carried(file.name)]
+    files += folder.glob(f"{_TEMPLATES}/*.jinja")
+    for module in _module_folders(folder):
+        files += _module_files(module)
+    card = [folder / "README.md"] if (folder / "README.md").exists() else []  # its front matter goes along
+    for file in [*files, *card]:
+        check_plain_file(folder, file)
+    return sorted(set(files))
+
+
+def left_files(folder: Path) -> list[str]:
+    """The names of files beside a checkpoint that nothing is known of; they do not go along."""
+    files = [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
+    return sorted(file.name for file in files if not _is_carried(file.name) and not _matches(file.name, _KNOWN))
+
+
+def copy_carried(source: Path, folder: Path) -> None:
+    """Copies the files that go along with the checkpoint `source` into `folder`, where they are not there yet."""
+    for file in carried_files(source):
+        target = folder / file.relative_to(source)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def check_plain_file(folder: Path, file: Path) -> None:
+    """Raises `InputError` unless `file` is a plain file that lies in the checkpoint.
+
+    A link may stay inside the folder, or lead to the blobs that the cache of the Hub keeps for its snapshots.
+    """
+    root, target = folder.resolve(), file.resolve()
+    if not target.is_file():
+        raise InputError(f"{file} must be a plain file")
+    places = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(target.is_relative_to(place) for place in places):
+        raise InputError(f"{file} must be a file of the checkpoint, got a link out of it; put the file in its place")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `InputError` if it is missing, no JSON, or no object."""
+    if not path.is_file():
+        raise InputError(f"{path.parent} must hold {path.name}, it does not")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path} must be JSON: {one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _module_folders(folder: Path) -> list[Path]:
+    """The folders of the modules of a sentence-transformers model, without the model's own.
+
+    Raises `InputError` for a `modules.json` that names anything else.
+    """
+    if not (folder / "modules.json").is_file():
+        return []
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        names = [module["path"] for module in modules]
+    except (ValueError, OSError, RecursionError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / 'modules.json'} must be a list of modules with a `path`") from error
+    bad = [name for name in names if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute()]
+    if bad:
+        raise InputError(f"{folder / 'modules.json'} must name folders in the checkpoint, got {bad[0]!r}")
+    return [folder / name for name in names if name and (folder / name).is_dir()]
+
+
+def _module_files(module: Path) -> list[Path]:
+    """The files of one module, with its weights: as a pickle only where there is no other form, which is not read."""
+    files = [file for file in module.rglob("*") if not file.is_dir() and not file.name.startswith(".")]
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    weights = weights or [file for file in files if file.name == "pytorch_model.bin"]
+    return weights + [file for file in files if file.name == "config.json" or _is_carried(file.name)]
+
+
+def _is_carried(name: str) -> bool:
+    return _matches(name, CARRIED) and not _matches(name, _KNOWN) and not name.startswith(".")
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,186 @@
+"""Writes the files of a checkpoint: the tensors of its source by their own names, but for those that were changed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightConverter, revert_weight_conversion
+
+from mlpfusion.architectures.sites import base_model
+from mlpfusion.checkpoint.config import CONFIG, config_data
+from mlpfusion.checkpoint.files import copy_carried
+from mlpfusion.checkpoint.read import empty_model
+from mlpfusion.checkpoint.weights import (
+    INDEX,
+    WEIGHTS,
+    StoredTensor,
+    loaded_names,
+    stored_size,
+    stored_tensors,
+    weight_files,
+)
+from mlpfusion.errors import InputError
+from mlpfusion.install.key import KEY, key_from_dict, key_to_dict
+from mlpfusion.install.rebuild import installed_sites
+from mlpfusion.record import Record
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
+    """Writes all of `model` into `folder`, and the tokenizer's and other small files of `source` beside it."""
+    model.save_pretrained(folder)
+    _make_readable(folder)
+    copy_carried(source, folder)
+
+
+def save_compressed(
+    model: PreTrainedModel, source: Path, config: PreTrainedConfig, record: Record, folder: Path
+) -> Record:
+    """Writes the checkpoint `source`, of which `model` is the compressed form, into `folder`.
+
+    The files are those of `source`, tensor for tensor and byte for byte, but for the MLPs that were cut; so is its
+    config, `config`, but for the key `mlp_fusion`. The record comes back with the sizes of the files.
+    """
+    key = key_from_dict(getattr(model.config, KEY))
+    base = "" if base_model(model) is model else f"{model.base_model_prefix}."
+    paths = {
+        f"{base}{site.module_path(part)}."
+        for site in installed_sites(model, key)
+        for part in ("up", "gate", "down", "activation")
+        if getattr(site.stack, part)
+    }
+    original, stored = empty_model(config, type(model)), stored_tensors(weight_files(source))
+    names = loaded_names(original, stored)
+    cut = {name for name, loaded in names.items() if loaded is not None and loaded.startswith(tuple(paths))}
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(tuple(paths))}
+    written = _file_names(model, tensors, {name: loaded for name, loaded in names.items() if name in cut})
+    new = {name: _as_stored(tensor, stored[_nearest(name, cut)]) for name, tensor in written.items()}
+    _write_tensors(folder, stored, cut, new)
+    _write_config(folder, config_data(source) | {KEY: key_to_dict(key)})
+    _make_readable(folder)
+    copy_carried(source, folder)
+    after = stored_size(stored_tensors(weight_files(folder)), model)
+    return replace(record, original=stored_size(stored, original), compressed=after)
+
+
+def save_trained(model: PreTrainedModel, source: Path, folder: Path, *, new_head: bool) -> None:
+    """Writes `model`, trained from the checkpoint `source`, into `folder`, with what of it the class does not use.
+
+    With `new_head` the head of the model is written also if `source` had none, and the class is the model's.
+    """
+    stored = stored_tensors(weight_files(source))
+    names = loaded_names(model, stored)
+    known = set(names.values())
+    trained = {name: tensor for name, tensor in _untied(model, known).items() if new_head or name in known}
+    replaced = {name: loaded for name, loaded in names.items() if loaded is not None}
+    _write_tensors(folder, stored, set(replaced), _file_names(model, trained, replaced))
+    if new_head:
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = str(model.dtype).removeprefix("torch.")
+        model.config.save_pretrained(folder)
+    else:
+        data = {name: value for name, value in config_data(source).items() if name not in ("torch_dtype", "dtype")}
+        _write_config(folder, data | {"dtype": str(model.dtype).removeprefix("torch.")})
+    _make_readable(folder)
+    copy_carried(source, folder)
+
+
+def _untied(model: PreTrainedModel, known: set[str | None]) -> dict[str, Tensor]:
+    """The tensors of `model`; of those that share memory the ones in `known`, else the first."""
+    tensors, seen = model.state_dict(), set()
+    for name in sorted(tensors, key=lambda name: name not in known):
+        if name not in known and tensors[name].data_ptr() in seen and tensors[name].numel():
+            del tensors[name]
+        else:
+            seen.add(tensors[name].data_ptr())
+    return tensors
+
+
+def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping[str, str | None]) -> dict[str, Tensor]:
+    """The tensors of `model` by the names that they get in the files.
+
+    `old` are those that were there, by their names in the files, with the model's. What was there keeps its name. What
+    is new is named as transformers saves it, with or without the prefix of the base model, as the others are; that
+    it is loaded by that name is tried out here.
+    """
+    places: dict[str, list[str]] = {}
+    for name, loaded in old.items():
+        places.setdefault(loaded or "", []).append(name)
+    converted = any(isinstance(one, WeightConverter) for one in getattr(model, "_weight_conversions", None) or ())
+    kept = {} if converted else {place: tensors[name] for name in tensors for place in places.get(name, ())}
+    rest = tensors if converted else {name: tensor for name, tensor in tensors.items() if name not in places}
+    saved = revert_weight_conversion(model, rest)
+    prefix = f"{model.base_model_prefix}."
+    lead = prefix if any(name.startswith(prefix) for name in old) else ""
+    styled = {name: lead + name.removeprefix(prefix) for name in saved}
+    loaded = loaded_names(model, [*styled.values(), *saved])
+    for name, tensor in saved.items():
+        place = styled[name] if loaded[styled[name]] is not None else name
+        if loaded[place] is None:
+            raise InputError(f"the checkpoint must have a name for {name} that transformers loads, found none")
+        kept[place] = tensor
+    return kept
+
+
+def _nearest(name: str, old: set[str]) -> str:
+    """Of the tensors that go, the one whose place and dtype the tensor `name` gets: itself, or the next by name."""
+    return name if name in old else max(sorted(old), key=lambda other: _shared_parts(name, other))
+
+
+def _shared_parts(first: str, second: str) -> int:
+    pairs = zip(first.split("."), second.split("."), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def _as_stored(tensor: Tensor, stored: StoredTensor) -> Tensor:
+    """The tensor in the dtype that it had in the file; whole numbers (scales, routers) stay as they are."""
+    dtype = _DTYPES.get(stored.dtype)
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def _write_tensors(folder: Path, stored: dict[str, StoredTensor], old: set[str], new: dict[str, Tensor]) -> None:
+    """Writes the files of `stored` into `folder`, one by one, without the tensors `old` and with `new`."""
+    homes = {name: stored[_nearest(name, old)].file for name in new}
+    weight_map: dict[str, str] = {}
+    files = sorted({one.file for one in stored.values()})
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {"format": "pt"}
+            names = [name for name, one in stored.items() if one.file == file and name not in old]
+            tensors = {name: opened.get_tensor(name) for name in names}
+            tensors |= {name: tensor.cpu().contiguous() for name, tensor in new.items() if homes[name] == file}
+            save_file(_unshared(tensors), folder / file.name, metadata)
+        weight_map |= dict.fromkeys(tensors, file.name)
+    if [file.name for file in files] != [WEIGHTS]:
+        size = sum(one.num_bytes for one in stored_tensors(folder / file.name for file in files).values())
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where two share memory, which safetensors refuses."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        apart[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+        seen.add(tensor.untyped_storage().data_ptr())
+    return apart
+
+
+def _write_config(folder: Path, data: dict[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _make_readable(folder: Path) -> None:
+    """Gives the weights the rights of other files; safetensors makes its files private to the user."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / CONFIG).stat().st_mode)

@@ -1,0 +1,151 @@
+"""The tensors in the files of a checkpoint: where each one is, and what a model calls it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from mlpfusion.checkpoint.files import check_plain_file, read_json
+from mlpfusion.errors import InputError, one_line
+from mlpfusion.record import Size
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_CONVERT = (
+    "`AutoModel.from_pretrained(folder).save_pretrained(new_folder)` of transformers makes safetensors of them, "
+    "with the class that you use in place of AutoModel; then copy the tokenizer's files"
+)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file, as its header describes it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+    @property
+    def is_floating_point(self) -> bool:
+        return self.dtype.startswith(("F", "BF"))
+
+
+def check_weights(folder: Path) -> list[Path]:
+    """The weight files in the order in which they are loaded, every header checked against its file's length.
+
+    No tensor is read. Raises `InputError` for pickled weights only, a missing shard, a tensor in two shards, a file
+    outside the folder, or a damaged or truncated file.
+    """
+    files = weight_files(folder)
+    for file in files:
+        check_plain_file(folder, file)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
+    stored_tensors(files)
+    return files
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers loads: the single file, else the shards of the index.
+
+    Raises `InputError` if there are none.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        bad = [name for name in names if not _is_beside(folder, name)]
+        if bad or not names:
+            raise InputError(f"{folder / INDEX} must name files beside it, got {bad[0] if bad else 'none'}")
+        return [folder / name for name in sorted(set(names))]
+    raise InputError(f"{folder} must hold {WEIGHTS} or {INDEX}; {_other_weights(folder)}")
+
+
+def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """The tensors of safetensors files by name. Raises `InputError` for one that two files hold."""
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, entry in _header(file).items():
+            if name in found:
+                raise InputError(f"a tensor must be in one file, {name} is in {found[name].file.name} and {file.name}")
+            start, end = entry["data_offsets"]
+            found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), end - start)
+    return found
+
+
+def loaded_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:
+    """Name in the files -> name in `model`, None where the model has no such tensor.
+
+    By the functions with which transformers loads: a checkpoint may have or lack the prefix of the base model, and the
+    modules of a new version may have other names than the files of an old one.
+    """
+    own = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    found: dict[str, str | None] = {}
+    for name in names:
+        renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        if renamed not in own and name in own:
+            renamed, _ = rename_source_key(name, [], [], model.base_model_prefix, own)
+        found[name] = renamed if renamed in own else None
+    return found
+
+
+def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Size:
+    """Parameters and bytes in the files of `model`, with those that its class does not use."""
+    buffers = {name for name, _ in model.named_buffers()}
+    names = loaded_names(model, tensors)
+    parameters = [one for name, one in tensors.items() if one.is_floating_point and names[name] not in buffers]
+    return Size(sum(_numel(one.shape) for one in parameters), sum(one.num_bytes for one in tensors.values()))
+
+
+def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> str | None:
+    """What the first tensor of another shape than in `model` is, in words; None if all fit."""
+    own = model.state_dict()
+    for name, loaded in loaded_names(model, tensors).items():
+        if loaded is not None and tuple(own[loaded].shape) != tensors[name].shape:
+            return f"{name} has shape {tensors[name].shape}, the config asks for {tuple(own[loaded].shape)}"
+    return None
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The header of a file that `safe_open` has checked, without its metadata."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def _is_beside(folder: Path, name: Any) -> bool:
+    return isinstance(name, str) and name == Path(name).name and (folder / name).is_file()
+
+
+def _other_weights(folder: Path) -> str:
+    """What to do about the weights that are there instead."""
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    if others:
+        return f"got {others[0]}: rename the variant that you want, or save it again without `variant`"
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    if pickled:
+        return f"pickled weights are never read, got {pickled[0]}: {_CONVERT}"
+    return f"got neither; pickled weights are never read: {_CONVERT}"
