@@ -205,7 +205,7 @@ def lost_layer(folder: Path) -> None:
         (pickled_only, "pickled weights are never read"),
         (not_a_number, "must be finite, got 1792 NaN or Inf in encoder.layer.1.output.dense.weight"),
         (infinite, "must be finite, got 32 NaN or Inf in embeddings.LayerNorm.bias"),
-        (wrong_shape, "must fit its config.json"),
+        (wrong_shape, "must fit its config.json: encoder.layer.1.output.dense.weight has shape (32, 40), the"),
         (lost_layer, "lacks 1: encoder.layer.1.output.dense.weight"),
     ],
 )

@@ -106,7 +106,7 @@ def _module_folders(folder: Path) -> list[Path]:
 
 
 def _module_files(module: Path) -> list[Path]:
-    """The files of one module, with its weights: as a pickle only where there is no other form, which is not read."""
+    """The files of one module, with its weights: as `.bin` only where there is no other form; nobody reads it here."""
     files = [file for file in module.rglob("*") if not file.is_dir() and not file.name.startswith(".")]
     weights = [file for file in files if file.suffix == ".safetensors"]
     weights = weights or [file for file in files if file.name == "pytorch_model.bin"]

@@ -180,8 +180,8 @@ def _is_in(name: str, layers: str) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    """The first names of a list, and how many there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """How many names there are, and the first of them."""
+    return f"{len(names)}: " + ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
 
 
 def _auto_names(model_type: str) -> list[str]:

@@ -1,11 +1,14 @@
 """`mlpfusion distill`: a compressed checkpoint in, one that learned from the original out; resumed where it stopped."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
+from mlpfusion.checkpoint.save import save_trained
 from mlpfusion.checkpoint.write import check_output
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
@@ -97,7 +100,7 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
         cache = None if job.cache is None else Path(job.cache).expanduser()
         return student, distill(student, teacher, examples, collate, config, where, cache)
 
-    result, run = run_stage(work_folder(out) / "distill", compressed.folder, stage, distill_run_from_dict)
+    result, run = run_stage(work_folder(out) / "distill", compressed.folder, stage, distill_run_from_dict, _saver(job))
     record = DistillRecord(
         recipe={name: display_name(getattr(job, name)) for name in ("original", "compressed")} | told,
         data=source_of_data,
@@ -128,6 +131,11 @@ def _check_job(job: DistillJob) -> Distill:
     training_arguments(Path(job.out), device=job.device, precision=job.precision)
     log_callbacks(job.log_dir, "")
     return job.distill()
+
+
+def _saver(job: DistillJob) -> Callable[[PreTrainedModel, Path, Path], None]:
+    """How the student is written: with the head that it got for logits, else with nothing that it did not have."""
+    return partial(save_trained, new_head=job.objective.startswith("logits"))
 
 
 def _pair(job: DistillJob, compressed: Source, original: Source) -> tuple[PreTrainedModel, PreTrainedModel]:

@@ -17,12 +17,17 @@ STAGE_FILE = "stage.json"
 
 
 def run_stage(
-    folder: Path, source: Path, train: Callable[[Path], tuple[PreTrainedModel, Any]], read: Callable[[Any], Any]
+    folder: Path,
+    source: Path,
+    train: Callable[[Path], tuple[PreTrainedModel, Any]],
+    read: Callable[[Any], Any],
+    save: Callable[[PreTrainedModel, Path, Path], None] = save_model,
 ) -> tuple[Path, Any]:
     """The folder with the checkpoint of a stage, and its record.
 
     `train` gets `folder`, to keep its states in, and hands back model and record; `read` makes the record of its JSON
-    data. The tokenizer and other small files come from `source`. The states go when the result is there.
+    data. `save` writes the model, with the small files of the checkpoint `source`. The states go when the result is
+    there.
     """
     result = folder / "result"
     if (result / STAGE_FILE).is_file():
@@ -31,7 +36,7 @@ def run_stage(
     model, record = train(folder)
     if PartialState().is_main_process:
         with staged_folder(result) as staged:
-            save_model(model, source, staged)
+            save(model, source, staged)
             if (folder / "adapter").is_dir():
                 shutil.copytree(folder / "adapter", staged / "adapter")
             (staged / STAGE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
