@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from pico import PICO, pico_config
@@ -134,7 +135,8 @@ def compress_whole(source: Path, out: Path, kind: str) -> Any:
             outcomes = [Routed(block, *routers, 2) for block in blocks]
             record = install_outcomes(model, plan, outcomes, row, recipe, torch.device("cpu"))
     else:
-        record = mlpfusion.compress(model, METHODS[kind], layers="last:1", keep_ratio=0.25, architecture=row)
+        given = None if config.model_type in ARCHITECTURES else row
+        record = mlpfusion.compress(model, METHODS[kind], layers="last:1", keep_ratio=0.25, architecture=given)
     out.mkdir()
     record = save_compressed(model, source, config, record, out)
     return model, record
@@ -173,7 +175,7 @@ def check(name: str, kind: str, tmp_path: Path, *, half: bool = False) -> int:
         written = read_file(out / "model.safetensors")
         for kept in tensors.keys() - cut:
             assert same(written[kept], tensors[kept]), kept
-        layers = {re.match(r".*?\.\d+\.", path)[0] for path in cut}
+        layers = {re.sub(r"(\.\d+\.).*", r"\1", path, count=1) for path in cut}
         for new in written.keys() - tensors.keys():
             assert new.startswith(tuple(layers)), new
         config = json.loads((out / "config.json").read_text())
@@ -191,3 +193,28 @@ def check(name: str, kind: str, tmp_path: Path, *, half: bool = False) -> int:
         count += 1
     assert len(hashes) == 1
     return count
+
+
+# Each kind, each way of naming: without and with a prefix, other names in files than in modules, two stacks, one map.
+SLICE = [
+    ("bert", "fusion"),
+    ("vit", "low-rank"),
+    ("gpt2", "masked"),
+    ("bart", "fusion"),
+    ("modernbert", "routed"),
+    ("mpnet", "ntk-match"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), SLICE)
+def test_all_outside_the_cut_is_that_of_the_source_whatever_class_it_names(name, kind, tmp_path):
+    check(name, kind, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the row was checked by shapes only")
+@pytest.mark.parametrize("half", [False, True], ids=["one dtype", "two dtypes"])
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("name", [*PICO, *DETECTED])
+def test_every_architecture_goes_through_whole_in_every_kind(name, kind, half, tmp_path):
+    check(name, kind, tmp_path, half=half)
