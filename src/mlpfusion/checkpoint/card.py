@@ -93,8 +93,16 @@ def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
 
 def plain(text: str) -> str:
     """A name from outside as text of a card: no markup, no HTML, one line."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return "".join(f"&#{ord(letter)};" if letter in "&<>`|*[]\\" else letter for letter in printable)
+    return "".join(f"&#{ord(letter)};" if letter in "&<>`|*[]\\" else letter for letter in _printable(text))
+
+
+def code(text: str) -> str:
+    """A name from outside between backticks, of which it holds none, in one line."""
+    return "`" + _printable(text).replace("`", "'") + "`"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _front_matter(source: Path, came_from: Origin) -> str:
@@ -116,7 +124,7 @@ def _is_text(value: Any) -> bool:
 def _link(came_from: Origin) -> str:
     """The source in words: linked if it is on the Hub, with its commit."""
     if not came_from.is_hub_id:
-        return plain(came_from.name)
+        return code(came_from.name)
     commit = f" (commit `{came_from.commit}`)" if came_from.commit else ""
     return f"[{came_from.name}](https://huggingface.co/{came_from.name}){commit}"
 
@@ -156,7 +164,7 @@ def _data_used(record: Record) -> str:
         return "No data was used. Nothing was trained after it."
     if calibration.get("file") == "random tokens":
         return f"No data was used: calibrated on {calibration['samples']:,} sequences of random tokens."
-    source = f" of {plain(calibration['file'])}" if "file" in calibration else ""
+    source = f" of {code(calibration['file'])}" if "file" in calibration else ""
     return (
         f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "
         "Nothing was trained on a task after it."

@@ -2,6 +2,7 @@
 
 from huggingface_hub import ModelCardData
 
+from mlpfusion.checkpoint.card import code, plain
 from mlpfusion.tune.record import DISTILL_RECORD_FILE, TUNE_RECORD_FILE, DistillRecord, RunRecord, TuneRecord
 
 _TEXT = """\
@@ -9,9 +10,9 @@ _TEXT = """\
 {data}
 ---
 
-# {model}, tuned on {task}
+# {title}, tuned on {task}
 
-`{model}` fine-tuned on {task} ({source}) by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}, {epochs}
+{model} fine-tuned on {task} ({source}) by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}, {epochs}
 epochs, learning rate {rate:g}, batch size {batch_size}; {parameters:,} parameters.
 
 | split | metric | mean over {seeds} | standard deviation |
@@ -48,9 +49,10 @@ def tune_card(record: TuneRecord) -> str:
     num_seeds = len(recipe["seeds"])
     return _TEXT.format(
         data=data.to_yaml(),
-        model=recipe["model"],
-        task=record.task,
-        source=record.data,
+        title=plain(recipe["model"]),
+        model=code(recipe["model"]),
+        task=plain(record.task),
+        source=plain(record.data),
         version=record.versions["mlpfusion"],
         epochs=recipe["epochs"],
         rate=record.learning_rate,
@@ -95,9 +97,9 @@ _DISTILL_TEXT = """\
 {data}
 ---
 
-# {compressed}, taught by {original}
+# {title}
 
-`{compressed}` trained on what `{original}` says to {samples:,} unlabelled texts ({source}), by
+{compressed} trained on what {original} says to {samples:,} unlabelled texts ({source}), by
 [mlpfusion](https://pypi.org/project/mlpfusion/) {version}: objective `{objective}`, learning rate {rate:g}, {epochs}
 epochs, seed {seed}. The loss on {held_out:,} texts that were held out went from {before:.5g} to {after:.5g}.
 
@@ -111,10 +113,11 @@ def distill_card(record: DistillRecord) -> str:
     data = ModelCardData(library_name="transformers", tags=["mlp-fusion", "compression", "distillation"])
     return _DISTILL_TEXT.format(
         data=data.to_yaml(),
-        compressed=recipe["compressed"],
-        original=recipe["original"],
+        title=f"{plain(recipe['compressed'])}, taught by {plain(recipe['original'])}",
+        compressed=code(recipe["compressed"]),
+        original=code(recipe["original"]),
         samples=run.train_samples,
-        source=record.data,
+        source=plain(record.data),
         version=record.versions["mlpfusion"],
         objective=run.objective,
         rate=recipe["learning_rate"],
