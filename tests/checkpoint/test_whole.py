@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pico import PICO, pico_config
+from pico import PICO, pico_config, pico_inputs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
@@ -136,7 +136,11 @@ def compress_whole(source: Path, out: Path, kind: str) -> Any:
             record = install_outcomes(model, plan, outcomes, row, recipe, torch.device("cpu"))
     else:
         given = None if config.model_type in ARCHITECTURES else row
-        record = mlpfusion.compress(model, METHODS[kind], layers="last:1", keep_ratio=0.25, architecture=given)
+        method, batches = METHODS[kind], None
+        if kind == "ntk-match" and config.model_type == "olmo2":  # no norm feeds its MLPs
+            method, batches = mlpfusion.NTKMatch(), [pico_inputs("olmo2")]
+        size = {"layers": "last:1", "keep_ratio": 0.25}
+        record = mlpfusion.compress(model, method, **size, calibration=batches, architecture=given)
     out.mkdir()
     record = save_compressed(model, source, config, record, out)
     return model, record
