@@ -20,6 +20,7 @@ ORDER = [
     {"traces"},
     {"checkpoint"},
     {"plan"},
+    {"row_check"},
     {"outcomes"},
     {"calibration"},
     {"budget"},

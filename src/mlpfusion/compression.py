@@ -10,8 +10,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp, site_parameters, visited_share
-from mlpfusion.architectures.table import Architecture, find_architecture
+from mlpfusion.architectures.sites import (
+    Site,
+    base_model,
+    check_transformers_model,
+    find_sites,
+    read_mlp,
+    site_parameters,
+)
+from mlpfusion.architectures.table import Architecture
 from mlpfusion.budget import Spread, spread_budget
 from mlpfusion.calibration import (
     TracedCalibration,
@@ -22,14 +29,15 @@ from mlpfusion.calibration import (
 from mlpfusion.errors import DegenerateClusteringWarning, InputError, shown
 from mlpfusion.finite import check_weight
 from mlpfusion.install.folding import set_key
-from mlpfusion.install.key import KEY, FusionKey, InstalledSite, key_from_dict, site_kind
+from mlpfusion.install.key import KEY, FusionKey, InstalledSite, site_kind
 from mlpfusion.install.kinds import KINDS
+from mlpfusion.install.model_key import model_key
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, Outcome, method_name
-from mlpfusion.mlp import forward
 from mlpfusion.outcomes import Job, Progress, check_finite_outcomes, compute_outcomes
 from mlpfusion.plan import Plan, check_one_size, make_plan
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions
-from mlpfusion.traces import Batch, eval_mode, watch_sites
+from mlpfusion.row_check import check_visited, checked_sites
+from mlpfusion.traces import Batch
 
 
 @torch.no_grad()
@@ -152,53 +160,14 @@ def check_not_compressed(config: PreTrainedConfig) -> None:
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Raises `InputError` for a model that is compressed or spread over devices already, or holds NaN or Inf."""
+    """Raises `InputError` for a model that is compressed, wrapped by PEFT or dispatched, or holds NaN or Inf."""
+    check_transformers_model(model)
     check_not_compressed(model.config)
     if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
         raise InputError("`model` must be on one device, got one dispatched by `device_map`")
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             check_weight(parameter, name)
-
-
-def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
-    """Raises `InputError` if a site, as a row describes it, computes something else than the model does there.
-
-    Shapes cannot tell gate from up, a run can: one forward pass on transformers' dummy inputs. A model that takes no
-    token ids is not run, and a warning says so.
-    """
-    if not sites:
-        return
-    if model.main_input_name != "input_ids":
-        warnings.warn(f"the row was checked by shapes only, {type(model).__name__} takes no token ids", stacklevel=3)
-        return
-    with eval_mode(model), watch_sites(model, sites) as seen:
-        model(**{name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()})
-    for site, one in zip(sites, seen, strict=True):
-        inputs, outputs = one.inputs[0], one.outputs[0]
-        found = forward(read_mlp(model, site), inputs)
-        if not torch.allclose(found.float(), outputs.float(), rtol=1e-2, atol=1e-2 * float(outputs.abs().max())):
-            raise InputError(
-                f"the row must describe what the model computes, it does not at {site.path}: is `gate` right?"
-            )
-
-
-def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> tuple[Architecture, list[Site]]:
-    """The row of the model and its sites; a row of one's own is tried out on the model.
-
-    Raises `InputError` as `find_architecture`, `find_sites` and `check_row` do.
-    """
-    row = architecture or find_architecture(model.config.model_type)
-    sites = find_sites(model, row)
-    check_row(model, sites if architecture is not None else [])
-    return row, sites
-
-
-def check_visited(model: PreTrainedModel, plan: Plan) -> None:
-    """Raises `InputError` if parameters of the chosen layers look like MLP parameters but belong to no site."""
-    share = visited_share(model, [site for site, _ in plan.entries])
-    if share < 1:
-        raise InputError(f"the row of the architecture must cover 100 % of the MLP parameters, got {100 * share:.1f} %")
 
 
 def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
@@ -212,19 +181,24 @@ def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
     return digest.hexdigest()
 
 
-def check_source(original: PreTrainedModel, compressed: PreTrainedModel, names: tuple[str, str]) -> FusionKey:
+def check_source(
+    original: PreTrainedModel, compressed: PreTrainedModel, names: tuple[str, str], field: str = "original"
+) -> FusionKey:
     """The key of `compressed`. Raises `InputError` unless it is compressed, and `original` is what it was made from.
 
-    The hash of the source weights stands in the key. `names` are those of the two models for the message.
+    The hash of the source weights stands in the key. `names` are those of the two models for the message, `field` is
+    that of the original.
     """
     check_not_compressed(original.config)
-    data = getattr(compressed.config, KEY, None)
-    if data is None:
+    key = model_key(compressed.config)
+    if key is None:
         raise InputError(f"`compressed` must be compressed by mlpfusion, got {names[1]}")
-    key = key_from_dict(data)
+    kinds = original.config.model_type, compressed.config.model_type
+    if kinds[0] != kinds[1]:
+        raise InputError(f"`{field}` must be the source of {names[1]}, a {kinds[1]}, got {names[0]}, a {kinds[0]}")
     sites = [site for site in find_sites(original, key.architecture) if site.path in key.sites]
     if {site.path for site in sites} != set(key.sites) or source_hash(original, sites) != key.source_sha256:
-        raise InputError(f"`original` must be the source of {names[1]}, got {names[0]}, whose MLPs have another hash")
+        raise InputError(f"`{field}` must be the source of {names[1]}, got {names[0]}, whose MLPs have another hash")
     return key
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import Architecture, find_architecture, read_architecture
+from mlpfusion.architectures.table import Architecture, find_architecture
 from mlpfusion.budget import check_budget
 from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.card import model_card
@@ -19,12 +19,13 @@ from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, or
 from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.checkpoint.write import check_output, staged_folder
 from mlpfusion.checks import seed_number
-from mlpfusion.compression import check_method, check_not_compressed, check_visited, compress
+from mlpfusion.compression import check_method, check_not_compressed, compress
 from mlpfusion.errors import InputError, check_training_installed, shown
 from mlpfusion.methods import CALIBRATED_METHODS, METHOD_TYPES, method_from_name, method_name
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import check_layers_form, check_one_size, check_round_to, make_plan
 from mlpfusion.record import RECORD_FILE, Record
+from mlpfusion.row_check import check_visited
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
 from mlpfusion.tasks.random_tokens import RandomTokens
@@ -163,7 +164,7 @@ def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path,
     _check_device(recipe.device)
     source = resolve(recipe.model, recipe.revision)
     config = read_config(source)
-    architecture = _architecture(recipe, config)
+    architecture = find_architecture(config.model_type, recipe.architecture)
     _check_plan(config, architecture, selection)
     check_weights(source)
     carried_files(source)
@@ -228,12 +229,6 @@ def _check_device(device: str) -> None:
         raise InputError(f"`device` must be cpu or cuda, got {shown(device)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("`device` must be cpu on this machine, got 'cuda', but torch sees no CUDA device")
-
-
-def _architecture(recipe: Recipe, config: PreTrainedConfig) -> Architecture:
-    if recipe.architecture is not None:
-        return read_architecture(Path(recipe.architecture))
-    return find_architecture(config.model_type)
 
 
 def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection: dict[str, Any]) -> None:

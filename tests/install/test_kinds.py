@@ -1,13 +1,13 @@
 """Low-rank and masked models: saved and loaded, trained, folded, refused where something is amiss."""
 
 import copy
-import json
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
+from edit_key import change_key
 from peft import LoraConfig, PeftModel, get_peft_model
 from pico import pico_inputs, pico_model, pico_outputs
 from safetensors.torch import load_file, save_file
@@ -212,9 +212,7 @@ def test_without_the_package_factors_are_refused_and_zeros_load_as_weights(name,
 )
 def test_a_damaged_key_is_refused_at_load(change, message, tmp_path):
     compressed("bert", mlpfusion.SVD()).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    change(config["mlp_fusion"]["sites"]["encoder.layer.2"])
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    change_key(tmp_path, lambda key: change(key["sites"]["encoder.layer.2"]))
     with pytest.raises(InputError, match=message):
         AutoModel.from_pretrained(tmp_path)
 

@@ -1,12 +1,12 @@
 """Blocks with two matched diagonals in every architecture: save, load in any dtype, fold, and damaged files."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from edit_key import change_key
 from pico import PICO, pico_inputs, pico_model, pico_outputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -101,9 +101,6 @@ def test_a_checkpoint_without_a_diagonal_is_refused(tmp_path):
     ("scale", "message"), [("cubic", "must be one of none, cluster-sizes, matched, got 'cubic'"), (3, "text")]
 )
 def test_an_unknown_scale_in_the_key_is_refused(scale, message, tmp_path):
-    path = saved(tmp_path) / "config.json"
-    config = json.loads(path.read_text())
-    config["mlp_fusion"]["sites"]["layers.1"]["scale"] = scale
-    path.write_text(json.dumps(config))
+    change_key(saved(tmp_path), lambda key: key["sites"]["layers.1"].update(scale=scale))
     with pytest.raises(InputError, match=message):
         AutoModel.from_pretrained(tmp_path)

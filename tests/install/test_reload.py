@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from edit_key import change_key
 from pico import PICO, pico_config, pico_model, pico_outputs
 from transformers import (
     AutoModel,
@@ -155,16 +156,10 @@ def test_methods_without_a_scale_reload_too(method, tmp_path):
     assert torch.equal(pico_outputs(loaded, "gpt2"), pico_outputs(model, "gpt2"))
 
 
-def change_key(folder, change) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(config["mlp_fusion"])
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda key: key.update(version=2), "`mlp_fusion.version` must be between 1 and 1, got 2"),
+        (lambda key: key.update(version=3), "`mlp_fusion.version` must be between 1 and 2, got 3"),
         (lambda key: key.update(extra=1), "`mlp_fusion` must have exactly the keys"),
         (lambda key: key.pop("method"), "`mlp_fusion` must have exactly the keys"),
         (lambda key: key.update(source_sha256="abc"), "source_sha256` must be 64 hexadecimal digits, got 'abc'"),

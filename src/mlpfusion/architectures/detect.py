@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.architectures.sites import base_model, linear_tensors
+from mlpfusion.architectures.sites import Site, base_model, find_sites, linear_tensors
 from mlpfusion.architectures.table import Architecture, Stack
+from mlpfusion.architectures.width_keys import text_config, with_proven_keys
+from mlpfusion.errors import InputError
 
 _ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
 
@@ -19,26 +21,49 @@ def detect_architecture(model: PreTrainedModel) -> Architecture | None:
     """The row that the shapes and the names of `model` suggest, or None. Works on a model without weights.
 
     In every stack of layers it looks, outside attention, for a linear map hidden -> f (two in a gated block, or one
-    hidden -> 2 f), a linear map f -> hidden, and an activation module. A proposal to be checked by eye, not a proof.
+    hidden -> 2 f), a linear map f -> hidden, and an activation module. A stack some of whose layers have no such block
+    is left out. A proposal to be checked by eye, not a proof; but every `width_key` is proven (`with_proven_keys`).
     """
     base = base_model(model)
-    stacks = [
-        stack
-        for path, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and not _has_number(path)
-        if (stack := _detect_stack(base, path, module[0]))
+    stacks, sites = [], []
+    for path, layer in _first_layers(base):
+        stack = _detect_stack(base, path, layer)
+        found = [] if stack is None else _sites_or_none(model, stack)
+        if stack is not None and found:
+            stacks.append(stack)
+            sites += found
+    return with_proven_keys(model, Architecture(tuple(stacks)), sites) if stacks else None
+
+
+def _first_layers(base: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """Path and first layer of every list of layers; a list of lists (Funnel's blocks) counts as several."""
+    lists = {path: module for path, module in base.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    nested = {path for path, module in lists.items() if isinstance(module[0], nn.ModuleList)}
+    return [
+        (path, module[0])
+        for path, module in lists.items()
+        if path not in nested
+        and not _has_number(parent := path.rpartition(".")[0])
+        and (parent in nested or not _has_number(path))
     ]
-    return Architecture(tuple(stacks)) if stacks else None
+
+
+def _sites_or_none(model: PreTrainedModel, stack: Stack) -> list[Site]:
+    try:
+        return find_sites(model, Architecture((stack,)))
+    except InputError:
+        return []
 
 
 def _detect_stack(base: PreTrainedModel, path: str, layer: nn.Module) -> Stack | None:
+    hidden = getattr(text_config(base.config), "hidden_size", None)
     linears = _outside_attention(layer, (nn.Linear, Conv1D))
     shapes = {name: tuple(linear_tensors(linear)[0].shape) for name, linear in linears.items()}
     for down, (hidden_size, width) in shapes.items():
         ups = [name for name, shape in shapes.items() if shape == (width, hidden_size) and name != down]
         fused = [name for name, shape in shapes.items() if shape == (2 * width, hidden_size) and name != down]
         activations = list(_outside_attention(layer, _ACTIVATIONS))
-        if len(ups) + len(fused) not in (1, 2) or not activations or hidden_size != base.config.hidden_size:
+        if len(ups) + len(fused) not in (1, 2) or not activations or hidden_size != hidden:
             continue
         if not _is_plain(layer, (ups + fused)[0], down):
             continue
@@ -46,7 +71,7 @@ def _detect_stack(base: PreTrainedModel, path: str, layer: nn.Module) -> Stack |
         gate = _gate(layer, ups, activation) if len(ups) == 2 else (fused or [None])[0]
         up = next((name for name in ups if name != gate), gate)
         assert up is not None
-        return Stack(f"{path}.{{}}", up, down, activation, gate, _width_key(base.config, width))
+        return Stack(f"{path}.{{}}", up, down, activation, gate, None)
     return None
 
 
@@ -85,13 +110,6 @@ def _gate(layer: nn.Module, ups: list[str], activation: str) -> str:
 
 def _outside_attention(layer: nn.Module, kinds: tuple[type, ...]) -> dict[str, Any]:
     return {name: m for name, m in layer.named_modules() if type(m) in kinds and "att" not in name.lower()}
-
-
-def _width_key(config: Any, width: int) -> str:
-    """The config key that holds the width, preferring the names that the field uses for it."""
-    keys = [key for key, value in config.to_dict().items() if type(value) is int and value == width]
-    usual = [key for key in keys if any(word in key for word in ("intermediate", "ffn", "inner", "d_ff", "mlp"))]
-    return (usual or keys or ["intermediate_size"])[0]
 
 
 def _shared_parents(first: str, second: str) -> int:

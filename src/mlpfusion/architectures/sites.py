@@ -1,5 +1,6 @@
 """Finds the MLPs of a model by its row of the table, and reads them into one layout."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.architectures.table import Architecture, Stack
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.mlp import MLP
 from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.modules.masked import MaskedConv1D, MaskedLinear
@@ -81,10 +82,46 @@ def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
         raise InputError(
             "an MLP must compute all its neurons to be read as one, got one whose experts a router chooses"
         )
+    kind = type(linear)
+    where = "" if kind.__module__.startswith("torch.") else f" of {kind.__module__.partition('.')[0]}"
     raise InputError(
-        f"the linear maps of an MLP must be nn.Linear or Conv1D, got {type(linear).__name__}; "
+        f"the linear maps of an MLP must be nn.Linear or Conv1D, got {kind.__name__}{where}; "
         "merge adapters and drop quantisation first"
     )
+
+
+def layer_path(template: str, layer: int) -> str:
+    """Path of one layer of a stack from the base model."""
+    return template.replace("{}", str(layer))
+
+
+def layer_number(template: str, path: str) -> int | None:
+    """Number of the layer at `path`, the inverse of `layer_path`; None if it is no layer of this stack."""
+    before, _, after = template.partition("{}")
+    digits = path.removeprefix(before).removesuffix(after)
+    number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else -1
+    return number if layer_path(template, number) == path else None
+
+
+def check_transformers_model(model: object) -> None:
+    """Raises `InputError` unless `model` is one of transformers' own, without a PEFT wrapper around it."""
+    if hasattr(model, "get_base_model"):
+        raise InputError(
+            f"`model` must be a model of transformers, got {type(model).__name__}: merge its adapter first "
+            "(`model.merge_and_unload()`), or hand over `model.get_base_model()` if no MLP is adapted"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"`model` must be a model of transformers, got {shown(model)}")
+
+
+def check_readable(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+    """Raises `InputError` if a linear map of a site is no plain one and none of ours: quantised, or with an adapter."""
+    base = base_model(model)
+    for site in sites:
+        for path in linear_maps(site):
+            linear = base.get_submodule(path)
+            if not isinstance(linear, LowRankLinear):  # without multiplying the factors
+                linear_tensors(linear)
 
 
 def linear_maps(site: Site) -> dict[str, tuple[str, ...]]:
@@ -115,7 +152,7 @@ def site_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
 def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: str) -> list[Site]:
     stacks = [stack for stack in architecture.stacks if stack.layer == template]
     sites = []
-    while has_module(base, path := template.format(len(sites))):
+    while has_module(base, path := layer_path(template, len(sites))):
         fitting = [stack for stack in stacks if all(has_module(base, f"{path}.{part}") for part in _paths(stack))]
         if not fitting:
             raise InputError(f"layer {path} must have {' or '.join(stack.up for stack in stacks)} as `up`, got none")
@@ -130,6 +167,9 @@ def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Si
     for part, shape in rows.items():
         if tuple(shape) != expected:
             raise InputError(f"{path}.{part} must have shape {expected} to fit {stack.down}, got {tuple(shape)}")
+    activation = base.get_submodule(f"{path}.{stack.activation}")
+    if any(parameter.ndim > 1 for parameter in activation.parameters()):
+        raise InputError(f"{path}.{stack.activation} must be an activation, got {type(activation).__name__}")
     return Site(path, layer, stack, hidden_size, width)
 
 

@@ -1,11 +1,15 @@
 """The architectures we know: one row of data a `model_type`."""
 
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.yaml import read_yaml
+
+# Names of modules, or of an entry of a config: what Python can write, in ASCII.
+_PATH = re.compile(r"(?=.{1,200}\Z)\w+(\.\w+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class Stack:
 
     `layer` is the path of a layer from the base model, `{}` standing for its number; the other paths start at the
     layer. `gate` is the linear map whose output goes through the activation in a gated block; where it equals `up`,
-    one map holds both, gate rows first.
+    one map holds both, gate rows first. `width_key` is the entry of the config that holds the width, None if no entry
+    does: `fold` then cannot make a stock model of it.
     """
 
     layer: str
@@ -22,7 +27,7 @@ class Stack:
     down: str
     activation: str
     gate: str | None = None
-    width_key: str = "intermediate_size"
+    width_key: str | None = "intermediate_size"
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,34 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def find_architecture(model_type: str) -> Architecture:
-    """The row of `model_type`. Raises `InputError` with the known types if there is none."""
+def find_architecture(model_type: str, file: str | None = None) -> Architecture:
+    """The row of `model_type`, or the one in the YAML file `file` if that is given.
+
+    Raises `InputError` with the known types if there is none, and as `read_architecture` does.
+    """
+    if file is not None:
+        return read_architecture(Path(file).expanduser())
     if model_type not in ARCHITECTURES:
         raise InputError(
-            f"`model_type` must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}; "
+            f"`model_type` must be one of {', '.join(ARCHITECTURES)}, got {shown(model_type)}; "
             "`mlpfusion inspect` proposes a row for it, `--architecture FILE` takes one"
         )
     return ARCHITECTURES[model_type]
+
+
+def is_known_row(model_type: str, row: Architecture) -> bool:
+    """Whether every stack of `row` stands in the table's row of `model_type`."""
+    return model_type in ARCHITECTURES and set(row.stacks) <= set(ARCHITECTURES[model_type].stacks)
+
+
+def check_known_row(model_type: str, row: Architecture) -> None:
+    """Raises `InputError` if `model_type` has a row in the table and `row` says something else."""
+    if model_type in ARCHITECTURES and not is_known_row(model_type, row):
+        wrong = next(stack for stack in row.stacks if stack not in ARCHITECTURES[model_type].stacks)
+        raise InputError(
+            f"`architecture` must be that of the table for {model_type}, which `mlpfusion inspect` knows, "
+            f"got {wrong}; leave it out"
+        )
 
 
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
@@ -115,14 +140,33 @@ def read_architecture(path: Path) -> Architecture:
 def _stack_from_dict(data: Any) -> Stack:
     known = [field.name for field in fields(Stack)]
     if not isinstance(data, dict) or not set(data) <= set(known):
-        unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else data
-        raise InputError(f"a stack must have keys among {', '.join(known)}, got {unknown}")
+        unknown = [key for key in data if key not in known] if isinstance(data, dict) else data
+        raise InputError(f"a stack must have keys among {', '.join(known)}, got {shown(unknown)}")
     missing = [name for name in ("layer", "up", "down", "activation") if name not in data]
     if missing:
         raise InputError(f"a stack must have {', '.join(missing)}")
     for name, value in data.items():
-        if not (isinstance(value, str) and value) and not (name == "gate" and value is None):
-            raise InputError(f"`{name}` of a stack must be text, got {value!r}")
-    if data["layer"].count("{}") != 1:
-        raise InputError(f"`layer` of a stack must hold {{}} once, for the number of the layer, got {data['layer']!r}")
-    return Stack(**data)
+        if name in ("gate", "width_key") and value is None:
+            continue
+        if not isinstance(value, str) or not value:
+            raise InputError(f"`{name}` of a stack must be text, got {shown(value)}")
+        if name != "layer" and not _PATH.fullmatch(value):
+            raise InputError(f"`{name}` of a stack must be names of modules with dots between, got {shown(value)}")
+    if data["layer"].count("{}") != 1 or not _PATH.fullmatch(data["layer"].replace("{}", "0")):
+        raise InputError(
+            f"`layer` of a stack must hold {{}} once, for the number of the layer, between names with dots, "
+            f"got {shown(data['layer'])}"
+        )
+    stack = Stack(**data)
+    _check_apart(stack)
+    return stack
+
+
+def _check_apart(stack: Stack) -> None:
+    """Raises `InputError` if two of the modules of a stack are one, or one is inside another; `gate` may be `up`."""
+    parts = {"up": stack.up, "down": stack.down, "activation": stack.activation}
+    parts |= {"gate": stack.gate} if stack.gate not in (None, stack.up) else {}
+    for name, path in parts.items():
+        for other, inner in parts.items():
+            if name != other and f"{inner}.".startswith(f"{path}."):
+                raise InputError(f"`{name}` of a stack must be another module than `{other}` is in, got {shown(path)}")

@@ -1,16 +1,18 @@
 """Folds P, factors and masks into plain weights: the form to deploy, for stock transformers and other engines."""
 
+import copy
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.architectures.sites import base_model, find_sites
-from mlpfusion.architectures.table import Architecture
+from mlpfusion.architectures.sites import Site, base_model, check_readable, check_transformers_model, find_sites
+from mlpfusion.architectures.width_keys import holder_of, saved_shapes, stock_shapes
 from mlpfusion.errors import InputError
-from mlpfusion.install.key import KEY, FusionKey, InstalledSite, LowRankSite, NarrowSite, key_from_dict, key_to_dict
+from mlpfusion.install.key import KEY, FusionKey, LowRankSite, NarrowSite, RoutedSite, key_to_dict
 from mlpfusion.install.kinds import KINDS
-from mlpfusion.install.rebuild import installed_sites
+from mlpfusion.install.model_key import model_key
+from mlpfusion.install.rebuild import installed_sites, site_size
 
 
 def fold(model: PreTrainedModel) -> PreTrainedModel:
@@ -18,28 +20,29 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
 
     Scales go into the second linear map, factors are multiplied (the model has its original size again, a warning says
     so), zeros become weights like others. The logits stay the same up to rounding; the Adam kernel does not, so fold
-    after fine-tuning. If every layer now has one and the same width, the key `mlp_fusion` goes and the config gets that
-    width: a stock model, which loads without this package. If not, the key stays, without scales, and a warning tells.
-    Raises `InputError` if the model is not compressed.
+    after fine-tuning. If every layer now has one and the same width, and the model's class builds this model from a
+    config with that width (it is tried out, on the meta device), the config gets the width and the key `mlp_fusion`
+    goes: a stock model, which loads without this package. If not, the key stays, without scales, and a warning says
+    why. Raises `InputError`, before anything is changed, if the model is not compressed, has routed experts, is
+    quantised or wrapped by an adapter.
     """
-    data = getattr(model.config, KEY, None)
-    if data is None:
+    check_transformers_model(model)
+    key = model_key(model.config)
+    if key is None:
         raise InputError("`model` must be compressed by mlpfusion, got one without the config key `mlp_fusion`")
-    key = key_from_dict(data)
-    for site in installed_sites(model, key):
+    sites = installed_sites(model, key)
+    _check_foldable(model, key, sites)
+    stock = _stock_form(model, key)
+    for site in sites:
         KINDS[type(key.sites[site.path])].fold(model, site)
     if any(isinstance(site, LowRankSite) for site in key.sites.values()):
         warnings.warn("the factors were multiplied: the model has its original size again", stacklevel=2)
-    widths = _stock_widths(model, key.architecture)
-    if widths is None:
-        warnings.warn(
-            "the layers have different widths, so the folded model still needs `import mlpfusion` to load; "
-            "compress all layers to one width for a stock model",
-            stacklevel=2,
-        )
-        set_key(model, replace(key, sites={path: _without_scale(site) for path, site in key.sites.items()}))
-    else:
-        _set_config(model, widths, None)
+    reason = stock.reason or _difference(model, stock)
+    if reason is None:
+        _set_config(model, stock.widths, None)
+        return model
+    warnings.warn(f"{reason}, so the folded model still needs `import mlpfusion` to load{stock.advice}", stacklevel=2)
+    _set_config(model, {}, _folded_key(model, key))
     return model
 
 
@@ -48,27 +51,75 @@ def set_key(model: PreTrainedModel, key: FusionKey) -> None:
     _set_config(model, {}, key)
 
 
-def _without_scale(site: InstalledSite) -> NarrowSite:
-    """Only narrow blocks keep a key: the others have the original width when they are folded."""
-    assert isinstance(site, NarrowSite)
-    return replace(site, scale="none")
+@dataclass(frozen=True)
+class _StockForm:
+    """The stock model: entries of the config to set, and the shapes that follow; or the reason why there is none."""
+
+    widths: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    reason: str | None = None
+    advice: str = ""
 
 
-def _stock_widths(model: PreTrainedModel, architecture: Architecture) -> dict[str, int] | None:
-    """Config key -> width if one number describes all layers that the key stands for, else None."""
+def _check_foldable(model: PreTrainedModel, key: FusionKey, sites: list[Site]) -> None:
+    """Raises `InputError` for all that folding a site would raise for."""
+    if any(isinstance(entry, RoutedSite) for entry in key.sites.values()):
+        raise InputError("`model` must have a stock form to be folded, got one with routed experts, which has none")
+    check_readable(model, sites)
+
+
+def _stock_form(model: PreTrainedModel, key: FusionKey) -> _StockForm:
+    """What a config without the key would have to say; nothing is changed."""
     widths: dict[str, set[int]] = {}
-    for site in find_sites(model, architecture):
+    narrow = any(isinstance(entry, NarrowSite) for entry in key.sites.values())
+    for site in find_sites(model, key.architecture) if narrow else []:
+        if site.stack.width_key is None:
+            return _StockForm({}, {}, f"no entry of the config is known to hold the width of {site.stack.layer}")
         widths.setdefault(site.stack.width_key, set()).add(site.intermediate_size)
     if any(len(values) > 1 for values in widths.values()):
+        advice = "; compress all layers to one width for a stock model"
+        return _StockForm({}, {}, "the layers have different widths", advice)
+    wanted = {name: values.pop() for name, values in widths.items()}
+    config = copy.deepcopy(model.config)
+    _write(config, wanted, None)
+    try:
+        return _StockForm(wanted, stock_shapes(type(model), config))
+    except InputError as error:
+        return _StockForm({}, {}, str(error))
+
+
+def _difference(model: PreTrainedModel, stock: _StockForm) -> str | None:
+    """The reason why the stock form is not this model, None if it is."""
+    shapes = saved_shapes(model)
+    if shapes == stock.shapes:
         return None
-    return {name: values.pop() for name, values in widths.items()}
+    name = min(name for name in {*shapes, *stock.shapes} if shapes.get(name) != stock.shapes.get(name))
+    found, built = shapes.get(name, "no place"), stock.shapes.get(name, "no place")
+    return f"{type(model).__name__} does not build these widths from its config ({name} has {found}, it makes {built})"
+
+
+def _folded_key(model: PreTrainedModel, key: FusionKey) -> FusionKey:
+    """The key of plain blocks of the widths that they have now."""
+    sites = {}
+    for site in installed_sites(model, key):
+        entry = key.sites[site.path]
+        original = entry.original_size if isinstance(entry, NarrowSite) else site.intermediate_size
+        sites[site.path] = NarrowSite(site.intermediate_size, original, "none", site_size(base_model(model), site))
+    return FusionKey(key.architecture, sites, key.method, key.seed, key.source_sha256)
 
 
 def _set_config(model: PreTrainedModel, widths: dict[str, int], key: FusionKey | None) -> None:
     for config in {id(config): config for config in (model.config, base_model(model).config)}.values():
-        for name, width in widths.items():
-            setattr(config, name, width)
-        if key is not None:
-            setattr(config, KEY, key_to_dict(key))
-        elif hasattr(config, KEY):
-            delattr(config, KEY)
+        _write(config, widths, key)
+
+
+def _write(config: PreTrainedConfig, widths: dict[str, int], key: FusionKey | None) -> None:
+    """Sets the widths, and sets or removes the key. Changes the config."""
+    for name, width in widths.items():
+        holder = holder_of(config, name)
+        assert holder is not None
+        setattr(holder, name, width)
+    if key is not None:
+        setattr(config, KEY, key_to_dict(key))
+    elif hasattr(config, KEY):
+        delattr(config, KEY)

@@ -57,8 +57,7 @@ def _patch(module: ModuleType) -> None:
 
 
 def _key(model: "PreTrainedModel") -> "FusionKey | None":
-    """The parsed `mlp_fusion` key of the model's config, None without one. Raises `InputError` if it is malformed."""
-    from mlpfusion.install.key import KEY, key_from_dict
+    """The parsed `mlp_fusion` key of the model's config, None without one. Raises as `model_key` does."""
+    from mlpfusion.install.model_key import model_key
 
-    data = getattr(model.config, KEY, None)
-    return None if data is None else key_from_dict(data)
+    return model_key(model.config)

@@ -1,14 +1,18 @@
 """The key `mlp_fusion` of a model's config: all that the loader needs to rebuild a compressed model."""
 
+import hashlib
+import json
 import re
 from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
+from mlpfusion.architectures.sites import layer_number
 from mlpfusion.architectures.table import Architecture, architecture_from_dict, architecture_to_dict
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 
 KEY = "mlp_fusion"
-VERSION = 1
+VERSION = 2  # 1 had no checksum; both are read
+_MAX_SITES, _MAX_NUMBER = 100_000, 2**53
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def site_kind(site: InstalledSite) -> str:
 
 
 def key_to_dict(key: FusionKey) -> dict[str, Any]:
-    """The key as JSON data, with the version of this form."""
-    return {
+    """The key as JSON data, with the version of this form and a checksum."""
+    data = {
         "version": VERSION,
         "method": key.method,
         "seed": key.seed,
@@ -84,6 +88,13 @@ def key_to_dict(key: FusionKey) -> dict[str, Any]:
         "architecture": architecture_to_dict(key.architecture),
         "sites": {path: {"kind": site_kind(site), **asdict(site)} for path, site in key.sites.items()},
     }
+    return data | {"checksum": checksum(data)}
+
+
+def checksum(data: dict[str, Any]) -> str:
+    """SHA-256 of a key as JSON data, but for its entry `checksum`: no edit by accident goes unseen."""
+    rest = {name: value for name, value in data.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def key_from_dict(data: Any) -> FusionKey:
@@ -91,25 +102,42 @@ def key_from_dict(data: Any) -> FusionKey:
     version = data.get("version") if isinstance(data, dict) else None
     if type(version) is not int or not 1 <= version <= VERSION:
         raise InputError(
-            f"`{KEY}.version` must be between 1 and {VERSION}, got {version!r}; upgrade mlpfusion to load it"
+            f"`{KEY}.version` must be between 1 and {VERSION}, got {shown(version)}; upgrade mlpfusion to load it"
         )
-    _check_keys(KEY, data, ["version", *(field.name for field in fields(FusionKey))])
+    names = ["version", *(field.name for field in fields(FusionKey))]
+    _check_keys(KEY, data, names if version == 1 else [*names, "checksum"])
     if not re.fullmatch("[0-9a-f]{64}", str(data["source_sha256"])):
-        raise InputError(f"`{KEY}.source_sha256` must be 64 hexadecimal digits, got {data['source_sha256']!r}")
+        raise InputError(f"`{KEY}.source_sha256` must be 64 hexadecimal digits, got {shown(data['source_sha256'])}")
     if not isinstance(data["method"], str) or type(data["seed"]) is not int:
         raise InputError(f"`{KEY}` must hold `method` as text and `seed` as a whole number")
-    if not isinstance(data["sites"], dict) or not data["sites"]:
-        raise InputError(f"`{KEY}.sites` must name at least one layer, got {data['sites']!r}")
-    sites = {path: _site_from_dict(path, site) for path, site in data["sites"].items()}
+    if not re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", data["method"]) or abs(data["seed"]) > _MAX_NUMBER:
+        raise InputError(
+            f"`{KEY}` must hold the name of a method and a seed below 2^53, "
+            f"got {shown(data['method'])} and {shown(data['seed'])}"
+        )
+    if not isinstance(data["sites"], dict) or not 1 <= len(data["sites"]) <= _MAX_SITES:
+        raise InputError(f"`{KEY}.sites` must name at least one layer, got {shown(data['sites'])}")
     architecture = architecture_from_dict(data["architecture"])
+    _check_paths(architecture, data["sites"])
+    sites = {path: _site_from_dict(path, site) for path, site in data["sites"].items()}
+    if version > 1 and data["checksum"] != checksum(data):
+        raise InputError(f"`{KEY}` must be as it was written, its checksum says that it was edited")
     return FusionKey(architecture, sites, data["method"], data["seed"], data["source_sha256"])
+
+
+def _check_paths(architecture: Architecture, sites: dict[Any, Any]) -> None:
+    """Raises `InputError` if a path is not that of a layer of a stack of the row."""
+    templates = list(dict.fromkeys(stack.layer for stack in architecture.stacks))
+    for path in sites:
+        if not isinstance(path, str) or all(layer_number(template, path) is None for template in templates):
+            raise InputError(f"`{KEY}.sites` must name layers {' or '.join(templates)}, got {shown(path)}")
 
 
 def _site_from_dict(path: str, data: Any) -> InstalledSite:
     where = f"{KEY}.sites[{path}]"
     name = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(name, str) or name not in SITE_KINDS:
-        raise InputError(f"`{where}.kind` must be one of {', '.join(SITE_KINDS)}, got {name!r}")
+        raise InputError(f"`{where}.kind` must be one of {', '.join(SITE_KINDS)}, got {shown(name)}")
     items = fields(SITE_KINDS[name])
     _check_keys(where, data, ["kind", *(item.name for item in items)])
     for item in items:
@@ -124,8 +152,10 @@ def _site_from_dict(path: str, data: Any) -> InstalledSite:
 
 def _check_value(where: str, item: Field, value: Any) -> None:
     if item.type is str and type(value) is not str:
-        raise InputError(f"`{where}.{item.name}` must be text, got {value!r}")
+        raise InputError(f"`{where}.{item.name}` must be text, got {shown(value)}")
     if item.name == "rank" and isinstance(value, dict) and value:
+        if not set(value) <= {"up", "gate", "down"}:
+            raise InputError(f"`{where}.rank` must have the names of matrices, got {shown(value)}")
         for name, rank in value.items():
             _check_number(f"{where}.rank.{name}", rank, 1)
     elif item.type is not str:
@@ -133,11 +163,11 @@ def _check_value(where: str, item: Field, value: Any) -> None:
 
 
 def _check_number(where: str, value: Any, smallest: int) -> None:
-    if type(value) is not int or value < smallest:
-        raise InputError(f"`{where}` must be a whole number of at least {smallest}, got {value!r}")
+    if type(value) is not int or not smallest <= value <= _MAX_NUMBER:
+        raise InputError(f"`{where}` must be a whole number of at least {smallest}, got {shown(value)}")
 
 
 def _check_keys(where: str, data: Any, known: list[str]) -> None:
-    given = list(data) if isinstance(data, dict) else [data]
-    if sorted(map(str, given)) != sorted(known):
-        raise InputError(f"`{where}` must have exactly the keys {', '.join(known)}, got {', '.join(map(str, given))}")
+    if not isinstance(data, dict) or set(data) != set(known):
+        given = list(data) if isinstance(data, dict) else data
+        raise InputError(f"`{where}` must have exactly the keys {', '.join(known)}, got {shown(given)}")

@@ -5,7 +5,15 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites, has_module, linear_maps, site_parameters
+from mlpfusion.architectures.sites import (
+    Site,
+    base_model,
+    find_sites,
+    has_module,
+    layer_path,
+    linear_maps,
+    site_parameters,
+)
 from mlpfusion.errors import InputError
 from mlpfusion.install.key import FusionKey
 from mlpfusion.install.kinds import KINDS
@@ -57,7 +65,7 @@ def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
     """
     sites = [site for site in find_sites(model, key.architecture) if site.path in key.sites]
     templates = {
-        stack.layer for stack in key.architecture.stacks if has_module(base_model(model), stack.layer.format(0))
+        stack.layer for stack in key.architecture.stacks if has_module(base_model(model), layer_path(stack.layer, 0))
     }
     expected = [p for p in key.sites if any(p.startswith(t.partition("{}")[0]) for t in templates)]
     missing = sorted(set(expected) - {site.path for site in sites})
@@ -66,7 +74,12 @@ def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
     return sites
 
 
+def site_size(base: nn.Module, site: Site) -> int:
+    """Number of parameters of the linear maps of a site."""
+    return sum(parameter.numel() for parameter in site_parameters(base, site))
+
+
 def _check_size(base: nn.Module, site: Site, num_parameters: int) -> None:
-    count = sum(parameter.numel() for parameter in site_parameters(base, site))
+    count = site_size(base, site)
     if count != num_parameters:
         raise InputError(f"`mlp_fusion` wants {num_parameters} parameters at {site.path}, the model has {count}")

@@ -32,10 +32,16 @@ def rebuild(model: PreTrainedModel, site: Site, entry: RoutedSite) -> None:
 
 
 def check(model: PreTrainedModel, site: Site, entry: RoutedSite) -> None:
-    """Raises `InputError` unless the loaded router is finite."""
+    """Raises `InputError` unless the loaded router is finite and chooses as many experts as the key says."""
     routed = base_model(model).get_submodule(_routed_path(site))
     if not isinstance(routed, RoutedLinear) or routed.router_in_bits.is_meta:
         return
+    stored = int(routed.weight)
+    if stored not in (0, entry.num_selected):
+        raise InputError(
+            f"`mlp_fusion` must choose {stored} experts at {site.path}, as many as the weights were made for, "
+            f"got {entry.num_selected}"
+        )
     for name in ("router_in", "router_out"):
         if num_not_finite(getattr(routed, name)):
             raise InputError(f"the `{name}` at {site.path} must be finite, got NaN or Inf")

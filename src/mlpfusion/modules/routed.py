@@ -16,11 +16,11 @@ class RoutedLinear(nn.Module):
     the first. The router is constant: two buffers with the bits of fp32 numbers as int32, which no change of dtype
     touches, so in a model that is loaded in bf16 its numbers are exact, and only x is rounded.
 
-    The buffer `weight` holds nothing. It makes transformers without this package fail on its shape, where it would run
-    all experts.
+    The buffer `weight` holds the number of chosen experts (0 in files that older versions wrote). It makes transformers
+    without this package fail on its shape, where it would run all experts.
     """
 
-    weight: Tensor
+    weight: Int[Tensor, " 1"]
     router_in_bits: Int[Tensor, "experts hidden"]
     router_out_bits: Int[Tensor, "experts experts"]
 
@@ -29,7 +29,7 @@ class RoutedLinear(nn.Module):
         assert num_neurons % num_experts == 0
         self.linear, self.num_neurons, self.num_selected = linear, num_neurons, num_selected
         like = next(linear.parameters())
-        self.register_buffer("weight", torch.zeros(1, dtype=like.dtype, device=like.device))
+        self.register_buffer("weight", torch.full((1,), num_selected, dtype=torch.int32, device=like.device))
         for name, columns in (("router_in_bits", hidden_size), ("router_out_bits", num_experts)):
             self.register_buffer(name, torch.zeros(num_experts, columns, dtype=torch.int32, device=like.device))
 

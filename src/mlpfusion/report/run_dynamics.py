@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.write import check_output, staged_folder
-from mlpfusion.compression import check_method, check_not_compressed, check_visited
+from mlpfusion.compression import check_method, check_not_compressed
 from mlpfusion.errors import InputError
 from mlpfusion.methods import method_label, method_name, takes_no_data
 from mlpfusion.outcomes import Progress
@@ -23,6 +23,7 @@ from mlpfusion.plan import make_plan
 from mlpfusion.record import versions
 from mlpfusion.report.dynamics import FULL, dynamics_markdown, write_dynamics_chart
 from mlpfusion.report.run_comparison import parse_methods
+from mlpfusion.row_check import check_visited
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
 from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
 from mlpfusion.traces import Batch

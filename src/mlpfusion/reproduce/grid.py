@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import find_architecture
 from mlpfusion.checkpoint.write import write_file
-from mlpfusion.compression import check_not_compressed, check_visited
+from mlpfusion.compression import check_not_compressed
 from mlpfusion.errors import DivergenceError
 from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Cell, Experiment
+from mlpfusion.row_check import check_visited
 from mlpfusion.task_methods import TASK_METHODS
 from mlpfusion.task_methods.compression import compress_on_task
 from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task

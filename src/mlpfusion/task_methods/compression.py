@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture
-from mlpfusion.compression import check_model, check_visited, checked_sites, install_outcomes, silent
+from mlpfusion.compression import check_model, install_outcomes, silent
 from mlpfusion.errors import InputError
 from mlpfusion.methods import Outcome, method_name
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import Plan, make_plan
 from mlpfusion.record import Record
+from mlpfusion.row_check import check_visited, checked_sites
 from mlpfusion.task_methods import TASK_METHODS, TaskJob
 from mlpfusion.tasks.encode import EncodedTask
 from mlpfusion.tune.finetune import check_head

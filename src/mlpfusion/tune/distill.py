@@ -139,14 +139,14 @@ def _trainer(
     )
 
 
-def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Distill) -> None:
+def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Distill, field: str = "original") -> None:
     """Raises `InputError` unless `teacher` can teach `student` what `config` asks for.
 
     Layer-wise, the student must be compressed and the teacher what it was made from; for hidden states both must have
-    as many layers of the same size, for logits the same class and outputs.
+    as many layers of the same size, for logits the same class and outputs. `field` is the teacher's in a message.
     """
     if config.objective == "layerwise":
-        check_source(teacher, student, ("the teacher", "the student"))
+        check_source(teacher, student, ("the teacher", "the student"), field)
         return
     sizes = [(c.num_hidden_layers, c.hidden_size) for c in (student.config, teacher.config)]
     if "hidden" in config.objective and sizes[0] != sizes[1]:

@@ -224,7 +224,7 @@ def _layerwise_pair(job: TuneJob, source: Source) -> tuple[PreTrainedModel, PreT
     if job.teacher is None:
         raise InputError("`teacher` must be given for `layerwise`: the model before compression")
     student, teacher = load_source(source), load_source(open_source(job.teacher))
-    check_pair(student, teacher, job.layerwise_config())
+    check_pair(student, teacher, job.layerwise_config(), "teacher")
     return student, teacher
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.architectures.sites import base_model, site_parameters
-from mlpfusion.install.key import KEY, key_from_dict
+from mlpfusion.install.model_key import model_key
 from mlpfusion.install.rebuild import installed_sites
 
 Batch = Mapping[str, Tensor]
@@ -48,7 +48,8 @@ def only_blocks_trained(model: PreTrainedModel) -> Iterator[None]:
     Outside, the flags are what they were. Asserts that all other parameters, and all buffers, have the same bytes
     after as before.
     """
-    key = key_from_dict(getattr(model.config, KEY))
+    key = model_key(model.config)
+    assert key is not None
     base = base_model(model)
     trained = {id(value) for site in installed_sites(model, key) for value in site_parameters(base, site)}
     before = _digest(model, trained)

@@ -5,7 +5,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, one_line
-from mlpfusion.install.key import KEY, MaskedSite, key_from_dict
+from mlpfusion.install.key import MaskedSite
+from mlpfusion.install.model_key import model_key
 from mlpfusion.tune.config import Lora
 
 
@@ -37,8 +38,8 @@ def _check(config: PreTrainedConfig) -> None:
         import peft  # noqa: F401
     except ImportError as error:
         raise InputError("`lora` needs peft: pip install peft") from error
-    key = getattr(config, KEY, None)
-    if key is not None and any(isinstance(site, MaskedSite) for site in key_from_dict(key).sites.values()):
+    key = model_key(config)
+    if key is not None and any(isinstance(site, MaskedSite) for site in key.sites.values()):
         raise InputError("`lora` must be left out for a masked model: what is merged into it fills its zeros")
 
 
