@@ -127,6 +127,7 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 @click.option("--column", help="Field of a JSONL file that holds the text.")
 @click.option("--max-samples", type=int, default=256, show_default=True, help="Texts to measure on.")
 @click.option("--methods", default="all", show_default=True, help="all, or names like fusion,fusion:refine=false.")
+@click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
 @click.option("--layers", default="0", show_default=True, help="Layers, each of which is cut alone.")
 @click.option("--keep-ratio", type=float, default=0.25, show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Each drives the random head and the compression.")

@@ -13,6 +13,7 @@ from mlpfusion.errors import check_training_installed
 @click.command()
 @click.argument("recipe", required=False)
 @click.option("--model", help="Model to run it on, instead of the recipe's.")
+@click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
 @click.option("--out", metavar="DIR", help="Folder of the experiment; what is finished there is not run again.")
 @click.option("--tasks", callback=split_list, metavar="A[,B..]", help="Tasks, instead of the recipe's.")
 @click.option("--methods", callback=split_list, metavar="A[,B..]", help="Methods, instead of the recipe's.")

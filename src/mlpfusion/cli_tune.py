@@ -140,6 +140,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
 @click.option("--regression", is_flag=True, help="The label is a number to predict, not a class.")
 @click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128).")
 @click.option("--methods", callback=split_list, metavar="A[,B..]", help="Names as of compare; default: six of them.")
+@click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
 @click.option("--layers", help="Layers to compress, as of compress (default all).")
 @click.option("--keep-ratio", type=float, help="Share of the neurons to keep (default 0.25).")
 @click.option("--steps", type=int, help="Steps of a run (default 100).")

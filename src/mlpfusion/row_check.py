@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp, visited_share
+from mlpfusion.architectures.sites import Site, base_model, expert_parameters, find_sites, read_mlp, visited_share
 from mlpfusion.architectures.table import Architecture, check_known_row, find_architecture, is_known_row
 from mlpfusion.architectures.width_keys import check_width_keys
 from mlpfusion.errors import InputError, one_line
@@ -56,7 +56,8 @@ def _dummy_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
     """Transformers' dummy inputs, in the vocabulary of the model, for the decoder too where there is one."""
     given = {name: value for name, value in base.dummy_inputs.items() if isinstance(value, Tensor)}
     inputs = {name: value.to(base.device) for name, value in given.items()}
-    ids = inputs["input_ids"] % base.get_input_embeddings().weight.shape[0]
+    embeddings, ids = base.get_input_embeddings(), inputs["input_ids"]
+    ids = ids % embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else ids
     decoder = {"decoder_input_ids": ids} if base.config.is_encoder_decoder else {}
     return inputs | {"input_ids": ids} | decoder
 
@@ -78,6 +79,12 @@ def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> 
 
 def check_visited(model: PreTrainedModel, plan: Plan) -> None:
     """Raises `InputError` if parameters of the chosen layers look like MLP parameters but belong to no site."""
-    share = visited_share(model, [site for site, _ in plan.entries])
+    sites = [site for site, _ in plan.entries]
+    share = visited_share(model, sites)
+    if any(expert_parameters(base_model(model).get_submodule(site.path)) for site in sites):
+        raise InputError(
+            "the chosen layers must have no mixture of experts, which is not supported yet, "
+            f"got one: the row covers {100 * share:.1f} % of the MLP parameters there"
+        )
     if share < 1:
         raise InputError(f"the row of the architecture must cover 100 % of the MLP parameters, got {100 * share:.1f} %")

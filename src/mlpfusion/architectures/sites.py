@@ -135,13 +135,28 @@ def visited_share(model: PreTrainedModel, sites: list[Site]) -> float:
     """Share of the MLP parameters of the sites' layers that belong to a site; 1.0 when nothing was overlooked.
 
     What counts as an MLP parameter is decided by shape, not by the row: every parameter of the layer outside
-    attention with an axis as long as the intermediate size (twice as long where gate and up are one map).
+    attention with an axis as long as the intermediate size (twice as long where gate and up are one map), and every
+    one of an expert, whatever its shape.
     """
     base = base_model(model)
     visited = {id(parameter) for site in sites for parameter in site_parameters(base, site)}
     wanted = {id(p): p for site in sites for p in _mlp_shaped_parameters(base, site)}
+    wanted |= {id(p): p for site in sites for p in expert_parameters(base.get_submodule(site.path))}
     total = sum(parameter.numel() for parameter in wanted.values())
     return sum(p.numel() for key, p in wanted.items() if key in visited) / total
+
+
+def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the experts in `module`, each once: of all modules outside attention called experts.
+
+    A shared expert, which every token goes through, is an ordinary MLP and not among them.
+    """
+    experts = [
+        one
+        for path, one in module.named_modules()
+        if "att" not in path.lower() and ("Experts" in type(one).__name__ or path.rpartition(".")[2] == "experts")
+    ]
+    return list({id(parameter): parameter for one in experts for parameter in one.parameters()}.values())
 
 
 def site_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:

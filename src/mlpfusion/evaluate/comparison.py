@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, find_sites
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.table import Architecture
 from mlpfusion.calibration import TracedCalibration, trace_calibration
 from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
 from mlpfusion.compression import check_method, check_model, check_source, compress
@@ -21,6 +21,7 @@ from mlpfusion.methods import head_pooling, method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
 from mlpfusion.record import Record, SiteRecord
+from mlpfusion.row_check import checked_sites
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,21 @@ def compare_methods(
     scalar: str = "logit",
     calibration: Mapping[int, Sequence[Batch]] | None = None,
     authors_batch: Batch | None = None,
+    architecture: Architecture | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> list[ComparisonRow]:
     """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
 
     `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself, on traces that
     all methods of one `pooling` share. `model` is left as it is. With the last batch of the authors' evaluation every
-    row has their numbers too. A warning of one cut (a degenerate clustering) is left to its row's metrics. Raises
-    `InputError` as `compress`, `Probe` and `references` do.
+    row has their numbers too. `architecture` is the row of a model type that has none. A warning of one cut (a
+    degenerate clustering) is left to its row's metrics. Raises `InputError` as `compress`, `Probe` and `references` do.
     """
     for method in methods:
         check_method(method, None, 1)
     check_model(model)
-    row = find_architecture(model.config.model_type)
-    plan = make_plan(find_sites(model, row), layers=layers, keep_ratio=keep_ratio)
+    row, all_sites = checked_sites(model, architecture)
+    plan = make_plan(all_sites, layers=layers, keep_ratio=keep_ratio)
     sites = [site for site, _ in plan.entries]
     total, rows = len(seeds) * len(sites) * len(methods), []
     for seed in seeds:
@@ -81,7 +83,7 @@ def compare_methods(
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
                 one = {site.path: originals[site.path]}
-                options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed}
+                options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed, "architecture": architecture}
                 small, record = _cut(model, method, str(site.layer), traced, options)
                 result = next(entry for entry in record.sites if entry.path == site.path)
                 outputs = outputs_on_inputs_of(model, small, [site], batches) if len(record.sites) > 1 else None

@@ -39,8 +39,9 @@ def check(model: PreTrainedModel, site: Site, entry: MaskedSite) -> None:
     found = _num_zeros(model, site)
     if found < entry.num_zeros:
         raise InputError(
-            f"the weights at {site.path} must have at least {entry.num_zeros} zeros, got {found}; an adapter that is "
-            "merged fills them: call `fold` on such a model before it is saved"
+            f"the weights at {site.path} must have at least {entry.num_zeros} zeros, got {found}: an adapter that is "
+            "merged fills them. Nothing is lost: remove the entry `mlp_fusion` from the config.json, and this loads as "
+            "the plain model that it is; call `fold` on such a model before it is saved"
         )
 
 

@@ -1,7 +1,6 @@
 """What `mlpfusion inspect` finds out about a checkpoint, from its config alone."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,14 +9,16 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.detect import detect_architecture
-from mlpfusion.architectures.sites import Site, base_model, find_sites, read_mlp, site_parameters, visited_share
-from mlpfusion.architectures.table import (
-    ARCHITECTURES,
-    Architecture,
-    architecture_to_dict,
-    find_architecture,
-    read_architecture,
+from mlpfusion.architectures.sites import (
+    Site,
+    base_model,
+    expert_parameters,
+    find_sites,
+    read_mlp,
+    site_parameters,
+    visited_share,
 )
+from mlpfusion.architectures.table import ARCHITECTURES, Architecture, architecture_to_dict, find_architecture
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
 from mlpfusion.install.key import KEY
 from mlpfusion.modules.scaled import unscaled
@@ -52,7 +53,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was recognised in a checkpoint. `proposed_row` is YAML, given where the table has no row for the type."""
+    """What was recognised in a checkpoint. `proposed_row` is YAML, given where the table has no row for the type.
+
+    `expert_parameters` are those of mixtures of experts, which are in no MLP of `stacks`.
+    """
 
     model: str
     model_type: str
@@ -60,6 +64,7 @@ class Inspection:
     known: bool
     parameters: int
     mlp_parameters: int
+    expert_parameters: int
     visited_share: float
     stacks: tuple[StackSummary, ...]
     cut: Cut | None
@@ -87,6 +92,7 @@ def inspect_checkpoint(
     row, proposed = _row(empty, architecture)
     sites = find_sites(empty, row) if row else []
     compressed = getattr(config, KEY, None)
+    experts = sum(parameter.numel() for parameter in expert_parameters(base_model(empty)))
     return Inspection(
         model=model,
         model_type=config.model_type,
@@ -94,11 +100,12 @@ def inspect_checkpoint(
         known=config.model_type in ARCHITECTURES,
         parameters=model_size(empty).parameters,
         mlp_parameters=_mlp_parameters(empty, sites),
+        expert_parameters=experts,
         visited_share=visited_share(empty, sites) if sites else 0.0,
         stacks=_summaries(empty, sites),
         cut=_cut(empty, sites, layers, keep_ratio) if sites and not compressed else None,
         compressed=compressed,
-        proposed_row=proposed,
+        proposed_row=None if experts else proposed,
     )
 
 
@@ -112,8 +119,17 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
     console.print(
         f"{inspection.parameters:,} parameters, {inspection.mlp_parameters:,} of them ({share:.1f} %) in MLPs"
     )
+    if inspection.expert_parameters:
+        experts = 100 * inspection.expert_parameters / inspection.parameters
+        console.print(
+            f"{inspection.expert_parameters:,} of them ({experts:.1f} %) are in experts. Mixtures of experts are not "
+            "supported yet: no row describes them, and `compress` refuses their layers."
+        )
     if not inspection.stacks:
-        console.print("No MLP was recognised. Write a row by hand (see ARCHITECTURE.md) and pass it by --architecture.")
+        if not inspection.expert_parameters:
+            console.print(
+                "No MLP was recognised. Write a row by hand (see ARCHITECTURE.md) and pass it by --architecture."
+            )
         return
     console.print(_stack_table(inspection))
     console.print(f"MLP parameters of these layers that are covered: {100 * inspection.visited_share:.1f} %")
@@ -123,6 +139,11 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
             "--architecture row.yaml:\n"
         )
         console.print(inspection.proposed_row, highlight=False, markup=False)
+        if "width_key: null" in inspection.proposed_row:
+            console.print(
+                "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "
+                "`import mlpfusion` to load."
+            )
     if inspection.compressed:
         key = inspection.compressed
         console.print(
@@ -144,10 +165,8 @@ def _print_cut(console: Console, inspection: Inspection, cut: Cut) -> None:
 
 def _row(model: PreTrainedModel, file: str | None) -> tuple[Architecture | None, str | None]:
     """The row to go by, and the same row as YAML where it was only found by pattern."""
-    if file is not None:
-        return read_architecture(Path(file)), None
-    if model.config.model_type in ARCHITECTURES:
-        return find_architecture(model.config.model_type), None
+    if file is not None or model.config.model_type in ARCHITECTURES:
+        return find_architecture(model.config.model_type, file), None
     found = detect_architecture(model)
     return found, yaml.safe_dump(architecture_to_dict(found), sort_keys=False) if found else None
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from mlpfusion.architectures.table import read_architecture
 from mlpfusion.checkpoint.read import read_config, resolve
 from mlpfusion.checks import seed_number
 from mlpfusion.errors import InputError, shown
@@ -33,13 +34,15 @@ def run_comparison(
     """The record of `compare_methods` on a checkpoint.
 
     `run` holds methods, layers, keep_ratio, seeds, scalar and authors_quirks; it may hold `calibration`, a file or data
-    set as in `read_texts` (without it, random tokens), and `calibration_samples`. Everything is checked before the
+    set as in `read_texts` (without it, random tokens), `calibration_samples`, and `architecture`, the path of a row
+    file. Everything is checked before the
     weights are read. Raises `InputError`.
     """
     source = _calibration_source(run.get("calibration"), column, run.get("calibration_samples"))
     methods, seeds = parse_methods(run["methods"]), parse_seeds(run["seeds"])
     Probe(run["scalar"])
     texts = read_texts(data, column=column, max_samples=max_samples)
+    row = None if run.get("architecture") is None else read_architecture(Path(run["architecture"]).expanduser())
     folder, loaded = load_checkpoint(model)
     batches = with_decoder_inputs(token_batches(folder, texts), loaded.config)
     wanted = any(not takes_no_data(method) for method in methods)
@@ -47,7 +50,7 @@ def run_comparison(
     selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
     authors_batch = _authors_batch(folder, texts, loaded.config) if run["authors_quirks"] else None
     options = {"seeds": seeds, "authors_batch": authors_batch, "calibration": calibration, "progress": progress}
-    rows = compare_methods(loaded, methods, batches, **selection, **options)
+    rows = compare_methods(loaded, methods, batches, architecture=row, **selection, **options)
     measured_on = {"model": Path(model).name, "data": Path(data).name, "samples": len(texts)}
     if wanted:
         measured_on["calibration"] = source.record() | {"samples": source.num_samples}

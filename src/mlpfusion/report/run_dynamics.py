@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
 from mlpfusion.checkpoint.write import check_output, staged_folder
 from mlpfusion.compression import check_method, check_not_compressed
 from mlpfusion.errors import InputError
@@ -37,7 +37,7 @@ from mlpfusion.tune.work import finished_job, normalised, remove_work, start_wor
 RECORD_FILE = "dynamics.json"
 _RUN_FILE, _PATH_FILE = "run.json", "path.safetensors"
 # What may differ between a job and its resumption; model and data are compared by their hashes.
-_FREE = ("model", "out", "revision", "train", "validation", "calibration", "overwrite")
+_FREE = ("model", "out", "revision", "train", "validation", "calibration", "architecture", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class DynamicsJob:
     `methods` are names with options as in `parse_methods`. A seed draws the head, the order of the data, the random
     steps of the compression, and the `calibration_samples`: texts of the file `calibration`, or unlabelled examples of
     the training split; with `sequential` each block is calibrated on what the compressed blocks before it leave. The
-    distance is measured on `eval_samples` of the first reported split, the same for all seeds.
+    distance is measured on `eval_samples` of the first reported split, the same for all seeds. `architecture` is the
+    path of a row file for a model type that has no row of its own.
     """
 
     model: str = ""
@@ -74,6 +75,7 @@ class DynamicsJob:
     sequential: bool = False
     device: str = "auto"
     revision: str | None = None
+    architecture: str | None = None
     overwrite: bool = False
 
     def dynamics(self, seed: int) -> Dynamics:
@@ -148,6 +150,7 @@ class Runner:
         calibrated = not takes_no_data(method)
         calibration = self.calibration(seed) if calibrated else None
         selection = {name: getattr(self.job, name) for name in ("layers", "keep_ratio")}
+        selection["architecture"] = self.row()
         selection["sequential"] = calibrated and self.job.sequential
         model, record = compressed_start(self.source, self.data.task, method, seed, selection, calibration)
         return model, {
@@ -170,12 +173,17 @@ class Runner:
         run, tensors = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8")), load_file(folder / _PATH_FILE)
         return run, TrainingPath(**tensors, seconds_per_step=run["seconds_per_step"])
 
+    def row(self) -> Architecture:
+        """Where the MLPs are. Raises as `find_architecture` does."""
+        return find_architecture(self.source.config.model_type, self.job.architecture)
+
     def settings(self) -> dict[str, Any]:
         """All that the numbers depend on."""
         hashes = {"model": self.source.sha256, "train": self.data.train.sha256(), "held_out": self.held_out().sha256()}
         where = {"device": str(self.arguments.device), "threads": torch.get_num_threads(), "versions": versions()}
         texts = None if self.texts is None else self.texts.record()["texts_sha256"]
-        return normalised(_told(self.job) | hashes | where | {"calibration": texts})
+        row = {} if self.job.architecture is None else {"architecture": architecture_to_dict(self.row())}
+        return normalised(_told(self.job) | hashes | where | {"calibration": texts} | row)
 
 
 def _run_all(runner: Runner, methods: Sequence[Any], progress: Progress) -> list[dict[str, Any]]:
@@ -261,6 +269,8 @@ def _check_plan(job: DynamicsJob, source: Source, data: EncodedTask) -> None:
     check_not_compressed(source.config)
     empty = empty_for_task(source, data.task)
     plan = make_plan(
-        find_sites(empty, find_architecture(source.config.model_type)), layers=job.layers, keep_ratio=job.keep_ratio
+        find_sites(empty, find_architecture(source.config.model_type, job.architecture)),
+        layers=job.layers,
+        keep_ratio=job.keep_ratio,
     )
     check_visited(empty, plan)

@@ -27,8 +27,9 @@ class Experiment:
     additions. `references` are other models, fine-tuned in full beside it. The rate is chosen for every cell with its
     first seed, among `learning_rate` (with LoRA `lora_learning_rate`, if given). Calibrated methods and the layer-wise
     tuning see training texts without labels, the former `calibration_samples` of them. `chart` says what is drawn: the
-    `scores`, or these over the `layers` or the `keep_ratio`, or the `training_loss` over the steps. `name` is that of
-    the files of the report. The other fields are those of `Finetune`.
+    `scores`, or these over the `layers` or the `keep_ratio`, or the `training_loss` over the steps. `architecture` is
+    the path of a row file for a model type that has no row. `name` is that of the files of the report. The other fields
+    are those of `Finetune`.
     """
 
     name: str = ""
@@ -57,6 +58,7 @@ class Experiment:
     calibration_samples: int = 256
     precision: str = "fp32"
     device: str = "auto"
+    architecture: str | None = None
     chart: str = "scores"
 
     def rates(self, entry: "Entry") -> tuple[float, ...]:

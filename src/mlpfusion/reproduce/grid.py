@@ -18,7 +18,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
 from mlpfusion.checkpoint.write import write_file
 from mlpfusion.compression import check_not_compressed
 from mlpfusion.errors import DivergenceError
@@ -42,7 +42,7 @@ from mlpfusion.tune.start import calibration_batches, compressed_start, trained_
 Row = dict[str, Any]
 # Fields of an experiment that change no number of a run, or are told by the run itself.
 _FREE = ("name", "title", "description", "model", "out", "references", "tasks", "methods", "layers", "keep_ratio")
-_FREE += ("seeds", "learning_rate", "lora_learning_rate", "device", "chart")
+_FREE += ("seeds", "learning_rate", "lora_learning_rate", "device", "chart", "architecture")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Grid:
             self.sources[model] = open_source(model)
         return self.sources[model]
 
+    def row(self, cell: Cell) -> Architecture:
+        """Where the MLPs of the cell's model are. Raises `InputError` as `find_architecture` does."""
+        return find_architecture(self.source(cell.entry.model).config.model_type, self.experiment.architecture)
+
     def data(self, cell: Cell) -> tuple[EncodedTask, dict[str, str]]:
         """The task of `cell` as token ids of its model, and the hashes of its splits. Raises as the loaders do."""
         key = (cell.task, cell.entry.model)
@@ -89,7 +93,7 @@ class Grid:
             split_examples(train, self.experiment.distill(config.learning_rate, config.seed, entry.layerwise))
         if entry.method is not None:
             check_not_compressed(source.config)
-            sites = find_sites(empty, find_architecture(source.config.model_type))
+            sites = find_sites(empty, self.row(cell))
             check_visited(empty, make_plan(sites, layers=cell.layers, keep_ratio=cell.keep_ratio))
         if entry.lora is not None:
             add_lora(empty, entry.lora)
@@ -110,6 +114,8 @@ class Grid:
             "layerwise": entry.layerwise,
             "lora": None if entry.lora is None else asdict(entry.lora),
         }
+        if entry.method is not None and experiment.architecture is not None:
+            own["architecture"] = architecture_to_dict(self.row(cell))
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
         return told | own | place | {"learning_rate": rate, "seed": seed}
 
@@ -167,9 +173,11 @@ class Grid:
             if method is None:
                 return model, {"parameters": model.num_parameters(), "nonzero_parameters": model.num_parameters()}
             seen = replace(data, train=train)
+            selection["architecture"] = self.row(cell)
             record = compress_on_task(model, method, seen, **selection, seed=seed, progress=progress)
         else:
             calibration, count = None, self.experiment.calibration_samples
+            selection["architecture"] = self.row(cell)
             if not takes_no_data(method):
                 calibration = calibration_batches(train, data.collate, source.config, count, seed)
             model, record = compressed_start(source, data.task, method, seed, selection, calibration)

@@ -62,7 +62,7 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     if PartialState().is_main_process:
         with suppress(OSError):  # not empty: another experiment's runs
             (grid.out / "unfinished").rmdir()
-    told = {name: value for name, value in asdict(experiment).items() if name != "out"}
+    told = {name: value for name, value in asdict(experiment).items() if name not in ("out", "architecture")}
     in_order = [
         rows[run] | {"chosen": run not in tried[run.cell] or run == _best(tried[run.cell], rows)}
         for run in _known_runs(tried, experiment.seeds[1:], rows)

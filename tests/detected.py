@@ -1,0 +1,96 @@
+"""Tiny configs of model types that have no row of their own; `inspect` proposes one."""
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig
+
+from mlpfusion.checkpoint.read import model_class
+
+_TEXT = {"vocab_size": 67, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_USUAL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56, **_TEXT}
+_LLAMA = {**_USUAL, "num_key_value_heads": 2, "head_dim": 8}
+_BOTH = {"d_model": 32, "decoder_start_token_id": 2, **_TEXT} | {
+    f"{side}_{name}": value
+    for side in ("encoder", "decoder")
+    for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 56))
+}
+_GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 67, "bos_token_id": 1}
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 56, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0, **_TEXT}
+_XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 67, "max_position_embeddings": 64}
+_VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION |= {"image_size": 8, "patch_size": 4}
+_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+# Model type -> overrides of the config.
+DETECTED: dict[str, dict[str, Any]] = {
+    "albert": {**_USUAL, "embedding_size": 16},
+    "camembert": _USUAL,
+    "codegen": {**_GPT, "rotary_dim": 4, "n_ctx": 64},
+    "dinov2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 8, "patch_size": 4},
+    "flaubert": _XLM,
+    "funnel": {"d_model": 32, "d_inner": 56, "n_head": 4, "d_head": 8, "block_sizes": [2, 2], "num_decoder_layers": 2}
+    | {"vocab_size": 67},
+    "gemma": _LLAMA,
+    "gemma3": {
+        "text_config": {**_LLAMA, "model_type": "gemma3_text", "layer_types": ["full_attention"] * 2},
+        "vision_config": _VISION,
+    },
+    "glm": _LLAMA,
+    "gpt_bigcode": _GPT,
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "granite": _LLAMA,
+    "m2m_100": _BOTH,
+    "marian": _BOTH,
+    "mbart": _BOTH,
+    "mpnet": _USUAL,
+    "mt5": _T5,
+    "nomic_bert": _USUAL,
+    "pegasus": _BOTH,
+    "phi3": _LLAMA,
+    "starcoder2": _LLAMA,
+    "whisper": {**_BOTH, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 32},
+    "xglm": {"d_model": 32, "ffn_dim": 56, "num_layers": 2, "attention_heads": 4, **_TEXT},
+    "xlm": _XLM,
+}
+# Types whose width stands in no entry of their config.
+WITHOUT_KEY = ("dinov2", "flaubert", "xlm")
+# Mixtures of experts: the first has shared experts beside them, in the next two and the last some layers have none.
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {**_LLAMA, **_EXPERTS, "shared_expert_intermediate_size": 40},
+    "qwen3_moe": {**_LLAMA, **_EXPERTS, "decoder_sparse_step": 2},
+    "switch_transformers": {**_T5, "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "mixtral": {**_LLAMA, **_EXPERTS},
+    "nllb-moe": {**_BOTH, "num_experts": 2, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
+}
+
+
+def detected_config(name: str) -> PreTrainedConfig:
+    return AutoConfig.for_model(name, **{**DETECTED, **EXPERTS}[name])
+
+
+def detected_model(name: str) -> Any:
+    """A model of the base class in eval mode."""
+    config = detected_config(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model_class(config)(config).eval()
+
+
+@torch.no_grad()
+def detected_outputs(model: Any, name: str) -> torch.Tensor:
+    ids = torch.arange(3, 17).reshape(2, 7)
+    inputs = {"input_ids": ids}
+    if name == "dinov2":
+        inputs = {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)}
+    elif name == "whisper":
+        inputs = {"input_features": torch.linspace(-1, 1, 512).reshape(2, 8, 32)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    return model(**inputs).last_hidden_state
+
+
+def loaded(folder: Any, name: str) -> Any:
+    """The model in `folder`, read by the class that `detected_model` has."""
+    return getattr(transformers, type(detected_model(name)).__name__).from_pretrained(folder)
