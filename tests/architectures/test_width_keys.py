@@ -18,6 +18,7 @@ from mlpfusion.architectures.width_keys import with_proven_keys
 from mlpfusion.checkpoint.read import empty_model
 from mlpfusion.errors import InputError
 
+USUAL = ("albert", "dinov2", "funnel", "gemma3", "gptj", "mbart", "phi3", "whisper")
 pytestmark = pytest.mark.filterwarnings("ignore:the row was checked by shapes only")
 
 
@@ -58,7 +59,9 @@ def row_with(model: Any, width_key: str | None) -> Architecture:
     return Architecture((Stack("decoder.layers.{}", "fc1", "fc2", "activation_fn", width_key=width_key),))
 
 
-@pytest.mark.parametrize("name", DETECTED)
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in DETECTED]
+)
 def test_a_folded_model_of_a_proposed_row_loads_without_the_key_or_keeps_it(name, tmp_path):
     model, row = detected_model(name), row_of(name)
     mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row)
