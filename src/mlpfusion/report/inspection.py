@@ -133,17 +133,7 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
         return
     console.print(_stack_table(inspection))
     console.print(f"MLP parameters of these layers that are covered: {100 * inspection.visited_share:.1f} %")
-    if inspection.proposed_row:
-        console.print(
-            f"\n{inspection.model_type} has no row of its own. Save this as row.yaml, check it, and pass it by "
-            "--architecture row.yaml:\n"
-        )
-        console.print(inspection.proposed_row, highlight=False, markup=False)
-        if "width_key: null" in inspection.proposed_row:
-            console.print(
-                "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "
-                "`import mlpfusion` to load."
-            )
+    _print_proposed_row(console, inspection)
     if inspection.compressed:
         key = inspection.compressed
         console.print(
@@ -151,6 +141,21 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
         )
     if inspection.cut:
         _print_cut(console, inspection, inspection.cut)
+
+
+def _print_proposed_row(console: Console, inspection: Inspection) -> None:
+    if not inspection.proposed_row:
+        return
+    console.print(
+        f"\n{inspection.model_type} has no row of its own. Save this as row.yaml, check it, and pass it by "
+        "--architecture row.yaml:\n"
+    )
+    console.print(inspection.proposed_row, highlight=False, markup=False)
+    if "width_key: null" in inspection.proposed_row:
+        console.print(
+            "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "
+            "`import mlpfusion` to load."
+        )
 
 
 def _print_cut(console: Console, inspection: Inspection, cut: Cut) -> None:
