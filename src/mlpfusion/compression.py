@@ -26,8 +26,8 @@ from mlpfusion.calibration import (
     check_calibration,
     data_free_calibration,
 )
+from mlpfusion.checkpoint.quantisation import check_not_quantised, check_parameters
 from mlpfusion.errors import DegenerateClusteringWarning, InputError, shown
-from mlpfusion.finite import check_weight
 from mlpfusion.install.folding import set_key
 from mlpfusion.install.key import KEY, FusionKey, InstalledSite, site_kind
 from mlpfusion.install.kinds import KINDS
@@ -71,7 +71,10 @@ def compress(
     made of them with the same seed; with `sequential` every block sees what the blocks compressed before it leave.
     `calibrated_outcomes` says what that costs. Raises `InputError`, before anything is changed, for an unknown model
     type or method, a bad layer or width, NaN or Inf in a weight or in what the method or the calibration makes, a
-    calibration that is missing, empty or not wanted, or a model that is compressed, quantised or dispatched already.
+    calibration that is missing, empty or not wanted, or a model that is compressed, quantised, offloaded or dispatched.
+
+    The linear maps are replaced by new ones: make an optimizer after `compress`, or it trains parameters that are no
+    longer in the model, and register hooks on these modules after it.
     """
     started = time.perf_counter()
     check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})
@@ -160,14 +163,13 @@ def check_not_compressed(config: PreTrainedConfig) -> None:
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Raises `InputError` for a model that is compressed, wrapped by PEFT or dispatched, or holds NaN or Inf."""
+    """Raises `InputError` unless all weights are there, plain, finite, on one device, and neither cut nor wrapped."""
     check_transformers_model(model)
     check_not_compressed(model.config)
+    check_not_quantised(model.config)
     if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
         raise InputError("`model` must be on one device, got one dispatched by `device_map`")
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():
-            check_weight(parameter, name)
+    check_parameters(model)
 
 
 def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:

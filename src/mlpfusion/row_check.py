@@ -65,11 +65,12 @@ def _dummy_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
 def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> tuple[Architecture, list[Site]]:
     """The row of the model and its sites; a row of one's own is tried out on the model.
 
-    Raises `InputError` as `find_architecture`, `find_sites`, `check_row` and `check_width_keys` do, and for a row of
+    Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_row` and `check_width_keys` do, and for a row of
     one's own where the table has another.
     """
     row = architecture or find_architecture(model.config.model_type)
     sites = find_sites(model, row)
+    check_readable(model, sites)
     if not is_known_row(model.config.model_type, row):
         check_row(model, sites)
         check_known_row(model.config.model_type, row)

@@ -34,6 +34,21 @@ def masked_weights(model: Any) -> dict[str, torch.Tensor]:
     return {n: m.weight for n, m in model.named_modules() if isinstance(m, MaskedLinear | MaskedConv1D)}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_masked_model_is_traced_while_it_trains_and_keeps_its_zeros(name):
+    model = compressed(name, mlpfusion.Magnitude())
+    model.config.return_dict = model.config.use_cache = False
+    ids = pico_inputs(name)["input_ids"]
+    traced: Any = torch.jit.trace(model, (ids,), strict=False)
+    outputs = traced(ids)[0]
+    assert torch.equal(outputs, model(ids)[0])
+    outputs.square().sum().backward()
+    for weight in masked_weights(model).values():
+        assert weight.grad is not None
+        assert torch.all(weight.grad[weight == 0] == 0)
+
+
 def train(model: Any, name: str) -> None:
     """Three AdamW steps with weight decay large enough to be seen."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.5)

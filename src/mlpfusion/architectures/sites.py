@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,6 +14,16 @@ from mlpfusion.mlp import MLP
 from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.modules.masked import MaskedConv1D, MaskedLinear
 from mlpfusion.modules.routed import RoutedLinear
+
+_PLAIN = (nn.Linear, Conv1D, MaskedLinear, MaskedConv1D)
+
+
+@runtime_checkable
+class LinearShape(Protocol):
+    """What `nn.Linear` and the linear maps of all quantisers and adapters have."""
+
+    in_features: int
+    out_features: int
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,10 @@ def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
 
     Raises `InputError` for anything but a plain linear map or one of ours.
     """
-    if isinstance(linear, nn.Linear) and type(linear) in (nn.Linear, MaskedLinear):
-        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    if isinstance(linear, Conv1D) and type(linear) in (Conv1D, MaskedConv1D):
+    if is_plain(linear) and isinstance(linear, Conv1D):
         return linear.weight.detach().T, linear.bias.detach()
+    if is_plain(linear) and isinstance(linear, nn.Linear):
+        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
     if isinstance(linear, LowRankLinear):
         return linear.dense()
     if isinstance(linear, RoutedLinear):
@@ -84,10 +94,31 @@ def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
         )
     kind = type(linear)
     where = "" if kind.__module__.startswith("torch.") else f" of {kind.__module__.partition('.')[0]}"
+    if isinstance(linear, nn.Linear | Conv1D) and kind in _PLAIN:
+        where = f" with a weight of type {type(linear.weight).__name__}"
     raise InputError(
         f"the linear maps of an MLP must be nn.Linear or Conv1D, got {kind.__name__}{where}; "
-        "merge adapters and drop quantisation first"
+        "merge adapters, and start from the model before it was quantised or sharded"
     )
+
+
+def linear_shape(linear: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear map of any make. Reads no weight, which a quantiser may have packed."""
+    if isinstance(linear, LowRankLinear):
+        return linear.shape()
+    if isinstance(linear, RoutedLinear):
+        return linear_shape(linear.linear)
+    if isinstance(linear, Conv1D):
+        return linear.nf, linear.nx
+    if isinstance(linear, LinearShape):
+        return linear.out_features, linear.in_features
+    raise InputError(f"the linear maps of an MLP must be nn.Linear or Conv1D, got {type(linear).__name__}")
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether `linear` is a stock linear map, or one that keeps its zeros, with a weight that is a plain tensor."""
+    weight = linear.weight if isinstance(linear, nn.Linear | Conv1D) else None
+    return type(linear) in _PLAIN and type(weight) in (nn.Parameter, Tensor)
 
 
 def layer_path(template: str, layer: int) -> str:
@@ -115,13 +146,16 @@ def check_transformers_model(model: object) -> None:
 
 
 def check_readable(model: PreTrainedModel, sites: Sequence[Site]) -> None:
-    """Raises `InputError` if a linear map of a site is no plain one and none of ours: quantised, or with an adapter."""
+    """Raises `InputError` for a linear map of a site with an adapter, or with a quantised or sharded weight."""
     base = base_model(model)
     for site in sites:
         for path in linear_maps(site):
             linear = base.get_submodule(path)
-            if not isinstance(linear, LowRankLinear):  # without multiplying the factors
-                linear_tensors(linear)
+            parts = [linear]
+            if isinstance(linear, LowRankLinear):  # without multiplying the factors
+                parts = [part for pair in linear.pairs() for part in pair]
+            for part in parts:
+                linear_tensors(part)
 
 
 def linear_maps(site: Site) -> dict[str, tuple[str, ...]]:
@@ -176,8 +210,8 @@ def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: st
 
 
 def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Site:
-    hidden_size, width = _linear_shape(base.get_submodule(f"{path}.{stack.down}"))
-    rows = {part: _linear_shape(base.get_submodule(f"{path}.{part}")) for part in {stack.up, stack.gate} - {None}}
+    hidden_size, width = linear_shape(base.get_submodule(f"{path}.{stack.down}"))
+    rows = {part: linear_shape(base.get_submodule(f"{path}.{part}")) for part in {stack.up, stack.gate} - {None}}
     expected = (2 * width if stack.gate == stack.up else width, hidden_size)
     for part, shape in rows.items():
         if tuple(shape) != expected:
@@ -186,15 +220,6 @@ def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Si
     if any(parameter.ndim > 1 for parameter in activation.parameters()):
         raise InputError(f"{path}.{stack.activation} must be an activation, got {type(activation).__name__}")
     return Site(path, layer, stack, hidden_size, width)
-
-
-def _linear_shape(linear: nn.Module) -> tuple[int, int]:
-    if isinstance(linear, LowRankLinear):  # without multiplying the factors
-        return linear.shape()
-    if isinstance(linear, RoutedLinear):
-        return _linear_shape(linear.linear)
-    rows, columns = linear_tensors(linear)[0].shape
-    return rows, columns
 
 
 def _paths(stack: Stack) -> list[str]:

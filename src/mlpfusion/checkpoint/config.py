@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from mlpfusion.checkpoint.files import check_plain_file, read_json
+from mlpfusion.checkpoint.quantisation import check_not_quantised
 from mlpfusion.errors import InputError, one_line
 
 CONFIG = "config.json"
@@ -22,8 +23,11 @@ _MOST_LABELS, _MOST_LAYERS, _MOST_BYTES = 1_000_000, 4096, 64 * 2**20
 _LOOPED = ("layer", "block", "depth", "stage", "experts", "codebooks")
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The config of a checkpoint. Code named in it is never run. Raises `InputError` if it is missing or malformed."""
+def read_config(folder: Path, *, allow_quantised: bool = False) -> PreTrainedConfig:
+    """The config of a checkpoint. Code named in it is never run.
+
+    Raises `InputError` if it is missing or malformed, or, unless allowed, if it is that of quantised weights.
+    """
     data = config_data(folder)
     where = folder / CONFIG
     if not isinstance(data.get("model_type"), str):
@@ -31,9 +35,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
     for name, value in _entries(data):
         _check_entry(where, name, value)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except CONFIG_ERRORS as error:
         raise InputError(f"{where} must be a config that transformers knows: {one_line(error)}") from error
+    if not allow_quantised:
+        check_not_quantised(config)
+    return config
 
 
 def config_data(folder: Path) -> dict[str, Any]:

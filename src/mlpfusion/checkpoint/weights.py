@@ -17,6 +17,7 @@ from mlpfusion.record import Size
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls the types of plain weights
 _CONVERT = (
     "`AutoModel.from_pretrained(folder).save_pretrained(new_folder)` of transformers makes safetensors of them, "
     "with the class that you use in place of AutoModel; then copy the tokenizer's files"
@@ -41,7 +42,7 @@ def check_weights(folder: Path) -> list[Path]:
     """The weight files in the order in which they are loaded, every header checked against its file's length.
 
     No tensor is read. Raises `InputError` for pickled weights only, a missing shard, a tensor in two shards, a file
-    outside the folder, or a damaged or truncated file.
+    outside the folder, a damaged or truncated file, or a weight in a type that only quantisers use.
     """
     files = weight_files(folder)
     for file in files:
@@ -51,7 +52,10 @@ def check_weights(folder: Path) -> list[Path]:
                 opened.keys()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
-    stored_tensors(files)
+    for name, stored in stored_tensors(files).items():
+        if name.endswith("weight") and stored.dtype not in FLOATS:
+            wanted = ", ".join(FLOATS)
+            raise InputError(f"{stored.file} must hold plain weights ({wanted}), got {stored.dtype} for {name}")
     return files
 
 

@@ -7,7 +7,7 @@ function is the same, but the mask is lost, so that fine-tuning fills the zeros.
 import torch
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, linear_maps, linear_tensors, site_parameters
+from mlpfusion.architectures.sites import Site, base_model, is_plain, linear_maps, linear_tensors, site_parameters
 from mlpfusion.errors import InputError
 from mlpfusion.install.key import MaskedSite
 from mlpfusion.install.linear import linear_copy, replace_module
@@ -31,10 +31,15 @@ def rebuild(model: PreTrainedModel, site: Site, entry: MaskedSite) -> None:
 
 
 def check(model: PreTrainedModel, site: Site, entry: MaskedSite) -> None:
-    """Raises `InputError` if the loaded weights have fewer zeros than the key names: something filled them."""
+    """Raises `InputError` if the loaded weights have fewer zeros than the key names: something filled them.
+
+    Weights that a quantiser has packed are not looked at: they are frozen.
+    """
     base = base_model(model)
     maps = [base.get_submodule(path) for path in linear_maps(site)]
-    if any(type(linear) not in MASKED_TYPES.values() or linear_tensors(linear)[0].is_meta for linear in maps):
+    if not all(is_plain(linear) and type(linear) in MASKED_TYPES.values() for linear in maps):
+        return
+    if any(linear_tensors(linear)[0].is_meta for linear in maps):
         return
     found = _num_zeros(model, site)
     if found < entry.num_zeros:

@@ -1,6 +1,7 @@
 """Gives an uninitialised model the shapes that its `mlp_fusion` key names, and checks that they fit."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,13 +11,15 @@ from mlpfusion.architectures.sites import (
     base_model,
     find_sites,
     has_module,
+    is_plain,
     layer_path,
     linear_maps,
     site_parameters,
 )
 from mlpfusion.errors import InputError
-from mlpfusion.install.key import FusionKey
+from mlpfusion.install.key import FusionKey, NarrowSite
 from mlpfusion.install.kinds import KINDS
+from mlpfusion.install.parallel import check_parallel, share_scales
 
 SCALE_BUFFERS = (".output_scale", ".input_scale_bits", ".output_scale_bits")
 ROUTER_BUFFERS = (".router_in_bits", ".router_out_bits")
@@ -31,6 +34,7 @@ def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
     base = base_model(model)
     if not any(has_module(base, path) for path in key.sites):
         return
+    check_parallel(model, key)
     for site in installed_sites(model, key):
         entry = key.sites[site.path]
         KINDS[type(entry)].rebuild(model, site, entry)
@@ -48,14 +52,18 @@ def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str],
     lost = [name for name in (*missing, *unexpected) if name.endswith(ROUTER_BUFFERS)]
     if lost:
         raise InputError(f"the checkpoint must hold the router of every routed block and no other, see {min(lost)}")
-    missing = sorted(missing)
-    for site in installed_sites(model, key):
+    missing, sites = sorted(missing), installed_sites(model, key)
+    for site in sites:
         for path in linear_maps(site):
             absent = [name for name in missing if f".{path}." in f".{name}"]
             if absent:
                 raise InputError(f"the checkpoint must hold all weights of compressed blocks, {absent[0]} is missing")
         entry = key.sites[site.path]
         KINDS[type(entry)].check(model, site, entry)
+        if getattr(model, "tp_size", None) is not None:
+            share_scales(model, site)
+    if getattr(model, "is_quantized", False):  # transformers sets it on a model that it quantises, on no other
+        _warn_of_scales(model, sites, key)
 
 
 def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
@@ -77,6 +85,21 @@ def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
 def site_size(base: nn.Module, site: Site) -> int:
     """Number of parameters of the linear maps of a site."""
     return sum(parameter.numel() for parameter in site_parameters(base, site))
+
+
+def _warn_of_scales(model: PreTrainedModel, sites: Sequence[Site], key: FusionKey) -> None:
+    """Warns if quantised `down` maps stand behind scales: one scale a row cannot hold columns of such lengths."""
+    base, scaled = base_model(model), 0
+    for site in sites:
+        entry = key.sites[site.path]
+        if isinstance(entry, NarrowSite) and entry.scale != "none":
+            scaled += not is_plain(base.get_submodule(site.module_path("down")))
+    if scaled:
+        warnings.warn(
+            f"the weights of {scaled} blocks are quantised behind stand-alone scales, which costs accuracy: load the "
+            "model without quantisation, call `mlpfusion.fold` on it, save it, and quantise that",
+            stacklevel=2,
+        )
 
 
 def _check_size(base: nn.Module, site: Site, num_parameters: int) -> None:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from transformers.pytorch_utils import Conv1D
 
 
@@ -10,7 +11,8 @@ def keep_zeros(weight: Tensor) -> Tensor:
 
     AdamW's step for a weight of 0 whose gradients were all 0 is 0, weight decay included.
     """
-    if not (torch.is_grad_enabled() and weight.requires_grad):
+    # torch.jit.trace compares two traces, one of them without gradients: both must be the same graph.
+    if not (weight.requires_grad and (torch.is_grad_enabled() or is_tracing())):
         return weight
     return torch.where(weight != 0, weight, 0.0)
 

@@ -7,14 +7,21 @@ from torch import Tensor, nn
 from mlpfusion.mlp import scale_neurons
 
 
+def local_part(scale: Tensor, local: slice | None) -> Tensor:
+    """The scales of the neurons in `local`, all without one."""
+    return scale if local is None else scale[local]
+
+
 class ScaledActivation(nn.Module):
     """`activation(x) * output_scale`: the stand-alone P of MLP Fusion (paper, Eq. 5).
 
     The linear maps around it stay plain, so everything that looks for linear layers (PEFT, bitsandbytes) keeps
     working. The scale is an int32 buffer: never trained, and exact under any dtype that the model is loaded in.
+    `local` are the neurons that this process computes, None for all: the buffer is whole under tensor parallelism too.
     """
 
     output_scale: Int[Tensor, " neurons"]
+    local: slice | None = None
 
     def __init__(self, activation: nn.Module, num_neurons: int, device: torch.device | None = None):
         super().__init__()
@@ -22,7 +29,7 @@ class ScaledActivation(nn.Module):
         self.register_buffer("output_scale", torch.ones(num_neurons, dtype=torch.int32, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return scale_neurons(self.activation(x), self.output_scale)
+        return scale_neurons(self.activation(x), local_part(self.output_scale, self.local))
 
     def extra_repr(self) -> str:
         return f"num_neurons={self.output_scale.numel()}"
@@ -32,11 +39,12 @@ class MatchedActivation(nn.Module):
     """`activation(x * input_scale) * output_scale` with two diagonals of positive fp32 numbers, never trained.
 
     The buffers hold the bits of the numbers as int32, which no change of dtype touches: the numbers are exact in a
-    model that is loaded in bf16.
+    model that is loaded in bf16. `local` is that of `ScaledActivation`.
     """
 
     input_scale_bits: Int[Tensor, " neurons"]
     output_scale_bits: Int[Tensor, " neurons"]
+    local: slice | None = None
 
     def __init__(self, activation: nn.Module, num_neurons: int, device: torch.device | None = None):
         super().__init__()
@@ -59,7 +67,8 @@ class MatchedActivation(nn.Module):
             bits.copy_(scale.to(torch.float32).contiguous().view(torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
-        return scale_neurons(self.activation(scale_neurons(x, self.input_scale)), self.output_scale)
+        input_scale, output_scale = (local_part(scale, self.local) for scale in (self.input_scale, self.output_scale))
+        return scale_neurons(self.activation(scale_neurons(x, input_scale)), output_scale)
 
     def extra_repr(self) -> str:
         return f"num_neurons={self.output_scale_bits.numel()}"

@@ -19,6 +19,7 @@ from mlpfusion.architectures.sites import (
     visited_share,
 )
 from mlpfusion.architectures.table import ARCHITECTURES, Architecture, architecture_to_dict, find_architecture
+from mlpfusion.checkpoint.quantisation import quantisation
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
 from mlpfusion.install.key import KEY
 from mlpfusion.modules.scaled import unscaled
@@ -55,7 +56,8 @@ class Cut:
 class Inspection:
     """What was recognised in a checkpoint. `proposed_row` is YAML, given where the table has no row for the type.
 
-    `expert_parameters` are those of mixtures of experts, which are in no MLP of `stacks`.
+    `expert_parameters` are those of mixtures of experts, which are in no MLP of `stacks`; `quantised` is the method of
+    quantised weights.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Inspection:
     cut: Cut | None
     compressed: dict[str, Any] | None
     proposed_row: str | None
+    quantised: str | None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,11 +90,11 @@ def inspect_checkpoint(
 
     Raises `InputError` if there is no such model, its config is malformed, or a given row does not fit it.
     """
-    config = read_config(resolve(model, revision, weights=False))
+    config = read_config(resolve(model, revision, weights=False), allow_quantised=True)
     empty = empty_model(config)
     row, proposed = _row(empty, architecture)
     sites = find_sites(empty, row) if row else []
-    compressed = getattr(config, KEY, None)
+    compressed, quantised = getattr(config, KEY, None), quantisation(config)
     experts = sum(parameter.numel() for parameter in expert_parameters(base_model(empty)))
     return Inspection(
         model=model,
@@ -103,9 +106,10 @@ def inspect_checkpoint(
         expert_parameters=experts,
         visited_share=visited_share(empty, sites) if sites else 0.0,
         stacks=_summaries(empty, sites),
-        cut=_cut(empty, sites, layers, keep_ratio) if sites and not compressed else None,
+        cut=_cut(empty, sites, layers, keep_ratio) if sites and not compressed and not quantised else None,
         compressed=compressed,
         proposed_row=None if experts else proposed,
+        quantised=quantised,
     )
 
 
@@ -134,6 +138,11 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
     console.print(_stack_table(inspection))
     console.print(f"MLP parameters of these layers that are covered: {100 * inspection.visited_share:.1f} %")
     _print_proposed_row(console, inspection)
+    if inspection.quantised:
+        console.print(
+            f"The weights are quantised by {inspection.quantised}: nothing here can change them. Start from the model "
+            "that was quantised."
+        )
     if inspection.compressed:
         key = inspection.compressed
         console.print(

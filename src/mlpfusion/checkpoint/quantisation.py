@@ -1,0 +1,54 @@
+"""Whether weights are quantised, told from a config or from a model."""
+
+import re
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
+
+from mlpfusion.errors import InputError
+from mlpfusion.finite import check_weight
+
+
+def quantisation(config: PreTrainedConfig) -> str | None:
+    """The method that the weights are quantised by, None for plain weights. No quantiser need be installed."""
+    parts = [config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))]
+    found = [part.quantization_config for part in parts if getattr(part, "quantization_config", None) is not None]
+    return _method(found[0]) if found else None
+
+
+def check_not_quantised(config: PreTrainedConfig) -> None:
+    """Raises `InputError` if the config is that of a quantised model."""
+    method = quantisation(config)
+    if method is not None:
+        raise InputError(
+            f"`model` must have plain weights, got weights quantised by {method}: start from the model that was "
+            "quantised, and quantise what comes out"
+        )
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raises `InputError` unless every parameter is in memory, a plain tensor of floating point, and finite."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise InputError(
+                f"`model` must hold its weights in memory, got {name} on the meta device: load it without offloading"
+            )
+        if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
+            raise InputError(
+                f"`model` must have plain weights, got {type(parameter).__name__} of {parameter.dtype} for {name}: "
+                "start from the model before it was quantised or sharded"
+            )
+        check_weight(parameter, name)
+
+
+def _method(data: Any) -> str:
+    """The name in `quantization_config`, as it is in a file or as transformers reads it."""
+    entry = data.to_dict() if isinstance(data, QuantizationConfigMixin) else data if isinstance(data, dict) else {}
+    for bits in (4, 8):
+        if entry.get(f"load_in_{bits}bit") is True:
+            return f"bitsandbytes in {bits} bit"
+    method = entry.get("quant_method")
+    name = method.value if isinstance(method, QuantizationMethod) else method
+    return name if isinstance(name, str) and re.fullmatch(r"[\w.-]{1,40}", name) else "an unknown method"
