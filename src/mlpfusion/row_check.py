@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, expert_parameters, find_sites, read_mlp, visited_share
+from mlpfusion.architectures.sites import (
+    Site,
+    base_model,
+    check_readable,
+    expert_parameters,
+    find_sites,
+    read_mlp,
+    visited_share,
+)
 from mlpfusion.architectures.table import Architecture, check_known_row, find_architecture, is_known_row
 from mlpfusion.architectures.width_keys import check_width_keys
 from mlpfusion.errors import InputError, one_line
@@ -65,8 +73,8 @@ def _dummy_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
 def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> tuple[Architecture, list[Site]]:
     """The row of the model and its sites; a row of one's own is tried out on the model.
 
-    Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_row` and `check_width_keys` do, and for a row of
-    one's own where the table has another.
+    Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_row` and `check_width_keys` do,
+    and for a row of one's own where the table has another.
     """
     row = architecture or find_architecture(model.config.model_type)
     sites = find_sites(model, row)
