@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend, how values look in them, and the one warning about a result."""
+"""The errors that a user can cause and mend, how values look in them, and the warnings."""
 
 import unicodedata
 from importlib.util import find_spec
@@ -23,6 +23,10 @@ class InputError(ValueError):
 
 class DivergenceError(InputError):
     """The loss or the weights became NaN or Inf."""
+
+
+class DamageWarning(UserWarning):
+    """A file of an unfinished run is not what was saved; what it held is made again."""
 
 
 class DegenerateClusteringWarning(UserWarning):

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from command import call
+import pytest
+from command import call, refused
 from filelock import FileLock
 
+from mlpfusion.checkpoint.manifest import sealed_json
 from mlpfusion.reproduce import grid, schedule
 from mlpfusion.reproduce.experiment import Cell, cells, read_experiment
 from mlpfusion.tune.trainer import DivergenceError
@@ -125,7 +127,8 @@ def test_what_another_process_has_begun_is_waited_for(recipe, tmp_path, monkeypa
     said, out = [], tmp_path / "out"
     experiment = read_experiment(str(recipe(methods=["full"], seeds=[0])), {"out": str(out)})
     (cell,) = cells(experiment)
-    name = grid.run_name(grid.Grid(experiment).identity(cell, 1e-3, 0))
+    identity = grid.Grid(experiment).identity(cell, 1e-3, 0)
+    name = grid.run_name(identity)
     (out / "runs").mkdir(parents=True)
     (out / "unfinished").mkdir()
     lock = FileLock(out / "unfinished" / f"{name}.lock")
@@ -134,10 +137,67 @@ def test_what_another_process_has_begun_is_waited_for(recipe, tmp_path, monkeypa
     def progress(done: int, total: int, what: str) -> None:
         said.append(what)
         if len(said) == 3:
-            (out / "runs" / f"{name}.json").write_text(json.dumps({"seed": 0, "run": {"selection_score": 0.5}}))
+            row = identity | {"run": {"selection_score": 0.5}}
+            (out / "runs" / f"{name}.json").write_text(sealed_json(json.loads(json.dumps(row))))
 
     monkeypatch.setattr(schedule, "POLL_SECONDS", 0.01)
     record = schedule.run_experiment(experiment, progress)
     assert said == ["1 run of other processes"] * 3 + [""]
-    assert record["rows"] == [{"seed": 0, "run": {"selection_score": 0.5}, "chosen": True}]
+    (row,) = record["rows"]
+    assert (row["seed"], row["run"], row["chosen"]) == (0, {"selection_score": 0.5}, True)
     lock.release()
+
+
+@pytest.fixture
+def untrained(monkeypatch) -> None:
+    """Runs that take no time."""
+
+    def train(self: grid.Grid, cell: Cell, rate: float, seed: int, states: Path, progress: Any) -> dict[str, Any]:
+        states.mkdir(parents=True, exist_ok=True)
+        return {"run": {"selection_score": 0.5, "seed": seed}}
+
+    monkeypatch.setattr(grid.Grid, "_train", train)
+
+
+def test_a_run_that_is_not_what_was_written_enters_no_table(recipe, tmp_path, untrained):
+    """Told before the first step, with the file and the cure."""
+    path, out = recipe(methods=["full", "fusion"], seeds=[0]), tmp_path / "out"
+    experiment = read_experiment(str(path), {"out": str(out)})
+    expected = schedule.run_experiment(experiment)
+    files = {file.name.split("-")[1]: file for file in (out / "runs").iterdir()}
+    full, fusion = files["full"], files["fusion"]
+    good = full.read_bytes()
+    invented = json.loads(good)
+    invented["run"]["selection_score"] = 0.99
+    for content in (b"", b"{}", b"[]", b"null", b"\xff", b"[" * 9999, good[:-9], json.dumps(invented).encode()):
+        full.write_bytes(content)
+        line = refused("reproduce", path, "--out", out)
+        assert f"{full} must hold what was written" in line
+        assert "delete it, and the run is made again" in line
+    full.write_bytes(fusion.read_bytes())  # another cell's
+    assert f"{full} must have `method` None, got 'fusion', another run's" in refused("reproduce", path, "--out", out)
+    full.unlink()
+    assert schedule.run_experiment(experiment)["rows"] == expected["rows"]
+
+
+def test_a_run_that_is_shared_stands_under_the_name_that_was_asked_for(recipe, tmp_path, untrained):
+    out = tmp_path / "out"
+    experiment = read_experiment(str(recipe(methods=["fusion"], seeds=[0])), {"out": str(out)})
+    (cell,) = cells(experiment)
+    schedule.run_experiment(experiment)
+    (file,) = (out / "runs").iterdir()
+    identity = grid.Grid(experiment).identity(cell, 1e-3, 0)
+    assert grid.read_run(file, identity | {"label": "other", "model": "elsewhere"})["label"] == "other"
+
+
+def test_what_a_killed_process_left_of_a_finished_run_goes_with_the_next_start(recipe, tmp_path, untrained):
+    path, out = recipe(methods=["full"], seeds=[0]), tmp_path / "out"
+    experiment = read_experiment(str(path), {"out": str(out)})
+    schedule.run_experiment(experiment)
+    (file,) = (out / "runs").iterdir()
+    states = out / "unfinished" / file.stem
+    (states / "tuning" / "checkpoint-2").mkdir(parents=True)
+    (out / "unfinished" / f"{file.stem}.lock").touch()
+    (out / "unfinished" / "another-experiments-run").mkdir()
+    schedule.run_experiment(experiment)
+    assert [entry.name for entry in (out / "unfinished").iterdir()] == ["another-experiments-run"]

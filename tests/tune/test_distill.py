@@ -156,7 +156,7 @@ def test_tuning_with_a_cache_is_the_same_tuning(tmp_path):
         for student, cache in ((plain, None), (cached, tmp_path))
     ]
     assert runs[0].loss_after == pytest.approx(runs[1].loss_after, rel=1e-3)
-    assert len(list(tmp_path.glob("*.npy"))) == 1
+    assert len(list(tmp_path.glob("*/states.npy"))) == 1
 
 
 def test_the_same_seed_gives_the_same_bytes():

@@ -198,7 +198,7 @@ def test_layerwise_tuning_comes_first_and_lowers_its_loss(checkpoint, fused, dat
     stage = json.loads(result.stdout)["layerwise"]
     assert stage["loss_after"] < stage["loss_before"]
     assert stage["train_samples"] + stage["held_out_samples"] == 86  # what was held out of train is not seen here
-    assert len(list((tmp_path / "c").glob("*.npy"))) == 1
+    assert len(list((tmp_path / "c").glob("*/states.npy"))) == 1
     assert "Eq. 6 from" in (tmp_path / "out" / "README.md").read_text()
     plain = call("tune", fused, tmp_path / "plain", *data)
     assert plain.exit_code == 0, plain.output

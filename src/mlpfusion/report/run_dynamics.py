@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
-from mlpfusion.checkpoint.write import check_output, staged_folder
+from mlpfusion.checkpoint.manifest import seal
+from mlpfusion.checkpoint.write import staged_folder
 from mlpfusion.compression import check_method, check_not_compressed
 from mlpfusion.errors import InputError
 from mlpfusion.methods import method_label, method_name, takes_no_data
@@ -30,9 +31,10 @@ from mlpfusion.traces import Batch
 from mlpfusion.tune.data import custom_task, display_name, task_data
 from mlpfusion.tune.dynamics import Dynamics, TrainingPath, distances, lengths, train_path
 from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.stage import is_whole
 from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
 from mlpfusion.tune.trainer import training_arguments
-from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
+from mlpfusion.tune.work import expect_record, normalised, opened_work, remove_work, work_folder
 
 RECORD_FILE = "dynamics.json"
 _RUN_FILE, _PATH_FILE = "run.json", "path.safetensors"
@@ -101,18 +103,19 @@ def run_dynamics(job: DynamicsJob, progress: Progress = lambda done, total, what
         texts = CalibrationTexts.read(job.calibration, job.column, job.calibration_samples)
     runner = Runner(job, source, data, texts, training_arguments(Path(job.out), device=job.device, precision="fp32"))
     out, settings = Path(job.out).expanduser(), runner.settings()
-    done = finished_job(out, settings, RECORD_FILE)
-    if done is not None:
-        return done
-    check_output(out, overwrite=job.overwrite)
-    start_work(out, settings, resume=work_folder(out).exists() and not job.overwrite, overwrite=job.overwrite)
-    record = _record(runner, _run_all(runner, methods, progress))
-    with staged_folder(out) as folder:
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / "dynamics.md").write_text(dynamics_markdown(record), encoding="utf-8")
-        write_dynamics_chart(record, folder / "dynamics.png")
-    remove_work(out)
-    return record
+    resume = work_folder(out).exists() and not job.overwrite
+    with opened_work(out, settings, RECORD_FILE, resume=resume, overwrite=job.overwrite) as done:
+        if done is not None:
+            return done
+        record = _record(runner, _run_all(runner, methods, progress))
+        text = json.dumps(record, indent=1) + "\n"
+        expect_record(out, text)
+        with staged_folder(out) as folder:
+            (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+            (folder / "dynamics.md").write_text(dynamics_markdown(record), encoding="utf-8")
+            write_dynamics_chart(record, folder / "dynamics.png")
+        remove_work(out)
+        return record
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Runner:
     def run(self, name: str, method: Any, seed: int, progress: Progress) -> tuple[dict[str, Any], TrainingPath]:
         """What one run was, and its path."""
         folder = work_folder(Path(self.job.out).expanduser()) / name
-        if not folder.exists():
+        if not is_whole(folder):
             config = self.job.dynamics(seed)
             model, sizes = self.start(method, seed)
             model.to(self.arguments.device)
@@ -170,6 +173,7 @@ class Runner:
             with staged_folder(folder) as staged:
                 save_file({"logits": path.logits, "losses": path.losses}, staged / _PATH_FILE)
                 (staged / _RUN_FILE).write_text(json.dumps(run) + "\n", encoding="utf-8")
+                seal(staged)
         run, tensors = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8")), load_file(folder / _PATH_FILE)
         return run, TrainingPath(**tensors, seconds_per_step=run["seconds_per_step"])
 

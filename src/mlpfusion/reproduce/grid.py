@@ -5,7 +5,6 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
+from mlpfusion.checkpoint.manifest import read_sealed_json, sealed_json
 from mlpfusion.checkpoint.write import write_file
 from mlpfusion.compression import check_not_compressed
-from mlpfusion.errors import DivergenceError
+from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import make_plan
@@ -36,13 +35,16 @@ from mlpfusion.tune.data import display_name
 from mlpfusion.tune.distill import distill, split_examples
 from mlpfusion.tune.finetune import Where, finetune, split_train
 from mlpfusion.tune.lora import add_lora
+from mlpfusion.tune.processes import of_first
 from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
 from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
+from mlpfusion.tune.work import give_back, take_lock
 
 Row = dict[str, Any]
 # Fields of an experiment that change no number of a run, or are told by the run itself.
 _FREE = ("name", "title", "description", "model", "out", "references", "tasks", "methods", "layers", "keep_ratio")
 _FREE += ("seeds", "learning_rate", "lora_learning_rate", "device", "chart", "architecture")
+_NAMES = ("model", "label")  # of a run: they change nothing, and experiments that share its file may have others
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ class Grid:
         return self.tasks[key]
 
     def check(self, cell: Cell) -> None:
-        """Raises `InputError` if the cell cannot be run: no such head, layers or data. No weight is read."""
+        """Raises `InputError` if the cell cannot be run: no such head, layers or data, or broken files of its runs.
+
+        No weight is read.
+        """
         entry, source, (data, _) = cell.entry, self.source(cell.entry.model), self.data(cell)
         empty = empty_for_task(source, data.task)
         config = self.experiment.finetune(self.experiment.rates(entry)[0], self.experiment.seeds[0], entry.lora)
@@ -97,6 +102,14 @@ class Grid:
             check_visited(empty, make_plan(sites, layers=cell.layers, keep_ratio=cell.keep_ratio))
         if entry.lora is not None:
             add_lora(empty, entry.lora)
+        for rate in self.experiment.rates(entry):
+            for seed in self.experiment.seeds:
+                file = self._file(self.identity(cell, rate, seed))
+                if file.exists():
+                    read_run(file, self.identity(cell, rate, seed))
+
+    def _file(self, identity: Row) -> Path:
+        return self.out / "runs" / f"{run_name(identity)}.json"
 
     def identity(self, cell: Cell, rate: float, seed: int) -> Row:
         """All that the numbers of a run depend on, but for the machine and the versions."""
@@ -122,27 +135,25 @@ class Grid:
     def run(self, cell: Cell, rate: float, seed: int, progress: Progress) -> Row | None:
         """The row of one run: read, if it was made before. One that diverged is one too.
 
-        None if another process is at it; the processes of one `accelerate launch` make it together.
+        None if another process is at it; the processes of one `accelerate launch` make it together. Raises `InputError`
+        if its file holds something else than that run.
         """
-        row = self.identity(cell, rate, seed)
-        name = run_name(row)
-        file, states = self.out / "runs" / f"{name}.json", self.out / "unfinished" / name
-        lock = FileLock(states.with_name(f"{name}.lock"), blocking=False)
-        if not _for_all(file.is_file):
-            if not _for_all(lambda: _acquire(lock)):
+        identity = self.identity(cell, rate, seed)
+        file, states = self._file(identity), self.out / "unfinished" / run_name(identity)
+        lock = FileLock(states.with_name(f"{states.name}.lock"))
+        if not of_first(file.is_file):
+            if not of_first(lambda: take_lock(lock)):
                 return None
             try:
-                if not _for_all(file.is_file):  # else it was finished in between
-                    row |= self._outcome(cell, rate, seed, states, progress)
+                if not of_first(file.is_file):  # else it was finished in between
+                    row = identity | self._outcome(cell, rate, seed, states, progress)
                     if PartialState().is_main_process:
-                        write_file(file, json.dumps(row, indent=1) + "\n")
+                        write_file(file, sealed_json(row))
                         shutil.rmtree(states, ignore_errors=True)
             finally:
-                lock.release()
-            if PartialState().is_main_process:
-                Path(lock.lock_file).unlink(missing_ok=True)  # who gets the lock from now on finds the file
+                give_back(lock)  # who gets it from now on finds the file
             PartialState().wait_for_everyone()
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_run(file, identity)
 
     def _outcome(self, cell: Cell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
         row = {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
@@ -192,7 +203,7 @@ def run_name(identity: Row) -> str:
     """
     words = f"{identity['task']} {identity['label']} {identity['layers']} {identity['keep_ratio']:g}"
     slug = re.sub("[^a-z0-9.]+", "-", words.lower()).strip("-")
-    counted = {name: value for name, value in identity.items() if name not in ("model", "label")}
+    counted = {name: value for name, value in identity.items() if name not in _NAMES}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
     return f"{slug}-seed-{identity['seed']}-{digest}"
 
@@ -202,15 +213,31 @@ def _where(folder: Path, progress: Progress) -> Where:
     return Where(folder, progress)
 
 
-def _acquire(lock: BaseFileLock) -> bool:
-    """Whether no other process has it. The system takes it back from a process that is killed."""
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    with suppress(Timeout):
-        lock.acquire()
-    return lock.is_locked
+def read_run(file: Path, identity: Row) -> Row:
+    """The row in `file`, under the names of `identity`.
+
+    Raises `InputError` if the file does not hold what was written, or another run: all that the numbers of a run depend
+    on is compared.
+    """
+    cure = "delete it, and the run is made again"
+    try:
+        row = read_sealed_json(file)
+    except (InputError, OSError) as error:
+        raise InputError(f"{one_line(error)}: {cure}") from error
+    told = json.loads(json.dumps(identity))
+    wrong = [name for name in told if name not in _NAMES and (name not in row or row[name] != told[name])]
+    if wrong:
+        name = wrong[0]
+        raise InputError(f"{file} must have `{name}` {told[name]!r}, got {row.get(name)!r}, another run's: {cure}")
+    return row | {name: told[name] for name in _NAMES}
 
 
-def _for_all(answer: Callable[[], bool]) -> bool:
-    """What the main process answers, the same for all that train one model together."""
-    answers = [answer() if PartialState().is_main_process else False]
-    return broadcast_object_list(answers)[0]
+def sweep(out: Path) -> None:
+    """Removes what killed processes left of runs that are finished: their states and locks, and files half written."""
+    for name in {path.name.removesuffix(".lock") for path in (out / "unfinished").glob("*")}:
+        lock = FileLock(out / "unfinished" / f"{name}.lock")
+        if (out / "runs" / f"{name}.json").is_file() and take_lock(lock):
+            shutil.rmtree(out / "unfinished" / name, ignore_errors=True)
+            give_back(lock)
+    with suppress(OSError):  # not empty: another experiment's runs
+        (out / "unfinished").rmdir()

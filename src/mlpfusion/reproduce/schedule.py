@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from accelerate import PartialState
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.reproduce.experiment import Cell, Experiment, cells
-from mlpfusion.reproduce.grid import Grid, Row
+from mlpfusion.reproduce.grid import Grid, Row, sweep
 from mlpfusion.tune.data import display_name
 from mlpfusion.tune.trainer import training_arguments
 
@@ -60,8 +59,7 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
             time.sleep(POLL_SECONDS)
     progress(total, total, "")
     if PartialState().is_main_process:
-        with suppress(OSError):  # not empty: another experiment's runs
-            (grid.out / "unfinished").rmdir()
+        sweep(grid.out)
     told = {name: value for name, value in asdict(experiment).items() if name not in ("out", "architecture")}
     in_order = [
         rows[run] | {"chosen": run not in tried[run.cell] or run == _best(tried[run.cell], rows)}

@@ -22,7 +22,6 @@ from mlpfusion.tune.finetune import Where
 from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
 from mlpfusion.tune.randomness import seeded
 from mlpfusion.tune.record import DistillRun
-from mlpfusion.tune.states import newest_state
 from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states, move
 from mlpfusion.tune.trainer import Loss, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
 
@@ -99,7 +98,7 @@ def distill(
         before = mean_loss(trainer, loss, held_out)
         if cache is not None:
             trainer.loss = make_loss(cache_states(teacher, train, collate, cache), student, config)
-        trainer.train_on(newest_state(trainer.folder))
+        trainer.train_on(trainer.newest_state())
         after = mean_loss(trainer, loss, held_out)
     student.eval()
     return DistillRun(

@@ -9,7 +9,6 @@ from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.checkpoint.save import save_trained
-from mlpfusion.checkpoint.write import check_output
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
@@ -30,7 +29,7 @@ from mlpfusion.tune.record import (
 from mlpfusion.tune.source import Source, load_like, load_source, open_source
 from mlpfusion.tune.stage import put_in_place, run_stage
 from mlpfusion.tune.trainer import training_arguments
-from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
+from mlpfusion.tune.work import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
 
 _FREE = ("original", "compressed", "out", "data", "cache", "log_dir", "resume", "overwrite")
 
@@ -87,38 +86,39 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
     told = {name: value for name, value in asdict(job).items() if name not in _FREE}
     hashes = {"original": original.sha256, "compressed": compressed.sha256, "data": examples.sha256()}
     settings = normalised(told | hashes | {"versions": versions()})
-    done = finished_job(out, settings, DISTILL_RECORD_FILE) if job.resume else None
-    if done is not None:
-        return distill_record_from_dict(done)
-    check_output(out, overwrite=job.overwrite)
-    processes = PartialState(cpu=True) if job.device == "cpu" else PartialState()
-    start_work(out, settings, resume=job.resume, overwrite=job.overwrite)
+    with opened_work(out, settings, DISTILL_RECORD_FILE, resume=job.resume, overwrite=job.overwrite) as done:
+        if done is not None:
+            return distill_record_from_dict(done)
 
-    def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
-        collate = DataCollatorWithPadding(compressed.tokenizer)
-        where = Where(states, progress, log_callbacks(job.log_dir, "distill"))
-        cache = None if job.cache is None else Path(job.cache).expanduser()
-        return student, distill(student, teacher, examples, collate, config, where, cache)
+        def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
+            collate = DataCollatorWithPadding(compressed.tokenizer)
+            where = Where(states, progress, log_callbacks(job.log_dir, "distill"))
+            cache = None if job.cache is None else Path(job.cache).expanduser()
+            return student, distill(student, teacher, examples, collate, config, where, cache)
 
-    result, run = run_stage(work_folder(out) / "distill", compressed.folder, stage, distill_run_from_dict, _saver(job))
-    record = DistillRecord(
-        recipe={name: display_name(getattr(job, name)) for name in ("original", "compressed")} | told,
-        data=source_of_data,
-        original_sha256=original.sha256,
-        compressed_sha256=compressed.sha256,
-        device=str(processes.device),
-        versions=versions(),
-        size=model_size(student),
-        run=run,
-    )
-    if processes.is_main_process:
-        put_in_place(result, out, {"README.md": distill_card(record), DISTILL_RECORD_FILE: record.to_json()})
-        remove_work(out)
-    processes.wait_for_everyone()
-    return record
+        folder = work_folder(out) / "distill"
+        result, run = run_stage(folder, compressed.folder, stage, distill_run_from_dict, _saver(job))
+        record = DistillRecord(
+            recipe={name: display_name(getattr(job, name)) for name in ("original", "compressed")} | told,
+            data=source_of_data,
+            original_sha256=original.sha256,
+            compressed_sha256=compressed.sha256,
+            device=str(PartialState().device),
+            versions=versions(),
+            size=model_size(student),
+            run=run,
+        )
+        if PartialState().is_main_process:
+            expect_record(out, record.to_json())
+            put_in_place(result, out, {"README.md": distill_card(record), DISTILL_RECORD_FILE: record.to_json()})
+            remove_work(out)
+        PartialState().wait_for_everyone()
+        return record
 
 
 def _check_job(job: DistillJob) -> Distill:
+    if job.device == "cpu":
+        PartialState(cpu=True)
     for name in ("original", "compressed", "out"):
         if not getattr(job, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
@@ -130,6 +130,7 @@ def _check_job(job: DistillJob) -> Distill:
         raise InputError(f"`cache` must be left out for the objective {job.objective}: only hidden states are kept")
     training_arguments(Path(job.out), device=job.device, precision=job.precision)
     log_callbacks(job.log_dir, "")
+    check_flags(resume=job.resume, overwrite=job.overwrite)
     return job.distill()
 
 

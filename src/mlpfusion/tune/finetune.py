@@ -19,7 +19,6 @@ from mlpfusion.tune.config import Finetune
 from mlpfusion.tune.lora import add_lora, merge_lora
 from mlpfusion.tune.randomness import seeded
 from mlpfusion.tune.record import EpochRecord, RunRecord
-from mlpfusion.tune.states import newest_state
 from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
 
 
@@ -129,7 +128,7 @@ def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) 
 
 def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
     """Trains from the newest state on, if there is one; wall seconds. A run that was over is only completed."""
-    state = newest_state(trainer.folder)
+    state = trainer.newest_state()
     if state is not None:
         log = TrainerState.load_from_json(str(state / "trainer_state.json"))
         if any(one.is_over(log.log_history) for one in patience):

@@ -7,7 +7,6 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from mlpfusion.checkpoint.write import check_output
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
@@ -32,7 +31,7 @@ from mlpfusion.tune.record import (
 from mlpfusion.tune.source import Source, empty_for_task, load_for_task, load_source, open_source
 from mlpfusion.tune.stage import put_in_place, run_stage
 from mlpfusion.tune.trainer import DivergenceError, training_arguments
-from mlpfusion.tune.work import finished_job, normalised, remove_work, start_work, work_folder
+from mlpfusion.tune.work import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
 
 # What may differ between a run and its resumption; model and data files are compared by their hashes.
 _FREE = ("model", "out", "revision", "train", "validation", "log_dir", "resume", "overwrite", "teacher", "cache")
@@ -129,21 +128,24 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
         split_examples(train, job.layerwise_config())
     out = Path(job.out).expanduser()
     settings = _settings(job, source, data)
-    done = finished_job(out, settings, TUNE_RECORD_FILE) if job.resume else None
-    if done is not None:
-        return tune_record_from_dict(done)
-    check_output(out, overwrite=job.overwrite)
-    processes = PartialState(cpu=True) if job.device == "cpu" else PartialState()
-    start_work(out, settings, resume=job.resume, overwrite=job.overwrite)
-    runner = _Runner(job, source, data, progress)
+    if job.device == "cpu":
+        PartialState(cpu=True)
+    with opened_work(out, settings, TUNE_RECORD_FILE, resume=job.resume, overwrite=job.overwrite) as done:
+        if done is not None:
+            return tune_record_from_dict(done)
+        return _carried_out(_Runner(job, source, data, progress), pair, out)
+
+
+def _carried_out(runner: "_Runner", pair: tuple[PreTrainedModel, PreTrainedModel] | None, out: Path) -> TuneRecord:
     layerwise = None if pair is None else runner.layerwise(*pair)
     if layerwise is not None:
-        runner = replace(runner, source=replace(source, folder=layerwise[0]))
+        runner = replace(runner, source=replace(runner.source, folder=layerwise[0]))
     record, result = _run_all(runner, None if layerwise is None else layerwise[1])
-    if processes.is_main_process:
+    if PartialState().is_main_process:
+        expect_record(out, record.to_json())
         put_in_place(result, out, {"README.md": tune_card(record), TUNE_RECORD_FILE: record.to_json()})
         remove_work(out)
-    processes.wait_for_everyone()
+    PartialState().wait_for_everyone()
     return record
 
 
@@ -242,6 +244,7 @@ def _check_job(job: TuneJob) -> list[Finetune]:
         job.layerwise_config()
     training_arguments(Path(job.out), device=job.device, precision=job.precision)
     log_callbacks(job.log_dir, "")
+    check_flags(resume=job.resume, overwrite=job.overwrite)
     return configs
 
 

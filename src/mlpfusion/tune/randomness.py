@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,3 +21,21 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def streams(device: torch.device) -> dict[str, Any]:
+    """Where the global streams of this process are, that of `device` included, as plain values and tensors."""
+    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    found = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    if device.type != "cpu":
+        found["device"] = torch.get_device_module(device).get_rng_state()
+    return found
+
+
+def set_streams(found: dict[str, Any], device: torch.device) -> None:
+    """Puts the streams where `streams` found them."""
+    random.setstate(found["python"])
+    np.random.set_state(found["numpy"])
+    torch.set_rng_state(found["torch"])
+    if device.type != "cpu" and "device" in found:
+        torch.get_device_module(device).set_rng_state(found["device"])

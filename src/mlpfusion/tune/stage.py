@@ -1,7 +1,9 @@
 """A stage of a job in a folder of its own: its result appears whole, and is read instead if it is there already."""
 
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +12,12 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from mlpfusion.checkpoint.manifest import damage, seal, unseal
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.checkpoint.write import staged_folder
+from mlpfusion.errors import DamageWarning, InputError
+from mlpfusion.tune.processes import of_first
+from mlpfusion.tune.states import keep_states, remove_state
 
 STAGE_FILE = "stage.json"
 
@@ -30,7 +36,7 @@ def run_stage(
     there.
     """
     result = folder / "result"
-    if (result / STAGE_FILE).is_file():
+    if of_first(lambda: is_whole(result)):
         return result, read(json.loads((result / STAGE_FILE).read_text(encoding="utf-8")))
     folder.mkdir(exist_ok=True)
     model, record = train(folder)
@@ -40,16 +46,37 @@ def run_stage(
             if (folder / "adapter").is_dir():
                 shutil.copytree(folder / "adapter", staged / "adapter")
             (staged / STAGE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-        for state in folder.glob("checkpoint-*"):
-            shutil.rmtree(state)
+            seal(staged)
+        keep_states(folder, set())
     PartialState().wait_for_everyone()
     return result, record
 
 
+def is_whole(result: Path) -> bool:
+    """Whether the finished part of a job is in `result`, as it was written.
+
+    What is damaged is removed, with a `DamageWarning`.
+    """
+    if not os.path.lexists(result):
+        return False
+    what = damage(result)
+    if what is not None:
+        warnings.warn(f"{result} is not what was written ({what}): it is made again", DamageWarning, stacklevel=2)
+        remove_state(result)
+    return what is None
+
+
 def put_in_place(result: Path, out: Path, files: dict[str, str]) -> None:
-    """Copies the checkpoint of a stage to `out`, with `files` (name -> text) beside it; complete or not at all."""
+    """Copies the checkpoint of a stage to `out`, with `files` (name -> text) beside it; complete or not at all.
+
+    Raises `InputError` for a result that was damaged meanwhile.
+    """
     with staged_folder(out) as folder:
         shutil.copytree(result, folder, dirs_exist_ok=True)
+        what = damage(folder)
+        if what is not None:
+            raise InputError(f"{result} must be what was written, but {what}: --resume makes it again")
         (folder / STAGE_FILE).unlink()
+        unseal(folder)
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")

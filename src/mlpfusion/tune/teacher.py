@@ -1,22 +1,26 @@
 """What the original model says to a batch: computed anew, or read from a file that was computed once."""
 
 import hashlib
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.architectures.sites import base_model
-from mlpfusion.checkpoint.write import sync
+from mlpfusion.checkpoint.manifest import seal
+from mlpfusion.checkpoint.write import staged_folder
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.layerwise import Batch, States, layer_states
+from mlpfusion.tune.processes import of_first
+from mlpfusion.tune.stage import is_whole
+from mlpfusion.tune.work import give_back
 
-_BATCH_SIZE = 32
+_BATCH_SIZE, _STATES = 32, "states.npy"
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,28 @@ class CachedTeacher:
 def cache_states(
     teacher: PreTrainedModel, examples: EncodedExamples, collate: DataCollatorWithPadding, folder: Path
 ) -> CachedTeacher:
-    """The states of `examples`, in a file in `folder` whose name is a hash of the teacher and of the examples.
+    """The states of `examples`, in a folder in `folder` whose name is a hash of the teacher and of the examples.
 
-    It is read if it is there, and appears complete or not at all. It takes 4 bytes for every token, layer and feature.
+    It is read if it is there, and appears complete or not at all; one that was damaged is written again. It takes 4
+    bytes for every token, layer and feature.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{model_sha256(teacher)} {examples.sha256()}".encode()).hexdigest()
-    file = folder / f"teacher-states-{key[:32]}.npy"
-    if not file.exists():
-        incomplete = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-        try:
-            _write_states(Teacher(teacher), examples, collate, incomplete)
-            sync(incomplete)
-            incomplete.rename(file)
-        finally:
-            incomplete.unlink(missing_ok=True)
-    return CachedTeacher(file, tuple(examples.lengths))
+    cache = folder / f"teacher-states-{key[:32]}"
+    of_first(lambda: _fill_cache(cache, Teacher(teacher), examples, collate))
+    return CachedTeacher(cache / _STATES, tuple(examples.lengths))
+
+
+def _fill_cache(cache: Path, teacher: Teacher, examples: EncodedExamples, collate: DataCollatorWithPadding) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache.with_name(f".{cache.name}.lock"))
+    lock.acquire()  # another job may be writing it: then it is there when its lock is free
+    try:
+        if not is_whole(cache):
+            with staged_folder(cache) as staged:
+                _write_states(teacher, examples, collate, staged / _STATES)
+                seal(staged)
+    finally:
+        give_back(lock)
 
 
 def model_sha256(model: PreTrainedModel) -> str:

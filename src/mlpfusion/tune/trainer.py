@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mlpfusion.errors import DivergenceError as DivergenceError
@@ -17,10 +18,13 @@ from mlpfusion.errors import InputError
 from mlpfusion.finite import num_not_finite
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedExamples
-from mlpfusion.tune.states import keep_states, mark_complete, newest_state, unmark
+from mlpfusion.tune.plain import load_tree, save_tree
+from mlpfusion.tune.randomness import set_streams, streams
+from mlpfusion.tune.states import keep_states, last_sealed, newest_state, remove_state, seal_state, state_folder
 
 # What a loss function gets: the model, wrapped as it trains, and a batch on its device.
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+_OPTIMIZER, _SCHEDULE, _SCALER = "optimizer", "schedule", "scaler"
 
 
 class LengthGroupedOrder(Sampler[int]):
@@ -48,18 +52,26 @@ class LengthGroupedOrder(Sampler[int]):
 class StageTrainer(Trainer):
     """One stage of training: fine-tuning, layer-wise tuning or distillation.
 
-    `loss` replaces the model's own. States are saved whole, marked, and pruned to the last and the best one.
-    Raises `DivergenceError` at the first loss, or before the first state, that is not finite.
+    `loss` replaces the model's own. States are saved whole and without pickles (but for DeepSpeed's and FSDP's own),
+    marked, and pruned to the last and the best one. Raises `DivergenceError` at the first loss, or before the first
+    state, that is not finite.
     """
 
     def __init__(self, *, loss: Loss | None = None, dropout: bool = True, **options: Any):
         super().__init__(**options)
         self.loss, self.dropout = loss, dropout
         self.folder, self.network = Path(str(self.args.output_dir)), cast(nn.Module, self.model)
+        self.resumed: Path | None = None
         self.remove_callback(PrinterCallback)
+        self.add_callback(_Resumption(self))
+
+    def newest_state(self) -> Path | None:
+        """The newest state that can be trusted, None without one; others are removed."""
+        return newest_state(self.folder, pickles=self._is_sharded())
 
     def train_on(self, state: Path | None) -> None:
         """Trains from a saved state on, from the beginning without one."""
+        self.resumed = state
         self.train(resume_from_checkpoint=None if state is None else str(state))
 
     def loss_log(self) -> tuple[tuple[int, float], ...]:
@@ -89,14 +101,73 @@ class StageTrainer(Trainer):
         bad = [name for name, value in self.network.named_parameters() if num_not_finite(value)]
         if bad:
             self._diverged(f"{bad[0]} holds NaN or Inf")
-        state = self.folder / f"checkpoint-{self.state.global_step}"
+        state = state_folder(self.folder, self.state.global_step)
         if self.is_world_process_zero():
-            unmark(state)
+            remove_state(state)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            mark_complete(state)
+            seal_state(state)
             keep_states(self.folder, {self.state.global_step, self.state.best_global_step or 0})
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled, and read by nobody
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._is_sharded():
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_tree(cast(Any, self.optimizer).state_dict(), Path(output_dir), _OPTIMIZER)
+            save_tree(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir), _SCHEDULE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._is_sharded():
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            cast(Any, self.optimizer).load_state_dict(load_tree(Path(checkpoint), _OPTIMIZER))
+            cast(Any, self.lr_scheduler).load_state_dict(load_tree(Path(checkpoint), _SCHEDULE))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None and self.args.should_save:
+            save_tree(scaler.state_dict(), Path(output_dir), _SCALER)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None and checkpoint is not None:
+            scaler.load_state_dict(load_tree(Path(checkpoint), _SCALER))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Of every process: its random streams, and its sum of losses since the last entry of the log."""
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # by the first process that comes here
+        loss = {"sum": float(cast(Tensor, self._tr_loss)), "since": self._globalstep_last_logged}
+        save_tree(
+            {"streams": streams(self.args.device), "loss": loss}, Path(output_dir), f"process-{self.args.process_index}"
+        )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_streams(self._of_this_process(Path(checkpoint))["streams"], self.args.device)
+
+    def _of_this_process(self, state: Path) -> dict[str, Any]:
+        name = f"process-{self.args.process_index}"
+        if not (state / f"{name}.json").is_file():
+            raise InputError(f"the run must be resumed by as many processes as it was begun by: {state} has no {name}")
+        return load_tree(state, name)
+
+    def go_on(self) -> None:
+        """Puts back what the Trainer forgets: the sum of losses that is not in the log yet, and where the best is."""
+        if self.resumed is not None:
+            loss = self._of_this_process(self.resumed)["loss"]
+            self._tr_loss += loss["sum"]
+            self._globalstep_last_logged = loss["since"]
+            best = self.state.best_global_step
+            self.state.best_model_checkpoint = None if not best else str(state_folder(self.folder, best))
+
+    def _is_sharded(self) -> bool:
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Where transformers warns, a state that does not fit the model is an error; tied weights are stored once."""
@@ -107,12 +178,22 @@ class StageTrainer(Trainer):
         assert not load_result.unexpected_keys, load_result.unexpected_keys
 
     def _diverged(self, what: str) -> NoReturn:
-        state = newest_state(self.folder)
+        state = last_sealed(self.folder)
         kept = f"the last good state is {state}" if state else "no state had been saved yet"
         raise DivergenceError(
             f"`learning_rate` must be small enough for a finite loss, got {self.args.learning_rate:g}: {what} "
             f"in step {self.state.global_step + 1}; {kept}"
         )
+
+
+class _Resumption(TrainerCallback):
+    """Tells its trainer when a run begins, after the Trainer has set its counts to zero."""
+
+    def __init__(self, trainer: StageTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.go_on()
 
 
 class StepWatch(TrainerCallback):

@@ -1,17 +1,25 @@
 """The folder beside OUT in which an unfinished job keeps its states and its finished runs, and what it was told."""
 
+import glob
+import hashlib
 import json
+import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import BaseFileLock, FileLock, Timeout
 
-from mlpfusion.checkpoint.write import staged_folder
-from mlpfusion.errors import InputError
+from mlpfusion.checkpoint.manifest import read_sealed_json, sealed_json
+from mlpfusion.checkpoint.write import check_output, staged_folder, write_file
+from mlpfusion.errors import InputError, one_line
+from mlpfusion.tune.processes import of_first
 
-_SETTINGS = "settings.json"
+_SETTINGS, _RESULT = "settings.json", "result.json"
 
 
 def work_folder(out: Path) -> Path:
@@ -20,19 +28,83 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.unfinished")
 
 
+@contextmanager
+def opened_work(
+    out: Path, settings: dict[str, Any], record_file: str, *, resume: bool, overwrite: bool
+) -> Iterator[dict[str, Any] | None]:
+    """Inside, the folder of the job is there and no other job writes to `out`; gives the record of a job that is over.
+
+    Raises `InputError` as `check_output` and `check_work` do, and, at once, if another job is at it.
+    """
+    with _locked(out):
+        done = finished_job(out, settings, record_file) if resume else None
+        if done is None:
+            check_output(out, overwrite=overwrite or (resume and will_replace(out)))
+            start_work(out, settings, resume=resume, overwrite=overwrite)
+        yield done
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Inside, no other job writes to `out`: a killed one does not count. What it left half removed is removed."""
+    folder = work_folder(out)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    of_first(lambda: _take(lock, out))
+    try:
+        if PartialState().is_main_process:
+            for rest in folder.parent.glob(f".{glob.escape(folder.name)}.removed-*"):
+                shutil.rmtree(rest, ignore_errors=True)
+        yield
+    finally:
+        give_back(lock)
+
+
+def _take(lock: BaseFileLock, out: Path) -> None:
+    try:
+        is_ours = take_lock(lock)
+    except OSError as error:
+        raise InputError(f"`out` must be in a folder that can be written to, got {out}: {one_line(error)}") from error
+    if not is_ours:
+        raise InputError(
+            f"`out` must not be another running job's, got {out}: wait for its end, or name another folder"
+        )
+
+
+def take_lock(lock: BaseFileLock) -> bool:
+    """Whether `lock` is this process's now. The system takes it back from a process that is killed."""
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    with suppress(Timeout):
+        lock.acquire(blocking=False)
+    return lock.is_locked
+
+
+def give_back(lock: BaseFileLock) -> None:
+    """Removes the file of a lock that this process has, and releases it; does nothing if it has not."""
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def check_flags(*, resume: bool, overwrite: bool) -> None:
+    """Raises `InputError` if both are given."""
+    if resume and overwrite:
+        raise InputError("`resume` and `overwrite` must not be given together")
+
+
 def check_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Raises `InputError` if an unfinished job is in the way, or, to be resumed, had other settings.
 
-    `overwrite` drops it, `resume` goes on with it; where there is none, both start from the beginning.
+    `overwrite` drops it, `resume` goes on with it; where there is none, both start from the beginning. What is no
+    unfinished job is in the way of both.
     """
     folder = work_folder(out)
-    if resume and overwrite:
-        raise InputError("`resume` and `overwrite` must not be given together")
-    if not folder.exists() or overwrite:
+    if not os.path.lexists(folder):
+        return
+    old = _read(folder)["settings"]
+    if overwrite:
         return
     if not resume:
         raise InputError(f"`out` has an unfinished run in {folder}: --resume goes on with it, --overwrite drops it")
-    old = _read_settings(folder)
     changed = [name for name in sorted(old.keys() | settings.keys()) if old.get(name) != settings.get(name)]
     if changed:
         name = changed[0]
@@ -42,34 +114,50 @@ def check_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
         )
 
 
+def will_replace(out: Path) -> bool:
+    """Whether the unfinished job of `out` was told to replace it. Raises `InputError` for a broken folder."""
+    return work_folder(out).exists() and bool(_read(work_folder(out))["overwrite"])
+
+
+def expect_record(out: Path, text: str) -> None:
+    """Notes which record `out` will have: seeing it there, `finished_job` knows that the job is over."""
+    write_file(work_folder(out) / _RESULT, sealed_json({"record": _sha256(text.encode())}))
+
+
 def finished_job(out: Path, settings: dict[str, Any], record_file: str) -> dict[str, Any] | None:
     """The record in `out` of a job that was killed after its last step and is resumed, None if it is not over.
 
     What it left is removed. Raises `InputError` as `check_work` does.
     """
-    if not work_folder(out).exists() or not (out / record_file).is_file():
+    return of_first(lambda: _finished_job(out, settings, record_file))
+
+
+def _finished_job(out: Path, settings: dict[str, Any], record_file: str) -> dict[str, Any] | None:
+    expected, record = work_folder(out) / _RESULT, out / record_file
+    if not expected.exists() or not record.is_file():
         return None
     check_work(out, settings, resume=True, overwrite=False)
+    text = record.read_bytes()
+    if read_sealed_json(expected)["record"] != _sha256(text):
+        return None  # that of an older job, which this one is to replace
     remove_work(out)
-    return json.loads((out / record_file).read_text(encoding="utf-8"))
+    return json.loads(text)
 
 
 def start_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Makes the folder, or goes on with it; of several processes the first one does. Raises as `check_work` does."""
+    of_first(lambda: _open_work(out, settings, resume=resume, overwrite=overwrite))
+
+
+def _open_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     check_work(out, settings, resume=resume, overwrite=overwrite)
-    PartialState().wait_for_everyone()
-    if PartialState().is_main_process:
-        _open_work(out, settings, resume=resume)
-    PartialState().wait_for_everyone()
-
-
-def _open_work(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     folder = work_folder(out)
     if not resume:
         remove_work(out)
     if not folder.exists():
+        told = {"settings": settings, "overwrite": overwrite}
         with staged_folder(folder) as staged:
-            (staged / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            (staged / _SETTINGS).write_text(sealed_json(told), encoding="utf-8")
 
 
 def remove_work(out: Path) -> None:
@@ -86,8 +174,20 @@ def normalised(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> dict[str, Any]:
+    """What the job was told. Raises `InputError` for a folder that is not that of a job."""
     try:
-        return json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} must hold the {_SETTINGS} of an unfinished run; --overwrite drops it") from error
+        if folder.is_symlink():
+            raise InputError(f"{folder} must be a folder, but it is a link")
+        found = read_sealed_json(folder / _SETTINGS)
+        if not (isinstance(found.get("settings"), dict) and isinstance(found.get("overwrite"), bool)):
+            raise InputError(f"{folder / _SETTINGS} must be that of an unfinished run")
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"`out` must not have something else beside it, but {one_line(error)}: move it away"
+        ) from error
+    return found
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

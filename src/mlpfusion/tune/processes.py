@@ -1,0 +1,25 @@
+"""The processes of one `accelerate launch`: they train one model together, and the first one decides for all."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from mlpfusion.errors import InputError
+
+Answer = TypeVar("Answer")
+
+
+def of_first(answer: Callable[[], Answer]) -> Answer:
+    """What `answer` says in the first process, in all of them; an `InputError` that it raises is raised in all."""
+    outcome: list[tuple[Answer | None, InputError | None]] = [(None, None)]
+    if PartialState().is_main_process:
+        try:
+            outcome = [(answer(), None)]
+        except InputError as error:
+            outcome = [(None, error)]
+    value, error = broadcast_object_list(outcome)[0]
+    if error is not None:
+        raise error
+    return cast(Answer, value)
