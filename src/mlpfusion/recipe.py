@@ -15,7 +15,7 @@ from mlpfusion.budget import check_budget
 from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.card import model_card
 from mlpfusion.checkpoint.files import carried_files, left_files
-from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, origin, read_config, resolve
+from mlpfusion.checkpoint.read import check_fit, empty_model, load_model, origin, read_config, resolve
 from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.checkpoint.write import check_output, staged_folder
 from mlpfusion.checks import seed_number
@@ -166,7 +166,7 @@ def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path,
     config = read_config(source)
     architecture = find_architecture(config.model_type, recipe.architecture)
     _check_plan(config, architecture, selection)
-    check_weights(source)
+    check_fit(source, config)
     carried_files(source)
     if left := left_files(source):
         some = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")

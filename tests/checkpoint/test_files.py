@@ -89,6 +89,7 @@ def files_of(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.filterwarnings("default")
 def test_what_belongs_goes_along_and_nothing_else(checkpoint, tmp_path):
     write(checkpoint, [*BELONGS, *OTHERS, *STRAYS])
     result = call("compress", checkpoint, tmp_path / "out", *CUT)
@@ -217,6 +218,7 @@ def test_the_card_keeps_licence_and_language_but_no_scores(checkpoint, tmp_path)
     assert "Its own title" not in card
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_card_that_cannot_be_read_is_told(checkpoint, tmp_path):
     (checkpoint / "README.md").write_text("---\na: &a [*a, *a]\n---\n")
     result = call("compress", checkpoint, tmp_path / "out", *CUT)

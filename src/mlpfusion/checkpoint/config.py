@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from mlpfusion.checkpoint.files import check_plain_file, read_json
 from mlpfusion.checkpoint.quantisation import check_not_quantised
-from mlpfusion.errors import InputError, one_line
+from mlpfusion.errors import InputError, one_line, shown
 
 CONFIG = "config.json"
 # What transformers raises, over all model types, for a config that makes no sense or names what is not installed.
@@ -31,7 +31,10 @@ def read_config(folder: Path, *, allow_quantised: bool = False) -> PreTrainedCon
     data = config_data(folder)
     where = folder / CONFIG
     if not isinstance(data.get("model_type"), str):
-        raise InputError(f"{where} must name a `model_type`, got {data.get('model_type')!r}")
+        raise InputError(f"{where} must name a `model_type`, got {shown(data.get('model_type'))}")
+    names = data.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"`architectures` of {where} must be a list of names, got {shown(names)}")
     for name, value in _entries(data):
         _check_entry(where, name, value)
     try:
@@ -62,10 +65,10 @@ def config_data(folder: Path) -> dict[str, Any]:
 def _check_entry(where: Path, name: str, value: Any) -> None:
     if name == "transformers_weights":  # would load other files than those that were checked
         raise InputError(
-            f"{where} must not name `transformers_weights`, got {value!r}: name the file model.safetensors"
+            f"{where} must not name `transformers_weights`, got {shown(value)}: name the file model.safetensors"
         )
     if name.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):  # code from the Hub
-        raise InputError(f"{where} must name an implementation of transformers as `{name}`, got {value!r}")
+        raise InputError(f"{where} must name an implementation of transformers as `{name}`, got {shown(value)}")
     most = _MOST_LABELS if name == "num_labels" else _MOST_LAYERS if any(word in name for word in _LOOPED) else None
     if most is None or name.endswith(("_size", "_dim", "_token_id")):
         return

@@ -23,6 +23,7 @@ from mlpfusion.record import Origin
 
 __all__ = [
     "check_finite",
+    "check_fit",
     "check_weights",
     "empty_model",
     "load_model",
@@ -101,6 +102,18 @@ def empty_model(config: PreTrainedConfig, kind: type[PreTrainedModel] | None = N
         raise InputError(f"config.json must describe a {chosen.__name__}, it does not: {one_line(error)}") from error
 
 
+def check_fit(folder: Path, config: PreTrainedConfig) -> list[Path]:
+    """The weight files, every header checked, also against the shapes that the config asks for. No tensor is read.
+
+    Raises `InputError` as `check_weights` does, and where a tensor has another shape.
+    """
+    files = check_weights(folder)
+    misfit = first_misfit(empty_model(config), stored_tensors(files))
+    if misfit is not None:
+        raise InputError(f"the weights in {folder} must fit its config.json: {misfit}")
+    return files
+
+
 def load_model(
     folder: Path,
     config: PreTrainedConfig,
@@ -128,7 +141,9 @@ def _load(
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     try:
         loaded: Any = kind.from_pretrained(folder, output_loading_info=True, **options)
-    except (RuntimeError, SafetensorError, OSError) as error:
+    except InputError:
+        raise
+    except (*CONFIG_ERRORS, SafetensorError) as error:
         reason = _misfit(folder, config, kind) or one_line(error)
         raise InputError(f"the weights in {folder} must fit its config.json: {reason}") from error
     model, info = loaded

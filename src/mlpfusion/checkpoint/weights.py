@@ -12,7 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mlpfusion.checkpoint.files import check_plain_file, read_json
-from mlpfusion.errors import InputError, one_line
+from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.record import Size
 
 WEIGHTS = "model.safetensors"
@@ -67,11 +67,14 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
+        index = read_json(folder / INDEX)
+        weight_map = index.get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         bad = [name for name in names if not _is_beside(folder, name)]
         if bad or not names:
-            raise InputError(f"{folder / INDEX} must name files beside it, got {bad[0] if bad else 'none'}")
+            raise InputError(f"{folder / INDEX} must name files beside it, got {shown(bad[0]) if bad else 'none'}")
+        if not isinstance(index.get("metadata"), dict):  # transformers asks for it
+            raise InputError(f"{folder / INDEX} must have `metadata`, an object, got {shown(index.get('metadata'))}")
         return [folder / name for name in sorted(set(names))]
     raise InputError(f"{folder} must hold {WEIGHTS} or {INDEX}; {_other_weights(folder)}")
 
