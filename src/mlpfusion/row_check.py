@@ -25,6 +25,7 @@ from mlpfusion.plan import Plan
 from mlpfusion.traces import eval_mode, watch_sites
 
 
+@torch.no_grad()
 def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Raises `InputError` if a site, as a row describes it, computes something else than the model does there.
 

@@ -3,11 +3,14 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from detected import EXPERTS, detected_config
 from pico import PICO, pico_config, pico_model
 from transformers import AutoConfig, AutoModel
 
 import mlpfusion
+from mlpfusion.architectures.table import Architecture, Stack
 from mlpfusion.cli import main
+from mlpfusion.errors import InputError
 from mlpfusion.report.inspection import inspect_checkpoint
 
 STABLELM = {
@@ -83,3 +86,34 @@ def test_a_model_without_a_recognisable_mlp_is_told_so(tmp_path):
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert result.exit_code == 0
     assert "No MLP was recognised" in result.stdout
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mixture_of_experts_is_never_said_to_be_covered(name, tmp_path):
+    detected_config(name).save_pretrained(tmp_path)
+    shown = inspect_checkpoint(str(tmp_path))
+    assert shown.expert_parameters > 0
+    assert shown.visited_share < 1
+    assert shown.proposed_row is None
+    output = CliRunner().invoke(main, ["inspect", str(tmp_path)]).stdout
+    share = 100 * shown.expert_parameters / shown.parameters
+    assert f"({share:.1f} %) are in experts. Mixtures of experts are not supported yet" in output
+    assert "100.0 %" not in output
+    assert "Write a row by hand" not in output
+
+
+def test_a_layer_with_shared_experts_beside_others_is_not_compressed():
+    model = AutoModel.from_config(detected_config("qwen2_moe"))
+    mlp = "mlp.shared_expert"
+    row = Architecture((Stack("layers.{}", f"{mlp}.up_proj", f"{mlp}.down_proj", f"{mlp}.act_fn", f"{mlp}.gate_proj",
+                              "shared_expert_intermediate_size"),))  # fmt: skip
+    with pytest.raises(InputError, match="must have no mixture of experts, which is not supported yet"):
+        mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row)
+    assert not hasattr(model.config, "mlp_fusion")
+
+
+def test_the_text_part_of_a_composite_model_is_found(tmp_path):
+    detected_config("gemma3").save_pretrained(tmp_path)
+    shown = inspect_checkpoint(str(tmp_path))
+    assert [stack.layers for stack in shown.stacks] == ["language_model.layers.{}"]
+    assert CliRunner().invoke(main, ["inspect", str(tmp_path)]).exit_code == 0

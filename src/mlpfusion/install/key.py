@@ -106,7 +106,7 @@ def key_from_dict(data: Any) -> FusionKey:
         )
     names = ["version", *(field.name for field in fields(FusionKey))]
     _check_keys(KEY, data, names if version == 1 else [*names, "checksum"])
-    if not re.fullmatch("[0-9a-f]{64}", str(data["source_sha256"])):
+    if not isinstance(data["source_sha256"], str) or not re.fullmatch("[0-9a-f]{64}", data["source_sha256"]):
         raise InputError(f"`{KEY}.source_sha256` must be 64 hexadecimal digits, got {shown(data['source_sha256'])}")
     if not isinstance(data["method"], str) or type(data["seed"]) is not int:
         raise InputError(f"`{KEY}` must hold `method` as text and `seed` as a whole number")
@@ -115,8 +115,10 @@ def key_from_dict(data: Any) -> FusionKey:
             f"`{KEY}` must hold the name of a method and a seed below 2^53, "
             f"got {shown(data['method'])} and {shown(data['seed'])}"
         )
-    if not isinstance(data["sites"], dict) or not 1 <= len(data["sites"]) <= _MAX_SITES:
+    if not isinstance(data["sites"], dict) or not data["sites"]:
         raise InputError(f"`{KEY}.sites` must name at least one layer, got {shown(data['sites'])}")
+    if len(data["sites"]) > _MAX_SITES:
+        raise InputError(f"`{KEY}.sites` must name between 1 and {_MAX_SITES:,} layers, got {len(data['sites']):,}")
     architecture = architecture_from_dict(data["architecture"])
     _check_paths(architecture, data["sites"])
     sites = {path: _site_from_dict(path, site) for path, site in data["sites"].items()}

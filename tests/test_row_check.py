@@ -1,0 +1,89 @@
+"""A row of one's own is tried out on the model before anything is changed."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from command import call
+from detected import detected_model
+from pico import pico_model
+
+import mlpfusion
+from mlpfusion.architectures.detect import detect_architecture
+from mlpfusion.architectures.sites import find_sites
+from mlpfusion.architectures.table import Architecture
+from mlpfusion.compression import check_source
+from mlpfusion.errors import InputError
+from mlpfusion.evaluate.comparison import compare_methods
+from mlpfusion.row_check import check_row
+
+
+@pytest.mark.parametrize("name", ["pegasus", "m2m_100", "xlm", "flaubert", "mt5", "funnel"])
+def test_a_row_is_tried_out_on_models_whose_dummy_inputs_lack_something(name):
+    model = detected_model(name)
+    row = detect_architecture(model)
+    assert row is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_row(model, find_sites(model, row))
+
+
+def test_a_row_that_confuses_gate_and_up_is_refused_in_an_encoder_decoder():
+    model = detected_model("mt5")
+    row = detect_architecture(model)
+    assert row is not None
+    confused = Architecture(tuple(replace(stack, up=stack.gate or "", gate=stack.up) for stack in row.stacks))
+    with pytest.raises(InputError, match=r"it does not at encoder.block.0: is `gate` right\?"):
+        mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=confused)
+    assert not hasattr(model.config, "mlp_fusion")
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_weights_whose_forward_pass_overflows_are_refused_in_one_line(value):
+    model = detected_model("mbart")
+    row = detect_architecture(model)
+    with torch.no_grad():
+        model.encoder.layers[1].fc2.weight[0] = value
+    with pytest.raises(InputError, match="must give finite numbers for a few token ids, .*got NaN or Inf at"):
+        mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row)
+
+
+def test_another_row_for_a_model_type_of_the_table_is_refused():
+    model = pico_model("bert")
+    row = mlpfusion_row(model, width_key="hidden_size")
+    with pytest.raises(InputError, match="`architecture` must be that of the table for bert"):
+        mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row)
+    mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=mlpfusion_row(model))
+
+
+def mlpfusion_row(model: object, **changes: str) -> Architecture:
+    row = detect_architecture(model)  # pyright: ignore[reportArgumentType]
+    assert row is not None
+    return Architecture(tuple(replace(stack, **changes) for stack in row.stacks))
+
+
+def test_a_teacher_of_another_type_is_named_as_that():
+    student = pico_model("bert")
+    mlpfusion.compress(student, mlpfusion.Fusion(), width=14)
+    names = ("the teacher", "the student")
+    with pytest.raises(InputError, match="`teacher` must be the source of the student, a bert, got .*, a distilbert"):
+        check_source(pico_model("distilbert"), student, names, "teacher")
+
+
+def test_methods_are_compared_on_a_model_type_without_a_row():
+    model = detected_model("mpnet")
+    ids = torch.arange(3, 17).reshape(2, 7)
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    options: dict[str, Any] = {"layers": "0", "keep_ratio": 0.5, "seeds": [0]}
+    with pytest.raises(InputError, match="`--architecture FILE` takes one"):
+        compare_methods(model, [mlpfusion.NeuronPruning()], batches, **options)
+    row = detect_architecture(model)
+    (found,) = compare_methods(model, [mlpfusion.NeuronPruning()], batches, architecture=row, **options)
+    assert found.width == 28
+
+
+@pytest.mark.parametrize("command", ["inspect", "compress", "compare", "dynamics", "reproduce"])
+def test_every_command_that_looks_for_a_row_takes_one(command):
+    assert "--architecture FILE" in call(command, "--help").stdout
