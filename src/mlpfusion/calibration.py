@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, read_mlp
-from mlpfusion.errors import InputError
+from mlpfusion.architectures.sites import Site, base_model, check_transformers_model, read_mlp
+from mlpfusion.checks import seed_number
+from mlpfusion.errors import InputError, shown
 from mlpfusion.install.kinds import KINDS
 from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit, random_trace
 from mlpfusion.methods import (
@@ -51,6 +52,22 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
         raise InputError(f"`calibration` must be given for {name}{free}, got none")
 
 
+def check_batches(calibration: Any) -> None:
+    """Raises `InputError` unless it is None, traced, or a list of batches: mappings of names to tensors."""
+    if calibration is None or isinstance(calibration, TracedCalibration):
+        return
+    wanted = "`calibration` must be a list of batches, each a dictionary of tensors such as a tokenizer gives"
+    if not isinstance(calibration, Sequence) or isinstance(calibration, str):
+        raise InputError(f"{wanted}, got a {type(calibration).__name__}")
+    for number, batch in enumerate(calibration):
+        if not isinstance(batch, Mapping):
+            raise InputError(f"{wanted}, got a {type(batch).__name__} for batch {number}")
+        for name, value in batch.items():
+            if not isinstance(value, Tensor):
+                got = f"a {type(value).__name__} for {shown(name)} in batch {number}"
+                raise InputError(f'{wanted} with return_tensors="pt", got {got}')
+
+
 @dataclass(frozen=True)
 class TracedCalibration:
     """What a model makes of the batches of a calibration, for several compressions of it: made by `trace_calibration`.
@@ -88,6 +105,9 @@ def trace_calibration(
     x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises
     `InputError` as `block_traces` does, and if there is no batch.
     """
+    check_transformers_model(model)
+    check_batches(batches)
+    seed = seed_number("seed", seed)
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")
     started = time.perf_counter()

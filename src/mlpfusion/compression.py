@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,19 +22,21 @@ from mlpfusion.budget import Spread, spread_budget
 from mlpfusion.calibration import (
     TracedCalibration,
     calibrated_outcomes,
+    check_batches,
     check_calibration,
     data_free_calibration,
 )
 from mlpfusion.checkpoint.quantisation import check_not_quantised, check_parameters
-from mlpfusion.errors import DegenerateClusteringWarning, InputError, shown
+from mlpfusion.checks import real_number, seed_number, usable_device, whole_number, yes_or_no
+from mlpfusion.errors import InputError, shown
 from mlpfusion.install.folding import set_key
 from mlpfusion.install.key import KEY, FusionKey, InstalledSite, site_kind
 from mlpfusion.install.kinds import KINDS
 from mlpfusion.install.model_key import model_key
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, Outcome, method_name
 from mlpfusion.outcomes import Job, Progress, check_finite_outcomes, compute_outcomes
-from mlpfusion.plan import Plan, check_one_size, make_plan
-from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions
+from mlpfusion.plan import Plan, check_layers_form, check_one_size, make_plan
+from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
 from mlpfusion.row_check import check_visited, checked_sites
 from mlpfusion.traces import Batch
 
@@ -77,15 +78,22 @@ def compress(
     longer in the model, and register hooks on these modules after it.
     """
     started = time.perf_counter()
-    check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})
+    check_transformers_model(model)
+    seed, round_to = seed_number("seed", seed), whole_number("round_to", round_to, 1)
+    keep_ratio = None if keep_ratio is None else real_number("keep_ratio", keep_ratio)
+    width = None if width is None else whole_number("width", width)
     check_method(method, width, round_to, budget)
-    check_calibration(method, given=calibration is not None, sequential=sequential)
+    check_layers_form(layers)
+    check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})
+    check_calibration(method, given=calibration is not None, sequential=yes_or_no("sequential", sequential))
+    check_batches(calibration)
+    place = usable_device(model.device if device is None else device)
     check_model(model)
     selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
     row, sites = checked_sites(model, architecture)
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
     recipe |= {} if budget is None else {"budget": budget}
-    job = Job(Plan(()), method, seed, torch.device(device or model.device), progress or silent)
+    job = Job(Plan(()), method, seed, place, progress or silent)
     batches = calibration.batches if isinstance(calibration, TracedCalibration) else calibration
     job, spread = _planned(model, sites, job, recipe, batches)
     outcomes, used = _outcomes(model, job, calibration, sequential)
@@ -120,7 +128,7 @@ def install_outcomes(
         entry = KINDS[type(outcome)].install(model, site, outcome)
         records.append(_site_record(site, before, entry, outcome.metrics))
         installed[site.path] = entry
-    _warn_if_degenerate(records)
+    warn_if_degenerate(records)
     set_key(model, FusionKey(architecture, installed, recipe["method"], recipe["seed"], digest))
     return Record(
         recipe=dict(recipe),
@@ -246,19 +254,6 @@ def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[st
         rank=data.get("rank"),
         nonzero_parameters=entry.num_parameters - data.get("num_zeros", 0),
     )
-
-
-def _warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
-    bad = [record for record in records if record.metrics.get("degenerate")]
-    if bad:
-        largest = max(record.metrics["largest_cluster"] / record.original_width for record in bad)
-        single = max(record.metrics["singletons"] / record.width for record in bad)
-        warnings.warn(
-            f"the clustering is degenerate at {len(bad)} of {len(records)} layers: one cluster holds up to "
-            f"{100 * largest:.0f} % of the neurons, up to {100 * single:.0f} % of the clusters are single neurons",
-            DegenerateClusteringWarning,
-            stacklevel=5,
-        )
 
 
 def silent(done: int, total: int, path: str) -> None:

@@ -5,6 +5,8 @@ import platform
 import re
 import resource
 import sys
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from mlpfusion import __version__
+from mlpfusion.errors import DegenerateClusteringWarning
 
 RECORD_FILE = "mlp_fusion_record.json"
 _PACKAGES = ("torch", "transformers", "safetensors")
@@ -104,6 +107,21 @@ def model_size(model: nn.Module) -> Size:
     parameters = list(model.parameters())
     stored = parameters + [buffer for buffer in model.state_dict().values() if not buffer.is_floating_point()]
     return Size(sum(p.numel() for p in parameters), sum(t.numel() * t.element_size() for t in stored))
+
+
+def warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
+    """Warns once, with advice, if clusterings are degenerate; for what `compress` calls directly."""
+    bad = [record for record in records if record.metrics.get("degenerate")]
+    if bad:
+        largest = max(record.metrics["largest_cluster"] / record.original_width for record in bad)
+        single = max(record.metrics["singletons"] / record.width for record in bad)
+        warnings.warn(
+            f"the clustering is degenerate at {len(bad)} of {len(records)} layers: one cluster holds up to "
+            f"{100 * largest:.0f} % of the neurons, up to {100 * single:.0f} % of the clusters are single neurons. "
+            "Leave these layers out (often they are the first: `layers=last:N`), keep more of them, or try ntk-match",
+            DegenerateClusteringWarning,
+            stacklevel=5,
+        )
 
 
 def versions() -> dict[str, str]:

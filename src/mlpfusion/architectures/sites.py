@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -134,17 +135,6 @@ def layer_number(template: str, path: str) -> int | None:
     return number if layer_path(template, number) == path else None
 
 
-def check_transformers_model(model: object) -> None:
-    """Raises `InputError` unless `model` is one of transformers' own, without a PEFT wrapper around it."""
-    if hasattr(model, "get_base_model"):
-        raise InputError(
-            f"`model` must be a model of transformers, got {type(model).__name__}: merge its adapter first "
-            "(`model.merge_and_unload()`), or hand over `model.get_base_model()` if no MLP is adapted"
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(f"`model` must be a model of transformers, got {shown(model)}")
-
-
 def check_readable(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Raises `InputError` for a linear map of a site with an adapter, or with a quantised or sharded weight."""
     base = base_model(model)
@@ -163,6 +153,20 @@ def linear_maps(site: Site) -> dict[str, tuple[str, ...]]:
     if site.stack.gate == site.stack.up:
         return {site.module_path("up"): ("gate", "up"), site.module_path("down"): ("down",)}
     return {site.module_path(part): (part,) for part in ("up", "gate", "down") if getattr(site.stack, part)}
+
+
+def check_transformers_model(model: object) -> None:
+    """Raises `InputError` unless `model` is a whole model of transformers, without a PEFT wrapper around it."""
+    if isinstance(model, PreTrainedModel):
+        return
+    if hasattr(model, "get_base_model"):
+        cure = "merge its adapter first (`merge_and_unload()`), or hand over `get_base_model()` if no MLP is adapted"
+    elif isinstance(model, str | PathLike):
+        cure = "load it first, as by AutoModel.from_pretrained; the command line takes a path"
+    else:
+        cure = "hand over the whole model that AutoModel.from_pretrained gave"
+    what = shown(str(model)) if isinstance(model, str | PathLike) else f"a {type(model).__name__}"
+    raise InputError(f"`model` must be a model of transformers, got {what}: {cure}")
 
 
 def visited_share(model: PreTrainedModel, sites: list[Site]) -> float:

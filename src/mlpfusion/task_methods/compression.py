@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import find_sites
+from mlpfusion.architectures.sites import check_transformers_model, find_sites
 from mlpfusion.architectures.table import Architecture
+from mlpfusion.checks import real_number, seed_number, usable_device
 from mlpfusion.compression import check_model, install_outcomes, silent
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.methods import Outcome, method_name
 from mlpfusion.outcomes import Progress
 from mlpfusion.plan import Plan, make_plan
@@ -83,7 +84,11 @@ def learn(
     """
     started = time.perf_counter()
     if type(method) not in TASK_METHODS:
-        raise InputError(f"`method` must be a config of {', '.join(m.__name__ for m in TASK_METHODS)}, got {method!r}")
+        known = ", ".join(one.__name__ for one in TASK_METHODS)
+        raise InputError(f"`method` must be a config of {known}, got {shown(method)}")
+    check_transformers_model(model)
+    seed, keep_ratio = seed_number("seed", seed), real_number("keep_ratio", keep_ratio)
+    place = usable_device(model.device if device is None else device)
     check_model(model)
     check_head(model, data.task.num_labels)
     _check_examples(data)
@@ -91,7 +96,6 @@ def learn(
         row, sites = checked_sites(model, architecture)
     plan = make_plan(sites, layers=layers, keep_ratio=keep_ratio)
     check_visited(model, plan)
-    place = torch.device(device or model.device)
     with seeded(seed):
         copied = _working_copy(model, place)
         chosen = tuple(site for site, _ in plan.entries)
