@@ -20,16 +20,12 @@ from verdict import paper_order, verdict_on
 
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
-from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS, method_name
+from mlpfusion.methods import CALIBRATED_METHODS, method_name
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.dynamics import FIRST, FULL, at_step, distance_table, first_steps, loss_table
+from mlpfusion.report.methods import method_entries
 from mlpfusion.reproduce.report import cost_table, score_table, share_table
-from mlpfusion.task_methods import TASK_METHOD_TYPES
-from mlpfusion.task_methods.flop import FLOP
-from mlpfusion.task_methods.gem_miner import GemMiner
-from mlpfusion.task_methods.lth import LTH
-from mlpfusion.task_methods.moefication import MoEfication
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -45,8 +41,6 @@ COMPARISONS = {
 DYNAMICS = {"dynamics": "", "dynamics_pooling": "", "dynamics_1024": ", 1,024 sentences"}
 # The same on seeds on which no option was chosen.
 DYNAMICS_ON_NEW_SEEDS = {"dynamics_new_seeds": "", "dynamics_new_seeds_1024": ", 1,024 sentences"}
-# What a method that learns on a task makes of a block.
-TASK_KINDS = {LTH: "masked", GemMiner: "masked", FLOP: "low-rank", MoEfication: "routed"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
 
 
@@ -184,15 +178,11 @@ def training_step() -> str:
 
 def methods() -> str:
     """The table of methods, each with the first line of its config's docstring."""
+    suffixes = {"nothing": "", "a task": ", on the task"}
     rows = []
-    for name, method in METHOD_TYPES.items():
-        first = (method.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
-        kind = "narrow" if method in NARROW_METHODS else "low-rank" if method in LOW_RANK_METHODS else "masked"
-        kind += ", calibrated" if method in CALIBRATED_METHODS else ""
-        rows.append([f"`{name}`", f"`{method.__name__}`", kind, first])
-    for name, method in TASK_METHOD_TYPES.items():
-        first = (method.__doc__ or "").strip().splitlines()[0]
-        rows.append([f"`{name}`", f"`{method.__name__}`", f"{TASK_KINDS[method]}, on the task", first])
+    for entry in method_entries():
+        kind, summary = entry.kind + suffixes.get(entry.needs, ", calibrated"), entry.summary.replace("|", "\\|")
+        rows.append([f"`{entry.name}`", f"`{entry.config.__name__}`", kind, summary])
     return markdown(["`--method`", "Python", "kind", "what it does"], rows)
 
 

@@ -6,6 +6,7 @@ Importing the package is cheap (no torch) and lets transformers load compressed 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mlpfusion.errors import missing_for_training
 from mlpfusion.install.hook import register as _register
 
 if TYPE_CHECKING:
@@ -63,7 +64,14 @@ _PUBLIC = {
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    try:
+        module = importlib.import_module(_PUBLIC[name])
+    except ModuleNotFoundError as error:
+        missing = missing_for_training()
+        if not missing:
+            raise
+        raise ImportError(f"mlpfusion.{name} needs {missing}: pip install 'mlpfusion[tune]'") from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

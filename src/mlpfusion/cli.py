@@ -11,6 +11,7 @@ from mlpfusion import __version__
 from mlpfusion.cli_errors import reported_errors
 from mlpfusion.cli_reproduce import reproduce
 from mlpfusion.cli_tune import distill, dynamics, split_list, tune
+from mlpfusion.errors import printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,7 +27,7 @@ def main(debug: bool) -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Shows the MLPs of MODEL and what a cut would give.")
 @click.argument("model")
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")
 @click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
@@ -78,12 +79,12 @@ def _task_options(command: Any) -> Any:
     return command
 
 
-@main.command()
-@click.argument("model", required=False)
-@click.argument("out", required=False)
-@click.option("--method", help="fusion (default) or another name in the README's table of methods.")
+@main.command(short_help="Compresses MODEL into the new folder OUT.", options_metavar="--keep-ratio SHARE [OPTIONS]")
+@click.argument("model", required=False, metavar="MODEL")
+@click.argument("out", required=False, metavar="OUT")
+@click.option("--method", help="fusion (default) or another: `mlpfusion methods` lists them.")
 @click.option("--layers", help="all (default), last:8, first:2, 4-11 or 0,3,5; in each stack by itself.")
-@click.option("--keep-ratio", type=float, help="Share of the neurons to keep, for example 0.25.")
+@click.option("--keep-ratio", type=float, help="Share of the neurons to keep, e.g. 0.25; or --width, or --budget.")
 @click.option("--width", type=int, help="Neurons to keep, instead of --keep-ratio.")
 @click.option("--budget", metavar="SHARE", help="Share of the whole model to keep instead, spread: 60% or 60%flops.")
 @click.option("--round-to", type=int, help="Round the widths of --keep-ratio and --budget to a multiple of this.")
@@ -91,7 +92,9 @@ def _task_options(command: Any) -> Any:
 @click.option("--device", help="cpu (default) or cuda: where the arithmetic is done.")
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")
 @click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method, e.g. num_init=4.")
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the method: see `mlpfusion methods NAME`."
+)
 @_calibration_options
 @click.option("--column", help="Field of --calibration that holds the text.")
 @click.option("--sequential", is_flag=True, help="Calibrate each block on what the blocks compressed before it leave.")
@@ -103,12 +106,15 @@ def _task_options(command: Any) -> Any:
 def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flags: Any) -> None:
     """Compresses MODEL (a folder or a Hub id) into the new folder OUT.
 
+    One size must be given: --keep-ratio, --width or --budget. All of it can stand in the file of --recipe.
+
     OUT appears complete or not at all. It holds the model, its tokenizer, a record of the run and a model card. The
     methods that learn on a task leave all but the MLPs as it was: OUT is of MODEL's class, without a head for the task.
     """
     with reported_errors():
         from mlpfusion.recipe import Recipe, read_job, run_recipe, with_fields
-        from mlpfusion.report.terminal import print_record, progress_bar
+        from mlpfusion.report.console import progress_bar
+        from mlpfusion.report.terminal import print_record
         from mlpfusion.yaml import parse_option
 
         chosen = read_job(Recipe(), recipe, flags)
@@ -118,10 +124,10 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
         if as_json:
             click.echo(record.to_json(), nl=False)
         else:
-            print_record(record, chosen.out)
+            print_record(record, chosen.model, chosen.out)
 
 
-@main.command()
+@main.command(short_help="Output and kernel error of every method on MODEL (Table 1).")
 @click.argument("model")
 @click.option("--data", required=True, metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
 @click.option("--column", help="Field of a JSONL file that holds the text.")
@@ -139,8 +145,10 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
     """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
     with reported_errors():
+        from mlpfusion.report.chart import chart_note
+        from mlpfusion.report.console import progress_bar
         from mlpfusion.report.run_comparison import run_comparison, write_comparison
-        from mlpfusion.report.terminal import print_comparison, progress_bar
+        from mlpfusion.report.terminal import print_comparison
 
         with progress_bar("Comparing") as progress:
             record = run_comparison(model, progress=progress, **options)
@@ -150,10 +158,12 @@ def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
             return
         print_comparison(record)
         for path in written:
-            click.echo(f"written: {path}")
+            click.echo(f"written: {printable(str(path))}")
+        if written:
+            click.echo(chart_note("comparison.png"), nl=False)
 
 
-@main.command()
+@main.command(short_help="Output and kernel error of COMPRESSED against ORIGINAL.")
 @click.argument("original")
 @click.argument("compressed")
 @click.option("--data", required=True, metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
@@ -176,7 +186,17 @@ def measure(original: str, compressed: str, as_json: bool, **options: Any) -> No
             print_block_errors(errors)
 
 
-@main.command()
+@main.command(short_help="Lists the methods, or the options of one.")
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """Lists the methods, what each makes of a block and what it needs; of NAME the options and their defaults."""
+    with reported_errors():
+        from mlpfusion.report.methods import print_method, print_methods
+
+        print_methods() if name is None else print_method(name)
+
+
+@main.command(short_help="Cuts a real pretrained model, measures and fine-tunes it.")
 @click.option("--out", default="demo-out", show_default=True, help="Folder for models, data and picture.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: str, seed: int) -> None:

@@ -20,6 +20,8 @@ import click
 
 # What torch says as a RuntimeError where memory or the disk is full.
 _TORCH_OUT_OF_ROOM = ("can't allocate memory", "inline_container", "PytorchStreamWriter", "out of memory")
+# What Python says as a RuntimeError to a path like ~nobody.
+_NO_HOME = "Could not determine home directory"
 _CURES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room in your quota",
@@ -85,9 +87,10 @@ def _report(error: BaseException) -> NoReturn:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of torchrun say the same
             _end(f"Error: {_with_flags(one_line(error, None))}", 2)
         sys.exit(2)
-    if type(error) is RuntimeError and not any(text in str(error) for text in _TORCH_OUT_OF_ROOM):
+    told = (*_TORCH_OUT_OF_ROOM, _NO_HOME)
+    if isinstance(error, RuntimeError) and not isinstance(error, RecursionError) and not _says(error, told):
         raise error
-    _end(f"Error: {_in_words(error)}", 3)
+    _end(f"Error: {_in_words(error)}. MLPFUSION_DEBUG=1 shows where", 3)
 
 
 def _end(line: str, code: int) -> NoReturn:
@@ -106,6 +109,8 @@ def _in_words(error: BaseException) -> str:
         return f"a name or text cannot be written: {one_line(error)}; PYTHONUTF8=1 helps if your names are UTF-8"
     if isinstance(error, RecursionError):
         return f"the input is nested too deeply: {one_line(error)}"
+    if isinstance(error, RuntimeError) and _NO_HOME in str(error):
+        return "a path begins with ~ and a name that is no user's"
     reason, cure = one_line(error) or "there is not enough memory", ""
     if isinstance(error, OSError) and error.strerror:
         names = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
@@ -114,7 +119,11 @@ def _in_words(error: BaseException) -> str:
         cure = "use a smaller model, batch or number of samples, or a machine with more memory"
     out = click.get_current_context().params.get("out")
     where = f" (OUT is {printable(str(out))})" if out and str(out) not in reason else ""
-    return reason + where + (f"; {cure}" if cure else "") + ". MLPFUSION_DEBUG=1 shows where"
+    return reason.rstrip(".") + where + (f"; {cure}" if cure else "")
+
+
+def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)
 
 
 def _with_flags(message: str) -> str:

@@ -7,10 +7,10 @@ import click
 
 from mlpfusion.cli_errors import reported_errors
 from mlpfusion.cli_tune import is_main_process, split_list
-from mlpfusion.errors import check_training_installed
+from mlpfusion.errors import check_training_installed, printable
 
 
-@click.command()
+@click.command(short_help="Runs a table or figure of the paper: methods, tasks, seeds.")
 @click.argument("recipe", required=False)
 @click.option("--model", help="Model to run it on, instead of the recipe's.")
 @click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
@@ -28,19 +28,24 @@ def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:
     processes share the runs. In the end DIR holds RECIPE.json, .md and .png.
     """
     with reported_errors("The same command with the same --out goes on where it was."):
-        check_training_installed()
-        from mlpfusion.report.terminal import progress_bar
-        from mlpfusion.reproduce.experiment import read_experiment, recipe_list
-        from mlpfusion.reproduce.run import report_experiment
+        from mlpfusion.reproduce.named import recipe_list
 
         if recipe is None:
             click.echo(recipe_list())
             return
+        check_training_installed()
+        from mlpfusion.report.chart import chart_note
+        from mlpfusion.report.console import progress_bar
+        from mlpfusion.reproduce.experiment import read_experiment
+        from mlpfusion.reproduce.run import report_experiment
+
         experiment = read_experiment(recipe, flags)
         with progress_bar("Reproducing") as progress:
             record, text = report_experiment(experiment, progress)
         if not is_main_process():
             return
-        click.echo(json.dumps(record, indent=1) if as_json else text)
+        click.echo(json.dumps(record, indent=1) if as_json else printable(text, keep="\n"))
         if not as_json:
-            click.echo(f"{experiment.out} holds {experiment.name}.json, .md, .png and a file a run in runs/.")
+            out, name = printable(experiment.out), printable(experiment.name)
+            click.echo(f"{out} holds {name}.json, .md, .png and a file a run in runs/.")
+            click.echo(chart_note(f"{name}.png"), nl=False)

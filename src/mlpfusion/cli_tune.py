@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mlpfusion.cli_errors import reported_errors
-from mlpfusion.errors import check_training_installed, shown
+from mlpfusion.errors import check_training_installed, printable, shown
 
 _RESUME = "Once it trains, the same command with --resume goes on where it was."
 
@@ -20,9 +20,11 @@ def split_list(_context: click.Context, parameter: click.Parameter, value: str |
         raise click.BadParameter(f"must be a list with commas, got {shown(value)}") from error
 
 
-@click.command()
-@click.argument("model", required=False)
-@click.argument("out", required=False)
+@click.command(
+    short_help="Fine-tunes MODEL on a task into the new folder OUT.", options_metavar="--task NAME [OPTIONS]"
+)
+@click.argument("model", required=False, metavar="MODEL")
+@click.argument("out", required=False, metavar="OUT")
 @click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
 @click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
 @click.option("--validation", metavar="FILE", help="Own data to report on.")
@@ -67,7 +69,7 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     with reported_errors(_RESUME):
         check_training_installed()
         from mlpfusion.recipe import read_job
-        from mlpfusion.report.terminal import progress_bar
+        from mlpfusion.report.console import progress_bar
         from mlpfusion.report.tuning import print_tuning
         from mlpfusion.tune.job import TuneJob, run_tuning
 
@@ -82,10 +84,12 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
             print_tuning(record, job.out)
 
 
-@click.command()
-@click.argument("original", required=False)
-@click.argument("compressed", required=False)
-@click.argument("out", required=False)
+@click.command(
+    short_help="Trains COMPRESSED on what ORIGINAL says, without labels.", options_metavar="--data FILE [OPTIONS]"
+)
+@click.argument("original", required=False, metavar="ORIGINAL")
+@click.argument("compressed", required=False, metavar="COMPRESSED")
+@click.argument("out", required=False, metavar="OUT")
 @click.option("--data", metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
 @click.option("--column", help="Field of a JSONL file that holds the text.")
 @click.option("--task", help="Training texts of a task instead, without their labels: sst2, mnli, ...")
@@ -115,7 +119,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
     with reported_errors(_RESUME):
         check_training_installed()
         from mlpfusion.recipe import read_job
-        from mlpfusion.report.terminal import progress_bar
+        from mlpfusion.report.console import progress_bar
         from mlpfusion.report.tuning import print_distillation
         from mlpfusion.tune.distill_job import DistillJob, run_distillation
 
@@ -130,8 +134,10 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
             print_distillation(record, job.out)
 
 
-@click.command()
-@click.argument("model", required=False)
+@click.command(
+    short_help="Compares how MODEL and its compressed forms learn.", options_metavar="--task NAME --out DIR [OPTIONS]"
+)
+@click.argument("model", required=False, metavar="MODEL")
 @click.option("--task", help="sst2, mnli, mrpc, cola, stsb, qnli, rte, qqp or wnli; from MLPFUSION_DATA or the Hub.")
 @click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine).")
 @click.option("--validation", metavar="FILE", help="Own data to measure the logits on.")
@@ -169,9 +175,10 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
     with reported_errors("The same command with the same --out goes on where it was."):
         check_training_installed()
         from mlpfusion.recipe import read_job
+        from mlpfusion.report.chart import chart_note
+        from mlpfusion.report.console import progress_bar
         from mlpfusion.report.dynamics import dynamics_markdown
         from mlpfusion.report.run_dynamics import DynamicsJob, run_dynamics
-        from mlpfusion.report.terminal import progress_bar
 
         job = read_job(DynamicsJob(), recipe, flags)
         with progress_bar("Training") as progress:
@@ -179,8 +186,9 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
         if as_json:
             click.echo(json.dumps(record, indent=1))
         else:
-            click.echo(dynamics_markdown(record))
-            click.echo(f"{job.out} is complete.")
+            click.echo(printable(dynamics_markdown(record), keep="\n"))
+            click.echo(f"{printable(job.out)} is complete.")
+            click.echo(chart_note("dynamics.png"), nl=False)
 
 
 def is_main_process() -> bool:

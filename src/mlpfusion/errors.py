@@ -70,10 +70,15 @@ def shown(value: Any) -> str:
 
 def check_training_installed() -> None:
     """Raises `InputError` if a package that only training needs is missing."""
-    needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}
-    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    missing = missing_for_training()
     if missing:
-        raise InputError(f"training needs {', '.join(missing)}: pip install 'mlpfusion[tune]'")
+        raise InputError(f"training needs {missing}: pip install 'mlpfusion[tune]'")
+
+
+def missing_for_training() -> str:
+    """The packages that only training needs and that are missing, with commas."""
+    needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}
+    return ", ".join(package for module, package in needed.items() if find_spec(module) is None)
 
 
 def _escaped(character: str) -> str:

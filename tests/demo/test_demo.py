@@ -80,7 +80,7 @@ def test_the_whole_demo(small, monkeypatch, tmp_path, capfd):
     assert "1,280 sentences of 4 authors to learn from, 400 more of the same books held\nout, and 800 of other" in text
     with Image.open(tmp_path / "out" / "fine-tuning.png") as image:
         assert min(image.size) > 400
-    command = re.search(r"\.venv/bin/mlpfusion (tune .*\\\n.*\\\n.*)\n", text)
+    command = re.search(r"mlpfusion (tune .*\\\n.*\\\n.*)\n", text)
     assert command is not None
     model = AutoModelForSequenceClassification.from_pretrained("out/ntk-match", num_labels=4)
     assert [name for name, _ in model.named_buffers() if name.endswith("output_scale_bits")]

@@ -1,6 +1,7 @@
 """The steps of `mlpfusion demo` and what it prints."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.text import Text
 from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedModel
 
@@ -24,20 +25,20 @@ from mlpfusion.evaluate.comparison import measure_checkpoint
 from mlpfusion.evaluate.speed import forward_seconds
 from mlpfusion.recipe import Recipe, recipe_command, run_recipe
 from mlpfusion.record import Record
+from mlpfusion.report.console import PlainConsole, bold, progress_bar
 from mlpfusion.report.inspection import inspect_checkpoint, print_inspection
-from mlpfusion.report.terminal import progress_bar
 
 _NEXT = """\
   Tune the cut model yourself; put your own JSONL or CSV files and columns in the place of the authors:
-    .venv/bin/mlpfusion tune {out}/ntk-match TUNED --epochs 3 --learning-rate {rate:g} \\
+    {program} tune {out}/ntk-match TUNED --epochs 3 --learning-rate {rate:g} \\
       --train {data}/train.jsonl --validation {data}/test.jsonl \\
       --text-column {text} --label-column {label}
   Your own model: what would a cut give (needs the config only), and then the cut:
-    .venv/bin/mlpfusion inspect MODEL --layers last:8 --keep-ratio 0.25
-    .venv/bin/mlpfusion compress MODEL OUT --layers last:8 --keep-ratio 0.25
+    {program} inspect MODEL --layers last:8 --keep-ratio 0.25
+    {program} compress MODEL OUT --layers last:8 --keep-ratio 0.25
   In Python, with the Trainer or PEFT, the result is a model as any other:
     import mlpfusion
-    model = AutoModelForSequenceClassification.from_pretrained("{out}/ntk-match", num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained("{out}/ntk-match", num_labels=4)
   README.md says what it is good for, and what not."""
 
 _METHODS = {"Fusion": "fusion", "NTKMatch": "ntk-match"}
@@ -62,7 +63,7 @@ def run_demo(out: Path, seed: int) -> None:
 
     Replaces three folders and a picture in `out`, each of them complete or not there. Raises `InputError` on failure.
     """
-    console, source, server = Console(), demo_checkpoint(), start_server()
+    console, source, server = PlainConsole(soft_wrap=False), demo_checkpoint(), start_server()
     _heading(console, "1. Inspect all-MiniLM-L6-v2, a real pretrained sentence encoder")
     print_inspection(inspect_checkpoint(str(source), layers="last:4"), title="all-MiniLM-L6-v2")
     _heading(console, "2. A small task: whose sentence is it?")
@@ -87,13 +88,29 @@ def run_demo(out: Path, seed: int) -> None:
     console.print(result_table(results))
     console.print(verdict(results), highlight=False, soft_wrap=True)
     write_picture(results, out / _PICTURE)
-    console.print(f"Look at [bold]{out / _PICTURE}[/bold]: how they learned, step by step.", soft_wrap=True)
+    told = Text.assemble("Look at ", bold(str(out / _PICTURE)), ": how they learned, step by step.")
+    console.print(told, soft_wrap=True)
     _heading(console, "8. Try next")
-    told = {"out": out, "data": out / _DATA, "text": TEXT, "label": LABEL, "rate": CONFIG.learning_rate}
+    told = {
+        "out": out,
+        "data": out / _DATA,
+        "text": TEXT,
+        "label": LABEL,
+        "rate": CONFIG.learning_rate,
+        "program": _program(),
+    }
     console.print(_NEXT.format(**told), highlight=False, soft_wrap=True)
 
 
-def _print_task(console: Console, out: Path) -> None:
+def _program() -> str:
+    """What to type for this program."""
+    started, found = Path(sys.argv[0]), shutil.which("mlpfusion")
+    if started.name != "mlpfusion":
+        return "python -m mlpfusion"
+    return "mlpfusion" if found and Path(found).samefile(started) else os.path.relpath(started)
+
+
+def _print_task(console: PlainConsole, out: Path) -> None:
     train, held_out, test = (author_rows(split) for split in ("train", "validation", "test"))
     short = {row[LABEL]: row for row in reversed(train) if len(row[TEXT]) <= _EXAMPLE_LENGTH}
     console.print(example_table([short[author] for author in sorted(short)]))
@@ -113,7 +130,7 @@ def _recipe(source: Path, out: Path, method: str, seed: int) -> Recipe:
     return replace(recipe, calibration=str(out / _DATA / "train.jsonl"), column=TEXT)
 
 
-def _compress(console: Console, name: str, recipe: Recipe, source: Path) -> Record:
+def _compress(console: PlainConsole, name: str, recipe: Recipe, source: Path) -> Record:
     console.print(f"$ {recipe_command(recipe, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
     with progress_bar("Compressing") as progress:
         record = run_recipe(recipe, progress)
@@ -122,7 +139,7 @@ def _compress(console: Console, name: str, recipe: Recipe, source: Path) -> Reco
 
 
 def _measure(
-    console: Console, source: Path, recipes: Mapping[str, Recipe], records: Mapping[str, Record]
+    console: PlainConsole, source: Path, recipes: Mapping[str, Recipe], records: Mapping[str, Record]
 ) -> dict[str, Cut]:
     cuts = {}
     with progress_bar("Measuring") as progress:
@@ -163,5 +180,5 @@ def _train(server: Any, folders: Mapping[str, Path], out: Path, seed: int) -> di
     return results
 
 
-def _heading(console: Console, text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]", soft_wrap=True)
+def _heading(console: PlainConsole, text: str) -> None:
+    console.print(Text.assemble("\n", bold(text)), soft_wrap=True)

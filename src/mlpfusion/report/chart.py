@@ -13,6 +13,13 @@ PANELS = {"output_error": "output error of the MLP, relative", "adam_kernel_erro
 _INCHES = {"width": 10.0, "frame": 1.3, "method": 0.16, "bar": 0.1}
 
 
+def chart_note(name: str) -> str:
+    """A line that says why there is no chart; nothing where matplotlib is installed."""
+    if find_spec("matplotlib") is not None:
+        return ""
+    return f"{name} was not drawn, that needs matplotlib: pip install 'mlpfusion[report]'\n"
+
+
 def write_chart(record: dict[str, Any], path: Path) -> list[Path]:
     """Writes the chart where matplotlib is installed. Bars are means over the seeds, lines standard deviations.
 

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from mlpfusion.architectures.detect import detect_architecture
@@ -21,10 +21,12 @@ from mlpfusion.architectures.sites import (
 from mlpfusion.architectures.table import ARCHITECTURES, Architecture, architecture_to_dict, find_architecture
 from mlpfusion.checkpoint.quantisation import quantisation
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
+from mlpfusion.errors import printable
 from mlpfusion.install.key import KEY
 from mlpfusion.modules.scaled import unscaled
 from mlpfusion.plan import make_plan
 from mlpfusion.record import model_size
+from mlpfusion.report.console import PlainConsole, bold
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,10 @@ def inspect_checkpoint(
 
 def print_inspection(inspection: Inspection, title: str | None = None) -> None:
     """Prints an inspection for people, under `title` or the name of the checkpoint."""
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     share = 100 * inspection.mlp_parameters / inspection.parameters
-    console.print(
-        f"[bold]{title or inspection.model}[/bold]: {inspection.model_class}, model type {inspection.model_type}"
-    )
+    what = printable(f": {inspection.model_class}, model type {inspection.model_type}")
+    console.print(Text.assemble(bold(title or inspection.model), what))
     console.print(
         f"{inspection.parameters:,} parameters, {inspection.mlp_parameters:,} of them ({share:.1f} %) in MLPs"
     )
@@ -152,14 +153,14 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
         _print_cut(console, inspection, inspection.cut)
 
 
-def _print_proposed_row(console: Console, inspection: Inspection) -> None:
+def _print_proposed_row(console: PlainConsole, inspection: Inspection) -> None:
     if not inspection.proposed_row:
         return
     console.print(
         f"\n{inspection.model_type} has no row of its own. Save this as row.yaml, check it, and pass it by "
         "--architecture row.yaml:\n"
     )
-    console.print(inspection.proposed_row, highlight=False, markup=False)
+    console.print(inspection.proposed_row, highlight=False)
     if "width_key: null" in inspection.proposed_row:
         console.print(
             "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "
@@ -167,7 +168,7 @@ def _print_proposed_row(console: Console, inspection: Inspection) -> None:
         )
 
 
-def _print_cut(console: Console, inspection: Inspection, cut: Cut) -> None:
+def _print_cut(console: PlainConsole, inspection: Inspection, cut: Cut) -> None:
     left, mlp_left = cut.parameters / inspection.parameters, cut.mlp_parameters / inspection.mlp_parameters
     widths = ", ".join(f"{width:,}" for width in sorted(set(cut.widths)))
     console.print(

@@ -1,19 +1,17 @@
-"""What the commands print for people: a progress bar on stderr, a table of the result on stdout."""
+"""What the commands print for people on stdout: a table of the result, and what to do next."""
 
+import shlex
 import statistics
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from mlpfusion.evaluate.approximation import BlockError
-from mlpfusion.outcomes import Progress as ProgressCallback
 from mlpfusion.record import Record
 from mlpfusion.report.comparison import AUTHORS_COLUMNS, comparison_table, values
+from mlpfusion.report.console import PlainConsole, bold
 
 # Numbers of `BlockError` -> short title.
 _SHORT = {
@@ -29,26 +27,17 @@ _LEGEND = (
     "kernel, after / before."
 )
 _TABLE_WIDTH = 100
+# Relative output error of a layer from which on a model should not be used as it is.
+_LARGE_ERROR = 0.5
+_ADVICE = (
+    "The cut changes what a layer gives out by more than half: fine-tune the model (`mlpfusion tune`) before it is "
+    "used, keep more neurons, or leave layers out (`--layers last:N`)."
+)
 
 
-@contextmanager
-def progress_bar(title: str) -> Iterator[ProgressCallback]:
-    """A callback `(done, total, what)` that moves a bar on stderr; no output at all when stderr is not a terminal."""
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("")
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
-
-
-def print_record(record: Record, out: str) -> None:
-    """Prints what a compression did, layer by layer, and what it left."""
-    console = Console(soft_wrap=True)
+def print_record(record: Record, model: str, out: str) -> None:
+    """Prints what the compression of `model` did, layer by layer, what it left in `out`, and what comes next."""
+    console = PlainConsole()
     console.print(_site_table(record))
     if record.budget is not None:
         _print_budget(console, record.budget)
@@ -57,8 +46,13 @@ def print_record(record: Record, out: str) -> None:
         f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes "
         f"({100 * after.bytes / before.bytes:.1f} %), {record.seconds:.1f} s"
     )
+    told = " is complete. `import mlpfusion`, then load it by any Auto class of transformers."
+    console.print(Text.assemble(bold(out), told))
+    source, target = shlex.quote(model), shlex.quote(out)
     console.print(
-        f"[bold]{out}[/bold] is complete. `import mlpfusion`, then load it by any Auto class of transformers."
+        f"Next: `mlpfusion measure {source} {target} --data TEXTS` shows what the cut changed, "
+        f"`mlpfusion tune {target} TUNED --task sst2` (or --train FILE) fine-tunes it.",
+        highlight=False,
     )
 
 
@@ -78,7 +72,7 @@ def print_comparison(record: dict[str, Any]) -> None:
     console.print(_LEGEND)
     if record["rows"][0]["error"]["authors"] is not None:
         for column, title in AUTHORS_COLUMNS.items():
-            console.print(f"\n{title}\n{comparison_table(record, column)}", soft_wrap=True, markup=False)
+            console.print(f"\n{title}\n{comparison_table(record, column)}", soft_wrap=True)
 
 
 def print_block_errors(errors: Sequence[BlockError]) -> None:
@@ -89,6 +83,8 @@ def print_block_errors(errors: Sequence[BlockError]) -> None:
     console = _wide_console()
     console.print(table)
     console.print(_LEGEND)
+    if max(error.block_output_error for error in errors) > _LARGE_ERROR:
+        console.print(_ADVICE)
     if any(error.authors is not None for error in errors):
         table = _table(("authors' code", "output error", "kernel error (prob0)"))
         for error in errors:
@@ -103,9 +99,9 @@ def _over_seeds(numbers: Sequence[float], column: str) -> str:
     return f"{mean} ({statistics.stdev(numbers):.3f})" if len(numbers) > 1 and column in _WITH_DEVIATION else mean
 
 
-def _wide_console() -> Console:
+def _wide_console() -> PlainConsole:
     """At least as wide as the tables need, so that a narrow terminal breaks lines rather than hides numbers."""
-    return Console(width=max(_TABLE_WIDTH, Console().width))
+    return PlainConsole(soft_wrap=False, width=max(_TABLE_WIDTH, PlainConsole().width))
 
 
 def _table(columns: Sequence[str]) -> Table:
@@ -126,7 +122,7 @@ def _site_table(record: Record) -> Table:
     return table
 
 
-def _print_budget(console: Console, budget: dict[str, Any]) -> None:
+def _print_budget(console: PlainConsole, budget: dict[str, Any]) -> None:
     """What each layer got, and what its curve says that it costs."""
     table = _table(("budget", "width", "share", "error"))
     for site in budget["sites"]:

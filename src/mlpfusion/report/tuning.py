@@ -1,14 +1,15 @@
 """What `tune` and `distill` print for people."""
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mlpfusion.report.console import PlainConsole, bold
 from mlpfusion.tune.record import DistillRecord, DistillRun, TuneRecord
 
 
 def print_tuning(record: TuneRecord, out: str) -> None:
     """Prints the runs, the scores and how they were chosen."""
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     metric = record.runs[0].selection_metric
     table = Table(box=None, pad_edge=False)
     splits = list(record.scores)
@@ -30,14 +31,15 @@ def print_tuning(record: TuneRecord, out: str) -> None:
         values = ", ".join(f"{name} {mean:.4f} +- {deviation:.4f}" for name, (mean, deviation) in metrics.items())
         console.print(f"{record.task} {split}: {values}")
     console.print(f"{record.note}")
-    console.print(f"[bold]{out}[/bold] is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}.")
+    told = f" is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}."
+    console.print(Text.assemble(bold(out), told))
 
 
 def print_distillation(record: DistillRecord, out: str) -> None:
     """Prints the loss before and after, and what was left."""
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     console.print(_losses(record.run))
-    console.print(f"[bold]{out}[/bold] is complete.")
+    console.print(Text.assemble(bold(out), " is complete."))
 
 
 def _losses(run: DistillRun) -> str:

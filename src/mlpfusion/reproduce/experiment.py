@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.methods import MASK_METHODS, METHOD_TYPES, method_label, parse_method
 from mlpfusion.recipe import read_job
+from mlpfusion.reproduce.named import named_recipes
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.glue import find_task
 from mlpfusion.tune.config import Finetune, Lora, parse_lora
@@ -105,19 +105,6 @@ class Cell:
     keep_ratio: float
 
 
-def named_recipes() -> dict[str, Path]:
-    """The recipes that the package carries, by name."""
-    folder = Path(str(resources.files("mlpfusion.reproduce"))) / "recipes"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-
-
-def recipe_list() -> str:
-    """A line a recipe: name, title."""
-    found = {name: read_job(Experiment(), str(file), {}).title for name, file in named_recipes().items()}
-    width = max(map(len, found))
-    return "\n".join(f"{name:{width}}  {title}" for name, title in found.items())
-
-
 def read_experiment(recipe: str, flags: dict[str, Any]) -> Experiment:
     """The experiment of that name, or in that YAML file, with the fields that were given as flags over it.
 
@@ -125,7 +112,7 @@ def read_experiment(recipe: str, flags: dict[str, Any]) -> Experiment:
     """
     known = named_recipes()
     if recipe not in known and not Path(recipe).expanduser().is_file():
-        raise InputError(f"`recipe` must be a YAML file or one of {', '.join(known)}, got {recipe!r}")
+        raise InputError(f"`recipe` must be a YAML file or one of {', '.join(known)}, got {shown(recipe)}")
     file = known.get(recipe, Path(recipe).expanduser())
     experiment = read_job(Experiment(name=file.stem), str(file), flags)
     check_experiment(experiment)
@@ -141,7 +128,7 @@ def check_experiment(experiment: Experiment) -> None:
         if isinstance(given, tuple) and len(set(given)) < len(given):
             raise InputError(f"`{name}` must not repeat, got {', '.join(map(str, given))}")
     if experiment.chart not in CHARTS:
-        raise InputError(f"`chart` must be one of {', '.join(CHARTS)}, got {experiment.chart!r}")
+        raise InputError(f"`chart` must be one of {', '.join(CHARTS)}, got {shown(experiment.chart)}")
     if experiment.calibration_samples < 1:
         raise InputError(f"`calibration_samples` must be at least 1, got {experiment.calibration_samples}")
     if experiment.select_on == "last" and len(experiment.learning_rate) > 1:
@@ -181,13 +168,13 @@ def parse_entry(text: str, model: str) -> Entry:
     values: dict[str, Any] = {}
     for addition in additions:
         kind, _, value = addition.partition("=")
-        if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9]\d*", value):
+        if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
             values["layerwise"] = int(value or 1)
         elif kind == "lora":
             values["lora"] = parse_lora(f"r={value}" if value else "r=8")
         else:
             allowed = "lora[=R]" + ("" if method is None else ", layerwise[=EPOCHS]")
-            raise InputError(f"`methods` must have additions among {allowed} in {text!r}, got {addition!r}")
+            raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
     if "lora" in values and type(method) in MASK_METHODS:
-        raise InputError(f"`methods` must have lora with methods that mask nothing, got {text!r}")
+        raise InputError(f"`methods` must have lora with methods that mask nothing, got {shown(text)}")
     return Entry(model, method, **values)

@@ -18,4 +18,12 @@ TASK_METHODS: dict[type, Callable[[TaskJob, Any], list[Outcome]]] = {
     moefication.MoEfication: moefication.compress,
 }
 
+# What becomes of a block.
+TASK_KINDS: dict[type, str] = {
+    lth.LTH: "masked",
+    gem_miner.GemMiner: "masked",
+    flop.FLOP: "low-rank",
+    moefication.MoEfication: "routed",
+}
+
 TASK_METHOD_TYPES: dict[str, type] = {method_name(method): method for method in TASK_METHODS}

@@ -1,0 +1,91 @@
+"""The methods in words: what each is, needs and can be told, read off the tables and the docstrings of the configs."""
+
+import re
+from dataclasses import dataclass, fields
+
+from rich.table import Table
+
+from mlpfusion.errors import InputError, shown
+from mlpfusion.methods import (
+    CALIBRATED_METHODS,
+    LOW_RANK_METHODS,
+    METHOD_TYPES,
+    NARROW_METHODS,
+    can_be_data_free,
+)
+from mlpfusion.report.console import PlainConsole, bold
+from mlpfusion.task_methods import TASK_KINDS, TASK_METHOD_TYPES
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method: its name on the command line, its config, what becomes of a block, and what it needs."""
+
+    name: str
+    config: type
+    kind: str
+    needs: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring of the config."""
+        return (self.config.__doc__ or "").strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class OptionEntry:
+    """One option of a method: its type, its default, and the sentence of the docstring about it."""
+
+    name: str
+    kind: str
+    default: str
+    sentence: str
+
+
+def method_entries() -> list[MethodEntry]:
+    """All methods, in the order of the tables."""
+    entries = []
+    for name, config in METHOD_TYPES.items():
+        kind = "narrow" if config in NARROW_METHODS else "low-rank" if config in LOW_RANK_METHODS else "masked"
+        needs = "nothing"
+        if config in CALIBRATED_METHODS:
+            needs = "texts, or --data-free" if can_be_data_free(config) else "texts"
+        entries.append(MethodEntry(name, config, kind, needs))
+    return entries + [MethodEntry(name, kind, TASK_KINDS[kind], "a task") for name, kind in TASK_METHOD_TYPES.items()]
+
+
+def option_entries(config: type) -> list[OptionEntry]:
+    """The options of a method, with the sentence of the docstring, its own or of what it is made of, on each."""
+    text = " ".join(" ".join((one.__doc__ or "").split()) for one in config.__mro__ if one is not object)
+    sentences = re.split(r"(?<=[.:;])\s+(?=[A-Z`])", text)
+    entries = []
+    for item in fields(config):
+        about = next((sentence for sentence in sentences if f"`{item.name}`" in sentence), "")
+        entries.append(OptionEntry(item.name, type(item.default).__name__, str(item.default), about.rstrip(":;")))
+    return entries
+
+
+def print_methods() -> None:
+    """Prints a line a method."""
+    console = PlainConsole()
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "kind", "needs", "what it does"):
+        table.add_column(column, no_wrap=column != "what it does")
+    for entry in method_entries():
+        table.add_row(entry.name, entry.kind, entry.needs, entry.summary)
+    console.print(table, soft_wrap=False)
+    console.print("\n`mlpfusion methods NAME` has the options of one, `mlpfusion compress --method NAME` runs it.")
+
+
+def print_method(name: str) -> None:
+    """Prints what is said about one method, and its options. Raises `InputError` for an unknown name."""
+    entries = {entry.name: entry for entry in method_entries()}
+    if name not in entries:
+        raise InputError(f"`name` must be one of {', '.join(entries)}, got {shown(name)}")
+    entry, console = entries[name], PlainConsole()
+    console.print(bold(entry.name), f"{entry.kind}, needs {entry.needs}; in Python {entry.config.__name__}", sep=": ")
+    console.print(entry.summary, highlight=False)
+    options = option_entries(entry.config)
+    console.print("\nOptions, as in --option NAME=VALUE:" if options else "\nNo options.")
+    for option in options:
+        console.print(f"  {option.name} ({option.kind}, default {option.default}): {option.sentence}", highlight=False)
