@@ -154,7 +154,8 @@ def test_restarts_without_end_are_refused_before_any_are_drawn(name):
 
 def test_kmeans_takes_numpys_numbers_and_no_fractions():
     points = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
-    first, second = (kmeans(points, number, generator=torch.Generator().manual_seed(0)) for number in (4, np.int64(4)))
+    numbers: tuple[Any, ...] = (4, np.int64(4))
+    first, second = (kmeans(points, one, generator=torch.Generator().manual_seed(0)) for one in numbers)
     assert torch.equal(first.labels, second.labels)
     with pytest.raises(InputError, match="`num_clusters` must be a whole number, got 4.0"):
         kmeans(points, 4.0, generator=torch.Generator())  # pyright: ignore

@@ -52,10 +52,13 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
         raise InputError(f"`calibration` must be given for {name}{free}, got none")
 
 
-def check_batches(calibration: Any) -> None:
-    """Raises `InputError` unless it is None, traced, or a list of batches: mappings of names to tensors."""
+def checked_batches(calibration: Any) -> Sequence[Batch] | None:
+    """Returns the batches of a calibration, None of none.
+
+    Raises `InputError` unless it is traced, or a list of mappings of names to tensors.
+    """
     if calibration is None or isinstance(calibration, TracedCalibration):
-        return
+        return None if calibration is None else calibration.batches
     wanted = "`calibration` must be a list of batches, each a dictionary of tensors such as a tokenizer gives"
     if not isinstance(calibration, Sequence) or isinstance(calibration, str):
         raise InputError(f"{wanted}, got a {type(calibration).__name__}")
@@ -66,6 +69,7 @@ def check_batches(calibration: Any) -> None:
             if not isinstance(value, Tensor):
                 got = f"a {type(value).__name__} for {shown(name)} in batch {number}"
                 raise InputError(f'{wanted} with return_tensors="pt", got {got}')
+    return calibration
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def trace_calibration(
     `InputError` as `block_traces` does, and if there is no batch.
     """
     check_transformers_model(model)
-    check_batches(batches)
+    checked_batches(batches)
     seed = seed_number("seed", seed)
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")

@@ -22,8 +22,8 @@ from mlpfusion.budget import Spread, spread_budget
 from mlpfusion.calibration import (
     TracedCalibration,
     calibrated_outcomes,
-    check_batches,
     check_calibration,
+    checked_batches,
     data_free_calibration,
 )
 from mlpfusion.checkpoint.quantisation import check_not_quantised, check_parameters
@@ -78,7 +78,6 @@ def compress(
     longer in the model, and register hooks on these modules after it.
     """
     started = time.perf_counter()
-    check_transformers_model(model)
     seed, round_to = seed_number("seed", seed), whole_number("round_to", round_to, 1)
     keep_ratio = None if keep_ratio is None else real_number("keep_ratio", keep_ratio)
     width = None if width is None else whole_number("width", width)
@@ -86,16 +85,14 @@ def compress(
     check_layers_form(layers)
     check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})
     check_calibration(method, given=calibration is not None, sequential=yes_or_no("sequential", sequential))
-    check_batches(calibration)
-    place = usable_device(model.device if device is None else device)
+    batches = checked_batches(calibration)
     check_model(model)
     selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
     row, sites = checked_sites(model, architecture)
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
     recipe |= {} if budget is None else {"budget": budget}
-    job = Job(Plan(()), method, seed, place, progress or silent)
-    batches = calibration.batches if isinstance(calibration, TracedCalibration) else calibration
-    job, spread = _planned(model, sites, job, recipe, batches)
+    place = usable_device(model.device if device is None else device)
+    job, spread = _planned(model, sites, Job(Plan(()), method, seed, place, progress or silent), recipe, batches)
     outcomes, used = _outcomes(model, job, calibration, sequential)
     record = install_outcomes(model, job.plan, outcomes, row, recipe, job.device)
     return replace(
