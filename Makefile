@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest check bench docs clean
+.PHONY: demo test test-lowest test-quantised check bench docs clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/demo
@@ -25,6 +25,15 @@ test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto -m "not slow"
+
+# Loading by quantisers, and QLoRA, on the CPU. In an environment of its own above .venv: where bitsandbytes is installed,
+# PEFT imports it and half of torch's compiler with it, ten seconds in every process.
+test-quantised: .venv/test
+	test -x .venv-quantised/bin/python || $(PYTHON) -m venv .venv-quantised
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$(.venv-quantised/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
+	.venv-quantised/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes optimum-quanto torchao
+	OMP_NUM_THREADS=1 .venv-quantised/bin/python -m pytest tests/install/test_quantised.py
 
 docs: .venv/test
 	$(BIN)/python docs/tables.py
@@ -80,4 +89,4 @@ bench: .venv/bench
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest demo-out bench-out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-quantised demo-out bench-out .pytest_cache .ruff_cache .hypothesis

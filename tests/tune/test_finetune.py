@@ -213,6 +213,17 @@ def test_values_out_of_range_are_refused(field, value, message):
         Finetune(**{field: value})
 
 
+def test_lora_on_a_low_rank_map_says_what_its_factors_are_called(task):
+    model = pico_model("bert", AutoModelForSequenceClassification)
+    mlpfusion.compress(model, mlpfusion.SVD(), layers="last:2", keep_ratio=0.5)
+    with pytest.raises(
+        InputError, match=r"got query\+intermediate.dense for .*: name those in it, left\+right"
+    ) as caught:
+        finetune(model, task, with_fields(FAST, lora=Lora(targets="query+intermediate.dense")))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
 def test_lora_is_parsed():
     assert parse_lora("r=8") == Lora(r=8)
     assert parse_lora("r=4, alpha=32,dropout=0.1,targets=all-linear") == Lora(4, 32.0, 0.1, "all-linear")

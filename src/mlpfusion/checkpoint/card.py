@@ -33,7 +33,7 @@ import mlpfusion  # lets transformers build the compressed blocks
 {snippet}
 ```
 
-{without} `mlpfusion.fold(model)` gives the form to deploy. The licence is that of the source model.
+{without} `mlpfusion.fold(model)` gives the form to deploy and to quantise. The licence is that of the source model.
 
 ## Layers
 

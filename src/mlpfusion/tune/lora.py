@@ -7,6 +7,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.install.key import MaskedSite
 from mlpfusion.install.model_key import model_key
+from mlpfusion.modules.low_rank import LowRankLinear
+from mlpfusion.modules.routed import RoutedLinear
 from mlpfusion.tune.config import Lora
 
 
@@ -19,6 +21,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
     _check(model.config)
     from peft import LoraConfig, TaskType, get_peft_model
 
+    _check_targets(model, lora.targets)
     targets = lora.targets if lora.targets in (None, "all-linear") else lora.targets.split("+")
     config = LoraConfig(
         r=lora.r,
@@ -41,6 +44,18 @@ def _check(config: PreTrainedConfig) -> None:
     key = model_key(config)
     if key is not None and any(isinstance(site, MaskedSite) for site in key.sites.values()):
         raise InputError("`lora` must be left out for a masked model: what is merged into it fills its zeros")
+
+
+def _check_targets(model: PreTrainedModel, targets: str | None) -> None:
+    """Raises `InputError` for the name of a map that is made of others: PEFT adapts these."""
+    wanted = [] if targets in (None, "all-linear") else targets.split("+")
+    for path, module in model.named_modules():
+        if isinstance(module, LowRankLinear | RoutedLinear) and any(f".{path}".endswith(f".{one}") for one in wanted):
+            inner = "left+right" if isinstance(module, LowRankLinear) else "linear"
+            raise InputError(
+                f"`lora targets` must name linear maps that are not made of others, got {targets} for {path}: "
+                f"name those in it, {inner}, or all-linear"
+            )
 
 
 def merge_lora(model: Any) -> PreTrainedModel:
