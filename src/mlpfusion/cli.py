@@ -67,8 +67,9 @@ def _calibration_options(command: Any) -> Any:
 def _task_options(command: Any) -> Any:
     """The flags that say on what a task method learns, those of `tune`."""
     for option in (
-        click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128)."),
+        click.option("--max-length", type=int, help="Tokens, longer texts are cut (default 128, or what MODEL takes)."),
         click.option("--max-train-samples", type=int, help="Random part of train, the same that tune takes."),
+        click.option("--new-head", is_flag=True, help="Draw the head anew, also where MODEL has a trained one."),
         click.option("--regression", is_flag=True, help="The label is a number to predict, not a class."),
         click.option("--label-column", metavar="NAME", help="Column of the label."),
         click.option("--text-column", callback=split_list, metavar="A[,B]", help="Column of the text, or of a pair."),

@@ -18,6 +18,7 @@ from mlpfusion.errors import check_training_installed, printable
 @click.option("--tasks", callback=split_list, metavar="A[,B..]", help="Tasks, instead of the recipe's.")
 @click.option("--methods", callback=split_list, metavar="A[,B..]", help="Methods, instead of the recipe's.")
 @click.option("--seeds", callback=split_list, metavar="N[,N..]", help="Seeds, instead of the recipe's.")
+@click.option("--new-head", is_flag=True, help="Draw the head anew, also where the model has a trained one.")
 @click.option("--device", help="auto (default), cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:

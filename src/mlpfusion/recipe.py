@@ -36,7 +36,16 @@ Fields = TypeVar("Fields", bound=Any)
 
 
 # What a task method learns on.
-TASK_FIELDS = ("task", "train", "text_column", "label_column", "regression", "max_train_samples")
+TASK_FIELDS = (
+    "task",
+    "train",
+    "text_column",
+    "label_column",
+    "regression",
+    "max_train_samples",
+    "max_length",
+    "new_head",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Recipe:
     `options` are the fields of the method's config; `calibration` is a file or data set as in `read_texts`, of which
     `calibration_samples` texts are drawn by `seed`, and `data_free` means as many sequences of random tokens instead;
     `task`, or `train` with `text_column` (two for pairs) and `label_column`, is what a task method learns on: the part
-    that `mlpfusion tune` trains on with the same `max_train_samples`, texts cut to `max_length` tokens;
+    that `mlpfusion tune` trains on with the same `max_train_samples`, `max_length` and `new_head`;
     `architecture` is the path of a row file for a model type that has no row of its own.
     """
 
@@ -75,7 +84,8 @@ class Recipe:
     label_column: str | None = None
     regression: bool = False
     max_train_samples: int | None = None
-    max_length: int = 128
+    max_length: int | None = None
+    new_head: bool = False
 
 
 def read_recipe(path: Path, into: Fields) -> Fields:

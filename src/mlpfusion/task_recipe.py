@@ -12,11 +12,11 @@ from mlpfusion.recipe import Recipe, check_source_model, write_result
 from mlpfusion.record import Record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.compression import install_learned, learn
-from mlpfusion.tasks.encode import EncodedTask, encode_task
+from mlpfusion.tasks.encode import EncodedTask
 from mlpfusion.tune.config import Finetune
 from mlpfusion.tune.data import custom_task, task_data
 from mlpfusion.tune.finetune import split_train
-from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.source import Source, empty_for_task, encode_for, load_for_task, open_source
 
 # What other kinds of method take.
 _REFUSED = ("calibration", "column", "sequential", "data_free")
@@ -33,7 +33,7 @@ def run_task_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     method = _checked_method(recipe)
     selection = {name: getattr(recipe, name) for name in ("layers", "keep_ratio", "width", "budget", "round_to")}
     folder, config, architecture = check_source_model(recipe, selection)
-    source = open_source(str(folder))
+    source = open_source(str(folder), new_head=recipe.new_head)
     data = _training_part(recipe, source)
     empty_for_task(source, data.task)
     model = load_for_task(source, data.task, recipe.seed)
@@ -65,6 +65,6 @@ def _training_part(recipe: Recipe, source: Source) -> EncodedTask:
     columns = custom_task(recipe.text_column, recipe.label_column, regression=recipe.regression)
     validation = None if recipe.task is not None else recipe.train  # asked for by the loader, not looked at
     found = task_data(recipe.task, recipe.train, validation, columns)
-    data = encode_task(replace(found, evaluation={}), source.tokenizer, max_length=recipe.max_length)
+    data = encode_for(source, replace(found, evaluation={}), recipe.max_length)
     train, _ = split_train(data, Finetune(max_train_samples=recipe.max_train_samples))
     return replace(data, train=train)

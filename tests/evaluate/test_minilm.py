@@ -10,7 +10,8 @@ from mlpfusion.evaluate.output_error import output_error
 from mlpfusion.methods import narrow
 from mlpfusion.methods.neuron_pruning import NeuronPruning
 from mlpfusion.mlp import forward
-from mlpfusion.tasks.text import read_texts, token_batches
+from mlpfusion.tasks.text import read_texts
+from mlpfusion.tasks.tokenizer import token_batches
 from mlpfusion.traces import mlp_inputs
 
 PRUNING_ERRORS = {1: 0.539, 2: 0.427, 3: 0.634, 4: 0.484, 5: 0.418}  # layer: at 384 of 1,536 neurons, 48 sentences

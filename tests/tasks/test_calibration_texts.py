@@ -11,6 +11,7 @@ import pytest
 import torch
 from pico import pico_config, pico_model
 
+from mlpfusion.checkpoint.read import read_config
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
 from mlpfusion.tasks.text import read_texts
@@ -30,7 +31,7 @@ def test_the_texts_drawn_depend_on_the_seed_alone_and_a_smaller_draw_starts_a_la
     assert many.draw(minilm, 3) != many.draw(minilm, 4)
     assert len(set(many.draw(minilm, 3))) == 40
     assert len(CalibrationTexts.read(str(file), None, 99).draw(minilm, 0)) == 50
-    batches = few.batches(minilm, pico_config("bert"), 3)
+    batches = few.batches(minilm, read_config(minilm), 3)
     assert sum(len(batch["input_ids"]) for batch in batches) == 7
 
 

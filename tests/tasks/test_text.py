@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.text import read_texts, token_batches
+from mlpfusion.tasks.text import read_texts
+from mlpfusion.tasks.tokenizer import token_batches
 
 
 def write(path: Path, text: str) -> Path:

@@ -119,7 +119,7 @@ def test_models_without_the_head_are_refused(data, tmp_path):
         (["--text-column", "text"], "`--text-column` must be a column of train, .* one of sentence, label, got 'text'"),
         (["--text-column", "sentence,label"], "`label` must be text in train"),
         (["--text-column", "a,b,c"], "`--text-column` must name one column or two, got a, b, c"),
-        (["--max-length", 100], "`--max-length` must be between 8 and 64, got 100"),
+        (["--max-length", 100], "`--max-length` must be between 8 and 64, what the model takes, got 100"),
         (["--metric-for-best-model", "bleu"], "`--metric-for-best-model` must be one of accuracy, f1, got 'bleu'"),
         (["--holdout", 0.001], "`--holdout` must leave at least 2 examples to choose on"),
         (

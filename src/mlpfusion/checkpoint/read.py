@@ -1,6 +1,7 @@
 """Opens a checkpoint: a folder or a Hub id, safetensors and JSON only, checked before anything is loaded."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from mlpfusion.checkpoint.config import CONFIG_ERRORS, read_config
 from mlpfusion.checkpoint.files import FETCHED
-from mlpfusion.checkpoint.weights import INDEX, check_weights, first_misfit, stored_tensors, weight_files
+from mlpfusion.checkpoint.weights import INDEX, check_weights, first_misfit, loaded_names, stored_tensors, weight_files
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.finite import check_weight
 from mlpfusion.record import Origin
@@ -120,27 +121,36 @@ def load_model(
     *,
     kind: type[PreTrainedModel] | None = None,
     dtype: torch.dtype | str = "auto",
+    left_out: Sequence[str] = (),
 ) -> PreTrainedModel:
     """The checkpoint with its weights, in eval mode, on the CPU.
 
     Its class is `kind`, else the one that `architectures` names, else, where the files lack the head of that class,
-    the base model: nothing but a pooler is then invented. What `kind` lacks is drawn from the global random stream.
-    The dtype is that of the file unless given. Raises `InputError` if weights do not fit the config, if the base model
-    lacks one, or if the files have one for a layer that has no place for it.
+    the base model: nothing but a pooler is then invented. What `kind` lacks is drawn from the global random stream, and
+    so are the tensors `left_out`, as if the files did not have them. The dtype is that of the file unless given. Raises
+    `InputError` if weights do not fit the config, if the base model lacks one, or if the files have one for a layer that
+    has no place for it.
     """
-    model, drawn = _load(folder, config, kind or model_class(config), dtype)
+    model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out)
     if kind is None and drawn and type(model) is not base_class(config):
         model, _ = _load(folder, config, base_class(config), dtype)
     return model
 
 
 def _load(
-    folder: Path, config: PreTrainedConfig, kind: type[PreTrainedModel], dtype: torch.dtype | str
+    folder: Path,
+    config: PreTrainedConfig,
+    kind: type[PreTrainedModel],
+    dtype: torch.dtype | str,
+    left_out: Sequence[str] = (),
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of the weights of its head that were drawn. Raises `InputError` as `load_model` does."""
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if left_out:
+        options["state_dict"] = _tensors_without(folder, left_out, empty_model(config, kind))
+    place = None if left_out else folder
     try:
-        loaded: Any = kind.from_pretrained(folder, output_loading_info=True, **options)
+        loaded: Any = kind.from_pretrained(place, output_loading_info=True, **options)
     except InputError:
         raise
     except (*CONFIG_ERRORS, SafetensorError) as error:
@@ -197,6 +207,17 @@ def _is_in(name: str, layers: str) -> bool:
 def _some(names: list[str]) -> str:
     """How many names there are, and the first of them."""
     return f"{len(names)}: " + ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
+
+
+def _tensors_without(folder: Path, left_out: Sequence[str], model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors in the files but for those that `model` loads under the names `left_out`."""
+    stored = stored_tensors(weight_files(folder))
+    found: dict[str, Tensor] = {}
+    for name, loaded in loaded_names(model, stored).items():
+        if loaded not in left_out:
+            with safe_open(stored[name].file, framework="pt") as opened:
+                found[name] = opened.get_tensor(name)
+    return found
 
 
 def _auto_names(model_type: str) -> list[str]:

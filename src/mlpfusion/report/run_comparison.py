@@ -24,7 +24,8 @@ from mlpfusion.report.comparison import comparison_markdown, comparison_record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
 from mlpfusion.tasks.random_tokens import RandomTokens
-from mlpfusion.tasks.text import read_texts, token_batches
+from mlpfusion.tasks.text import read_texts
+from mlpfusion.tasks.tokenizer import token_batches
 from mlpfusion.traces import Batch
 
 
@@ -44,7 +45,7 @@ def run_comparison(
     texts = read_texts(data, column=column, max_samples=max_samples)
     row = None if run.get("architecture") is None else read_architecture(Path(run["architecture"]).expanduser())
     folder, loaded = load_checkpoint(model)
-    batches = with_decoder_inputs(token_batches(folder, texts), loaded.config)
+    batches = with_decoder_inputs(token_batches(folder, texts, loaded.config), loaded.config)
     wanted = any(not takes_no_data(method) for method in methods)
     calibration = {seed: source.batches(folder, loaded.config, seed) for seed in seeds} if wanted else None
     selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
@@ -70,7 +71,7 @@ def run_measurement(
     folder = resolve(original)
     config = read_config(folder)
     authors_batch = _authors_batch(folder, texts, config) if run["authors_quirks"] else None
-    batches = with_decoder_inputs(token_batches(folder, texts), config)
+    batches = with_decoder_inputs(token_batches(folder, texts, config), config)
     return measure_checkpoint(original, compressed, batches, probe, authors_batch)
 
 
@@ -108,7 +109,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _authors_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig) -> Batch:
-    (batch,) = with_decoder_inputs(token_batches(folder, last_texts(texts)), config)
+    (batch,) = with_decoder_inputs(token_batches(folder, last_texts(texts), config), config)
     return batch
 
 

@@ -26,11 +26,11 @@ from mlpfusion.report.dynamics import FULL, dynamics_markdown, write_dynamics_ch
 from mlpfusion.report.run_comparison import parse_methods
 from mlpfusion.row_check import check_visited
 from mlpfusion.tasks.calibration_texts import CalibrationTexts
-from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
+from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
 from mlpfusion.traces import Batch
 from mlpfusion.tune.data import custom_task, display_name, task_data
 from mlpfusion.tune.dynamics import Dynamics, TrainingPath, distances, lengths, train_path
-from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.source import Source, empty_for_task, encode_for, load_for_task, open_source
 from mlpfusion.tune.stage import is_whole
 from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
 from mlpfusion.tune.trainer import training_arguments
@@ -61,7 +61,8 @@ class DynamicsJob:
     text_column: tuple[str, ...] = ()
     label_column: str | None = None
     regression: bool = False
-    max_length: int = 128
+    new_head: bool = False
+    max_length: int | None = None
     methods: tuple[str, ...] = ("fusion", "folded-fusion", "clustering", "svd", "neuron-pruning", "ntk-match")
     layers: str = "all"
     keep_ratio: float = 0.25
@@ -93,10 +94,10 @@ def run_dynamics(job: DynamicsJob, progress: Progress = lambda done, total, what
     loss is not finite.
     """
     methods = _check_job(job)
-    source = open_source(job.model, job.revision)
+    source = open_source(job.model, job.revision, new_head=job.new_head)
     columns = custom_task(job.text_column, job.label_column, regression=job.regression)
     found = task_data(job.task, job.train, job.validation, columns)
-    data = encode_task(found, source.tokenizer, max_length=job.max_length)
+    data = encode_for(source, found, job.max_length)
     _check_plan(job, source, data)
     texts = None
     if job.calibration is not None:

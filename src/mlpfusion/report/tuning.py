@@ -28,7 +28,9 @@ def print_tuning(record: TuneRecord, out: str) -> None:
     for rate in record.diverged:
         console.print(f"learning rate {rate:g}: the loss became NaN or Inf")
     for split, metrics in record.scores.items():
-        values = ", ".join(f"{name} {mean:.4f} +- {deviation:.4f}" for name, (mean, deviation) in metrics.items())
+        values = ", ".join(
+            f"{record.metric_name(name)} {mean:.4f} +- {deviation:.4f}" for name, (mean, deviation) in metrics.items()
+        )
         console.print(f"{record.task} {split}: {values}")
     console.print(f"{record.note}")
     told = f" is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}."

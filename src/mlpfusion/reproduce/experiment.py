@@ -28,8 +28,8 @@ class Experiment:
     first seed, among `learning_rate` (with LoRA `lora_learning_rate`, if given). Calibrated methods and the layer-wise
     tuning see training texts without labels, the former `calibration_samples` of them. `chart` says what is drawn: the
     `scores`, or these over the `layers` or the `keep_ratio`, or the `training_loss` over the steps. `architecture` is
-    the path of a row file for a model type that has no row. `name` is that of the files of the report. The other fields
-    are those of `Finetune`.
+    the path of a row file for a model type that has no row. `name` is that of the files of the report. `max_length` and
+    `new_head` are those of `tune`. The other fields are those of `Finetune`.
     """
 
     name: str = ""
@@ -48,7 +48,8 @@ class Experiment:
     lora_learning_rate: tuple[float, ...] = ()
     epochs: int = 3
     batch_size: int = 32
-    max_length: int = 128
+    max_length: int | None = None
+    new_head: bool = False
     warmup_ratio: float = 0.06
     weight_decay: float = 0.1
     split_seed: int = 0

@@ -29,14 +29,14 @@ from mlpfusion.reproduce.experiment import Cell, Experiment
 from mlpfusion.row_check import check_visited
 from mlpfusion.task_methods import TASK_METHODS
 from mlpfusion.task_methods.compression import compress_on_task
-from mlpfusion.tasks.encode import EncodedExamples, EncodedTask, encode_task
+from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
 from mlpfusion.tasks.load import load_task
 from mlpfusion.tune.data import display_name
 from mlpfusion.tune.distill import distill, split_examples
 from mlpfusion.tune.finetune import Where, finetune, split_train
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.processes import of_first
-from mlpfusion.tune.source import Source, empty_for_task, load_for_task, open_source
+from mlpfusion.tune.source import Source, empty_for_task, encode_for, load_for_task, open_source
 from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
 from mlpfusion.tune.work import give_back, take_lock
 
@@ -68,7 +68,7 @@ class Grid:
     def source(self, model: str) -> Source:
         """The checkpoint `model`. Raises `InputError` as `open_source` does."""
         if model not in self.sources:
-            self.sources[model] = open_source(model)
+            self.sources[model] = open_source(model, new_head=self.experiment.new_head)
         return self.sources[model]
 
     def row(self, cell: Cell) -> Architecture:
@@ -79,8 +79,8 @@ class Grid:
         """The task of `cell` as token ids of its model, and the hashes of its splits. Raises as the loaders do."""
         key = (cell.task, cell.entry.model)
         if key not in self.tasks:
-            tokenizer = self.source(cell.entry.model).tokenizer
-            data = encode_task(load_task(cell.task), tokenizer, max_length=self.experiment.max_length)
+            source = self.source(cell.entry.model)
+            data = encode_for(source, load_task(cell.task), self.experiment.max_length)
             hashes = {name: examples.sha256() for name, examples in {"train": data.train, **data.evaluation}.items()}
             self.tasks[key] = (data, hashes)
         return self.tasks[key]
@@ -116,7 +116,9 @@ class Grid:
         entry, experiment = cell.entry, self.experiment
         unused = {"calibration_samples"} if entry.method is None or takes_no_data(entry.method) else set()
         unused |= set() if entry.layerwise else {"layerwise_learning_rate"}
+        unused |= set() if experiment.new_head else {"new_head"}
         told = {name: value for name, value in asdict(experiment).items() if name not in {*_FREE, *unused}}
+        told["max_length"] = self.data(cell)[0].max_length
         own = {
             "model": display_name(entry.model),
             "model_sha256": self.source(entry.model).sha256,

@@ -11,7 +11,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.text import MAX_LENGTH, load_tokenizer, read_texts, token_batches
+from mlpfusion.tasks.lengths import longest_text, text_length
+from mlpfusion.tasks.text import read_texts
+from mlpfusion.tasks.tokenizer import load_tokenizer, token_batches, tokenized
 from mlpfusion.traces import Batch
 
 
@@ -31,15 +33,16 @@ class CalibrationTexts:
             raise InputError(f"`calibration_samples` must be at least 1, got {num_samples}")
         return cls(file, column, num_samples, tuple(read_texts(file, column=column, field="calibration")))
 
-    def draw(self, folder: Path, seed: int) -> list[str]:
+    def draw(self, folder: Path, seed: int, config: PreTrainedConfig | None = None) -> list[str]:
         """`num_samples` texts, or all if there are fewer, by `order_by_length` on characters; none without a token.
 
         The tokens are those of the tokenizer in `folder`. Raises `InputError` if there is none, or no text has a token.
         """
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, config)
         order = order_by_length([len(text) for text in self.texts], seed)
-        options = {"truncation": True, "max_length": MAX_LENGTH}
-        kept = (self.texts[index] for index in order if tokenizer(self.texts[index], **options)["input_ids"])
+        length = text_length(None, longest_text(tokenizer, config))
+        texts = (self.texts[index] for index in order)
+        kept = (text for text in texts if tokenized([(text,)], tokenizer, config, max_length=length)[0]["input_ids"])
         drawn = list(islice(kept, self.num_samples))
         if not drawn:
             raise InputError(f"`calibration` must hold a text with at least one token, got none in {self.file}")
@@ -47,7 +50,7 @@ class CalibrationTexts:
 
     def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
         """Batches of token ids of the texts that `draw` gives, for a model of this config. Raises as `draw` does."""
-        return with_decoder_inputs(token_batches(folder, self.draw(folder, seed)), config)
+        return with_decoder_inputs(token_batches(folder, self.draw(folder, seed, config), config), config)
 
     def record(self) -> dict[str, Any]:
         """Where the texts are from: SHA-256 of the file (None for a Hub data set) and of all texts, one a line."""
@@ -56,7 +59,7 @@ class CalibrationTexts:
             "file": path.name if path.is_file() else self.file,
             "column": self.column,
             "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
-            "texts_sha256": hashlib.sha256("\n".join(self.texts).encode()).hexdigest(),
+            "texts_sha256": hashlib.sha256("\n".join(self.texts).encode(errors="surrogatepass")).hexdigest(),
         }
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
 
-from mlpfusion.errors import InputError
 from mlpfusion.tasks.glue import Task
+from mlpfusion.tasks.lengths import longest_text, text_length
 from mlpfusion.tasks.load import Examples, TaskData
+from mlpfusion.tasks.tokenizer import tokenized, warn_if_cut
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
@@ -43,42 +44,53 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task as token ids, with the collator that makes batches of them."""
+    """A task as token ids, with the collator that makes batches of them, and the tokens at which texts were cut."""
 
     task: Task
     train: EncodedExamples
     evaluation: Mapping[str, EncodedExamples]
     source: str
     collate: DataCollatorWithPadding
+    max_length: int
 
 
-def encode_task(data: TaskData, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 128) -> EncodedTask:
-    """Token ids of every split; texts longer than `max_length` tokens are cut, the longer one of a pair first.
+def encode_task(
+    data: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None = None,
+    *,
+    max_length: int | None = None,
+) -> EncodedTask:
+    """Token ids of every split, for a model of `config`.
 
-    Raises `InputError` if `max_length` is below 8 or above what the tokenizer's model takes.
+    Texts are cut at `max_length` tokens, the longer one of a pair first; without it at 128, or at what the model takes
+    if that is less, with a warning if it was. Raises `InputError` as `text_length` and `tokenized` do.
     """
-    limit = tokenizer.model_max_length
-    if not 8 <= max_length <= limit:
-        raise InputError(f"`max_length` must be between 8 and {limit}, got {max_length}")
-    evaluation = {name: _encode(examples, tokenizer, max_length) for name, examples in data.evaluation.items()}
-    train = _encode(data.train, tokenizer, max_length)
-    return EncodedTask(data.task, train, evaluation, data.source, DataCollatorWithPadding(tokenizer))
+    length = text_length(max_length, longest_text(tokenizer, config))
+    splits = {"train": data.train, **data.evaluation}
+    items = {name: tokenized(one.texts, tokenizer, config, max_length=length) for name, one in splits.items()}
+    if max_length is None:
+        pairs = [pair for name in splits for pair in zip(splits[name].texts, items[name], strict=True)]
+        warn_if_cut(pairs, tokenizer, length)
+    encoded = {name: _labelled(items[name], splits[name]) for name in splits}
+    evaluation = {name: encoded[name] for name in data.evaluation}
+    return EncodedTask(data.task, encoded["train"], evaluation, data.source, DataCollatorWithPadding(tokenizer), length)
 
 
 def encode_texts(
-    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, *, max_length: int = 128
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None = None,
+    *,
+    max_length: int | None = None,
 ) -> EncodedExamples:
-    """Unlabelled texts (or pairs of them) as token ids."""
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    second = columns[1] if len(columns) == 2 else None
-    encoded = tokenizer(columns[0], text_pair=second, truncation=True, max_length=max_length, padding=False)
-    names = list(encoded)
-    return EncodedExamples(
-        [dict(zip(names, row, strict=True)) for row in zip(*(encoded[n] for n in names), strict=True)]
-    )
+    """Unlabelled texts (or pairs of them) as token ids, cut as `encode_task` cuts them."""
+    length = text_length(max_length, longest_text(tokenizer, config))
+    items = tokenized(texts, tokenizer, config, max_length=length)
+    if max_length is None:
+        warn_if_cut(list(zip(texts, items, strict=True)), tokenizer, length)
+    return EncodedExamples(items)
 
 
-def _encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExamples:
-    encoded = encode_texts(examples.texts, tokenizer, max_length=max_length)
-    pairs = zip(encoded.items, examples.labels, strict=True)
-    return EncodedExamples([item | {"labels": label} for item, label in pairs])
+def _labelled(items: Sequence[dict[str, Any]], examples: Examples) -> EncodedExamples:
+    return EncodedExamples([item | {"labels": label} for item, label in zip(items, examples.labels, strict=True)])

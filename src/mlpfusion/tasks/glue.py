@@ -11,7 +11,8 @@ class Task:
 
     `metrics` are names of `tasks.metrics.METRICS`, the first is the headline. `splits` are the evaluation splits, the
     first of which is the one to select on where the paper's habit is followed; `folder` is the name in the unpacked
-    GLUE download.
+    GLUE download. `other_names` are what checkpoints call the labels too, in the same order; `positive` is the class
+    whose F1 is measured.
     """
 
     name: str
@@ -21,6 +22,13 @@ class Task:
     splits: tuple[str, ...] = ("validation",)
     folder: str = ""
     label_column: str = "label"
+    other_names: tuple[str, ...] = ()
+    positive: int = 1
+
+    def spellings(self) -> tuple[tuple[str, ...], ...]:
+        """The names that the classes may have in a checkpoint: its own, others, and for GLUE their numbers."""
+        numbers = tuple(str(index) for index in range(len(self.label_names))) if self.folder else ()
+        return tuple(names for names in (self.label_names, self.other_names, numbers) if names) or ((),)
 
     @property
     def headline(self) -> str:
@@ -51,6 +59,7 @@ class CustomTask:
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _EQUIVALENT = ("different", "equivalent")
+_NOT_EQUIVALENT = ("not_equivalent", "equivalent")
 
 # Wang et al. 2019; the columns and the order of the labels are those of the Hub's `nyu-mll/glue`.
 GLUE: dict[str, Task] = {
@@ -65,9 +74,16 @@ GLUE: dict[str, Task] = {
             splits=("validation_matched", "validation_mismatched"),
             folder="MNLI",
         ),
-        Task("mrpc", _PAIR, _EQUIVALENT, ("accuracy", "f1"), folder="MRPC"),
+        Task("mrpc", _PAIR, _EQUIVALENT, ("accuracy", "f1"), folder="MRPC", other_names=_NOT_EQUIVALENT),
         Task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",), folder="QNLI"),
-        Task("qqp", ("question1", "question2"), _EQUIVALENT, ("accuracy", "f1"), folder="QQP"),
+        Task(
+            "qqp",
+            ("question1", "question2"),
+            _EQUIVALENT,
+            ("accuracy", "f1"),
+            folder="QQP",
+            other_names=("not_duplicate", "duplicate"),
+        ),
         Task("rte", _PAIR, _ENTAILMENT, ("accuracy",), folder="RTE"),
         Task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), folder="SST-2"),
         Task("stsb", _PAIR, (), ("pearson", "spearman"), folder="STS-B"),

@@ -43,10 +43,13 @@ def predictions(task: Task, logits: NDArray) -> NDArray:
 def score(task: Task, logits: NDArray, labels: NDArray) -> dict[str, float]:
     """Every metric of `task`, each between -1 and 1.
 
-    `logits` has shape (samples, num_labels), `labels` (samples,). F1 is that of class 1.
+    `logits` has shape (samples, num_labels), `labels` (samples,). F1 is that of the class `task.positive`.
     """
     found = predictions(task, logits)
-    return {name: METRICS[name](labels, found) for name in task.metrics}
+    pairs = dict.fromkeys(task.metrics, (labels, found))
+    if "f1" in pairs:
+        pairs["f1"] = (labels == task.positive, found == task.positive)
+    return {name: METRICS[name](*pair) for name, pair in pairs.items()}
 
 
 def check_metric(task: Task, name: str | None) -> str:

@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.calibration_texts import with_decoder_inputs
-from mlpfusion.tasks.text import BATCH_SIZE, load_tokenizer
+from mlpfusion.tasks.lengths import longest_text
+from mlpfusion.tasks.tokenizer import load_tokenizer, padded
 from mlpfusion.traces import Batch
 
 _LENGTHS = (4, 40)  # tokens a sequence, special ones left out
@@ -36,23 +37,28 @@ class RandomTokens:
 
         Raises `InputError` if `folder` has no tokenizer, or one of special tokens alone.
         """
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, config)
         generator = torch.Generator().manual_seed(seed)
         ranks = _ordinary_tokens(tokenizer, config)
         before, after = _frame(tokenizer)
         sequences = []
-        for length in torch.randint(*_LENGTHS, (self.num_samples,), generator=generator).tolist():
+        longest = _longest(tokenizer, config) - len(before) - len(after)
+        for drawn_length in torch.randint(*_LENGTHS, (self.num_samples,), generator=generator).tolist():
+            length = min(drawn_length, longest)
             drawn = torch.rand(length, generator=generator)
             places = _COMMON * ((len(ranks) / _COMMON + 1) ** drawn - 1)
             sequences.append([*before, *ranks[places.long().clamp_max(len(ranks) - 1)].tolist(), *after])
         sequences.sort(key=len)
-        starts = range(0, len(sequences), BATCH_SIZE)
-        padded = [tokenizer.pad({"input_ids": sequences[i : i + BATCH_SIZE]}, return_tensors="pt") for i in starts]
-        return with_decoder_inputs([dict(batch) for batch in padded], config)
+        return with_decoder_inputs(padded([{"input_ids": ids} for ids in sequences], tokenizer), config)
 
     def record(self) -> dict[str, Any]:
         """What goes into a record beside the numbers of samples and tokens."""
         return {"file": "random tokens"}
+
+
+def _longest(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    limit = longest_text(tokenizer, config)
+    return sum(_LENGTHS) * 2 if limit is None else limit
 
 
 def _ordinary_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> torch.Tensor:

@@ -1,19 +1,13 @@
-"""Unlabelled text to measure or to calibrate on, and its batches of token ids."""
+"""Unlabelled text to measure or to calibrate on."""
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.tasks.hub import is_data_set, read_data_set
-
-BATCH_SIZE = 32
-MAX_LENGTH = 128
 
 
 def read_texts(
@@ -49,39 +43,6 @@ def _read_file(path: Path, column: str | None, max_samples: int | None, field: s
         if max_samples is not None and len(texts) == max_samples:
             break
     return texts
-
-
-def token_batches(folder: Path, texts: Sequence[str], *, max_length: int = MAX_LENGTH) -> list[Mapping[str, Tensor]]:
-    """Padded batches of the texts in order of their length, by the tokenizer in `folder`; longer texts are cut.
-
-    Raises `InputError` if the folder has no tokenizer.
-    """
-    tokenizer = load_tokenizer(folder)
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
-    options = {"padding": "longest", "truncation": True, "max_length": max_length, "return_tensors": "pt"}
-    starts = range(0, len(order), BATCH_SIZE)
-    return [dict(tokenizer([texts[i] for i in order[start : start + BATCH_SIZE]], **options)) for start in starts]
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`, padding on the right; one without a padding token pads with its end token.
-
-    Raises `InputError` if the folder has no tokenizer, or one with neither token.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"`model` must come with a tokenizer, {folder} has none: {reason}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a config alone
-        raise InputError(f"`model` must come with a tokenizer, {folder} has none with a vocabulary")
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise InputError(f"the tokenizer in {folder} must have a padding or an end token, it has neither")
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"  # so that positions do not depend on the length of the batch
-    return tokenizer
 
 
 def read_lines(path: Path, field: str) -> Iterator[str]:

@@ -80,7 +80,7 @@ def _layerwise(record: TuneRecord) -> str:
 def score_rows(record: TuneRecord) -> list[str]:
     """One line of a Markdown table for every split and metric."""
     return [
-        f"| {split} | {name} | {mean:.4f} | {deviation:.4f} |"
+        f"| {split} | {record.metric_name(name)} | {mean:.4f} | {deviation:.4f} |"
         for split, metrics in record.scores.items()
         for name, (mean, deviation) in metrics.items()
     ]

@@ -19,6 +19,7 @@ from mlpfusion.record import peak_bytes
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.config import PRECISIONS
 from mlpfusion.tune.finetune import Where
+from mlpfusion.tune.heads import teacher_order
 from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
 from mlpfusion.tune.randomness import seeded
 from mlpfusion.tune.record import DistillRun
@@ -142,7 +143,8 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Disti
     """Raises `InputError` unless `teacher` can teach `student` what `config` asks for.
 
     Layer-wise, the student must be compressed and the teacher what it was made from; for hidden states both must have
-    as many layers of the same size, for logits the same class and outputs. `field` is the teacher's in a message.
+    as many layers of the same size, for logits the same class, outputs and names of these, in any order. `field` is the
+    teacher's in a message.
     """
     if config.objective == "layerwise":
         check_source(teacher, student, ("the teacher", "the student"), field)
@@ -161,11 +163,14 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Disti
             f"`compressed` must be a {type(teacher).__name__} of {teacher.config.num_labels} outputs, "
             f"got {type(student).__name__} of {student.config.num_labels}"
         )
+    teacher_order(student, teacher)
 
 
 def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config: Distill) -> Loss:
     """The loss of `config.objective` as a function of the student (wrapped, on its device) and a batch."""
     student_config = student.config
+    whole = config.objective.startswith("logits")
+    order = teacher_order(student, cast(Teacher, teacher).model) if whole else None
 
     def states_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return layerwise_loss(layer_states(model, student_config, batch)[1], teacher.states(batch))
@@ -173,10 +178,11 @@ def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config
     def logits_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         outputs, states = layer_states(model, student_config, batch)
         wanted, others = cast(Teacher, teacher).outputs(batch)
-        loss = logits_divergence(outputs.logits, wanted.logits, batch["attention_mask"], config.temperature)
+        same = wanted.logits if order is None else wanted.logits[..., order]
+        loss = logits_divergence(outputs.logits, same, batch["attention_mask"], config.temperature)
         return loss + layerwise_loss(states, others) if "hidden" in config.objective else loss
 
-    return logits_loss if config.objective.startswith("logits") else states_loss
+    return logits_loss if whole else states_loss
 
 
 def logits_divergence(logits: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:

@@ -1,5 +1,6 @@
 """`mlpfusion distill`: a compressed checkpoint in, one that learned from the original out; resumed where it stopped."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -13,6 +14,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
 from mlpfusion.tasks.encode import EncodedExamples, encode_texts
+from mlpfusion.tasks.lengths import longest_text
 from mlpfusion.tasks.load import load_task
 from mlpfusion.tasks.text import read_texts
 from mlpfusion.tune.card import distill_card
@@ -49,7 +51,7 @@ class DistillJob:
     column: str | None = None
     task: str | None = None
     max_samples: int | None = None
-    max_length: int = 128
+    max_length: int | None = None
     objective: str = "layerwise"
     learning_rate: float = 2e-5
     epochs: int = 1
@@ -78,7 +80,7 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
     """
     config = _check_job(job)
     original, compressed = open_source(job.original), open_source(job.compressed)
-    examples, source_of_data = _examples(job, compressed)
+    examples, source_of_data = _examples(job, compressed, original)
     split_examples(examples, config)
     student, teacher = _pair(job, compressed, original)
     check_pair(student, teacher, config)
@@ -147,7 +149,7 @@ def _pair(job: DistillJob, compressed: Source, original: Source) -> tuple[PreTra
     return load_source(compressed), teacher
 
 
-def _examples(job: DistillJob, source: Source) -> tuple[EncodedExamples, str]:
+def _examples(job: DistillJob, source: Source, original: Source) -> tuple[EncodedExamples, str]:
     if job.task is not None:
         data = load_task(job.task)
         texts, name = data.train.texts[: job.max_samples], data.source.partition(",")[0]
@@ -155,4 +157,6 @@ def _examples(job: DistillJob, source: Source) -> tuple[EncodedExamples, str]:
         assert job.data is not None
         lines = read_texts(Path(job.data), column=job.column, max_samples=job.max_samples)
         texts, name = [(line,) for line in lines], Path(job.data).name
-    return encode_texts(texts, source.tokenizer, max_length=job.max_length), name
+    limits = [(longest_text(source.tokenizer, one.config) or sys.maxsize, one.config) for one in (source, original)]
+    _, shortest = min(limits, key=lambda pair: pair[0])
+    return encode_texts(texts, source.tokenizer, shortest, max_length=job.max_length), name

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
-from mlpfusion.tasks.encode import EncodedTask, encode_task
+from mlpfusion.tasks.encode import EncodedTask
+from mlpfusion.tasks.glue import Task
 from mlpfusion.tasks.metrics import check_metric
 from mlpfusion.tune.card import tune_card
 from mlpfusion.tune.config import Finetune, parse_lora
@@ -28,7 +29,7 @@ from mlpfusion.tune.record import (
     summarise,
     tune_record_from_dict,
 )
-from mlpfusion.tune.source import Source, empty_for_task, load_for_task, load_source, open_source
+from mlpfusion.tune.source import Source, empty_for_task, encode_for, load_for_task, load_source, open_source
 from mlpfusion.tune.stage import put_in_place, run_stage
 from mlpfusion.tune.trainer import DivergenceError, training_arguments
 from mlpfusion.tune.work import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
@@ -45,7 +46,9 @@ class TuneJob:
     `teacher`, at `layerwise_learning_rate` (the first `learning_rate` unless given), `cache` keeping its states.
 
     Either `task`, or `train` and `validation` with `text_column` (two for pairs) and `label_column`; with both, the
-    files take the place of the task's own. The fields after `seeds` are those of `Finetune`.
+    files take the place of the task's own. A trained head keeps its classes, matched to those of the data by name;
+    `new_head` draws another from the seed instead. Without `max_length` texts are cut at 128 tokens, or at what the
+    model takes if that is less. The fields after `seeds` are those of `Finetune`.
     """
 
     model: str = ""
@@ -56,7 +59,8 @@ class TuneJob:
     text_column: tuple[str, ...] = ()
     label_column: str | None = None
     regression: bool = False
-    max_length: int = 128
+    new_head: bool = False
+    max_length: int | None = None
     learning_rate: tuple[float, ...] = (2e-5,)
     seeds: tuple[int, ...] = (0,)
     epochs: int = 3
@@ -114,10 +118,10 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     loss became NaN or Inf at every learning rate.
     """
     configs = _check_job(job)
-    source = open_source(job.model, job.revision)
+    source = open_source(job.model, job.revision, new_head=job.new_head)
     columns = custom_task(job.text_column, job.label_column, regression=job.regression)
     found = task_data(job.task, job.train, job.validation, columns)
-    data = encode_task(found, source.tokenizer, max_length=job.max_length)
+    data = encode_for(source, found, job.max_length)
     empty = empty_for_task(source, data.task)
     if configs[0].lora is not None:
         add_lora(empty, configs[0].lora)
@@ -197,7 +201,7 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
     chosen = [best, *(runner.run(best[1].learning_rate, seed) for seed in job.seeds[1:])]
     result, kept = max(chosen, key=_selection_score)
     saved = load_for_task(replace(runner.source, folder=result), runner.data.task, kept.seed)
-    told = {name: value for name, value in asdict(job).items() if name not in _FREE}
+    told = _told(job, runner.data)
     record = TuneRecord(
         recipe={"model": display_name(job.model)} | told,
         task=runner.data.task.name,
@@ -213,6 +217,7 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
         diverged=tuple(diverged),
         layerwise=layerwise,
         runs=tuple(run for _, run in (*first, *chosen[1:])),
+        f1_class=_f1_class(runner.data.task),
     )
     return record, result
 
@@ -248,12 +253,22 @@ def _check_job(job: TuneJob) -> list[Finetune]:
     return configs
 
 
+def _told(job: TuneJob, data: EncodedTask) -> dict[str, Any]:
+    """The fields that a resumed run must have too, with the length that was taken where none was given."""
+    told = {name: value for name, value in asdict(job).items() if name not in _FREE}
+    return told | {"max_length": data.max_length}
+
+
 def _settings(job: TuneJob, source: Source, data: EncodedTask) -> dict[str, Any]:
     """All that the bytes of the result depend on."""
-    told = {name: value for name, value in asdict(job).items() if name not in _FREE}
+    told = _told(job, data)
     hashes = {"model": source.sha256, "train": data.train.sha256()}
     hashes |= {name: examples.sha256() for name, examples in data.evaluation.items()}
     return normalised(told | hashes | {"versions": versions()})
+
+
+def _f1_class(task: Task) -> str | None:
+    return task.label_names[task.positive] if "f1" in task.metrics else None
 
 
 def _selection_score(run: tuple[Path, RunRecord]) -> float:

@@ -70,7 +70,7 @@ class TuneRecord:
     """What `mlpfusion tune` did: `runs` in the order they were run, `learning_rate` and `saved_seed` the chosen ones.
 
     `scores` are mean and sample standard deviation over the seeds at the chosen rate, by split and metric; `diverged`
-    are the learning rates that gave NaN or Inf.
+    are the learning rates that gave NaN or Inf. `f1_class` is the class whose F1 is measured, None without F1.
     """
 
     recipe: dict[str, Any]
@@ -87,6 +87,11 @@ class TuneRecord:
     diverged: tuple[float, ...]
     layerwise: DistillRun | None
     runs: tuple[RunRecord, ...]
+    f1_class: str | None = None
+
+    def metric_name(self, name: str) -> str:
+        """The name of a metric for people: that of F1 says of which class it is."""
+        return f"f1 of {self.f1_class}" if name == "f1" and self.f1_class is not None else name
 
     def to_json(self) -> str:
         """The record as indented JSON text."""

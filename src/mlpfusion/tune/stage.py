@@ -16,6 +16,7 @@ from mlpfusion.checkpoint.manifest import damage, seal, unseal
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.checkpoint.write import staged_folder
 from mlpfusion.errors import DamageWarning, InputError
+from mlpfusion.tune.padding import save_padding
 from mlpfusion.tune.processes import of_first
 from mlpfusion.tune.states import keep_states, remove_state
 
@@ -32,8 +33,8 @@ def run_stage(
     """The folder with the checkpoint of a stage, and its record.
 
     `train` gets `folder`, to keep its states in, and hands back model and record; `read` makes the record of its JSON
-    data. `save` writes the model, with the small files of the checkpoint `source`. The states go when the result is
-    there.
+    data. `save` writes the model, with the small files of the checkpoint `source`; its tokenizer gets a padding token
+    if it has none. The states go when the result is there.
     """
     result = folder / "result"
     if of_first(lambda: is_whole(result)):
@@ -43,6 +44,7 @@ def run_stage(
     if PartialState().is_main_process:
         with staged_folder(result) as staged:
             save(model, source, staged)
+            save_padding(model, staged)
             if (folder / "adapter").is_dir():
                 shutil.copytree(folder / "adapter", staged / "adapter")
             (staged / STAGE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
