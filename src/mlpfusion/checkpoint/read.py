@@ -127,9 +127,9 @@ def load_model(
 
     Its class is `kind`, else the one that `architectures` names, else, where the files lack the head of that class,
     the base model: nothing but a pooler is then invented. What `kind` lacks is drawn from the global random stream, and
-    so are the tensors `left_out`, as if the files did not have them. The dtype is that of the file unless given. Raises
-    `InputError` if weights do not fit the config, if the base model lacks one, or if the files have one for a layer that
-    has no place for it.
+    so are the tensors `left_out`, as if the files did not have them. The dtype is that of the file unless given.
+    Raises `InputError` if weights do not fit the config, if the base model lacks one, or if the files have one for a
+    layer that has no place for it.
     """
     model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out)
     if kind is None and drawn and type(model) is not base_class(config):

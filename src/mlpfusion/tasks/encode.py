@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.tasks.glue import Task
-from mlpfusion.tasks.lengths import longest_text, text_length
+from mlpfusion.tasks.lengths import MAX_LENGTH, longest_text, text_length
 from mlpfusion.tasks.load import Examples, TaskData
 from mlpfusion.tasks.tokenizer import tokenized, warn_if_cut
 
@@ -51,7 +51,7 @@ class EncodedTask:
     evaluation: Mapping[str, EncodedExamples]
     source: str
     collate: DataCollatorWithPadding
-    max_length: int
+    max_length: int = MAX_LENGTH
 
 
 def encode_task(
