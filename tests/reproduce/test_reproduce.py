@@ -52,7 +52,6 @@ def test_the_head_and_the_examples_are_the_same_for_all(recipe, tmp_path):
         assert full["run"][name] == kept["run"][name]
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path):
     path = recipe(methods=["full", "fusion+lora=4"], seeds=[0], lora_learning_rate=[1e-2])
     assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0

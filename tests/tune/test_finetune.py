@@ -55,7 +55,6 @@ def test_the_global_random_streams_are_left_alone(task):
 
 
 @pytest.mark.parametrize("lora", [None, Lora(r=2)])
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 asks for it
 def test_the_scales_stay_and_the_config_too(lora, task, tmp_path):
     model = fused()
     scales = {name: value.clone() for name, value in model.named_buffers() if name.endswith("output_scale")}
@@ -76,7 +75,6 @@ def test_the_scales_stay_and_the_config_too(lora, task, tmp_path):
     assert same(AutoModelForSequenceClassification.from_pretrained(tmp_path), trained)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 asks for it
 @pytest.mark.parametrize("targets", [None, "all-linear"])
 def test_lora_leaves_the_base_untouched_bit_by_bit(targets, task, monkeypatch):
     """Until the adapter is merged, every weight under it is what it was; the head alone trains beside the factors."""

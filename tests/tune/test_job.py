@@ -60,7 +60,6 @@ def test_the_papers_habit_is_named_and_recipes_give_the_same(fused, data, tmp_pa
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 asks for it
 def test_lora_leaves_the_adapter_and_the_merged_model(fused, data, tmp_path):
     from peft import PeftModel
 

@@ -66,7 +66,6 @@ def results(out: Path, name: str) -> Any:
         pytest.param("distill", ["--objective", "hidden"], MANY, id="distill, every part", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_killed_run_is_resumed_to_the_same_bytes(name, flags, moments, server, inputs, tmp_path):
     before, after = inputs[name]
     after = [*after, "--save-steps", 2, *flags]  # of six (distill: eleven) an epoch

@@ -1,5 +1,6 @@
 """LoRA by PEFT, on a model before or after it was compressed."""
 
+import warnings
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -31,7 +32,9 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
         task_type=TaskType.SEQ_CLS,
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft asks transformers for what is going to have another name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"`lora targets` must name linear maps of the model: {one_line(error)}") from error
 
