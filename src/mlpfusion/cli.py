@@ -109,8 +109,9 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 
     One size must be given: --keep-ratio, --width or --budget. All of it can stand in the file of --recipe.
 
-    OUT appears complete or not at all. It holds the model, its tokenizer, a record of the run and a model card. The
-    methods that learn on a task leave all but the MLPs as it was: OUT is of MODEL's class, without a head for the task.
+    OUT appears complete or not at all. It holds all tensors of MODEL but for the MLPs that were cut, byte for byte, its
+    tokenizer, a record of the run and a model card. So do the methods that learn on a task: OUT is of MODEL's class,
+    without a head for the task.
     """
     with reported_errors():
         from mlpfusion.recipe import Recipe, read_job, run_recipe, with_fields

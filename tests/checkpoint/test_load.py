@@ -214,3 +214,23 @@ def test_a_config_out_of_proportion_to_its_weights_is_refused_before_they_are_re
     monkeypatch.setattr("mlpfusion.recipe.load_model", lambda *_: pytest.fail("weights were read"))
     line = refused("compress", checkpoint, tmp_path / "out", *CUT)
     assert "bert.encoder.layer.0.intermediate.dense.bias has shape (56,), the config asks for (1000000000000,)" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("", "which is neither"),
+        ("https://huggingface.co/google/bert/tree/main", "give the id, google/bert"),
+        ("FILE", "give the folder of the file"),
+    ],
+)
+def test_a_name_that_is_no_model_is_refused_with_the_cure(name, cure, checkpoint):
+    line = refused("inspect", checkpoint / "model.safetensors" if name == "FILE" else name)
+    assert "must be a folder or a Hub id" in line
+    assert cure in line
+
+
+def test_a_pooler_that_a_head_stands_on_and_nobody_trained_is_told(checkpoint):
+    change_tensors(checkpoint, lambda tensors: {n: t for n, t in tensors.items() if "pooler" not in n})
+    with pytest.warns(UserWarning, match="has no pooler, it was drawn at random: 2: bert.pooler.dense.bias"):
+        load_model(checkpoint, read_config(checkpoint), kind=BertForSequenceClassification)

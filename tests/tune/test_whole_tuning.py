@@ -19,7 +19,7 @@ def checkpoint(tmp_path) -> Path:
     """The layout of the first BERT: a pooler and two heads in the file, a class without the pooler in the config."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertForPreTraining(pico_config("bert"))
+        model = BertForPreTraining._from_config(pico_config("bert"))
         for parameter in model.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "model")

@@ -1,6 +1,7 @@
 """Opens a checkpoint: a folder or a Hub id, safetensors and JSON only, checked before anything is loaded."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.models.auto import modeling_auto
 from mlpfusion.checkpoint.config import CONFIG_ERRORS, read_config
 from mlpfusion.checkpoint.files import FETCHED
 from mlpfusion.checkpoint.weights import INDEX, check_weights, first_misfit, loaded_names, stored_tensors, weight_files
-from mlpfusion.errors import InputError, one_line
+from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.finite import check_weight
 from mlpfusion.record import Origin
 
@@ -41,12 +42,14 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
     With `weights=False` only the small files are fetched. Raises `InputError` if there is no such model.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
     try:
         validate_repo_id(model)
     except HFValidationError as error:
-        raise InputError(f"`model` must be a folder or a Hub id, got {model!r}, which is neither") from error
+        raise InputError(
+            f"`model` must be a folder or a Hub id, got {shown(model)}, which is neither{_cure(model)}"
+        ) from error
     patterns = [*FETCHED, "adapter_config.json", *(["*.safetensors", INDEX] if weights else [])]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
@@ -55,6 +58,13 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
         raise InputError(
             f"`model` must be a folder or a Hub id that can be reached, got {model!r}: {reason}"
         ) from error
+
+
+def _cure(model: str) -> str:
+    """What was meant by a name that is neither a folder nor an id, where that can be guessed."""
+    if found := re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", model):
+        return f": give the id, {found[1]}"
+    return ": give the folder of the file" if Path(model).expanduser().is_file() else ""
 
 
 def origin(model: str, revision: str | None, folder: Path) -> Origin:
@@ -132,8 +142,11 @@ def load_model(
     layer that has no place for it.
     """
     model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out)
-    if kind is None and drawn and type(model) is not base_class(config):
+    poolers = [name for name in drawn if _is_pooler(name.removeprefix(f"{model.base_model_prefix}."))]
+    if kind is None and len(drawn) > len(poolers) and type(model) is not base_class(config):
         model, _ = _load(folder, config, base_class(config), dtype)
+    if kind is not None and poolers:  # the head of `kind` may stand on it
+        warnings.warn(f"the checkpoint has no pooler, it was drawn at random: {_some(poolers)}", stacklevel=2)
     return model
 
 
@@ -144,7 +157,7 @@ def _load(
     dtype: torch.dtype | str,
     left_out: Sequence[str] = (),
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of the weights of its head that were drawn. Raises `InputError` as `load_model` does."""
+    """The model, and the names of the weights that were drawn. Raises `InputError` as `load_model` does."""
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if left_out:
         options["state_dict"] = _tensors_without(folder, left_out, empty_model(config, kind))
@@ -164,7 +177,7 @@ def _load(
     if lost:
         raise InputError(f"the checkpoint must hold all weights of the base model, it lacks {_some(lost)}")
     _check_unexpected(model, info["unexpected_keys"])
-    return model, sorted(name for name, short in missing.items() if short not in base)
+    return model, sorted(missing)
 
 
 def base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
