@@ -33,6 +33,10 @@ class DegenerateClusteringWarning(UserWarning):
     """One cluster swallowed a large part of the neurons while most others hold a single one."""
 
 
+class DataFileWarning(UserWarning):
+    """How a data file was read where that had to be guessed."""
+
+
 def one_line(error: BaseException, max_length: int | None = 300) -> str:
     """The message of an error of another library as one line, cut if it is long."""
     return printable(" ".join(str(error).split()))[:max_length]

@@ -5,29 +5,36 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.errors import InputError, one_line
+from mlpfusion.tasks.lines import check_regular
 
 PREFIX = "hub:"
+LOCAL = "a text, JSON, CSV or TSV file"
 
 
 def is_data_set(file: str) -> bool:
     """Whether `file` is read by `datasets`: `hub:owner/name[[:config]:split]`, or a .parquet file."""
-    return file.startswith(PREFIX) or file.endswith(".parquet")
+    return file.startswith(PREFIX) or file.lower().endswith(".parquet")
 
 
-def read_data_set(file: str, column: str | None, field: str) -> list[str]:
-    """The texts in `column`, empty ones left out. The split is `train` unless one is named.
+def file_rows(file: str, field: str) -> Any:
+    """The rows of a data set, a `datasets.Dataset`. The split is `train` unless one is named.
 
-    Raises `InputError` as `load_data_set` does, and if the column is not one of texts.
+    Raises `InputError` as `load_data_set` does.
     """
+    path, config, split, options = _location(file, field)
+    return load_data_set(path, config, split, field=field, local=LOCAL, name=file, **options)
+
+
+def column_texts(file: str, column: str | None, field: str) -> list[str]:
+    """The texts in one column of a data set. Raises `InputError` as `file_rows` does, and if it is none of texts."""
     if column is None:
         raise InputError(f"`column` must name the column of {file} that holds the text, got none")
-    path, config, split, options = _location(file, field)
-    rows = load_data_set(path, config, split, field=field, local="text or JSONL", name=file, **options)
+    rows = file_rows(file, field)
     texts: list[Any] = list(rows[column]) if column in rows.column_names else [None]
     if not all(isinstance(text, str) for text in texts):
         known = ", ".join(rows.column_names)
         raise InputError(f"`column` must be a text column of {file}, one of {known}, got {column!r}")
-    return [text.strip() for text in texts if text.strip()]
+    return texts
 
 
 def load_data_set(
@@ -52,8 +59,7 @@ def load_data_set(
 def _location(file: str, field: str) -> tuple[str, str | None, str, dict[str, Any]]:
     """What `load_dataset` is called with: path, config, split, further arguments."""
     if not file.startswith(PREFIX):
-        if not Path(file).is_file():
-            raise InputError(f"`{field}` must be a readable file, got {file}")
+        check_regular(Path(file), field)
         return "parquet", None, "train", {"data_files": file}
     path, *parts = file.removeprefix(PREFIX).split(":")
     if not path or not all(parts) or len(parts) > 2:

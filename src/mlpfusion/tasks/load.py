@@ -1,18 +1,22 @@
 """Loads a labelled task: texts and labels, checked before any training; one code after the rows are read."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.tasks.glue import CustomTask, Task, find_task
-from mlpfusion.tasks.rows import Rows, hub_rows, read_rows
+from mlpfusion.tasks.hub import PREFIX
+from mlpfusion.tasks.row import Row
+from mlpfusion.tasks.rows import Table, hub_table, read_table
 
 DATA_VARIABLE = "MLPFUSION_DATA"
 DEFAULT_DATA = Path("..") / "shared" / "data"
 HUB_DATASET = "nyu-mll/glue"
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class TaskData:
     source: str
 
 
-def load_task(name: str, *, train: Path | None = None, validation: Path | None = None) -> TaskData:
+def load_task(name: str, *, train: Path | str | None = None, validation: Path | str | None = None) -> TaskData:
     """A task of GLUE: from the folder that MLPFUSION_DATA names (default ../shared/data if it exists), else the Hub.
 
     `train` and `validation` are files with the columns of the task to take instead. Where a folder holds a part of a
@@ -50,27 +54,26 @@ def load_task(name: str, *, train: Path | None = None, validation: Path | None =
         wanted = [("train", train), ("validation", validation)]
     splits = {}
     for split, file in wanted:
-        rows, source = _split_rows(task, split, file, folder)
-        splits[split] = _examples(rows, task, split, f"{split} of {name}")
+        table, source = _split_table(task, split, file, folder)
+        splits[split] = _examples(table, task, split)
         sources.append(source)
     return TaskData(task, splits.pop("train"), splits, ", ".join(sources))
 
 
-def load_files(train: Path, validation: Path, columns: CustomTask) -> TaskData:
+def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -> TaskData:
     """A data set of one's own. Classes are the distinct labels of the training file in their order, numbers as numbers.
 
-    Measured are accuracy, and F1 for two classes; Pearson and Spearman for a regression. Raises `InputError` as
-    `load_task` does, and for a validation label that training does not have.
+    White space around a label is no part of it. Measured are accuracy, and F1 for two classes; Pearson and Spearman for
+    a regression. Raises `InputError` as `load_task` does, and for a validation label that training does not have.
     """
-    train_rows, validation_rows = read_rows(train, "train"), read_rows(validation, "validation")
-    _check_columns(train_rows, columns.text_columns, columns.label_column, "train", f"train, {train}")
-    names = () if columns.regression else _label_names(train_rows, columns.label_column)
+    tables = read_table(train, "train"), read_table(validation, "validation")
+    _check_columns(tables[0], columns.text_columns, columns.label_column, "train")
+    names = () if columns.regression else _label_names(tables[0], columns.label_column)
     metrics = ("pearson", "spearman") if not names else ("accuracy", "f1")[: 2 if len(names) == 2 else 1]
     task = Task(columns.name, columns.text_columns, names, metrics, label_column=columns.label_column)
-    evaluation = {"validation": _examples(validation_rows, task, "validation", f"validation, {validation}")}
-    return TaskData(
-        task, _examples(train_rows, task, "train", f"train, {train}"), evaluation, f"{train.name}, {validation.name}"
-    )
+    evaluation = {"validation": _examples(tables[1], task, "validation")}
+    source = f"{_short_name(train)}, {_short_name(validation)}"
+    return TaskData(task, _examples(tables[0], task, "train"), evaluation, source)
 
 
 def _data_folder(task: Task) -> Path | None:
@@ -84,67 +87,80 @@ def _data_folder(task: Task) -> Path | None:
     return None
 
 
-def _split_rows(task: Task, split: str, file: Path | None, folder: Path | None) -> tuple[Rows, str]:
+def _short_name(file: Path | str) -> str:
+    """What records call a file: without its folder; a data set by its name."""
+    return str(file) if str(file).startswith(PREFIX) else Path(file).name
+
+
+def _split_table(task: Task, split: str, file: Path | str | None, folder: Path | None) -> tuple[Table, str]:
     if file is not None:
-        return read_rows(file, split), file.name
+        return read_table(file, split), _short_name(file)
     if folder is None:
-        return hub_rows(HUB_DATASET, task.name, split), f"{HUB_DATASET} {task.name} {split}"
+        table = hub_table(HUB_DATASET, task.name, split)
+        return table, table.name
     for name in (split, f"{split}_subset"):
         path = folder / f"{name}.jsonl.gz"
         if path.is_file():
-            return read_rows(path, split), f"glue/{task.folder}/{path.name}"
+            return read_table(path, split), f"glue/{task.folder}/{path.name}"
     raise InputError(f"`task` must have a {split} split in {folder}, {task.name} has none; give a file by --{split}")
 
 
-def _check_columns(rows: Rows, text_columns: Sequence[str], label_column: str, split: str, where: str) -> None:
-    if not rows:
-        raise InputError(f"`{split}` must hold at least one row, got none in {where}")
+def _check_columns(table: Table, text_columns: Sequence[str], label_column: str, split: str) -> None:
+    if not table.rows:
+        raise InputError(f"`{split}` must hold at least one row, got none in {table.name}")
     for column, option in [*((column, "text_column") for column in text_columns), (label_column, "label_column")]:
-        for number, row in enumerate(rows, start=1):
-            if column not in row:
-                raise InputError(f"`{option}` must be a column of {where}, one of {', '.join(row)}, got {column!r}")
-            if option == "text_column" and not isinstance(row[column], str):
-                raise InputError(f"`{column}` must be text in {where}, got {row[column]!r} in row {number}")
+        for row in table.rows:
+            if column not in row.values:
+                known = f"one of {', '.join(row.values)}"
+                raise InputError(f"`{option}` must be a column of {table.place(row)}, {known}, got {column!r}")
+            if option == "text_column" and not isinstance(row.values[column], str):
+                where = table.place(row)
+                raise InputError(f"`{column}` must be text in {where}, got {shown(row.values[column])}")
 
 
-def _examples(rows: Rows, task: Task, split: str, where: str) -> Examples:
-    _check_columns(rows, task.text_columns, task.label_column, split, where)
-    texts = tuple(tuple(row[column] for column in task.text_columns) for row in rows)
-    labels = tuple(_label(row[task.label_column], task, f"{where}, row {number}") for number, row in enumerate(rows, 1))
+def _examples(table: Table, task: Task, split: str) -> Examples:
+    _check_columns(table, task.text_columns, task.label_column, split)
+    texts = tuple(tuple(row.values[column] for column in task.text_columns) for row in table.rows)
+    names = {str(number): number for number in range(task.num_labels)} if task.folder else {}
+    names |= {name: number for number, name in enumerate(task.label_names)}
+    labels = tuple(_label(row.values[task.label_column], task, names, table, row) for row in table.rows)
     return Examples(texts, labels)
 
 
-def _label(value: Any, task: Task, where: str) -> int | float:
+def _label(value: Any, task: Task, names: Mapping[str, int], table: Table, row: Row) -> int | float:
     if task.is_regression:
-        return _number(value, where)
-    if isinstance(value, str) and value in task.label_names:
-        return task.label_names.index(value)
-    if str(value) in task.label_names and not isinstance(value, bool):
-        return task.label_names.index(str(value))
-    if task.folder and type(value) is int and 0 <= value < task.num_labels:
-        return value
+        return _number(value, table, row)
+    name = _class_name(value)
+    if name in names:
+        return names[name]
     allowed = f"0 to {task.num_labels - 1}" if task.folder else ", ".join(task.label_names)
-    raise InputError(f"`label` must be one of {allowed} in {where}, got {value!r}")
+    raise InputError(f"`label` must be one of {allowed} in {table.place(row)}, got {shown(value)}")
 
 
-def _number(value: Any, where: str) -> float:
+def _class_name(value: Any) -> str | None:
+    """The name of a class, without white space around it; None for what is neither text nor a whole number."""
+    return str(value).strip() if type(value) in (str, int) else None
+
+
+def _number(value: Any, table: Table, row: Row) -> float:
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if number - number != 0:  # NaN and Inf
-        raise InputError(f"`label` must be a finite number in {where}, got {value!r}")
+        raise InputError(f"`label` must be a finite number in {table.place(row)}, got {shown(value)}")
     return number
 
 
-def _label_names(rows: Rows, column: str) -> tuple[str, ...]:
-    values = {row[column] for row in rows if isinstance(row[column], str | int) and not isinstance(row[column], bool)}
-    others = [row[column] for row in rows if type(row[column]) not in (str, int)]
-    if others:
-        raise InputError(
-            f"`label` must be text or a whole number for a class, got {others[0]!r}; --regression takes it"
-        )
+def _label_names(table: Table, column: str) -> tuple[str, ...]:
+    values: dict[str, None] = {}
+    for row in table.rows:
+        name = _class_name(row.values[column])
+        if name is None:
+            given = f"got {shown(row.values[column])} in {table.place(row)}"
+            raise InputError(f"`label` must be text or a whole number for a class, {given}; --regression takes it")
+        values[name] = None
     if len(values) < 2:
         raise InputError(f"`label` must have at least two different values in train, got {sorted(values)}")
-    numeric = all(str(value).lstrip("-").isdigit() for value in values)
-    return tuple(str(value) for value in sorted(values, key=(lambda v: (int(v), str(v))) if numeric else str))
+    numeric = all(_WHOLE_NUMBER.fullmatch(value) for value in values)
+    return tuple(sorted(values, key=(lambda value: (int(value), value)) if numeric else str))

@@ -1,42 +1,72 @@
-"""Rows of a labelled data set, as dictionaries: from a JSONL, CSV or TSV file, or from the Hub."""
+"""Rows of a table, labelled or not: from a file or a data set of the Hub."""
 
-import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.hub import load_data_set
-from mlpfusion.tasks.text import json_row, read_lines
+from mlpfusion.tasks.hub import file_rows, is_data_set, load_data_set
+from mlpfusion.tasks.json_text import json_lines, json_rows
+from mlpfusion.tasks.lines import capped
+from mlpfusion.tasks.row import Row
+from mlpfusion.tasks.tables import csv_rows, tsv_rows
 
-Rows = list[dict[str, Any]]
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_READERS = {".jsonl": json_lines, ".ndjson": json_lines, ".json": json_rows, ".csv": csv_rows, ".tsv": tsv_rows}
 
 
-def read_rows(path: Path, split: str) -> Rows:
-    """The rows of a .jsonl, .csv or .tsv file (the latter with a header), .gz or not; `split` names it in errors.
+@dataclass(frozen=True)
+class Table:
+    """All rows of a file or data set; `name` is what errors call it, `unit` what `Row.line` counts."""
 
-    Values of CSV and TSV are text. Raises `InputError` for another kind of file, an unreadable one, or a broken row.
+    rows: Sequence[Row]
+    name: str
+    unit: str = "line"
+
+    def place(self, row: Row) -> str:
+        """Where a row stands, for errors."""
+        return f"{self.name}, {self.unit} {row.line}"
+
+
+def file_kind(file: Path | str) -> str:
+    """The suffix of a file in small letters, without .gz."""
+    return Path(Path(file).name.lower().removesuffix(".gz")).suffix
+
+
+def has_columns(file: Path | str) -> bool:
+    """Whether `file` is a table, of which a column must be named, and not plain text."""
+    return is_data_set(str(file)) or file_kind(file) in (*_READERS, ".parquet")
+
+
+def read_table(file: Path | str, field: str) -> Table:
+    """All rows of a file or data set. Raises `InputError` as `iterate_rows` does."""
+    return Table(list(iterate_rows(file, field)), str(file), "row" if is_data_set(str(file)) else "line")
+
+
+def iterate_rows(file: Path | str, field: str) -> Iterator[Row]:
+    """The rows of a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, .gz or not, or of a `hub:` data set.
+
+    Values of CSV and TSV, which begin with a header, are text. Raises `InputError`, which names `field` and the line,
+    for another kind of file, one that cannot be read, a broken row, and more than `MAX_ROWS` of them.
     """
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    if kind == ".jsonl":
-        lines = enumerate(read_lines(path, split), start=1)
-        return [json_row(line, f"{path}, line {number}", split) for number, line in lines if line.strip()]
-    if kind not in _DELIMITERS:
-        raise InputError(f"`{split}` must be a .jsonl, .csv or .tsv file, .gz is fine, got {path}")
-    try:
-        rows = list(csv.DictReader(read_lines(path, split), delimiter=_DELIMITERS[kind], strict=True))
-    except csv.Error as error:
-        raise InputError(f"`{split}` must be a table with a header, {path} is not: {error}") from error
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise InputError(f"`{split}` must have as many fields in every row, row {number} of {path} has not")
-    return rows
+    if is_data_set(str(file)):
+        return capped(_numbered(file_rows(str(file), field)), file, field)
+    kind = file_kind(file)
+    if kind not in _READERS:
+        allowed = f"a {', '.join(_READERS)} or .parquet file, .gz is fine"
+        raise InputError(f"`{field}` must be {allowed}, or hub:owner/name, got {file}")
+    return _READERS[kind](Path(file), field)
 
 
-def hub_rows(dataset: str, config: str, split: str) -> Rows:
+def hub_table(dataset: str, config: str, split: str) -> Table:
     """The rows of one split of a Hub data set, downloaded or cached by `datasets`.
 
     Raises `InputError` as `load_data_set` does.
     """
-    options: dict[str, Any] = {"field": "task", "local": "in MLPFUSION_DATA", "name": f"{dataset} {config} {split}"}
-    return [dict(row) for row in load_data_set(dataset, config, split, **options)]
+    name = f"{dataset} {config} {split}"
+    found = load_data_set(dataset, config, split, field="task", local="in MLPFUSION_DATA", name=name)
+    return Table(list(capped(_numbered(found), name, "task")), name, "row")
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    return (Row(row, number) for number, row in enumerate(rows, start=1))

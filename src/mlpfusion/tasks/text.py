@@ -1,78 +1,65 @@
 """Unlabelled text to measure or to calibrate on."""
 
-import gzip
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from mlpfusion.errors import InputError, one_line
-from mlpfusion.tasks.hub import is_data_set, read_data_set
+from mlpfusion.errors import InputError
+from mlpfusion.tasks.hub import column_texts, is_data_set
+from mlpfusion.tasks.json_text import json_items
+from mlpfusion.tasks.lines import capped, split_at_returns, text_lines
+from mlpfusion.tasks.row import Row
+from mlpfusion.tasks.rows import file_kind, has_columns, iterate_rows
 
 
 def read_texts(
     file: Path | str, *, column: str | None = None, max_samples: int | None = None, field: str = "data"
 ) -> list[str]:
-    """The texts in a file: one a line, or the field `column` of every line of a JSONL file; .gz is unpacked.
+    """The texts in a file: one a line, or the column `column` of a table; stripped, empty ones left out.
 
-    `hub:owner/name`, `hub:owner/name:split` and `hub:owner/name:config:split` (split `train` if none is named) are read
-    from the Hub, .parquet from disk, both by the package `datasets`. Empty texts are left out. Raises `InputError` (it
-    names `field`) for a missing or unreadable file, a line that is no JSON object or has no such field, a missing
-    `column`, a file without any text, and a data set without `datasets`.
+    Tables are the files and data sets of `iterate_rows`; a .json file may be an array of texts, without a column. No
+    more than `max_samples` texts are read where rows come one by one. Raises `InputError` (it names `field`, or
+    `column`) for what cannot be read, a column that is missing, unknown or has no text, one named for plain text, and a
+    file without any text.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
-    if is_data_set(str(file)):
-        texts = read_data_set(str(file), column, field)
-    else:
-        texts = _read_file(Path(file), column, max_samples, field)
-    if not texts:
-        raise InputError(f"`{field}` must hold at least one text, got none in {file}")
-    return texts[:max_samples]
-
-
-def _read_file(path: Path, column: str | None, max_samples: int | None, field: str) -> list[str]:
-    is_json = path.name.removesuffix(".gz").endswith(".jsonl")
-    if is_json and column is None:
-        raise InputError(f"`column` must name the field of {path} that holds the text, got none")
     texts: list[str] = []
-    for number, line in enumerate(read_lines(path, field), start=1):
-        where = f"{path}, line {number}"
-        text = _text(json_row(line, where, field), column or "", where) if is_json else line.strip()
-        texts += [text] if text else []
+    for text in capped(_raw_texts(file, column, field), file, field):
+        texts += [stripped] if (stripped := text.strip()) else []
         if max_samples is not None and len(texts) == max_samples:
             break
+    if not texts:
+        raise InputError(f"`{field}` must hold at least one text, got none in {file}")
     return texts
 
 
-def read_lines(path: Path, field: str) -> Iterator[str]:
-    """The lines of a text file, unpacked if its name ends in .gz.
+def _raw_texts(file: Path | str, column: str | None, field: str) -> Iterable[str]:
+    if is_data_set(str(file)):
+        return column_texts(str(file), column, field)
+    if file_kind(file) == ".json":
+        return _json_texts(Path(file), column, field)
+    if has_columns(file):
+        return (_text(row, column, file) for row in iterate_rows(file, field))
+    if column is not None:
+        raise InputError(f"`column` must be left out for {file}, which is read as plain text, one a line")
+    return split_at_returns(text_lines(Path(file), field))
 
-    Raises `InputError`, which names `field`, if it cannot be read.
-    """
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                yield from file
+
+def _json_texts(path: Path, column: str | None, field: str) -> Iterator[str]:
+    for item in json_items(path, field):
+        if not isinstance(item.value, str):
+            yield _text(Row(item.value, item.line), column, path)
+        elif column is None:
+            yield item.value
         else:
-            with path.open(encoding="utf-8") as file:
-                yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"`{field}` must be a readable text file, got {path}: {one_line(error)}") from error
+            raise InputError(f"`column` must be left out for {path}, whose line {item.line} holds a text without one")
 
 
-def json_row(line: str, where: str, field: str) -> dict[str, Any]:
-    """The JSON object in a line. Raises `InputError`, which names `field`, if it is none."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"`{field}` must be JSON in {where}: {one_line(error)}") from error
-    if not isinstance(row, dict):
-        raise InputError(f"`{field}` must be a JSON object in {where}, got {type(row).__name__}")
-    return row
-
-
-def _text(row: dict[str, Any], column: str, where: str) -> str:
-    if not isinstance(row.get(column), str):
-        raise InputError(f"`column` must be a text field of {where}, one of {', '.join(row)}, got {column!r}")
-    return row[column].strip()
+def _text(row: Row, column: str | None, file: Path | str) -> str:
+    where = f"{file}, line {row.line}"
+    if column is None:
+        known = ", ".join(row.values)
+        raise InputError(f"`column` must name the column of {file} that holds the text, one of {known}, got none")
+    if not isinstance(row.values.get(column), str):
+        raise InputError(f"`column` must be a text column of {where}, one of {', '.join(row.values)}, got {column!r}")
+    return row.values[column]

@@ -1,7 +1,6 @@
 """The data of a job, from its flags."""
 
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback
 
@@ -15,12 +14,11 @@ def task_data(task: str | None, train: str | None, validation: str | None, colum
 
     Raises `InputError` as the loaders do, or if too little is given.
     """
-    files: dict[str, Any] = {"train": train and Path(train), "validation": validation and Path(validation)}
     if task is not None:
-        return load_task(task, **files)
-    if columns is None or not (files["train"] and files["validation"]):
+        return load_task(task, train=train, validation=validation)
+    if columns is None or not (train and validation):
         raise InputError("`task` must be given, or `train`, `validation`, `text_column` and `label_column`")
-    return load_files(files["train"], files["validation"], columns)
+    return load_files(train, validation, columns)
 
 
 def custom_task(text_column: tuple[str, ...], label_column: str | None, *, regression: bool) -> CustomTask | None:

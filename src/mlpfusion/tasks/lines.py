@@ -1,0 +1,128 @@
+"""The lines of a text file: unpacked, decoded, and within limits, so that no file can fill the memory."""
+
+import gzip
+import io
+import stat
+import warnings
+import zlib
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from mlpfusion.errors import DataFileWarning, InputError, one_line
+
+MAX_LINE = 2**24  # bytes of a line, after unpacking; 16 MiB
+MAX_FILE = 2**30  # characters of a file; 1 Gi
+MAX_ROWS = 4_000_000  # lines, rows or texts of a file
+
+Item = TypeVar("Item")
+
+# UTF-32 first: its mark begins with that of UTF-16.
+_WIDE = {BOM_UTF32_LE: "utf-32", BOM_UTF32_BE: "utf-32", BOM_UTF16_LE: "utf-16", BOM_UTF16_BE: "utf-16"}
+
+
+def read_lines(path: Path, field: str, *, guess: bool = True, max_line: int = MAX_LINE) -> Iterator[str]:
+    """Yields the lines of a text file, each with its line break, unpacked if the name ends in .gz.
+
+    A line ends in a line feed; a byte-order mark is read and left out. Without one the text is UTF-8, or, if `guess`,
+    Windows-1252 where the file is no UTF-8 anywhere, with a `DataFileWarning`. Raises `InputError`, which names `field`
+    and the line, for what is no regular file, cannot be read, mixes both encodings, or is above a limit.
+    """
+    check_regular(path, field)
+    size, number = 0, 0
+    try:
+        with _unpacked(path) as file:
+            lines = _decoded(file, path, guess=guess, max_line=max_line)
+            for number, line in enumerate(lines, start=1):
+                size += len(line)
+                if len(line) > max_line:
+                    limit = f"lines of at most {max_line // 2**20} MiB"
+                    raise InputError(f"`{field}` must have {limit}, line {number} of {path} is longer")
+                if size > MAX_FILE or number > MAX_ROWS:
+                    limit = f"at most {MAX_FILE // 2**20} MiB after unpacking, and {MAX_ROWS:,} lines"
+                    raise InputError(f"`{field}` must hold {limit}, {path} holds more: give a part of it")
+                yield line
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        where = f"{path}, line {number + 1}"
+        raise InputError(f"`{field}` must be a readable text file, got {where}: {one_line(error)}") from error
+
+
+def text_lines(path: Path, field: str) -> Iterator[str]:
+    """Yields the lines of `read_lines`. Raises `InputError` as it does, and for a NUL character: no text has one."""
+    for number, line in enumerate(read_lines(path, field), start=1):
+        if "\0" in line:
+            raise InputError(f"`{field}` must be a readable text file, got {path}: NUL character in line {number}")
+        yield line
+
+
+def split_at_returns(lines: Iterable[str]) -> Iterator[str]:
+    """Yields the lines, ended by lone carriage returns as well, as old spreadsheets end them."""
+    for line in lines:
+        if "\r" in line[:-2]:
+            yield from io.StringIO(line, newline="")
+        else:
+            yield line
+
+
+def capped(items: Iterable[Item], file: Path | str, field: str) -> Iterator[Item]:
+    """Yields the items. Raises `InputError`, which names `field`, where there are more than `MAX_ROWS`."""
+    for count, item in enumerate(items, start=1):
+        if count > MAX_ROWS:
+            raise InputError(
+                f"`{field}` must have at most {MAX_ROWS:,} lines or rows, {file} has more: give a part of it"
+            )
+        yield item
+
+
+def check_regular(path: Path, field: str) -> None:
+    """Raises `InputError` unless `path` is a regular file: a device or a pipe may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise InputError(f"`{field}` must be a readable file, got {path}: {one_line(error)}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise InputError(f"`{field}` must be a regular file, got {path}, which is {kind}")
+
+
+def _unpacked(path: Path) -> io.BufferedReader:
+    is_packed = path.suffix.lower() == ".gz"
+    return io.BufferedReader(gzip.open(path, "rb")) if is_packed else path.open("rb")
+
+
+def _decoded(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int) -> Iterator[str]:
+    """The lines as text; one above the limit is cut to a character more than that."""
+    start = file.peek(4)[:4]
+    wide = next((encoding for mark, encoding in _WIDE.items() if start.startswith(mark)), None)
+    if wide is not None:
+        text = io.TextIOWrapper(file, encoding=wide, newline="\n")
+        while line := text.readline(max_line + 1):
+            yield line
+        return
+    marked = start.startswith(BOM_UTF8)
+    if marked:
+        file.read(len(BOM_UTF8))
+    yield from _utf8_or_windows(file, path, guess=guess and not marked, max_line=max_line)
+
+
+def _utf8_or_windows(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int) -> Iterator[str]:
+    """UTF-8, unless no line with other characters than ASCII is: so the order of the lines does not matter."""
+    seen: str | None = None
+    while raw := file.readline(max_line + 1):
+        if raw.isascii() or len(raw) > max_line:
+            yield raw.decode("latin-1")
+            continue
+        try:
+            line, encoding = raw.decode(), "UTF-8"
+        except UnicodeDecodeError:
+            if not guess or seen == "UTF-8":
+                raise
+            line, encoding = raw.decode("cp1252"), "Windows-1252"
+        if seen is None and encoding != "UTF-8":
+            message = f"{path} is not UTF-8, and is read as Windows-1252: if letters come out wrong, save it as UTF-8"
+            warnings.warn(message, DataFileWarning, stacklevel=2)
+        elif seen not in (None, encoding):
+            raise UnicodeError("this line is UTF-8, those before are not: save the file in one encoding, UTF-8")
+        seen = encoding
+        yield line
