@@ -57,7 +57,6 @@ def test_bad_layers_name_the_field_the_range_and_the_value(layers, message):
         ({"keep_ratio": 0.01, "round_to": 16}, 16),
         ({"keep_ratio": 1.0, "round_to": 64}, 100),
         ({"width": 33}, 33),
-        ({"width": 33, "round_to": 16}, 33),
     ],
 )
 def test_widths(options, width):
@@ -75,6 +74,14 @@ def test_widths(options, width):
         ({}, r"give `keep_ratio=0.25` to keep a quarter of the neurons \(or `width`\)"),
         ({"keep_ratio": 0.5, "width": 5}, r"only one of `keep_ratio` and `width` must be given, got 0.5 and 5"),
         ({"keep_ratio": 0.5, "round_to": 0}, r"`round_to` must be at least 1, got 0"),
+        ({"keep_ratio": 0.5, "round_to": 101}, r"`round_to` must be at most 100, the width of encoder.0.*, got 101"),
+        ({"keep_ratio": 0.5, "round_to": 10**400}, r"`round_to` must be at most 100, the width of .*got 1000"),
+        (
+            {"keep_ratio": 0.97, "round_to": 64},
+            r"`round_to` must be small enough .*0.97 of 100 neurons is 128 in steps",
+        ),
+        ({"keep_ratio": 0.99, "round_to": 4}, r"`round_to` must be small enough .*0.99 of 100 neurons is 100 in steps"),
+        ({"width": 33, "round_to": 16}, r"`round_to` must be left out with `width`, which is taken as it is, got 16"),
     ],
 )
 def test_bad_widths_name_the_field_the_range_and_the_value(options, message):

@@ -57,7 +57,7 @@ def _calibration_options(command: Any) -> Any:
         click.option(
             "--calibration",
             metavar="FILE",
-            help="Texts for a calibrated method: text, JSONL, .parquet, or hub:owner/name[[:config]:split].",
+            help="Texts for a calibrated method, as for --data, or hub:owner/name[[:config]:split].",
         ),
     ):
         command = option(command)
@@ -73,7 +73,7 @@ def _task_options(command: Any) -> Any:
         click.option("--regression", is_flag=True, help="The label is a number to predict, not a class."),
         click.option("--label-column", metavar="NAME", help="Column of the label."),
         click.option("--text-column", callback=split_list, metavar="A[,B]", help="Column of the text, or of a pair."),
-        click.option("--train", metavar="FILE", help="Own training data (.jsonl, .csv, .tsv, .gz is fine)."),
+        click.option("--train", metavar="FILE", help="Own training data: .jsonl, .json, .csv, .tsv, .parquet."),
         click.option("--task", help="Task that lth, gem-miner, flop and moefication learn on: sst2, mnli, ..."),
     ):
         command = option(command)
@@ -97,7 +97,7 @@ def _task_options(command: Any) -> Any:
     "--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the method: see `mlpfusion methods NAME`."
 )
 @_calibration_options
-@click.option("--column", help="Field of --calibration that holds the text.")
+@click.option("--column", help="Column of --calibration that holds the text.")
 @click.option("--sequential", is_flag=True, help="Calibrate each block on what the blocks compressed before it leave.")
 @click.option("--data-free", is_flag=True, help="Calibrate on random tokens instead of texts.")
 @_task_options
@@ -131,8 +131,8 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 
 @main.command(short_help="Output and kernel error of every method on MODEL (Table 1).")
 @click.argument("model")
-@click.option("--data", required=True, metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
-@click.option("--column", help="Field of a JSONL file that holds the text.")
+@click.option("--data", required=True, metavar="FILE", help="Texts, one a line, or a table with --column.")
+@click.option("--column", help="Column of a table that holds the text.")
 @click.option("--max-samples", type=int, default=256, show_default=True, help="Texts to measure on.")
 @click.option("--methods", default="all", show_default=True, help="all, or names like fusion,fusion:refine=false.")
 @click.option("--architecture", metavar="FILE", help="Row file for a model type that has no row of its own.")
@@ -168,8 +168,8 @@ def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
 @main.command(short_help="Output and kernel error of COMPRESSED against ORIGINAL.")
 @click.argument("original")
 @click.argument("compressed")
-@click.option("--data", required=True, metavar="FILE", help="Text, one a line, or JSONL with --column; .gz is fine.")
-@click.option("--column", help="Field of a JSONL file that holds the text.")
+@click.option("--data", required=True, metavar="FILE", help="Texts, one a line, or a table with --column.")
+@click.option("--column", help="Column of a table that holds the text.")
 @click.option("--max-samples", type=int, default=256, show_default=True, help="Texts to measure on.")
 @click.option("--scalar", default="logit", show_default=True, help="f of the kernel: logit or prob0 (the authors').")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random head.")

@@ -34,11 +34,14 @@ def make_plan(
 
     Exactly one of `keep_ratio` (0.25 keeps a quarter of the neurons) and `width` (neurons) must be given;
     `keep_ratio` rounds to the nearest multiple of `round_to`. Raises `InputError` naming the field, its range and
-    the value.
+    the value, also where rounding would leave a whole MLP of a cut.
     """
     check_one_size({"keep_ratio": keep_ratio, "width": width})
     check_round_to(round_to)
+    if width is not None and round_to != 1:
+        raise InputError(f"`round_to` must be left out with `width`, which is taken as it is, got {round_to}")
     chosen = choose_sites(sites, layers)
+    check_step_fits(chosen, round_to)
     return Plan(tuple((site, _site_width(site, keep_ratio, width, round_to)) for site in chosen), keep_ratio)
 
 
@@ -57,6 +60,14 @@ def check_round_to(round_to: int) -> None:
     """Raises `InputError` for a step of widths below 1."""
     if round_to < 1:
         raise InputError(f"`round_to` must be at least 1, got {round_to}")
+
+
+def check_step_fits(sites: Sequence[Site], round_to: int) -> None:
+    """Raises `InputError` if an MLP has fewer neurons than a step of widths: nothing of it could be cut."""
+    for site in sites:
+        if round_to > site.intermediate_size:
+            allowed = f"at most {site.intermediate_size}, the width of {site.path}"
+            raise InputError(f"`round_to` must be {allowed}, got {shown(round_to)}")
 
 
 def choose_sites(sites: Sequence[Site], layers: str) -> list[Site]:
@@ -111,8 +122,11 @@ def _site_width(site: Site, keep_ratio: float | None, width: int | None, round_t
     if keep_ratio is not None:
         if not 0 < keep_ratio <= 1:
             raise InputError(f"`keep_ratio` must be above 0 and at most 1, got {keep_ratio}")
-        rounded = round_to * round(keep_ratio * site.intermediate_size / round_to)
-        return min(max(rounded, round_to, 1), site.intermediate_size)
+        rounded = max(round_to * round(keep_ratio * site.intermediate_size / round_to), round_to)
+        if round_to > 1 and keep_ratio < 1 and rounded >= site.intermediate_size:
+            got = f"{keep_ratio:g} of {site.intermediate_size} neurons is {rounded} in steps of {round_to}"
+            raise InputError(f"`round_to` must be small enough that {site.path} gets narrower: {got}")
+        return min(rounded, site.intermediate_size)
     assert width is not None
     if not 1 <= width <= site.intermediate_size:
         raise InputError(f"`width` must be between 1 and {site.intermediate_size} at {site.path}, got {width}")

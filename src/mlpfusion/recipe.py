@@ -210,9 +210,14 @@ def _calibration_source(recipe: Recipe, method: Any) -> CalibrationTexts | Rando
     """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
     given = recipe.calibration is not None or recipe.data_free
     check_calibration(method, given=given, sequential=recipe.sequential)
+    if recipe.data_free and recipe.calibration is not None:
+        raise InputError(f"`calibration` must be left out with `data_free`, got {recipe.calibration}")
+    if recipe.calibration is None and recipe.column is not None:
+        raise InputError(f"`column` must be left out without `calibration`, got {recipe.column!r}")
+    if not given and recipe.calibration_samples != Recipe.calibration_samples:
+        got = f"got {shown(recipe.calibration_samples)}"
+        raise InputError(f"`calibration_samples` must be left out without `calibration` or `data_free`, {got}")
     if recipe.data_free:
-        if recipe.calibration is not None:
-            raise InputError(f"`calibration` must be left out with `data_free`, got {recipe.calibration}")
         return RandomTokens(recipe.calibration_samples)
     if recipe.calibration is None:
         return None
@@ -232,6 +237,8 @@ def _check_no_task(recipe: Recipe) -> None:
     for name in TASK_FIELDS:
         if getattr(recipe, name):
             raise InputError(f"`{name}` must be left out for {recipe.method}, which does not learn on a task")
+    if recipe.max_length != Recipe.max_length:
+        raise InputError(f"`max_length` must be left out for {recipe.method}, which does not learn on a task")
 
 
 def _check_device(device: str) -> None:

@@ -54,6 +54,8 @@ def _checked_method(recipe: Recipe) -> Any:
     for name in _REFUSED:
         if getattr(recipe, name):
             raise InputError(f"`{name}` must be left out for {recipe.method}, which learns on a task")
+    if recipe.calibration_samples != Recipe.calibration_samples:
+        raise InputError(f"`calibration_samples` must be left out for {recipe.method}, which learns on a task")
     if recipe.task is None and not (recipe.train and recipe.text_column and recipe.label_column):
         raise InputError(f"`task` must be given for {recipe.method}, or `train` with `text_column` and `label_column`")
     Finetune(max_train_samples=recipe.max_train_samples)
@@ -62,7 +64,7 @@ def _checked_method(recipe: Recipe) -> Any:
 
 def _training_part(recipe: Recipe, source: Source) -> EncodedTask:
     """What `tune` would train on, as token ids. Raises `InputError` as the loaders do."""
-    columns = custom_task(recipe.text_column, recipe.label_column, regression=recipe.regression)
+    columns = custom_task(recipe.text_column, recipe.label_column, regression=recipe.regression, task=recipe.task)
     validation = None if recipe.task is not None else recipe.train  # asked for by the loader, not looked at
     found = task_data(recipe.task, recipe.train, validation, columns)
     data = encode_for(source, replace(found, evaluation={}), recipe.max_length)

@@ -85,7 +85,9 @@ def test_a_data_set_without_the_library_is_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     for file in ("hub:owner/name", str(tmp_path / "a.parquet")):
-        with pytest.raises(InputError, match="must be text or JSONL unless `pip install datasets` is done, got"):
+        with pytest.raises(
+            InputError, match="must be a text, JSON, CSV or TSV file unless `pip install datasets` is done, got"
+        ):
             read_texts(file, column="text")
 
 
@@ -133,8 +135,12 @@ def test_parquet_and_folders_are_read_by_the_library_itself(tmp_path):
     assert read_texts(f"hub:{tmp_path}", column="text") == ["one", "two"]
     with pytest.raises(InputError, match="`column` must be a text column of .*, one of text, label, got 'label'"):
         read_texts(tmp_path / "train.parquet", column="label")
-    with pytest.raises(InputError, match="`data` must be text or JSONL, or a data set that can be read, got"):
+    with pytest.raises(
+        InputError, match="`data` must be a text, JSON, CSV or TSV file, or a data set that can be read, got"
+    ):
         read_texts(f"hub:{tmp_path}:validation", column="text")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="`data` must be text or JSONL, or a data set that can be read, got"):
+    with pytest.raises(
+        InputError, match="`data` must be a text, JSON, CSV or TSV file, or a data set that can be read, got"
+    ):
         read_texts(tmp_path / "bad.parquet", column="text")

@@ -67,14 +67,20 @@ SST2 = [{"sentence": f"text {i}", "label": i % 2} for i in range(4)]
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "`train` must hold at least one row, got none in train of sst2"),
-        ([{"text": "a", "label": 0}], "`text_column` must be a column of train of sst2, one of text, label, got 'sent"),
-        ([{"sentence": "a"}], "`label_column` must be a column of train of sst2, one of sentence, got 'label'"),
-        ([{"sentence": 3, "label": 0}], "`sentence` must be text in train of sst2, got 3 in row 1"),
-        ([*SST2, {"sentence": "a", "label": 2}], "`label` must be one of 0 to 1 in train of sst2, row 5, got 2"),
-        ([*SST2, {"sentence": "a", "label": -1}], "`label` must be one of 0 to 1 in train of sst2, row 5, got -1"),
-        ([{"sentence": "a", "label": 0.5}], "`label` must be one of 0 to 1 in train of sst2, row 1, got 0.5"),
-        ([{"sentence": "a", "label": True}], "`label` must be one of 0 to 1 in train of sst2, row 1, got True"),
+        ([], "`train` must hold at least one row, got none in .*SST-2/train.jsonl.gz"),
+        (
+            [{"text": "a", "label": 0}],
+            "`text_column` must be a column of .*train.jsonl.gz, line 1, one of text, label, got 'sent",
+        ),
+        (
+            [{"sentence": "a"}],
+            "`label_column` must be a column of .*train.jsonl.gz, line 1, one of sentence, got 'label'",
+        ),
+        ([{"sentence": 3, "label": 0}], "`sentence` must be text in .*train.jsonl.gz, line 1, got 3"),
+        ([*SST2, {"sentence": "a", "label": 2}], "`label` must be one of 0 to 1 in .*train.jsonl.gz, line 5, got 2"),
+        ([*SST2, {"sentence": "a", "label": -1}], "`label` must be one of 0 to 1 in .*train.jsonl.gz, line 5, got -1"),
+        ([{"sentence": "a", "label": 0.5}], "`label` must be one of 0 to 1 in .*train.jsonl.gz, line 1, got 0.5"),
+        ([{"sentence": "a", "label": True}], "`label` must be one of 0 to 1 in .*train.jsonl.gz, line 1, got True"),
     ],
 )
 def test_bad_rows_are_refused(rows, message, tmp_path, monkeypatch):
@@ -87,7 +93,7 @@ def test_bad_rows_are_refused(rows, message, tmp_path, monkeypatch):
 def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
     rows = [{"sentence1": "a", "sentence2": "b", "label": float("nan")}]
     monkeypatch.setenv("MLPFUSION_DATA", str(glue_folder(tmp_path, "stsb", {"train": rows, "validation": rows})))
-    with pytest.raises(InputError, match="`label` must be a finite number in train of stsb, row 1, got nan"):
+    with pytest.raises(InputError, match="`label` must be a finite number in .*train.jsonl.gz, line 1, got nan"):
         load_task("stsb")
 
 
@@ -173,10 +179,18 @@ def test_a_regression_takes_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [
-        ([{"x": "a", "y": 0.5}], None, "`label` must be text or a whole number for a class, got 0.5; --regression"),
+        (
+            [{"x": "a", "y": 0.5}],
+            None,
+            "`label` must be text or a whole number for a class, got 0.5 in .*a.jsonl, line 1; --regression",
+        ),
         ([{"x": "a", "y": "p"}], None, "`label` must have at least two different values in train, got \\['p'\\]"),
-        ([{"x": "a", "y": "p"}, {"x": "a", "y": "q"}], [{"x": "a", "y": "r"}], "`label` must be one of p, q in valid"),
-        ([{"x": "a", "z": "p"}], None, "`label_column` must be a column of train, .*a.jsonl, one of x, z, got 'y'"),
+        (
+            [{"x": "a", "y": "p"}, {"x": "a", "y": "q"}],
+            [{"x": "a", "y": "r"}],
+            "`label` must be one of p, q in .*b.jsonl, line 1, got 'r'",
+        ),
+        ([{"x": "a", "z": "p"}], None, "`label_column` must be a column of .*a.jsonl, line 1, one of x, z, got 'y'"),
     ],
 )
 def test_bad_own_files_are_refused(train, validation, message, tmp_path):
@@ -188,7 +202,11 @@ def test_bad_own_files_are_refused(train, validation, message, tmp_path):
 def test_ragged_tables_and_other_files_are_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("x,y\na,1\nb\n")
-    with pytest.raises(InputError, match="`train` must have as many fields in every row, row 3 of .* has not"):
+    with pytest.raises(
+        InputError, match="`train` must have as many fields in every row, line 3 of .*a.csv has 1, the header 2"
+    ):
         load_files(path, path, CustomTask(("x",), "y"))
-    with pytest.raises(InputError, match="`train` must be a .jsonl, .csv or .tsv file, .gz is fine, got .*a.parquet"):
-        load_files(tmp_path / "a.parquet", path, CustomTask(("x",), "y"))
+    with pytest.raises(
+        InputError, match="`train` must be a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, .*got .*a.xml"
+    ):
+        load_files(tmp_path / "a.xml", path, CustomTask(("x",), "y"))

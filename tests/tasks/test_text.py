@@ -30,10 +30,10 @@ def test_jsonl_gives_the_named_column(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "column", "message"),
     [
-        ("a.jsonl", '{"x": "t"}', None, "`column` must name the field of"),
-        ("a.jsonl", '{"x": "t"}', "z", "`column` must be a text field of .*, line 1, one of x, got 'z'"),
-        ("a.jsonl", '{"x": 3}', "x", "`column` must be a text field"),
-        ("a.jsonl", "[1]", "x", "`data` must be a JSON object in .*, got list"),
+        ("a.jsonl", '{"x": "t"}', None, "`column` must name the column of .* that holds the text, one of x, got none"),
+        ("a.jsonl", '{"x": "t"}', "z", "`column` must be a text column of .*, line 1, one of x, got 'z'"),
+        ("a.jsonl", '{"x": 3}', "x", "`column` must be a text column"),
+        ("a.jsonl", "[1]", "x", "`data` must be a JSON object in .*, line 1, got list"),
         ("a.jsonl", "{", "x", "`data` must be JSON in .*line 1"),
         ("a.txt", "\n\n", None, "`data` must hold at least one text"),
     ],
@@ -44,7 +44,7 @@ def test_bad_files_are_refused(name, text, column, message, tmp_path):
 
 
 def test_missing_truncated_and_binary_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="`data` must be a readable text file"):
+    with pytest.raises(InputError, match="`data` must be a readable file, got .*none.txt: .*No such file"):
         read_texts(tmp_path / "none.txt")
     cut = write(tmp_path / "cut.txt.gz", "text\n" * 1000)
     cut.write_bytes(cut.read_bytes()[:-20])

@@ -13,7 +13,7 @@ from mlpfusion.budget.amount import Amounts, Budget, count_amounts, parse_budget
 from mlpfusion.budget.curves import grid, inertia_curve, refit_curve
 from mlpfusion.methods import takes_no_data
 from mlpfusion.outcomes import Progress, on_device, site_generator
-from mlpfusion.plan import Plan, check_round_to, choose_sites
+from mlpfusion.plan import Plan, check_round_to, check_step_fits, choose_sites
 from mlpfusion.traces import Batch, eval_mode, mlp_inputs
 
 # The unit of the curves: of methods that see no data, and of the others.
@@ -41,6 +41,7 @@ def check_budget(model: PreTrainedModel, sites: Sequence[Site], budget: str, lay
     """
     check_round_to(round_to)
     wanted, chosen = parse_budget(budget), choose_sites(sites, layers)
+    check_step_fits(chosen, round_to)
     if wanted.unit == "parameters":
         spendable(wanted, count_amounts(model, chosen, wanted.unit), chosen, round_to)
 
@@ -68,6 +69,7 @@ def spread_budget(
     """
     check_round_to(round_to)
     wanted, chosen = parse_budget(budget), choose_sites(sites, layers)
+    check_step_fits(chosen, round_to)
     amounts = count_amounts(model, chosen, wanted.unit)
     left = spendable(wanted, amounts, chosen, round_to)
     grids = [grid(site.intermediate_size, possible_widths(site.intermediate_size, round_to)[0]) for site in chosen]

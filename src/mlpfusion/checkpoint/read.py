@@ -39,10 +39,13 @@ __all__ = [
 def resolve(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of `model`: itself if it is one, else the Hub's snapshot at `revision` (downloaded or cached).
 
-    With `weights=False` only the small files are fetched. Raises `InputError` if there is no such model.
+    With `weights=False` only the small files are fetched. Raises `InputError` if there is no such model, and for a
+    `revision` of a folder.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
+        if revision is not None:
+            raise InputError(f"`revision` must be left out for a folder, got {revision!r} with {model}")
         return folder
     try:
         validate_repo_id(model)

@@ -24,6 +24,7 @@ from mlpfusion.report.comparison import comparison_markdown, comparison_record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.tasks.calibration_texts import CalibrationTexts, with_decoder_inputs
 from mlpfusion.tasks.random_tokens import RandomTokens
+from mlpfusion.tasks.rows import has_columns, short_name
 from mlpfusion.tasks.text import read_texts
 from mlpfusion.tasks.tokenizer import token_batches
 from mlpfusion.traces import Batch
@@ -39,20 +40,26 @@ def run_comparison(
     file. Everything is checked before the
     weights are read. Raises `InputError`.
     """
-    source = _calibration_source(run.get("calibration"), column, run.get("calibration_samples"))
     methods, seeds = parse_methods(run["methods"]), parse_seeds(run["seeds"])
+    wanted = any(not takes_no_data(method) for method in methods)
+    for name in ("calibration", "calibration_samples"):
+        if not wanted and run.get(name) is not None:
+            raise InputError(f"`{name}` must be left out where no method is calibrated, got {run['methods']}")
+    tables = [file for file in (data, run.get("calibration")) if file is not None and has_columns(file)]
+    source = _calibration_source(
+        run.get("calibration"), column if run.get("calibration") in tables else None, run.get("calibration_samples")
+    )
     Probe(run["scalar"])
-    texts = read_texts(data, column=column, max_samples=max_samples)
+    texts = read_texts(data, column=column if data in tables or not tables else None, max_samples=max_samples)
     row = None if run.get("architecture") is None else read_architecture(Path(run["architecture"]).expanduser())
     folder, loaded = load_checkpoint(model)
     batches = with_decoder_inputs(token_batches(folder, texts, loaded.config), loaded.config)
-    wanted = any(not takes_no_data(method) for method in methods)
     calibration = {seed: source.batches(folder, loaded.config, seed) for seed in seeds} if wanted else None
     selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
     authors_batch = _authors_batch(folder, texts, loaded.config) if run["authors_quirks"] else None
     options = {"seeds": seeds, "authors_batch": authors_batch, "calibration": calibration, "progress": progress}
     rows = compare_methods(loaded, methods, batches, architecture=row, **selection, **options)
-    measured_on = {"model": Path(model).name, "data": Path(data).name, "samples": len(texts)}
+    measured_on = {"model": Path(model).name, "data": short_name(data), "samples": len(texts)}
     if wanted:
         measured_on["calibration"] = source.record() | {"samples": source.num_samples}
     where = {"device": str(loaded.device), "threads": torch.get_num_threads(), "versions": versions()}

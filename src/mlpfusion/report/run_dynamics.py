@@ -25,7 +25,7 @@ from mlpfusion.record import versions
 from mlpfusion.report.dynamics import FULL, dynamics_markdown, write_dynamics_chart
 from mlpfusion.report.run_comparison import parse_methods
 from mlpfusion.row_check import check_visited
-from mlpfusion.tasks.calibration_texts import CalibrationTexts
+from mlpfusion.tasks.calibration_texts import CalibrationTexts, check_samples
 from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
 from mlpfusion.traces import Batch
 from mlpfusion.tune.data import custom_task, display_name, task_data
@@ -95,7 +95,7 @@ def run_dynamics(job: DynamicsJob, progress: Progress = lambda done, total, what
     """
     methods = _check_job(job)
     source = open_source(job.model, job.revision, new_head=job.new_head)
-    columns = custom_task(job.text_column, job.label_column, regression=job.regression)
+    columns = custom_task(job.text_column, job.label_column, regression=job.regression, task=job.task)
     found = task_data(job.task, job.train, job.validation, columns)
     data = encode_for(source, found, job.max_length)
     _check_plan(job, source, data)
@@ -253,20 +253,33 @@ def _check_job(job: DynamicsJob) -> list[Any]:
     methods = parse_methods(",".join(job.methods))
     for method in methods:
         check_method(method, None, 1)
-    if job.sequential and all(takes_no_data(method) for method in methods):
-        raise InputError(f"`sequential` must be left out where no method is calibrated, got {','.join(job.methods)}")
+    _check_calibration(job, methods)
     for name, values in (("seeds", job.seeds), ("methods", [repr(method) for method in methods])):
         if len(set(values)) < len(values):
             raise InputError(f"`{name}` must not repeat, got {','.join(map(str, getattr(job, name)))}")
     for seed in job.seeds:
         job.dynamics(seed)
-    for name in ("eval_samples", "calibration_samples"):
-        if getattr(job, name) < 1:
-            raise InputError(f"`{name}` must be at least 1, got {getattr(job, name)}")
+    if job.eval_samples < 1:
+        raise InputError(f"`eval_samples` must be at least 1, got {job.eval_samples}")
+    check_samples(job.calibration_samples)
     if job.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"`device` must be auto, cpu or cuda, got {job.device!r}")
     PartialState(cpu=job.device == "cpu")
     return methods
+
+
+def _check_calibration(job: DynamicsJob, methods: Sequence[Any]) -> None:
+    """Raises `InputError` for what says how to calibrate where nothing is calibrated, and a column of no file."""
+    given = {
+        "sequential": job.sequential,
+        "calibration": job.calibration is not None,
+        "calibration_samples": job.calibration_samples != DynamicsJob.calibration_samples,
+    }
+    for name, is_given in given.items():
+        if is_given and all(takes_no_data(method) for method in methods):
+            raise InputError(f"`{name}` must be left out where no method is calibrated, got {','.join(job.methods)}")
+    if job.column is not None and job.calibration is None:
+        raise InputError(f"`column` must be left out without `calibration`, got {job.column!r}")
 
 
 def _check_plan(job: DynamicsJob, source: Source, data: EncodedTask) -> None:

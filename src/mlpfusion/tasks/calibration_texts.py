@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.tasks.lengths import longest_text, text_length
+from mlpfusion.tasks.rows import short_name
 from mlpfusion.tasks.text import read_texts
 from mlpfusion.tasks.tokenizer import load_tokenizer, token_batches, tokenized
 from mlpfusion.traces import Batch
+
+MAX_SAMPLES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,7 @@ class CalibrationTexts:
     @classmethod
     def read(cls, file: str, column: str | None, num_samples: int) -> "CalibrationTexts":
         """Reads `file` as `read_texts` does. Raises `InputError` as it does, and for a number below 1."""
-        if num_samples < 1:
-            raise InputError(f"`calibration_samples` must be at least 1, got {num_samples}")
+        check_samples(num_samples)
         return cls(file, column, num_samples, tuple(read_texts(file, column=column, field="calibration")))
 
     def draw(self, folder: Path, seed: int, config: PreTrainedConfig | None = None) -> list[str]:
@@ -56,11 +58,23 @@ class CalibrationTexts:
         """Where the texts are from: SHA-256 of the file (None for a Hub data set) and of all texts, one a line."""
         path = Path(self.file)
         return {
-            "file": path.name if path.is_file() else self.file,
+            "file": short_name(self.file),
             "column": self.column,
-            "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+            "file_sha256": _file_sha256(path) if path.is_file() else None,
             "texts_sha256": hashlib.sha256("\n".join(self.texts).encode(errors="surrogatepass")).hexdigest(),
         }
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_samples(number: int) -> None:
+    """Raises `InputError` for a number of samples to calibrate on that is out of range."""
+    if not 1 <= number <= MAX_SAMPLES:
+        allowed = "at least 1" if number < 1 else f"at most {MAX_SAMPLES:,}"
+        raise InputError(f"`calibration_samples` must be {allowed}, got {shown(number)}")
 
 
 def order_by_length(lengths: Sequence[int], seed: int) -> list[int]:

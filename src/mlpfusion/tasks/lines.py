@@ -96,9 +96,9 @@ def _decoded(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int)
     start = file.peek(4)[:4]
     wide = next((encoding for mark, encoding in _WIDE.items() if start.startswith(mark)), None)
     if wide is not None:
-        text = io.TextIOWrapper(file, encoding=wide, newline="\n")
-        while line := text.readline(max_line + 1):
-            yield line
+        with io.TextIOWrapper(file, encoding=wide, newline="\n") as text:
+            while line := text.readline(max_line + 1):
+                yield line
         return
     marked = start.startswith(BOM_UTF8)
     if marked:

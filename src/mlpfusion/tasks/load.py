@@ -9,9 +9,8 @@ from typing import Any
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.tasks.glue import CustomTask, Task, find_task
-from mlpfusion.tasks.hub import PREFIX
 from mlpfusion.tasks.row import Row
-from mlpfusion.tasks.rows import Table, hub_table, read_table
+from mlpfusion.tasks.rows import Table, hub_table, read_table, short_name
 
 DATA_VARIABLE = "MLPFUSION_DATA"
 DEFAULT_DATA = Path("..") / "shared" / "data"
@@ -72,7 +71,7 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
     metrics = ("pearson", "spearman") if not names else ("accuracy", "f1")[: 2 if len(names) == 2 else 1]
     task = Task(columns.name, columns.text_columns, names, metrics, label_column=columns.label_column)
     evaluation = {"validation": _examples(tables[1], task, "validation")}
-    source = f"{_short_name(train)}, {_short_name(validation)}"
+    source = f"{short_name(train)}, {short_name(validation)}"
     return TaskData(task, _examples(tables[0], task, "train"), evaluation, source)
 
 
@@ -87,14 +86,9 @@ def _data_folder(task: Task) -> Path | None:
     return None
 
 
-def _short_name(file: Path | str) -> str:
-    """What records call a file: without its folder; a data set by its name."""
-    return str(file) if str(file).startswith(PREFIX) else Path(file).name
-
-
 def _split_table(task: Task, split: str, file: Path | str | None, folder: Path | None) -> tuple[Table, str]:
     if file is not None:
-        return read_table(file, split), _short_name(file)
+        return read_table(file, split), short_name(file)
     if folder is None:
         table = hub_table(HUB_DATASET, task.name, split)
         return table, table.name
@@ -131,7 +125,7 @@ def _label(value: Any, task: Task, names: Mapping[str, int], table: Table, row: 
     if task.is_regression:
         return _number(value, table, row)
     name = _class_name(value)
-    if name in names:
+    if name is not None and name in names:
         return names[name]
     allowed = f"0 to {task.num_labels - 1}" if task.folder else ", ".join(task.label_names)
     raise InputError(f"`label` must be one of {allowed} in {table.place(row)}, got {shown(value)}")

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.calibration_texts import with_decoder_inputs
+from mlpfusion.tasks.calibration_texts import check_samples, with_decoder_inputs
 from mlpfusion.tasks.lengths import longest_text
 from mlpfusion.tasks.tokenizer import load_tokenizer, padded
 from mlpfusion.traces import Batch
@@ -29,8 +29,7 @@ class RandomTokens:
     num_samples: int
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise InputError(f"`calibration_samples` must be at least 1, got {self.num_samples}")
+        check_samples(self.num_samples)
 
     def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
         """Padded batches in the form of a text, special tokens included, for a model of this config.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.hub import file_rows, is_data_set, load_data_set
+from mlpfusion.tasks.hub import PREFIX, file_rows, is_data_set, load_data_set
 from mlpfusion.tasks.json_text import json_lines, json_rows
 from mlpfusion.tasks.lines import capped
 from mlpfusion.tasks.row import Row
@@ -31,6 +31,11 @@ class Table:
 def file_kind(file: Path | str) -> str:
     """The suffix of a file in small letters, without .gz."""
     return Path(Path(file).name.lower().removesuffix(".gz")).suffix
+
+
+def short_name(file: Path | str) -> str:
+    """What a record calls a file: its name without the folder; a data set of the Hub as it was given."""
+    return str(file) if str(file).startswith(PREFIX) else Path(file).name
 
 
 def has_columns(file: Path | str) -> bool:

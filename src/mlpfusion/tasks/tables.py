@@ -41,20 +41,16 @@ def csv_rows(path: Path, field: str) -> Iterator[Row]:
 def tsv_rows(path: Path, field: str) -> Iterator[Row]:
     """Yields the rows of a TSV file: a line is a row, and quotation marks belong to the text, as in GLUE's files.
 
-    Where every cell with a quotation mark is one that a writer of CSV has put into quotation marks, they are left out,
-    with a `DataFileWarning`. Raises `InputError`, which names `field` and the line, for a line that has not as many
-    cells as the header.
+    Only where the header has every name in quotation marks, those around cells are left out. A `DataFileWarning` says
+    so, or that they are kept where all cells with a mark look like a spreadsheet's. Raises `InputError`, which names
+    `field` and the line, for a line that has not as many cells as the header.
     """
     lines = list(text_lines(path, field))
     if not lines:
         return
     end = "\r\n" if lines[0].endswith("\r\n") else "\n"
     header = lines[0].removesuffix(end).split("\t")
-    quoted = _is_quoted(header, lines, end)
-    if quoted:
-        number = next(number for number, line in enumerate(lines, start=1) if '"' in line)
-        how = "are read as a spreadsheet writes them, without the marks; if these belong to the text, give JSONL"
-        warnings.warn(f"{path}: cells in quotation marks (line {number}) {how}", DataFileWarning, stacklevel=2)
+    quoted = _has_quoting(header, lines, end, path)
     names = _column_names([_unquoted(name) for name in header] if quoted else header, path, field)
     for number, line in enumerate(lines[1:], start=2):
         plain = line.removesuffix(end)
@@ -70,15 +66,20 @@ def tsv_rows(path: Path, field: str) -> Iterator[Row]:
 _TSV_CURE = "; a .tsv has no tabs and line breaks within a cell, quoted or not: give CSV or JSONL for these"
 
 
-def _is_quoted(header: Sequence[str], lines: Sequence[str], end: str) -> bool:
-    """Whether a writer of CSV has made the quotation marks of a TSV: all of them, and for a reason.
+def _has_quoting(header: Sequence[str], lines: Sequence[str], end: str, path: Path) -> bool:
+    """Whether marks around the cells of a TSV are no part of them: certain only where all names have them too.
 
-    The reason is a mark or a carriage return inside, or a header with all names in marks, where every text has them.
+    GLUE's own QQP has texts like a spreadsheet's, doubled marks and all, which are read with them everywhere.
     """
     marked = [cell for line in lines if '"' in line for cell in line.removesuffix(end).split("\t") if '"' in cell]
     if not marked or not all(_QUOTED.fullmatch(cell) for cell in marked):
         return False
-    return all(_QUOTED.fullmatch(name) for name in header) or all('"' in cell[1:-1] or "\r" in cell for cell in marked)
+    quoted = all(_QUOTED.fullmatch(name) for name in header)
+    how = "left out, as the header has them too" if quoted else "kept: a .tsv has no quoting"
+    cure = "give CSV" if not quoted else "give JSONL"
+    message = f"{path}: the quotation marks around cells are {how}; if that is wrong, {cure}"
+    warnings.warn(message, DataFileWarning, stacklevel=2)
+    return quoted
 
 
 def _unquoted(cell: str) -> str:

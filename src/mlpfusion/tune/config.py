@@ -80,6 +80,18 @@ class Finetune:
         _check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
         _check(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", self.device)
         _check(
+            self.holdout == type(self).holdout or self.select_on == "holdout",
+            "holdout",
+            f"left out for select_on={self.select_on}, which holds nothing out",
+            self.holdout,
+        )
+        _check(
+            self.metric_for_best_model is None or self.select_on != "last",
+            "metric_for_best_model",
+            "left out for select_on=last, which chooses nothing",
+            self.metric_for_best_model,
+        )
+        _check(
             self.patience is None or self.select_on != "last", "patience", "left out for select_on=last", self.patience
         )
 

@@ -21,8 +21,19 @@ def task_data(task: str | None, train: str | None, validation: str | None, colum
     return load_files(train, validation, columns)
 
 
-def custom_task(text_column: tuple[str, ...], label_column: str | None, *, regression: bool) -> CustomTask | None:
-    """The columns, None if not all are named. Raises `InputError` for more than two of text."""
+def custom_task(
+    text_column: tuple[str, ...], label_column: str | None, *, regression: bool, task: str | None = None
+) -> CustomTask | None:
+    """The columns, None if not all are named.
+
+    Raises `InputError` for more than two of text, and for any with a `task`, which has its own.
+    """
+    given = {"text_column": ",".join(text_column), "label_column": label_column, "regression": regression}
+    for name, value in given.items():
+        if task is not None and value:
+            raise InputError(
+                f"`{name}` must be left out with `task`, got {value}: {task} has its own columns and labels"
+            )
     if len(text_column) > 2:
         raise InputError(f"`text_column` must name one column or two, got {', '.join(text_column)}")
     return CustomTask(text_column, label_column, regression) if text_column and label_column else None

@@ -67,6 +67,8 @@ class Distill:
         for name, (holds, allowed) in checks.items():
             if not holds:
                 raise InputError(f"`{name}` must be {allowed}, got {shown(getattr(self, name))}")
+        if self.temperature != type(self).temperature and not self.objective.startswith("logits"):
+            raise InputError(f"`temperature` must be left out for {self.objective}, which has no logits")
 
 
 def distill(

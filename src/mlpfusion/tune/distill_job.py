@@ -16,6 +16,7 @@ from mlpfusion.record import model_size, versions
 from mlpfusion.tasks.encode import EncodedExamples, encode_texts
 from mlpfusion.tasks.lengths import longest_text
 from mlpfusion.tasks.load import load_task
+from mlpfusion.tasks.rows import short_name
 from mlpfusion.tasks.text import read_texts
 from mlpfusion.tune.card import distill_card
 from mlpfusion.tune.data import display_name, log_callbacks
@@ -40,8 +41,8 @@ _FREE = ("original", "compressed", "out", "data", "cache", "log_dir", "resume", 
 class DistillJob:
     """Who learns from whom, from what, and where to put it: the same fields as the flags of `mlpfusion distill`.
 
-    Either `data`, a file of texts (with `column` in JSONL), or `task`, whose training texts are taken. The fields from
-    `objective` on are those of `Distill`.
+    Either `data`, a file of texts (with the `column` of a table), or `task`, whose training texts are taken. The fields
+    from `objective` on are those of `Distill`.
     """
 
     original: str = ""
@@ -126,6 +127,8 @@ def _check_job(job: DistillJob) -> Distill:
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
     if (job.data is None) == (job.task is None):
         raise InputError(f"exactly one of `data` and `task` must be given, got {job.data} and {job.task}")
+    if job.task is not None and job.column is not None:
+        raise InputError(f"`column` must be left out with `task`, got {job.column!r}: {job.task} has its own")
     if job.max_samples is not None and job.max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {job.max_samples}")
     if job.cache is not None and job.objective.startswith("logits"):
@@ -155,8 +158,8 @@ def _examples(job: DistillJob, source: Source, original: Source) -> tuple[Encode
         texts, name = data.train.texts[: job.max_samples], data.source.partition(",")[0]
     else:
         assert job.data is not None
-        lines = read_texts(Path(job.data), column=job.column, max_samples=job.max_samples)
-        texts, name = [(line,) for line in lines], Path(job.data).name
+        lines = read_texts(job.data, column=job.column, max_samples=job.max_samples)
+        texts, name = [(line,) for line in lines], short_name(job.data)
     limits = [(longest_text(source.tokenizer, one.config) or sys.maxsize, one.config) for one in (source, original)]
     _, shortest = min(limits, key=lambda pair: pair[0])
     return encode_texts(texts, source.tokenizer, shortest, max_length=job.max_length), name

@@ -119,7 +119,7 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     """
     configs = _check_job(job)
     source = open_source(job.model, job.revision, new_head=job.new_head)
-    columns = custom_task(job.text_column, job.label_column, regression=job.regression)
+    columns = custom_task(job.text_column, job.label_column, regression=job.regression, task=job.task)
     found = task_data(job.task, job.train, job.validation, columns)
     data = encode_for(source, found, job.max_length)
     empty = empty_for_task(source, data.task)
@@ -225,8 +225,9 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
 def _layerwise_pair(job: TuneJob, source: Source) -> tuple[PreTrainedModel, PreTrainedModel] | None:
     """Student and teacher of the layer-wise stage, None if there is none. Raises `InputError` if they do not fit."""
     if not job.layerwise:
-        if job.teacher is not None or job.cache is not None:
-            raise InputError("`layerwise` must be given with `teacher` and `cache`: for how many epochs?")
+        for name in ("teacher", "cache", "layerwise_learning_rate"):
+            if getattr(job, name) is not None:
+                raise InputError(f"`layerwise` must be given with `{name}`: for how many epochs?")
         return None
     if job.teacher is None:
         raise InputError("`teacher` must be given for `layerwise`: the model before compression")
