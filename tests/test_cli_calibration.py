@@ -87,8 +87,21 @@ def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(chec
         (["--calibration", "{texts}"], "`--calibration` must be left out for fusion, which takes none"),
         (["--data-free"], "`--data-free` must be left out but for maintain-output"),
         (["--sequential"], "`--sequential` must be left out for fusion"),
-        (["--method", "maintain-output", "--calibration", "{texts}"], "`--column` must name the field of"),
-        (["--method", "maintain-output", "--calibration", "none.txt"], "`--calibration` must be a readable text file"),
+        (["--column", "text"], "`--column` must be left out without `--calibration`, got 'text'"),
+        (["--calibration-samples", "7"], "`--calibration-samples` must be left out without `--calibration` or"),
+        (["--max-length", "64"], "`--max-length` must be left out for fusion, which does not learn on a task"),
+        (["--round-to", "8"], "`--round-to` must be left out with `--width`, which is taken as it is, got 8"),
+        (["--revision", "main"], "`--revision` must be left out for a folder, got 'main'"),
+        (
+            ["--method", "maintain-output", "--data-free", "--calibration-samples", str(10**12)],
+            "`--calibration-samples` must be at most 1,000,000, got 1000000000000",
+        ),
+        (
+            ["--method", "maintain-output", "--calibration", __file__, "--column", "text"],
+            "`--column` must be left out for",
+        ),
+        (["--method", "maintain-output", "--calibration", "{texts}"], "`--column` must name the column of"),
+        (["--method", "maintain-output", "--calibration", "none.txt"], "`--calibration` must be a readable file"),
         (
             ["--method", "maintain-output", "--calibration", "{texts}", "--data-free"],
             "`--calibration` must be left out with `--data-free`",

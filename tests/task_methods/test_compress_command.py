@@ -132,9 +132,9 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(check
         ([*lth, *data, "--layers", "last:7"], "`--layers last:N` must have N between 1 and 3, got 7"),
         ([*lth, *data, "--max-train-samples", 0], "`--max-train-samples` must be at least 1, got 0"),
         ([*lth, *data, "--max-length", 4], "`--max-length` must be between 8 and 64, what the model takes, got 4"),
-        ([*lth, *data, "--text-column", "text"], "`--text-column` must be a column of train, .*, got 'text'"),
+        ([*lth, *data, "--text-column", "text"], "`--text-column` must be a column of .*, line 1, .*, got 'text'"),
         ([*lth, "--train", bad, *columns], "`label` must be text or a whole number for a class, got 1.5"),
-        ([*lth, "--train", empty, *columns], "`--train` must hold at least one row, got none in train, "),
+        ([*lth, "--train", empty, *columns], "`--train` must hold at least one row, got none in .*empty.jsonl"),
     ]:
         line = refused("compress", checkpoint, out, *arguments)
         assert re.search(message, line), line

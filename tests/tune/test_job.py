@@ -115,8 +115,11 @@ def test_models_without_the_head_are_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--text-column", "text"], "`--text-column` must be a column of train, .* one of sentence, label, got 'text'"),
-        (["--text-column", "sentence,label"], "`label` must be text in train"),
+        (
+            ["--text-column", "text"],
+            "`--text-column` must be a column of .*, line 1, one of sentence, label, got 'text'",
+        ),
+        (["--text-column", "sentence,label"], "`label` must be text in .*, line 1"),
         (["--text-column", "a,b,c"], "`--text-column` must name one column or two, got a, b, c"),
         (["--max-length", 100], "`--max-length` must be between 8 and 64, what the model takes, got 100"),
         (["--metric-for-best-model", "bleu"], "`--metric-for-best-model` must be one of accuracy, f1, got 'bleu'"),
@@ -132,6 +135,14 @@ def test_models_without_the_head_are_refused(data, tmp_path):
         (["--recipe", "no-such-file"], "`--recipe` must be a readable YAML file, got no-such-file"),
         (["--resume", "--overwrite"], "`--resume` and `--overwrite` must not be given together"),
         (["--task", "sst3"], "`--task` must be one of cola, mnli"),
+        (["--task", "sst2"], "`--text-column` must be left out with `--task`, got sentence: sst2 has its own columns"),
+        (["--layerwise-learning-rate", 1e-3], "`--layerwise` must be given with `--layerwise-learning-rate`"),
+        (["--revision", "main"], "`--revision` must be left out for a folder, got 'main'"),
+        (["--select-on", "last", "--holdout", 0.2], "`--holdout` must be left out for select_on=last"),
+        (
+            ["--select-on", "last", "--metric-for-best-model", "f1"],
+            "`--metric-for-best-model` must be left out for select_on=last",
+        ),
     ],
 )
 def test_bad_flags_are_refused_in_one_line_and_leave_nothing(flags, message, fused, data, tmp_path):
@@ -261,8 +272,10 @@ def test_logits_are_distilled_from_a_tuned_model(checkpoint, fused, data, files,
     [
         ([], "exactly one of `--data` and `--task` must be given, got None and None"),
         (["--task", "sst2", "--data", "x"], "exactly one of `--data` and `--task` must be given"),
-        (["--data", "none.txt"], "`--data` must be a readable text file"),
-        (["--data", "DATA", "--column", "text"], "`--column` must be a text field of"),
+        (["--data", "none.txt"], "`--data` must be a readable file"),
+        (["--task", "sst2", "--column", "x"], "`--column` must be left out with `--task`, got 'x'"),
+        (["--task", "sst2", "--temperature", 3], "`--temperature` must be left out for layerwise, which has no logits"),
+        (["--data", "DATA", "--column", "text"], "`--column` must be a text column of"),
         (
             ["--data", "DATA", "--column", "sentence", "--objective", "x"],
             "`--objective` must be one of layerwise, hidden",

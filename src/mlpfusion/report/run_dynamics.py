@@ -253,10 +253,10 @@ def _check_job(job: DynamicsJob) -> list[Any]:
     methods = parse_methods(",".join(job.methods))
     for method in methods:
         check_method(method, None, 1)
-    _check_calibration(job, methods)
     for name, values in (("seeds", job.seeds), ("methods", [repr(method) for method in methods])):
         if len(set(values)) < len(values):
             raise InputError(f"`{name}` must not repeat, got {','.join(map(str, getattr(job, name)))}")
+    _check_calibration(job, methods)
     for seed in job.seeds:
         job.dynamics(seed)
     if job.eval_samples < 1:

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.glue import CustomTask
+from mlpfusion.tasks.glue import CustomTask, find_task
 from mlpfusion.tasks.load import TaskData, load_files, load_task
 
 
@@ -28,6 +28,8 @@ def custom_task(
 
     Raises `InputError` for more than two of text, and for any with a `task`, which has its own.
     """
+    if task is not None:
+        find_task(task)
     given = {"text_column": ",".join(text_column), "label_column": label_column, "regression": regression}
     for name, value in given.items():
         if task is not None and value:
