@@ -21,7 +21,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mlpfusion.checkpoint.write import check_output, staged_folder
+from mlpfusion.checkpoint.output import check_output, staged_folder
 from mlpfusion.errors import InputError
 
 HEADER: tuple[str, ...] = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")

@@ -28,7 +28,7 @@ def test_compress_writes_a_complete_folder(checkpoint, tmp_path):
     result = call("compress", checkpoint, out, "--layers", "last:2", "--keep-ratio", 0.25, "--seed", 3)
     assert result.exit_code == 0, result.output
     assert {file.name for file in out.iterdir()} == {
-        "config.json", "model.safetensors", "mlp_fusion_record.json", "README.md", "vocab.txt",
+        "config.json", "model.safetensors", "mlp_fusion_record.json", "mlp_fusion_files.json", "README.md", "vocab.txt",
     }  # fmt: skip
     expected = AutoModel.from_pretrained(checkpoint)
     mlpfusion.compress(expected, mlpfusion.Fusion(), layers="last:2", keep_ratio=0.25, seed=3)
@@ -215,15 +215,21 @@ def test_a_damaged_checkpoint_is_refused_in_one_line_and_leaves_nothing(spoil, m
     assert {entry.name for entry in tmp_path.iterdir()} == {"model"}
 
 
-def test_an_output_folder_that_holds_something_is_kept_unless_overwritten(checkpoint, tmp_path):
+def test_an_output_folder_is_replaced_only_if_this_program_wrote_all_of_it(checkpoint, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
     assert "OUT must be empty or new" in refused("compress", checkpoint, out, "--width", 9)
     assert (out / "precious.txt").read_text() == "mine"
     assert "OUT must be a folder, got the file" in refused("compress", checkpoint, out / "precious.txt", "--width", 9)
-    assert call("compress", checkpoint, out, "--width", 9, "--overwrite").exit_code == 0
-    assert not (out / "precious.txt").exists()
+    message = refused("compress", checkpoint, out, "--width", 9, "--overwrite")
+    assert "holds precious.txt, which this program did not write" in message
+    assert (out / "precious.txt").read_text() == "mine"
+    (out / "precious.txt").unlink()
+    assert call("compress", checkpoint, out, "--width", 9).exit_code == 0
+    assert "OUT must be empty or new" in refused("compress", checkpoint, out, "--width", 5)
+    assert call("compress", checkpoint, out, "--width", 5, "--overwrite").exit_code == 0
+    assert json.loads((out / "mlp_fusion_record.json").read_text())["sites"][0]["width"] == 5
     assert {entry.name for entry in tmp_path.iterdir()} == {"model", "out"}
 
 

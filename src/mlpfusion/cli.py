@@ -102,7 +102,7 @@ def _task_options(command: Any) -> Any:
 @click.option("--data-free", is_flag=True, help="Calibrate on random tokens instead of texts.")
 @_task_options
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it holds something.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, if a former run wrote all that it holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flags: Any) -> None:
     """Compresses MODEL (a folder or a Hub id) into the new folder OUT.
@@ -142,19 +142,23 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 @click.option("--scalar", default="logit", show_default=True, help="f of the kernel: logit or prob0 (the authors').")
 @_calibration_options
 @click.option("--authors-quirks", is_flag=True, help="Also the numbers of the authors' code, in fields of their own.")
-@click.option("--out", metavar="DIR", help="Folder for comparison.json, .md and .png.")
+@click.option("--out", metavar="DIR", help="New folder for comparison.json, .md and .png.")
+@click.option("--overwrite", is_flag=True, help="Replace --out, if a former run wrote all that it holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(model: str, out: str | None, as_json: bool, **options: Any) -> None:
+def compare(model: str, out: str | None, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
     with reported_errors():
+        from mlpfusion.checkpoint.output import check_output
         from mlpfusion.report.chart import chart_note
         from mlpfusion.report.console import progress_bar
         from mlpfusion.report.run_comparison import run_comparison, write_comparison
         from mlpfusion.report.terminal import print_comparison
 
+        reads = (model, options["data"], options["calibration"])
+        replaced = check_output(Path(out).expanduser(), overwrite=overwrite, reads=reads) if out else None
         with progress_bar("Comparing") as progress:
             record = run_comparison(model, progress=progress, **options)
-        written = write_comparison(record, Path(out)) if out else []
+        written = write_comparison(record, Path(out).expanduser(), replaced) if out else []
         if as_json:
             click.echo(json.dumps(record, indent=2))
             return

@@ -59,7 +59,7 @@ def split_list(_context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--log-dir", metavar="DIR", help="Logs for TensorBoard, if it is installed.")
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run beside OUT.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT, and drop an unfinished run.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT (only what a former run wrote), drop an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """Fine-tunes MODEL (a folder or a Hub id, compressed or not) on a task into the new folder OUT.
@@ -110,7 +110,7 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
 @click.option("--log-dir", metavar="DIR", help="Logs for TensorBoard, if it is installed.")
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run beside OUT.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT, and drop an unfinished run.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT (only what a former run wrote), drop an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """Trains COMPRESSED on what ORIGINAL says to unlabelled texts, into the new folder OUT.
@@ -165,7 +165,7 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")
 @click.option("--recipe", metavar="FILE", help="YAML with the same fields; flags win over it.")
 @click.option("--out", metavar="DIR", help="New folder for dynamics.json, .md and .png.")
-@click.option("--overwrite", is_flag=True, help="Replace --out, and drop an unfinished run.")
+@click.option("--overwrite", is_flag=True, help="Replace --out (only what a former run wrote), drop an unfinished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """Trains MODEL and compressed forms of it alike, and shows how far their logits' paths are from MODEL's.

@@ -15,9 +15,9 @@ from mlpfusion.budget import check_budget
 from mlpfusion.calibration import check_calibration
 from mlpfusion.checkpoint.card import model_card
 from mlpfusion.checkpoint.files import carried_files, left_files
+from mlpfusion.checkpoint.output import Occupant, check_output, staged_folder
 from mlpfusion.checkpoint.read import check_fit, empty_model, load_model, origin, read_config, resolve
 from mlpfusion.checkpoint.save import save_compressed
-from mlpfusion.checkpoint.write import check_output, staged_folder
 from mlpfusion.checks import seed_number
 from mlpfusion.compression import check_method, check_not_compressed, compress
 from mlpfusion.errors import InputError, check_training_installed, shown
@@ -146,6 +146,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
         from mlpfusion.task_recipe import run_task_recipe
 
         return run_task_recipe(recipe, progress)
+    replaced = check_recipe_output(recipe)
     method = _method(recipe)
     sizes = {name: getattr(recipe, name) for name in ("keep_ratio", "width", "budget")}
     check_method(method, recipe.width, recipe.round_to, recipe.budget)
@@ -162,15 +163,20 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     chosen = {name: getattr(recipe, name) for name in ("seed", "sequential", "device")}
     given = {"architecture": architecture, "progress": progress, "calibration": batches}
     record = _with_source(compress(model, method, **selection, **chosen, **given), texts, recipe.seed)
-    return write_result(recipe, source, model, record)
+    return write_result(recipe, source, model, record, replaced)
+
+
+def check_recipe_output(recipe: Recipe) -> Occupant | None:
+    """The folder that the result may replace. Raises `InputError` as `check_output` does."""
+    reads = (recipe.model, recipe.calibration, recipe.train, recipe.architecture)
+    return check_output(Path(recipe.out).expanduser(), overwrite=recipe.overwrite, reads=reads)
 
 
 def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path, PreTrainedConfig, Architecture]:
-    """Folder, config and row of `recipe.model`, checked together with where the result goes; no weight is read.
+    """Folder, config and row of `recipe.model`, checked; no weight is read.
 
     `selection` holds layers and sizes. Raises `InputError`.
     """
-    check_output(Path(recipe.out).expanduser(), overwrite=recipe.overwrite)
     _check_device(recipe.device)
     source = resolve(recipe.model, recipe.revision)
     config = read_config(source)
@@ -184,13 +190,15 @@ def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path,
     return source, config, architecture
 
 
-def write_result(recipe: Recipe, source: Path, model: PreTrainedModel, record: Record) -> Record:
+def write_result(
+    recipe: Recipe, source: Path, model: PreTrainedModel, record: Record, replaced: Occupant | None
+) -> Record:
     """Writes model, tokenizer, record and model card into the new folder `recipe.out`, complete or not at all.
 
     The record comes back as it is written, with where the model came from and the sizes of the files.
     """
     config, came_from = read_config(source), origin(recipe.model, recipe.revision, source)
-    with staged_folder(Path(recipe.out).expanduser()) as folder:
+    with staged_folder(Path(recipe.out).expanduser(), replaced) as folder:
         record = replace(save_compressed(model, source, config, record, folder), model=came_from)
         (folder / "README.md").write_text(model_card(record, source, model), encoding="utf-8")
         (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")

@@ -8,7 +8,7 @@ from mlpfusion.compression import check_size_options
 from mlpfusion.errors import InputError
 from mlpfusion.methods import method_from_name
 from mlpfusion.outcomes import Progress
-from mlpfusion.recipe import Recipe, check_source_model, write_result
+from mlpfusion.recipe import Recipe, check_recipe_output, check_source_model, write_result
 from mlpfusion.record import Record
 from mlpfusion.task_methods import TASK_METHOD_TYPES
 from mlpfusion.task_methods.compression import install_learned, learn
@@ -30,6 +30,7 @@ def run_task_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     holds out to choose on is left out here too. All that can be checked is checked before the weights are read; `out`
     appears complete or not at all. Raises `InputError`.
     """
+    replaced = check_recipe_output(recipe)
     method = _checked_method(recipe)
     selection = {name: getattr(recipe, name) for name in ("layers", "keep_ratio", "width", "budget", "round_to")}
     folder, config, architecture = check_source_model(recipe, selection)
@@ -42,7 +43,7 @@ def run_task_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     learned = learn(model, method, data, architecture=architecture, progress=progress, **chosen)
     del model
     compressed = load_model(folder, config)
-    return write_result(recipe, folder, compressed, install_learned(compressed, learned))
+    return write_result(recipe, folder, compressed, install_learned(compressed, learned), replaced)
 
 
 def _checked_method(recipe: Recipe) -> Any:

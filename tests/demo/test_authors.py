@@ -81,6 +81,7 @@ def test_the_written_files_are_read_as_any_data_of_ones_own(splits, tmp_path):
     assert {file.name for file in (tmp_path / "set").iterdir()} == {
         *(f"{split}.jsonl" for split in SPLITS),
         "README.md",
+        "mlp_fusion_files.json",
     }
     data = load_authors(tmp_path / "set")
     assert list(data.evaluation) == ["validation", "test"]

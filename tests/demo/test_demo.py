@@ -72,7 +72,7 @@ def test_the_whole_demo(small, monkeypatch, tmp_path, capfd):
     text = "\n".join(printed[0])
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == LEFT
     assert {entry.name for entry in (tmp_path / "out" / "four-authors").iterdir()} == {
-        "README.md", *(f"{split}.jsonl" for split in SPLITS)
+        "README.md", "mlp_fusion_files.json", *(f"{split}.jsonl" for split in SPLITS)
     }  # fmt: skip
     assert re.search(r"right author, other books +(\d+\.\d \+- 1\.\d % *){3}", text)
     assert re.search(r"right author, same books +(\d+\.\d \+- [12]\.\d % *){3}", text)

@@ -130,6 +130,7 @@ def test_compare_writes_table_record_and_chart(minilm, tmp_path):
         "comparison.json",
         "comparison.md",
         "comparison.png",
+        "mlp_fusion_files.json",
     }
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert len(record["rows"]) == 4

@@ -72,7 +72,9 @@ def test_the_command_leaves_record_tables_and_chart(fields, tmp_path):
     result = call(fields, "--json")
     assert result.exit_code == 0, result.output
     out, record = tmp_path / "out", json.loads(result.stdout)
-    assert {file.name for file in out.iterdir()} == {"dynamics.json", "dynamics.md", "dynamics.png"}
+    assert {file.name for file in out.iterdir()} == {
+        "dynamics.json", "dynamics.md", "dynamics.png", "mlp_fusion_files.json"
+    }  # fmt: skip
     assert record == json.loads((out / "dynamics.json").read_text())
     assert str(tmp_path) not in result.stdout
     names = ["full", "fusion", "svd", "ntk-match refine_epochs=1"]

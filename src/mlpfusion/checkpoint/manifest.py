@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.checkpoint.write import sync, write_file
+from mlpfusion.checkpoint.atomic import sync, write_file
 from mlpfusion.errors import InputError
 
 MANIFEST = "complete"

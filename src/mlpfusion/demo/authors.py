@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from mlpfusion.checkpoint.write import staged_folder
+from mlpfusion.checkpoint.output import check_output, staged_folder
 from mlpfusion.tasks.glue import CustomTask
 from mlpfusion.tasks.load import TaskData, load_files
 
@@ -23,8 +23,11 @@ def author_rows(split: str) -> list[dict[str, str]]:
 
 
 def write_authors(folder: Path) -> None:
-    """Writes SPLIT.jsonl for every split, as one would keep data of one's own, and README.md. Replaces `folder`."""
-    with staged_folder(folder) as staged:
+    """Writes SPLIT.jsonl for every split, as one would keep data of one's own, and README.md. Replaces `folder`.
+
+    Raises `InputError` if it holds anything else.
+    """
+    with staged_folder(folder, check_output(folder, overwrite=True)) as staged:
         for split in SPLITS:
             lines = [json.dumps(row) + "\n" for row in author_rows(split)]
             (staged / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")

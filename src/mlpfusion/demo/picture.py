@@ -1,11 +1,11 @@
 """The picture of the demo: how the three models learn, and how far apart they are on the way."""
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mlpfusion.checkpoint.atomic import staged_file
 from mlpfusion.demo.train import Trained, binomial_error
 
 FULL = "full"
@@ -39,9 +39,5 @@ def write_picture(results: Mapping[str, Trained], path: Path) -> None:
         axes.set_xlabel("fine-tuning step")
         axes.grid(linewidth=0.3)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with staged_file(path) as staged:
         figure.savefig(staged, dpi=130, format="png")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from mlpfusion.architectures.table import read_architecture
+from mlpfusion.checkpoint.output import Occupant, staged_folder
 from mlpfusion.checkpoint.read import read_config, resolve
 from mlpfusion.checks import seed_number
 from mlpfusion.errors import InputError, shown
@@ -82,13 +83,17 @@ def run_measurement(
     return measure_checkpoint(original, compressed, batches, probe, authors_batch)
 
 
-def write_comparison(record: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes comparison.json, comparison.md and, where matplotlib is installed, comparison.png into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data, text = folder / "comparison.json", folder / "comparison.md"
-    data.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text.write_text(comparison_markdown(record), encoding="utf-8")
-    return [data, text, *write_chart(record, folder / "comparison.png")]
+def write_comparison(record: dict[str, Any], folder: Path, replacing: Occupant | None = None) -> list[Path]:
+    """Writes comparison.json, comparison.md and, where matplotlib is installed, comparison.png into the new `folder`.
+
+    Complete or not at all. Raises `InputError` as `staged_folder` does.
+    """
+    with staged_folder(folder, replacing) as staged:
+        data, text = staged / "comparison.json", staged / "comparison.md"
+        data.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        text.write_text(comparison_markdown(record), encoding="utf-8")
+        written = [data, text, *write_chart(record, staged / "comparison.png")]
+    return [folder / path.name for path in written]
 
 
 def parse_methods(text: str) -> list[Any]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
 from mlpfusion.checkpoint.manifest import seal
-from mlpfusion.checkpoint.write import staged_folder
+from mlpfusion.checkpoint.output import check_output, staged_folder
 from mlpfusion.compression import check_method, check_not_compressed
 from mlpfusion.errors import InputError
 from mlpfusion.methods import method_label, method_name, takes_no_data
@@ -93,7 +93,10 @@ def run_dynamics(job: DynamicsJob, progress: Progress = lambda done, total, what
     started again: `OUT.unfinished` holds the runs that are complete. Raises `InputError`, and a `DivergenceError` if a
     loss is not finite.
     """
-    methods = _check_job(job)
+    methods, out = _check_job(job), Path(job.out).expanduser()
+    resume = work_folder(out).exists() and not job.overwrite
+    if not resume:
+        check_output(out, overwrite=job.overwrite, reads=_reads(job))
     source = open_source(job.model, job.revision, new_head=job.new_head)
     columns = custom_task(job.text_column, job.label_column, regression=job.regression, task=job.task)
     found = task_data(job.task, job.train, job.validation, columns)
@@ -103,20 +106,24 @@ def run_dynamics(job: DynamicsJob, progress: Progress = lambda done, total, what
     if job.calibration is not None:
         texts = CalibrationTexts.read(job.calibration, job.column, job.calibration_samples)
     runner = Runner(job, source, data, texts, training_arguments(Path(job.out), device=job.device, precision="fp32"))
-    out, settings = Path(job.out).expanduser(), runner.settings()
-    resume = work_folder(out).exists() and not job.overwrite
-    with opened_work(out, settings, RECORD_FILE, resume=resume, overwrite=job.overwrite) as done:
-        if done is not None:
-            return done
+    settings = runner.settings()
+    with opened_work(out, settings, RECORD_FILE, resume=resume, overwrite=job.overwrite, reads=_reads(job)) as opened:
+        if opened.done is not None:
+            return opened.done
         record = _record(runner, _run_all(runner, methods, progress))
         text = json.dumps(record, indent=1) + "\n"
         expect_record(out, text)
-        with staged_folder(out) as folder:
+        with staged_folder(out, opened.replaced) as folder:
             (folder / RECORD_FILE).write_text(text, encoding="utf-8")
             (folder / "dynamics.md").write_text(dynamics_markdown(record), encoding="utf-8")
             write_dynamics_chart(record, folder / "dynamics.png")
         remove_work(out)
         return record
+
+
+def _reads(job: DynamicsJob) -> tuple[str | None, ...]:
+    """What `out` must not be and not hold."""
+    return (job.model, job.train, job.validation, job.calibration)
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class Runner:
             model.to(self.arguments.device)
             path = train_path(model, self.data.train, self.held_out(), self.data.collate, config, progress)
             run = sizes | {"seconds_per_step": path.seconds_per_step}
-            with staged_folder(folder) as staged:
+            with staged_folder(folder, listed=False) as staged:
                 save_file({"logits": path.logits, "losses": path.losses}, staged / _PATH_FILE)
                 (staged / _RUN_FILE).write_text(json.dumps(run) + "\n", encoding="utf-8")
                 seal(staged)

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
+from mlpfusion.checkpoint.atomic import write_file
 from mlpfusion.checkpoint.manifest import read_sealed_json, sealed_json
-from mlpfusion.checkpoint.write import write_file
 from mlpfusion.compression import check_not_compressed
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods import method_name, takes_no_data

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from mlpfusion.checkpoint.write import write_file
+from mlpfusion.checkpoint.atomic import write_file
 from mlpfusion.outcomes import Progress
 from mlpfusion.reproduce.chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import Experiment

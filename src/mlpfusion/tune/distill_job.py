@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
+from mlpfusion.checkpoint.output import check_output
 from mlpfusion.checkpoint.save import save_trained
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
@@ -80,18 +81,28 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
     and a `DivergenceError` if the loss became NaN or Inf.
     """
     config = _check_job(job)
+    out, reads, writes = Path(job.out).expanduser(), (job.original, job.compressed, job.data), (job.cache, job.log_dir)
+    if not job.resume:
+        check_output(out, overwrite=job.overwrite, reads=reads, writes=writes)
     original, compressed = open_source(job.original), open_source(job.compressed)
     examples, source_of_data = _examples(job, compressed, original)
     split_examples(examples, config)
     student, teacher = _pair(job, compressed, original)
     check_pair(student, teacher, config)
-    out = Path(job.out).expanduser()
     told = {name: value for name, value in asdict(job).items() if name not in _FREE}
     hashes = {"original": original.sha256, "compressed": compressed.sha256, "data": examples.sha256()}
     settings = normalised(told | hashes | {"versions": versions()})
-    with opened_work(out, settings, DISTILL_RECORD_FILE, resume=job.resume, overwrite=job.overwrite) as done:
-        if done is not None:
-            return distill_record_from_dict(done)
+    with opened_work(
+        out,
+        settings,
+        DISTILL_RECORD_FILE,
+        resume=job.resume,
+        overwrite=job.overwrite,
+        reads=reads,
+        writes=writes,
+    ) as opened:
+        if opened.done is not None:
+            return distill_record_from_dict(opened.done)
 
         def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
             collate = DataCollatorWithPadding(compressed.tokenizer)
@@ -113,7 +124,8 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
         )
         if PartialState().is_main_process:
             expect_record(out, record.to_json())
-            put_in_place(result, out, {"README.md": distill_card(record), DISTILL_RECORD_FILE: record.to_json()})
+            files = {"README.md": distill_card(record), DISTILL_RECORD_FILE: record.to_json()}
+            put_in_place(result, out, files, opened.replaced)
             remove_work(out)
         PartialState().wait_for_everyone()
         return record

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from mlpfusion.checkpoint.output import Occupant, check_output
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
@@ -117,7 +118,9 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     before the first step; `out` appears complete or not at all. Raises `InputError`, and a `DivergenceError` if the
     loss became NaN or Inf at every learning rate.
     """
-    configs = _check_job(job)
+    configs, out = _check_job(job), Path(job.out).expanduser()
+    if not job.resume:
+        check_output(out, overwrite=job.overwrite, reads=_reads(job), writes=(job.cache, job.log_dir))
     source = open_source(job.model, job.revision, new_head=job.new_head)
     columns = custom_task(job.text_column, job.label_column, regression=job.regression, task=job.task)
     found = task_data(job.task, job.train, job.validation, columns)
@@ -130,27 +133,42 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     pair = _layerwise_pair(job, source)
     if pair is not None:
         split_examples(train, job.layerwise_config())
-    out = Path(job.out).expanduser()
     settings = _settings(job, source, data)
     if job.device == "cpu":
         PartialState(cpu=True)
-    with opened_work(out, settings, TUNE_RECORD_FILE, resume=job.resume, overwrite=job.overwrite) as done:
-        if done is not None:
-            return tune_record_from_dict(done)
-        return _carried_out(_Runner(job, source, data, progress), pair, out)
+    with opened_work(
+        out,
+        settings,
+        TUNE_RECORD_FILE,
+        resume=job.resume,
+        overwrite=job.overwrite,
+        reads=_reads(job),
+        writes=(job.cache, job.log_dir),
+    ) as opened:
+        if opened.done is not None:
+            return tune_record_from_dict(opened.done)
+        return _carried_out(_Runner(job, source, data, progress), pair, opened.replaced)
 
 
-def _carried_out(runner: "_Runner", pair: tuple[PreTrainedModel, PreTrainedModel] | None, out: Path) -> TuneRecord:
+def _carried_out(
+    runner: "_Runner", pair: tuple[PreTrainedModel, PreTrainedModel] | None, replaced: Occupant | None
+) -> TuneRecord:
+    out = Path(runner.job.out).expanduser()
     layerwise = None if pair is None else runner.layerwise(*pair)
     if layerwise is not None:
         runner = replace(runner, source=replace(runner.source, folder=layerwise[0]))
     record, result = _run_all(runner, None if layerwise is None else layerwise[1])
     if PartialState().is_main_process:
         expect_record(out, record.to_json())
-        put_in_place(result, out, {"README.md": tune_card(record), TUNE_RECORD_FILE: record.to_json()})
+        put_in_place(result, out, {"README.md": tune_card(record), TUNE_RECORD_FILE: record.to_json()}, replaced)
         remove_work(out)
     PartialState().wait_for_everyone()
     return record
+
+
+def _reads(job: TuneJob) -> tuple[str | None, ...]:
+    """What `out` must not be and not hold."""
+    return (job.model, job.teacher, job.train, job.validation)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mlpfusion.checkpoint.write import write_file
+from mlpfusion.checkpoint.atomic import write_file
 
 
 def save_tree(tree: Any, folder: Path, name: str) -> None:

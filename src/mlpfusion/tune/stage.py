@@ -13,8 +13,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.manifest import damage, seal, unseal
+from mlpfusion.checkpoint.output import Occupant, staged_folder
 from mlpfusion.checkpoint.save import save_model
-from mlpfusion.checkpoint.write import staged_folder
 from mlpfusion.errors import DamageWarning, InputError
 from mlpfusion.tune.padding import save_padding
 from mlpfusion.tune.processes import of_first
@@ -42,7 +42,7 @@ def run_stage(
     folder.mkdir(exist_ok=True)
     model, record = train(folder)
     if PartialState().is_main_process:
-        with staged_folder(result) as staged:
+        with staged_folder(result, listed=False) as staged:
             save(model, source, staged)
             save_padding(model, staged)
             if (folder / "adapter").is_dir():
@@ -68,12 +68,12 @@ def is_whole(result: Path) -> bool:
     return what is None
 
 
-def put_in_place(result: Path, out: Path, files: dict[str, str]) -> None:
+def put_in_place(result: Path, out: Path, files: dict[str, str], replacing: Occupant | None) -> None:
     """Copies the checkpoint of a stage to `out`, with `files` (name -> text) beside it; complete or not at all.
 
     Raises `InputError` for a result that was damaged meanwhile.
     """
-    with staged_folder(out) as folder:
+    with staged_folder(out, replacing) as folder:
         shutil.copytree(result, folder, dirs_exist_ok=True)
         what = damage(folder)
         if what is not None:

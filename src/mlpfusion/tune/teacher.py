@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.architectures.sites import base_model
 from mlpfusion.checkpoint.manifest import seal
-from mlpfusion.checkpoint.write import staged_folder
+from mlpfusion.checkpoint.output import staged_folder
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.layerwise import Batch, States, layer_states
 from mlpfusion.tune.processes import of_first
@@ -77,7 +77,7 @@ def _fill_cache(cache: Path, teacher: Teacher, examples: EncodedExamples, collat
     lock.acquire()  # another job may be writing it: then it is there when its lock is free
     try:
         if not is_whole(cache):
-            with staged_folder(cache) as staged:
+            with staged_folder(cache, listed=False) as staged:
                 _write_states(teacher, examples, collate, staged / _STATES)
                 seal(staged)
     finally:

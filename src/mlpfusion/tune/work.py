@@ -6,16 +6,18 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, Timeout
 
+from mlpfusion.checkpoint.atomic import UNFINISHED, write_file
 from mlpfusion.checkpoint.manifest import read_sealed_json, sealed_json
-from mlpfusion.checkpoint.write import check_output, staged_folder, write_file
+from mlpfusion.checkpoint.output import Occupant, check_output, staged_folder
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.tune.processes import of_first
 
@@ -25,23 +27,40 @@ _SETTINGS, _RESULT = "settings.json", "result.json"
 def work_folder(out: Path) -> Path:
     """`OUT.unfinished`, beside `out`."""
     out = out.absolute()
-    return out.with_name(f"{out.name}.unfinished")
+    return out.with_name(out.name + UNFINISHED)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job that may begin: the record in `out` if it is over, the folder that its result may replace if not."""
+
+    done: dict[str, Any] | None
+    replaced: Occupant | None
 
 
 @contextmanager
 def opened_work(
-    out: Path, settings: dict[str, Any], record_file: str, *, resume: bool, overwrite: bool
-) -> Iterator[dict[str, Any] | None]:
-    """Inside, the folder of the job is there and no other job writes to `out`; gives the record of a job that is over.
+    out: Path,
+    settings: dict[str, Any],
+    record_file: str,
+    *,
+    resume: bool,
+    overwrite: bool,
+    reads: Iterable[str | None],
+    writes: Iterable[str | None] = (),
+) -> Iterator[Opened]:
+    """Inside, the folder of the job is there and no other job writes to `out`.
 
     Raises `InputError` as `check_output` and `check_work` do, and, at once, if another job is at it.
     """
     with _locked(out):
         done = finished_job(out, settings, record_file) if resume else None
+        replaced = None
         if done is None:
-            check_output(out, overwrite=overwrite or (resume and will_replace(out)))
+            may_replace = overwrite or (resume and will_replace(out))
+            replaced = check_output(out, overwrite=may_replace, reads=reads, writes=writes)
             start_work(out, settings, resume=resume, overwrite=overwrite)
-        yield done
+        yield Opened(done, replaced)
 
 
 @contextmanager
@@ -156,7 +175,7 @@ def _open_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
         remove_work(out)
     if not folder.exists():
         told = {"settings": settings, "overwrite": overwrite}
-        with staged_folder(folder) as staged:
+        with staged_folder(folder, listed=False) as staged:
             (staged / _SETTINGS).write_text(sealed_json(told), encoding="utf-8")
 
 
@@ -166,7 +185,7 @@ def remove_work(out: Path) -> None:
     if folder.exists():
         going = folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}")
         folder.rename(going)
-        shutil.rmtree(going)
+        shutil.rmtree(going, ignore_errors=True)  # another process may sweep it
 
 
 def normalised(settings: dict[str, Any]) -> dict[str, Any]:
