@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from mlpfusion.checkpoint.listing import LISTING
 from mlpfusion.errors import InputError, one_line
 
 # What goes along is a list of what transformers and sentence-transformers read, not all but a list of what they do not:
@@ -24,7 +25,7 @@ CARRIED = (
 _KNOWN = (
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack"),
     *("*.onnx", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.ot", "*.tflite", "*.mlmodel", "*.npz"),
-    *("trainer_state.json", "*.py", "README*", "config.json"),
+    *("trainer_state.json", "*.py", "README*", "config.json", LISTING),
 )
 _TEMPLATES = "additional_chat_templates"
 # What to fetch of a repository on the Hub beside its weights.
