@@ -183,7 +183,9 @@ def _try(place: Path, out: Path) -> None:
                 trial.mkdir()
                 trial.rmdir()
         sync(parent)
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise _unwritable(out, error) from error
 
 
