@@ -230,6 +230,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
 def test_what_dead_writers_left_is_removed_and_nothing_else(tmp_path):
     out, precious = tmp_path / "o.t", tmp_path / "precious"
     write(precious)
+    write(out)
     dead = [".o.t.incomplete-0123abcd", ".o.t.replaced-0123abcd", ".o.t.unfinished.removed-0123abcd"]
     dead += [".o.t.unfinished.incomplete-0123abcd"]
     others = [
@@ -243,7 +244,6 @@ def test_what_dead_writers_left_is_removed_and_nothing_else(tmp_path):
         write(tmp_path / name)
     (tmp_path / ".o.t.incomplete-22222222").symlink_to(precious)
     (tmp_path / dead[0] / "link").symlink_to(precious)
-    write(out)
     descriptor = os.open(tmp_path / living[0], os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     check_output(out, overwrite=True)
