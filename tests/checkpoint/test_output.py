@@ -281,3 +281,9 @@ def test_a_file_is_the_old_or_the_new_at_any_moment(tmp_path):
     assert moment > 10
     assert found == {"old", "new"}
     assert [path.name for path in work.iterdir()] == ["a.json"]  # the last run swept
+
+
+def test_a_file_is_written_whole_inside_a_folder_on_its_way(tmp_path):
+    with staged_folder(tmp_path / "out") as folder:
+        write_file(folder / "a.txt", "new")
+    assert (tmp_path / "out" / "a.txt").read_text() == "new"

@@ -39,11 +39,10 @@ def staged_file(path: Path) -> Iterator[Path]:
 
     The folder must be there. What killed writers of `path` left is removed.
     """
-    staged, descriptor = new_sibling(path, "incomplete"), None
+    sweep(path)
+    staged, descriptor = new_sibling(path, "incomplete"), -1
     try:
-        with locked(path.parent) as lockable:
-            if lockable:
-                sweep(path)
+        while descriptor < 0 or not os.fstat(descriptor).st_nlink:  # swept before it was locked
             descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             lock(descriptor)
         yield staged
@@ -52,7 +51,7 @@ def staged_file(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         staged.unlink(missing_ok=True)
-        if descriptor is not None:
+        if descriptor >= 0:
             os.close(descriptor)
 
 
@@ -173,7 +172,7 @@ def new_sibling(path: Path, purpose: str) -> Path:
 
 
 def sweep(place: Path) -> None:
-    """Removes what killed writers of `place` and of its unfinished job left beside it; the folder must be locked.
+    """Removes what killed writers of `place` and of its unfinished job left beside it; for a folder, the one above must be locked.
 
     If `place` is missing, the newest complete copy that was set aside gets its name back; incomplete ones stay.
     """
