@@ -63,14 +63,15 @@ def test_imports_point_left(path):
 
 @each_file
 def test_files_and_functions_are_short(path):
+    """Forty lines and 300 are where to stop and think; sixty plain lines beat fragments that pass values around."""
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             docstring = node.body[0] if ast.get_docstring(node) else None
             length = (node.end_lineno or 0) - node.lineno + 1
             length -= (docstring.end_lineno or 0) - docstring.lineno + 1 if docstring else 0
-            assert length <= 40, f"{node.name} has {length} lines"
+            assert length <= 60, f"{node.name} has {length} lines"
 
 
 @each_file

@@ -18,7 +18,7 @@ SETTINGS = {"epochs": 1}
 
 
 def begin(out: Path, *, resume: bool = False, overwrite: bool = False) -> Any:
-    return opened_work(out, SETTINGS, "record.json", resume=resume, overwrite=overwrite)
+    return opened_work(out, SETTINGS, "record.json", resume=resume, overwrite=overwrite, reads=())
 
 
 def test_a_second_job_ends_at_once_whatever_its_flags(tmp_path):

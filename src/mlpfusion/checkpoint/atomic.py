@@ -172,9 +172,10 @@ def new_sibling(path: Path, purpose: str) -> Path:
 
 
 def sweep(place: Path) -> None:
-    """Removes what killed writers of `place` and of its unfinished job left beside it; for a folder, the one above must be locked.
+    """Removes what killed writers of `place` and of its unfinished job left beside it.
 
-    If `place` is missing, the newest complete copy that was set aside gets its name back; incomplete ones stay.
+    For a folder, the one above must be locked. If `place` is missing, the newest complete copy that was set aside gets
+    its name back; incomplete ones stay.
     """
     form = rf"\.{re.escape(place.name)}({re.escape(UNFINISHED)})?\.(incomplete|replaced|removed)-[0-9a-f]{{8}}"
     with os.scandir(place.parent) as entries:
