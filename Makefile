@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest test-quantised check bench docs clean
+.PHONY: demo test test-lowest test-quantised check fuzz bench docs clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/demo
@@ -34,6 +34,11 @@ test-quantised: .venv/test
 	  > $$(.venv-quantised/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
 	.venv-quantised/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes optimum-quanto torchao
 	OMP_NUM_THREADS=1 .venv-quantised/bin/python -m pytest tests/install/test_quantised.py
+
+# Damaged inputs of every kind, COUNT of each; what ended otherwise than it should is printed.
+COUNT ?= 1000
+fuzz: .venv/test
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py --count $(COUNT)
 
 docs: .venv/test
 	$(BIN)/python docs/tables.py

@@ -1,4 +1,4 @@
-"""The fuzzers by hand: `python tests/fuzz/run.py --count 1000 --seed 0 yaml data`; without names, all of them."""
+"""The fuzzers by hand: `PYTHONPATH=tests python tests/fuzz/run.py --count 1000 --seed 0 yaml data`; all without names."""
 
 import argparse
 import sys
@@ -7,12 +7,9 @@ import time
 import warnings
 from pathlib import Path
 
-from transformers.utils import logging
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
-
 from fuzzing import fuzz
 from targets import TARGETS
+from transformers.utils import logging
 
 
 def main() -> int:
