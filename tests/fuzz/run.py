@@ -1,4 +1,4 @@
-"""The fuzzers by hand: `PYTHONPATH=tests python tests/fuzz/run.py --count 1000 --seed 0 yaml data`; all without names."""
+"""The fuzzers by hand: `PYTHONPATH=tests python tests/fuzz/run.py --count 1000 yaml data`; without names, all of them."""
 
 import argparse
 import sys
