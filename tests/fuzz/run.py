@@ -1,4 +1,4 @@
-"""The fuzzers by hand: `PYTHONPATH=tests python tests/fuzz/run.py --count 1000 yaml data`; without names, all of them."""
+"""Runs the fuzzers: `PYTHONPATH=tests python tests/fuzz/run.py --count 1000 yaml data`; without names, all."""
 
 import argparse
 import sys
