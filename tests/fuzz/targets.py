@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from fuzzing import Target, damaged, damaged_bytes
@@ -13,7 +14,7 @@ from tiny_task import save_checkpoint
 
 from mlpfusion.architectures.table import read_architecture
 from mlpfusion.budget.amount import parse_budget
-from mlpfusion.methods import method_from_name
+from mlpfusion.methods import METHOD_TYPES, method_from_name
 from mlpfusion.plan import parse_layers
 from mlpfusion.recipe import Recipe, read_recipe, run_recipe
 from mlpfusion.report.run_comparison import parse_methods, parse_seeds
@@ -45,13 +46,14 @@ def _string(rng: random.Random, folder: Path) -> Callable[[], object]:
 
 
 def _option(rng: random.Random, folder: Path) -> Callable[[], object]:
-    method = rng.choice(("fusion", "sketch", "mmd", "ntk-match", "maintain-output", "ntk-sap", "svd"))
-    name = rng.choice(("refine", "num_init", "max_iter", "top", "num_steps", "variant", "pooling", "ridge", "x"))
-    value = damaged(rng, rng.choice(("1", "true", "2.5", "first", "[1]", "1e-4")))
+    method = rng.choice(sorted(METHOD_TYPES))
+    option = rng.choice([*fields(METHOD_TYPES[method]), None])
+    good = f"x={rng.choice(('1', 'true', '2.5', 'first'))}" if option is None else f"{option.name}={option.default}"
+    text = damaged(rng, good) if rng.random() < 0.8 else good
 
     def run() -> object:
-        given, parsed = parse_option(f"{name}={value}")
-        return method_from_name(method, {given: parsed})
+        name, value = parse_option(text)
+        return method_from_name(method, {name: value})
 
     return run
 
