@@ -1,4 +1,4 @@
-"""What is fuzzed: options written as text, YAML files, data files, files of a checkpoint."""
+"""What is fuzzed: options as text, YAML files, data files, the key of a compressed model, files of a checkpoint."""
 
 import gzip
 import json
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from fuzz_key import check_key
 from fuzzing import Target, damaged, damaged_bytes
 from safetensors.torch import load_file
 from tiny_task import save_checkpoint
@@ -180,6 +181,10 @@ def _checkpoint(rng: random.Random, folder: Path) -> Callable[[], object]:
     return run
 
 
+def _key(rng: random.Random, folder: Path) -> Callable[[], object]:
+    return lambda: check_key(rng)
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -187,6 +192,7 @@ TARGETS = {
         Target("options", _option),
         Target("yaml", _yaml),
         Target("data", _data),
+        Target("key", _key),
         Target("checkpoints", _checkpoint),
     )
 }

@@ -2,16 +2,18 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fuzz_key import check_key
 from fuzzing import Target, fuzz, unreadable
 from targets import TARGETS
 
 each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 quietly = pytest.mark.filterwarnings("ignore")
-FEW = {"checkpoints": 200}
+FEW = {"key": 400, "checkpoints": 200}
 
 
 @quietly
@@ -30,6 +32,12 @@ def test_five_thousand_damaged_inputs_end_well(target: Target, tmp_path: Path) -
 def test_a_few_damaged_inputs_end_well(target: Target, tmp_path: Path) -> None:
     counts = fuzz(target, 60, 0, tmp_path)
     assert not counts.num_raw, str(counts)
+
+
+def test_edited_keys_are_refused_or_change_nothing_and_both_happen() -> None:
+    outcomes = Counter(check_key(random.Random(f"key 0 {number}")) for number in range(150))
+    assert outcomes["refused"] > 75
+    assert outcomes["the same"] + outcomes["unchanged"] > 4
 
 
 def test_other_errors_and_hangs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from edit_key import change_key
-from fuzz.fuzz_key import check_key
-from fuzz.runner import run
 from peft import LoraConfig, get_peft_model
 from pico import pico_model, pico_outputs
 from task_job import HALF
@@ -40,13 +38,6 @@ def as_version_1(key: dict[str, Any]) -> None:
 def swap_gate_and_up(key: dict[str, Any]) -> None:
     stack = key["architecture"]["stacks"][0]
     stack["gate"], stack["up"] = stack["up"], stack["gate"]
-
-
-def test_random_edits_are_refused_or_change_nothing():
-    counts = run(check_key, 200, 0)
-    assert not [outcome for outcome in counts if outcome.startswith("wrong")]
-    assert counts["refused"] > 100
-    assert counts["the same"] + counts["unchanged"] > 5
 
 
 def test_an_edit_without_the_checksum_is_refused(tmp_path):
