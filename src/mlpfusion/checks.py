@@ -89,7 +89,8 @@ def check_fields(config: Any) -> None:
             continue
         for kind in kinds:
             if kind in _CHECKS:
-                object.__setattr__(config, item.name, _CHECKS[kind](item.name, value))
+                check = seed_number if item.name.endswith("seed") else _CHECKS[kind]
+                object.__setattr__(config, item.name, check(item.name, value))
 
 
 def usable_device(device: torch.device | str) -> torch.device:

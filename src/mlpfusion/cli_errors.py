@@ -138,6 +138,9 @@ def _with_flags(message: str) -> str:
         if context.params.get("recipe") is None or source is click.core.ParameterSource.COMMANDLINE:
             typed[parameter.name] = parameter
 
+    if "seeds" in typed:  # each of them is checked as a seed
+        typed.setdefault("seed", typed["seeds"])
+
     def flag(match: re.Match[str]) -> str:
         parameter = typed.get(match[1])
         if isinstance(parameter, click.Argument):

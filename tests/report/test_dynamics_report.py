@@ -145,7 +145,7 @@ def test_block_by_block_changes_the_calibrated_methods_and_no_other(fields, tmp_
         ({"methods": ("fusion", "nonsense")}, "`method` must be one of fusion, .*, got 'nonsense'"),
         ({"methods": ("fusion", "fusion")}, "`--methods` must not repeat, got fusion,fusion"),
         ({"seeds": (1, 1)}, "`--seeds` must not repeat, got 1,1"),
-        ({"seeds": (-1,)}, "`seed` must be between 0 and 4294967295, got -1"),
+        ({"seeds": (-1,)}, "`--seeds` must be at least 0, got -1"),
         ({"steps": 0}, "`--steps` must be at least 1, got 0"),
         ({"eval_samples": 0}, "`--eval-samples` must be at least 1, got 0"),
         ({"calibration_samples": 0}, "`--calibration-samples` must be at least 1, got 0"),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mlpfusion.checks import check_fields, seed_number
+from mlpfusion.checks import check_fields
 from mlpfusion.errors import InputError, shown
 
 SELECT_ON = ("holdout", "validation", "last")
@@ -73,8 +73,6 @@ class Finetune:
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
         _check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
-        seed_number("seed", self.seed)
-        seed_number("split_seed", self.split_seed)
         _check(0 < self.holdout < 1, "holdout", "above 0 and below 1", self.holdout)
         _check(self.select_on in SELECT_ON, "select_on", f"one of {', '.join(SELECT_ON)}", self.select_on)
         _check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)

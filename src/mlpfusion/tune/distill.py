@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.architectures.sites import base_model
-from mlpfusion.checks import MAX_SEED, check_fields
+from mlpfusion.checks import check_fields
 from mlpfusion.compression import check_source
 from mlpfusion.errors import InputError, shown
 from mlpfusion.record import peak_bytes
@@ -58,7 +58,6 @@ class Distill:
             "epochs": (self.epochs >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "above 0"),
-            "seed": (0 <= self.seed <= MAX_SEED, f"between 0 and {MAX_SEED}"),
             "holdout": (0 < self.holdout < 1, "above 0 and below 1"),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "device": (self.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.checks import MAX_SEED, check_fields
+from mlpfusion.checks import check_fields
 from mlpfusion.errors import DivergenceError, InputError, shown
 from mlpfusion.outcomes import Progress, site_generator
 from mlpfusion.tasks.encode import EncodedExamples
@@ -46,7 +46,6 @@ class Dynamics:
             "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "every": (self.every >= 1, "at least 1"),
-            "seed": (0 <= self.seed <= MAX_SEED, f"between 0 and {MAX_SEED}"),
         }
         for name, (holds, allowed) in checks.items():
             if not holds:
