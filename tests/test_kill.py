@@ -40,7 +40,7 @@ def test_compress_killed_at_its_turns_leaves_the_old_or_the_new(overwrite, scene
     assert counts.keys() == {"old" if overwrite else "missing", "new"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hundreds_of_kills_of_compress_leave_the_old_or_the_new(scene, tmp_path):
     whole, random = scene.play(tmp_path / "run", Ending()), Random(0)
     moments = [Ending(moment) for moment in range(1, whole.moments + 1)]

@@ -60,7 +60,7 @@ def row_with(model: Any, width_key: str | None) -> Architecture:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in DETECTED]
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.exhaustive) for name in DETECTED]
 )
 def test_a_folded_model_of_a_proposed_row_loads_without_the_key_or_keeps_it(name, tmp_path):
     model, row = detected_model(name), row_of(name)

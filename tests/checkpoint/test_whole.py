@@ -215,7 +215,7 @@ def test_all_outside_the_cut_is_that_of_the_source_whatever_class_it_names(name,
     check(name, kind, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:the row was checked by shapes only")
 @pytest.mark.parametrize("half", [False, True], ids=["one dtype", "two dtypes"])
 @pytest.mark.parametrize("kind", METHODS)

@@ -111,7 +111,7 @@ class Chains:
         print(f"{died} kills in {chains} chains")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "flags",
     [
@@ -129,7 +129,7 @@ def test_a_killed_tune_ends_in_the_bytes_of_an_unbroken_one(flags, server, check
     Chains(server, arguments, {}, ("--resume",)).check(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_reproduce_ends_in_the_record_of_an_unbroken_one(server, checkpoint, tmp_path):
     folder = tmp_path / "data" / "glue" / "SST-2"
     folder.mkdir(parents=True)
