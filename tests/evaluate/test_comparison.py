@@ -9,6 +9,7 @@ import pytest
 import torch
 from command import call
 from pico import HIDDEN, WIDTH, pico_inputs, pico_model
+from tiny_task import save_checkpoint
 
 import mlpfusion
 from mlpfusion.architectures.table import find_architecture
@@ -190,10 +191,7 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     assert [error["path"] for error in errors] == ["encoder.layer.4", "encoder.layer.5"]
     assert all(0.1 < error["output_error"] < 1.5 for error in errors)
     assert "encoder.layer.4" in call("measure", minilm, out, *options).stdout
-    other = tmp_path / "other"
-    pico_model("bert").save_pretrained(other)
-    for file in minilm.glob("*token*"):
-        (other / file.name).write_bytes(file.read_bytes())
+    other = save_checkpoint(tmp_path / "other")
     for original, compressed, message in [
         (other, out, "ORIGINAL must be the source of"),
         (minilm, minilm, "COMPRESSED must be compressed by mlpfusion"),
@@ -212,7 +210,7 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
         (["--seeds", "a"], "`--seeds` must be a list of whole numbers like 0,1,2, got 'a'"),
         (["--scalar", "accuracy"], "`--scalar` must be one of logit"),
         (["--layers", "last:99"], "`--layers last:N` must have N between 1 and 6, got 99"),
-        (["--data", "none.txt"], "`--data` must be a readable text file"),
+        (["--data", "none.jsonl"], "`--data` must be a readable file, got none.jsonl"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message, minilm):
