@@ -166,7 +166,7 @@ def test_bad_input_is_refused_in_one_line_before_any_work(fields, changes, messa
 
 
 def test_a_finished_report_is_not_overwritten_unless_asked_for(fields, tmp_path):
-    chosen = fields | {"methods": ("fusion",), "seeds": (0,)}
+    chosen = fields | {"methods": ("fusion",), "seeds": (0,), "calibration_samples": 256}
     assert call(chosen).exit_code == 0
     result = call(chosen)
     assert result.exit_code == 2
@@ -199,7 +199,7 @@ def dynamics_and_die(fields: dict[str, Any], moment: int | None, runs: Any, touc
 def test_killed_and_started_again_it_repeats_no_finished_run(fields, tmp_path):
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlpfusion.report.run_dynamics", "transformers.models.bert.modeling_bert"])
-    chosen = fields | {"methods": ("fusion", "clustering"), "seeds": (0,)}
+    chosen = fields | {"methods": ("fusion", "clustering"), "seeds": (0,), "calibration_samples": 256}
 
     def start(moment: int | None, out: Path) -> tuple[int, int, int]:
         runs, touches = context.Value("i", 0), context.Value("i", 0)
