@@ -161,7 +161,7 @@ def test_the_probe_holds_enough_samples_at_equal_distances():
         ({"budget": "10%"}, r"`budget` must be at least [\d.]+% of the parameters.*got 10%"),
         ({"budget": "10%flops"}, r"`budget` must be at least [\d.]+% of the flops.*got 10%flops"),
         ({"budget": "80%", "width": 5}, "only one of `width` and `budget` must be given"),
-        ({"budget": "80%", "keep_ratio": 0.5}, "exactly one of .* got 0.5, None and 80%"),
+        ({"budget": "80%", "keep_ratio": 0.5}, "only one of .* got 0.5 and '80%'"),
         ({"budget": "80%", "round_to": 0}, "`round_to` must be at least 1, got 0"),
         ({"budget": "80%", "layers": "9"}, "`layers` must be between 0 and 2, got 9"),
     ],

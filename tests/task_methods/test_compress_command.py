@@ -82,6 +82,7 @@ def test_a_recipe_gives_the_same_bytes_and_so_does_the_library(checkpoint, data,
     assert one == two
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint has no pooler")
 def test_a_head_that_is_there_is_used_and_other_classes_stay_what_they_are(data, tmp_path):
     flags = [*data, "--method", "gem-miner", "--option", "rounds=1", "--keep-ratio", 0.5]
     for auto_class in (AutoModelForSequenceClassification, AutoModelForMaskedLM):

@@ -299,7 +299,7 @@ def test_the_layerwise_stage_needs_a_teacher_that_fits(checkpoint, fused, data, 
     assert "`--teacher` must be given for `--layerwise`" in refused("tune", fused, out, *data, "--layerwise", 1)
     assert "`--layerwise` must be given with" in refused("tune", fused, out, *data, "--teacher", checkpoint)
     flags = ["--layerwise", 1, "--teacher", checkpoint]
-    assert "COMPRESSED must be compressed by mlpfusion" in refused("tune", checkpoint, out, *data, *flags)
+    assert "`compressed` must be compressed by mlpfusion" in refused("tune", checkpoint, out, *data, *flags)
     pico_model("bert", seed=1).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     flags = ["--layerwise", 1, "--teacher", tmp_path / "other"]
