@@ -303,5 +303,5 @@ def test_the_layerwise_stage_needs_a_teacher_that_fits(checkpoint, fused, data, 
     pico_model("bert", seed=1).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     flags = ["--layerwise", 1, "--teacher", tmp_path / "other"]
-    assert "ORIGINAL must be the source of the student" in refused("tune", fused, out, *data, *flags)
+    assert "`--teacher` must be the source of the student" in refused("tune", fused, out, *data, *flags)
     assert not list(tmp_path.glob("out*"))
