@@ -16,7 +16,7 @@ from mlpfusion.checkpoint.files import carried_files, left_files
 from mlpfusion.checkpoint.read import origin
 
 CUT = ("--width", 20, "--layers", "last:1")
-OWN = {"config.json", "model.safetensors", "README.md", "mlp_fusion_record.json"}
+OWN = {"config.json", "model.safetensors", "README.md", "mlp_fusion_record.json", "mlp_fusion_files.json"}
 BELONGS = [
     "additional_chat_templates/tool_use.jinja",
     "chat_template.jinja",

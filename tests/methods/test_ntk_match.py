@@ -247,15 +247,15 @@ def test_folding_keeps_the_output(layout):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"choice": "best"}, "`choice` must be one of energy, cholesky, fusion, got 'best'"),
-        ({"ridge": 0.0}, "`ridge` must be above 0, got 0.0"),
-        ({"match": "all"}, "`match` must be one of neuron, layer, none, got 'all'"),
-        ({"match_samples": 0}, "`match_samples` must be at least 1, got 0"),
-        ({"match_ridge": -1.0}, "`ridge` must be above 0, got -1.0"),
-        ({"refine_epochs": -1}, "`num_epochs` must be at least 0, got -1"),
-        ({"refine_rate": 0.0}, "`learning_rate` must be above 0, got 0.0"),
-        ({"pooling": "cls"}, "`pooling` must be one of mean, first, last, got 'cls'"),
-        ({"pooling": "last", "data_free": True}, "`pooling` must be mean with `data_free`"),
+        ({"choice": "best"}, "`choice` of ntk-match must be one of energy, cholesky, fusion, got 'best'"),
+        ({"ridge": 0.0}, "`ridge` of ntk-match must be above 0, got 0.0"),
+        ({"match": "all"}, "`match` of ntk-match must be one of neuron, layer, none, got 'all'"),
+        ({"match_samples": 0}, "`match_samples` of ntk-match must be at least 1, got 0"),
+        ({"match_ridge": -1.0}, "`match_ridge` of ntk-match must be above 0, got -1.0"),
+        ({"refine_epochs": -1}, "`refine_epochs` of ntk-match must be at least 0, got -1"),
+        ({"refine_rate": 0.0}, "`refine_rate` of ntk-match must be above 0, got 0.0"),
+        ({"pooling": "cls"}, "`pooling` of ntk-match must be one of mean, first, last, got 'cls'"),
+        ({"pooling": "last", "data_free": True}, "`pooling` of ntk-match must be mean with `data_free`"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from edit_key import change_key
 from pico import pico_model, pico_outputs
 from task_job import HALF, make_job
 from transformers import AutoModelForSequenceClassification
@@ -149,15 +150,18 @@ def test_ranks_differ_and_the_checkpoint_says_so(tmp_path):
         assert isinstance(linear, LowRankLinear)
         assert linear.ranks() == (site["rank"]["up"],)
     model.save_pretrained(tmp_path)
-    config, good = tmp_path / "config.json", (tmp_path / "config.json").read_text()
+    good = (tmp_path / "config.json").read_text()
     number = ranks[0]["up"] if isinstance(ranks[0], dict) else 0
-    for old, new, message in [
-        (f'"up": {number}', '"up": 0', "rank.up` must be a whole number of at least 1, got 0"),
-        (f'"up": {number}', '"up": 40', "wants rank 40 at encoder.layer.0, the config allows at most 32"),
-        (f'"up": {number}', '"left": 3', "must have ranks for up, down at encoder.layer.0, got .*left"),
-        (f'"up": {number}', f'"up": {number + 1}', "wants .* parameters at encoder.layer.0"),
+    down = ranks[0]["down"] if isinstance(ranks[0], dict) else 0
+    for rank, message in [
+        ({"up": 0, "down": down}, "rank.up` must be a whole number of at least 1, got 0"),
+        ({"up": 40, "down": down}, "wants rank 40 at encoder.layer.0, the config allows at most 32"),
+        ({"gate": 3, "down": down}, "must have ranks for up, down at encoder.layer.0, got .*gate"),
+        ({"left": 3, "down": down}, "rank` must have the names of matrices, got .*left"),
+        ({"up": number + 1, "down": down}, "wants .* parameters at encoder.layer.0"),
     ]:
-        config.write_text(good.replace(old, new, 1))
+        (tmp_path / "config.json").write_text(good)
+        change_key(tmp_path, lambda key, rank=rank: key["sites"]["encoder.layer.0"].update(rank=rank))
         with pytest.raises(InputError, match=message):
             type(model).from_pretrained(tmp_path)
 

@@ -51,7 +51,13 @@ def test_the_compressed_and_the_full_model_start_from_the_pooler_of_the_source(c
     assert torch.equal(*heads)
 
 
-def test_distilling_keeps_what_its_class_does_not_use_and_invents_nothing(checkpoint, fused, tmp_path):
+@pytest.mark.parametrize("without", ["nothing", "pooler"])
+def test_distilling_keeps_what_its_class_does_not_use_and_invents_nothing(without, checkpoint, fused, tmp_path):
+    tensors = load_file(fused / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if without not in name}
+    save_file(kept, fused / "model.safetensors", {"format": "pt"})
+    config = json.loads((fused / "config.json").read_text())  # the class of a head with a pooler under it
+    (fused / "config.json").write_text(json.dumps(config | {"architectures": ["BertForPreTraining"]}))
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"w{number} w{number + 1}\n" for number in range(40)))
     flags = ["--data", texts, "--max-length", 16, "--batch-size", 8, "--learning-rate", "2e-3", "--device", "cpu"]

@@ -202,6 +202,23 @@ def test_a_hostile_config_is_refused_or_harmless_before_weights_are_read(values,
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"attn_implementation": "kernels-community/flash-attn"}, "name an implementation of transformers"),
+        ({"experts_implementation": "somebody/code"}, "name an implementation of transformers"),
+        ({"transformers_weights": "other.safetensors"}, "must not name `transformers_weights`"),
+        ({"num_hidden_layers": 5000}, "`num_hidden_layers` of .* must be at most 4,096, got 5000"),
+        ({"num_labels": 10**9}, "`num_labels` of .* must be at most 1,000,000, got 1000000000"),
+    ],
+    ids=str,
+)
+def test_code_of_the_hub_other_files_and_endless_loops_are_refused_by_name(values, named, checkpoint):
+    change_config(checkpoint, **values)
+    with pytest.raises(InputError, match=named):
+        read_config(checkpoint)
+
+
 @pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "{}", "[]", '{"model_type": 5}', '{"model_type": "x"}'])
 def test_a_config_that_is_none_is_refused(text, checkpoint):
     (checkpoint / "config.json").write_text(text)
