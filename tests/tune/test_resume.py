@@ -63,7 +63,9 @@ def results(out: Path, name: str) -> Any:
             marks=pytest.mark.exhaustive,
         ),
         pytest.param("distill", [], (0.55,), id="distill"),
-        pytest.param("distill", ["--objective", "hidden"], MANY, id="distill, every part", marks=pytest.mark.exhaustive),
+        pytest.param(
+            "distill", ["--objective", "hidden"], MANY, id="distill, every part", marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_a_killed_run_is_resumed_to_the_same_bytes(name, flags, moments, server, inputs, tmp_path):
