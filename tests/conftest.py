@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sum_order import SumOrder
+from sum_order import sum_order
 
 # One thread a process: torch's own threads wait for each other on a busy machine, tests run side by side instead.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,11 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    seed = item.config.getoption("--sum-order")
-    if not seed:
-        return (yield)
-    with SumOrder(seed):
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """The fixtures of a test run in the same order of sums as the test itself."""
+    with sum_order(0 if item.get_closest_marker("own_sums") else item.config.getoption("--sum-order")):
         return (yield)
 
 

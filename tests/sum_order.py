@@ -1,6 +1,11 @@
-"""The rounding of another processor on this one: matrix products whose terms are added in another order."""
+"""The rounding of another processor on this one: matrix products whose terms are added in another order.
 
+`python tests/sum_order.py N COMMAND ...` is `mlpfusion COMMAND ...` under order N; 0 is the usual order.
+"""
+
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -37,3 +42,15 @@ class SumOrder(TorchDispatchMode):
             order = torch.randperm(left.shape[-1], generator=torch.Generator().manual_seed(self.seed))
             args = (*others, left.index_select(-1, order), right.index_select(_PRODUCTS[func], order))
         return func(*args, **(kwargs or {}))
+
+
+def sum_order(seed: int) -> AbstractContextManager[object]:
+    """Order `seed` of the terms, or for 0 the usual one."""
+    return SumOrder(seed) if seed else nullcontext()
+
+
+if __name__ == "__main__":
+    from mlpfusion.cli import main
+
+    with sum_order(int(sys.argv.pop(1))):
+        main()

@@ -110,6 +110,9 @@ def test_the_list_has_every_vocabulary_file_of_transformers(tmp_path):
     assert {file.name for file in carried_files(tmp_path)} == names
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Deprecated in 0.9.0. WordPiece:DeprecationWarning"
+)  # transformers 5.14, tokenizers 0.22
 def test_an_additional_chat_template_is_still_there(checkpoint, tmp_path):
     (checkpoint / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhi\n")
     tokenizer = BertTokenizer.from_pretrained(checkpoint)

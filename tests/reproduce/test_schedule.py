@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sum_order
 from command import call, refused
 from filelock import FileLock
 
@@ -77,9 +78,10 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(recipe, tmp_path, monke
     assert not (tmp_path / "out" / "unfinished").exists()
 
 
-def test_killed_and_started_again_it_repeats_no_finished_run(recipe, tmp_path):
+def test_killed_and_started_again_it_repeats_no_finished_run(recipe, tmp_path, pytestconfig):
     path, out = recipe(methods=["full", "fusion", "svd+layerwise"]), tmp_path / "killed"
-    command = [sys.executable, "-m", "mlpfusion", "reproduce", str(path), "--out", str(out)]
+    order = str(pytestconfig.getoption("--sum-order"))
+    command = [sys.executable, sum_order.__file__, order, "reproduce", str(path), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(out.glob("runs/*.json"))) < 2 and process.poll() is None:
