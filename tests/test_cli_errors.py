@@ -227,6 +227,7 @@ def test_without_a_terminal_a_line_tells_now_and_then_how_far_it_is(capfd):
     assert "Quick" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_without_the_packages_of_training():
     script = (
         "import sys; sys.modules['accelerate'] = sys.modules['sklearn'] = None; "

@@ -16,7 +16,7 @@ def random_curves(seed: int, number: int = 3, width: int = 12) -> list[Curve]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("budget", [3, 4, 17, 29, 36])
+@pytest.mark.parametrize("budget", [3, 4, 17, *(pytest.param(width, marks=pytest.mark.slow) for width in (29, 36))])
 def test_no_other_widths_of_that_sum_have_a_smaller_error(budget, seed):
     curves = random_curves(seed)
     found = allocate(curves, [1, 1, 1], round_to=1, budget=budget)

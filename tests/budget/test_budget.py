@@ -20,6 +20,8 @@ from mlpfusion.errors import InputError
 from mlpfusion.traces import eval_mode, last_hidden_tokens, replaced_block
 
 SEVERAL = ["bert", "bart", "gpt2", "llama", "t5-gated"]
+# One row of each kind of block; CI runs the others too.
+ALL = [*SEVERAL, *(pytest.param(name, marks=pytest.mark.slow) for name in PICO if name not in SEVERAL)]
 REFIT = mlpfusion.NTKMatch(refine_epochs=0)
 
 
@@ -58,7 +60,7 @@ def test_the_parameters_are_within_one_step_below_the_budget(name, round_to):
     assert all(width % round_to == 0 or width in (56, 60) for width in widths(record))
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", ALL)
 def test_the_flops_that_are_counted_are_those_that_torch_counts_before_and_after(name):
     model, original = pico_model(name), pico_model(name)
     record = mlpfusion.compress(model, mlpfusion.NeuronPruning(), budget="92%flops")
@@ -110,7 +112,7 @@ def test_a_layer_of_idle_neurons_gets_fewer_neurons_than_the_others_on_calibrati
     assert idle < min(first, last)
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("calibrated", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_of_the_model_is_kept_at_100_percent_and_more_at_a_larger_budget(calibrated):
     given: dict[str, Any] = {"calibration": batches("bert")} if calibrated else {}
     method = REFIT if calibrated else mlpfusion.Fusion()

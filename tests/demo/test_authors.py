@@ -90,6 +90,7 @@ def test_the_written_files_are_read_as_any_data_of_ones_own(splits, tmp_path):
         assert [data.task.label_names[int(label)] for label in examples.labels] == [row[LABEL] for row in splits[split]]
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_set_from_the_books_byte_for_byte(evaluation_data, script, tmp_path):
     books = evaluation_data / "lm" / "classic_books" / "train.txt.gz"
     result = CliRunner().invoke(script.main, [str(books), str(tmp_path / "set.gz")])

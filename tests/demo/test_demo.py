@@ -86,6 +86,7 @@ def test_the_whole_demo(small, monkeypatch, tmp_path, capfd):
     assert [name for name, _ in model.named_buffers() if name.endswith("output_scale_bits")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("no")])
 def test_a_demo_that_breaks_off_leaves_complete_folders_only(error, small, monkeypatch, tmp_path):
     def interrupted(*_: Any) -> Any:

@@ -146,6 +146,7 @@ def test_compare_writes_table_record_and_chart(minilm, tmp_path):
     assert "## Output error of the layer, relative" in text
 
 
+@pytest.mark.slow
 def test_the_authors_numbers_stand_in_fields_of_their_own(minilm, tmp_path):
     options = ["--data", *SENTENCES, "--max-samples", 6, "--seeds", 0, "--methods", "svd,magnitude", "--layers", 5]
     plain = call("compare", minilm, *options, "--json")
@@ -161,7 +162,7 @@ def test_the_authors_numbers_stand_in_fields_of_their_own(minilm, tmp_path):
     assert "authors' kernel error: prob0, absolute" in text.lower()
 
 
-@pytest.mark.parametrize("method", ["svd", "magnitude"])
+@pytest.mark.parametrize("method", ["svd", pytest.param("magnitude", marks=pytest.mark.slow)])
 def test_measure_takes_every_kind(method, minilm, tmp_path):
     out = tmp_path / "out"
     cut = ["--layers", "last:2", "--keep-ratio", 0.25, "--method", method]

@@ -64,6 +64,7 @@ def test_the_flops_are_those_of_the_matrices_and_of_attention(width, model, batc
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_is_its_own_and_not_that_of_its_parent():
     large = torch.ones(200_000_000)
     command = "import torch; from mlpfusion.record import peak_bytes; print(peak_bytes(torch.device('cpu')))"

@@ -200,6 +200,7 @@ assert not [name for name in sys.modules if name.startswith("mlpfusion")]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_without_the_package_factors_are_refused_and_zeros_load_as_weights(name, tmp_path):
     compressed(name, mlpfusion.SVD()).save_pretrained(tmp_path / "low-rank")

@@ -29,6 +29,7 @@ def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
     assert str(tmp_path) not in (tmp_path / "out" / "small.json").read_text()
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn_of_every_grid(recipe, tmp_path):
     path = recipe(
         methods=["full", "fusion"], layers=["last:1", "last:2"], keep_ratio=[0.25, 0.5], tasks=["sst2", "mrpc"]

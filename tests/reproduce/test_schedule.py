@@ -37,6 +37,7 @@ def numbers(record: dict[str, Any]) -> list[Any]:
     return [cleaned(row) for row in record["rows"]]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_not_repeated_and_one_more_method_adds_only_its_own(recipe, tmp_path):
     out = tmp_path / "out"
     assert call("reproduce", recipe(methods=["full"], seeds=[0]), "--out", out).exit_code == 0
@@ -78,6 +79,7 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(recipe, tmp_path, monke
     assert not (tmp_path / "out" / "unfinished").exists()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_repeats_no_finished_run(recipe, tmp_path, pytestconfig):
     path, out = recipe(methods=["full", "fusion", "svd+layerwise"]), tmp_path / "killed"
     order = str(pytestconfig.getoption("--sum-order"))

@@ -44,6 +44,7 @@ def test_a_grid_with_seeds_leaves_the_best_model_and_a_record(fused, data, tmp_p
     assert [name for name, _ in model.named_buffers() if name.endswith("output_scale")]
 
 
+@pytest.mark.slow
 def test_the_papers_habit_is_named_and_recipes_give_the_same(fused, data, tmp_path):
     flags = ["--select-on", "validation", "--seeds", "3"]
     result = call("tune", fused, tmp_path / "one", *data, *flags)
