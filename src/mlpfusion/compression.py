@@ -33,6 +33,7 @@ from mlpfusion.install.folding import set_key
 from mlpfusion.install.key import KEY, FusionKey, InstalledSite, site_kind
 from mlpfusion.install.kinds import KINDS
 from mlpfusion.install.model_key import model_key
+from mlpfusion.install.undo import put_back_on_error
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, Outcome, method_name
 from mlpfusion.outcomes import Job, Progress, check_finite_outcomes, compute_outcomes
 from mlpfusion.plan import Plan, check_layers_form, check_one_size, make_plan
@@ -73,6 +74,7 @@ def compress(
     `calibrated_outcomes` says what that costs. Raises `InputError`, before anything is changed, for an unknown model
     type or method, a bad layer or width, NaN or Inf in a weight or in what the method or the calibration makes, a
     calibration that is missing, empty or not wanted, or a model that is compressed, quantised, offloaded or dispatched.
+    Any other exception, an interrupt included, leaves the model as it was too.
 
     The linear maps are replaced by new ones: make an optimizer after `compress`, or it trains parameters that are no
     longer in the model, and register hooks on these modules after it.
@@ -114,32 +116,33 @@ def install_outcomes(
     """Puts the blocks of a plan in place and the key into the config. Changes the model.
 
     The record lacks the time; `recipe` is its recipe, of which the key takes `method` and `seed`, `device` where the
-    outcomes were computed. Warns once if clusterings among them were degenerate. Raises `InputError`, before anything
-    is changed, for NaN or Inf in an outcome.
+    outcomes were computed. Warns once if clusterings among them were degenerate. Any exception leaves the model as it
+    was, also a warning that is one; raises `InputError` for NaN or Inf in an outcome.
     """
     check_finite_outcomes(plan, outcomes, recipe["method"])
     original, digest = model_size(model), source_hash(model, [site for site, _ in plan.entries])
     records, installed = [], {}
-    for (site, _), outcome in zip(plan.entries, outcomes, strict=True):
-        before = read_mlp(model, site).num_parameters
-        entry = KINDS[type(outcome)].install(model, site, outcome)
-        records.append(_site_record(site, before, entry, outcome.metrics))
-        installed[site.path] = entry
-    warn_if_degenerate(records)
-    set_key(model, FusionKey(architecture, installed, recipe["method"], recipe["seed"], digest))
-    return Record(
-        recipe=dict(recipe),
-        source_sha256=digest,
-        device=str(device),
-        threads=torch.get_num_threads(),
-        dtype=str(model.dtype).removeprefix("torch."),
-        versions=versions(),
-        seconds=0.0,
-        peak_bytes=peak_bytes(device),
-        original=original,
-        compressed=model_size(model),
-        sites=tuple(records),
-    )
+    with put_back_on_error(model):
+        for (site, _), outcome in zip(plan.entries, outcomes, strict=True):
+            before = read_mlp(model, site).num_parameters
+            entry = KINDS[type(outcome)].install(model, site, outcome)
+            records.append(_site_record(site, before, entry, outcome.metrics))
+            installed[site.path] = entry
+        warn_if_degenerate(records)
+        set_key(model, FusionKey(architecture, installed, recipe["method"], recipe["seed"], digest))
+        return Record(
+            recipe=dict(recipe),
+            source_sha256=digest,
+            device=str(device),
+            threads=torch.get_num_threads(),
+            dtype=str(model.dtype).removeprefix("torch."),
+            versions=versions(),
+            seconds=0.0,
+            peak_bytes=peak_bytes(device),
+            original=original,
+            compressed=model_size(model),
+            sites=tuple(records),
+        )
 
 
 def check_method(method: Any, width: int | None, round_to: int, budget: str | None = None) -> None:

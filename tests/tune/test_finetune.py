@@ -54,6 +54,15 @@ def test_the_global_random_streams_are_left_alone(task):
     assert str(np.random.get_state(legacy=False)) == str(numbers)
 
 
+def test_a_device_that_is_not_there_is_refused_before_adapters_go_in(task, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = fused()
+    modules = dict(model.named_modules())
+    with pytest.raises(InputError, match="`device` must be cpu or auto on this machine, got 'cuda'"):
+        finetune(model, task, with_fields(FAST, lora=Lora(r=2), device="cuda"))
+    assert dict(model.named_modules()) == modules
+
+
 @pytest.mark.parametrize("lora", [None, Lora(r=2)])
 def test_the_scales_stay_and_the_config_too(lora, task, tmp_path):
     model = fused()

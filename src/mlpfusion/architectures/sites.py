@@ -169,6 +169,15 @@ def check_transformers_model(model: object) -> None:
     raise InputError(f"`model` must be a model of transformers, got {what}: {cure}")
 
 
+def check_in_memory(model: nn.Module) -> None:
+    """Raises `InputError` if a weight or a buffer is on the meta device: never made, or offloaded by accelerate."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"`model` must hold its weights in memory, got {name} on the meta device: load it without offloading"
+            )
+
+
 def visited_share(model: PreTrainedModel, sites: list[Site]) -> float:
     """Share of the MLP parameters of the sites' layers that belong to a site; 1.0 when nothing was overlooked.
 

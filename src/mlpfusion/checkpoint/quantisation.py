@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
+from mlpfusion.architectures.sites import check_in_memory
 from mlpfusion.errors import InputError
 from mlpfusion.finite import check_weight
 
@@ -30,11 +31,8 @@ def check_not_quantised(config: PreTrainedConfig) -> None:
 
 def check_parameters(model: nn.Module) -> None:
     """Raises `InputError` unless every parameter is in memory, a plain tensor of floating point, and finite."""
+    check_in_memory(model)
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise InputError(
-                f"`model` must hold its weights in memory, got {name} on the meta device: load it without offloading"
-            )
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             raise InputError(
                 f"`model` must have plain weights, got {type(parameter).__name__} of {parameter.dtype} for {name}: "

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.architectures.sites import Site, base_model, check_readable, check_transformers_model, find_sites
+from mlpfusion.architectures.sites import (
+    Site,
+    base_model,
+    check_in_memory,
+    check_readable,
+    check_transformers_model,
+    find_sites,
+)
 from mlpfusion.architectures.width_keys import holder_of, saved_shapes, stock_shapes
 from mlpfusion.errors import InputError
 from mlpfusion.install.key import KEY, FusionKey, LowRankSite, NarrowSite, RoutedSite, key_to_dict
 from mlpfusion.install.kinds import KINDS
 from mlpfusion.install.model_key import model_key
 from mlpfusion.install.rebuild import installed_sites, site_size
+from mlpfusion.install.undo import put_back_on_error
 
 
 def fold(model: PreTrainedModel) -> PreTrainedModel:
@@ -24,25 +32,29 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
     config with that width (it is tried out, on the meta device), the config gets the width and the key `mlp_fusion`
     goes: a stock model, which loads without this package. If not, the key stays, without scales, and a warning says
     why. Raises `InputError`, before anything is changed, if the model is not compressed, has routed experts, is
-    quantised or wrapped by an adapter.
+    quantised, offloaded or wrapped by an adapter; any other exception leaves the model as it was too. Linear maps are
+    replaced by new ones, as by `compress`.
     """
     check_transformers_model(model)
     key = model_key(model.config)
     if key is None:
         raise InputError("`model` must be compressed by mlpfusion, got one without the config key `mlp_fusion`")
+    check_in_memory(model)
     sites = installed_sites(model, key)
     _check_foldable(model, key, sites)
     stock = _stock_form(model, key)
-    for site in sites:
-        KINDS[type(key.sites[site.path])].fold(model, site)
-    if any(isinstance(site, LowRankSite) for site in key.sites.values()):
-        warnings.warn("the factors were multiplied: the model has its original size again", stacklevel=2)
-    reason = stock.reason or _difference(model, stock)
-    if reason is None:
-        _set_config(model, stock.widths, None)
-        return model
-    warnings.warn(f"{reason}, so the folded model still needs `import mlpfusion` to load{stock.advice}", stacklevel=2)
-    _set_config(model, {}, _folded_key(model, key))
+    with put_back_on_error(model):
+        for site in sites:
+            KINDS[type(key.sites[site.path])].fold(model, site)
+        if any(isinstance(site, LowRankSite) for site in key.sites.values()):
+            warnings.warn("the factors were multiplied: the model has its original size again", stacklevel=2)
+        reason = stock.reason or _difference(model, stock)
+        if reason is None:
+            _set_config(model, stock.widths, None)
+        else:
+            needed = "so the folded model still needs `import mlpfusion` to load"
+            warnings.warn(f"{reason}, {needed}{stock.advice}", stacklevel=2)
+            _set_config(model, {}, _folded_key(model, key))
     return model
 
 

@@ -28,3 +28,16 @@ def new_linear(kind: type[nn.Module], out_features: int, in_features: int, *, bi
             return Conv1D(out_features, in_features)
         assert kind is nn.Linear
         return nn.Linear(in_features, out_features, bias=bias)
+
+
+def resized(linear: nn.Module, *, in_features: int | None = None, out_features: int | None = None) -> nn.Module:
+    """A linear map of the same kind, device, dtype and `requires_grad` with another width, uninitialised."""
+    assert isinstance(linear, nn.Linear | Conv1D)
+    weight = linear.weight
+    columns, rows = weight.shape if isinstance(linear, Conv1D) else reversed(weight.shape)
+    columns, rows = in_features or columns, out_features or rows
+    new = new_linear(type(linear), rows, columns, bias=linear.bias is not None)
+    new = new.to(weight.dtype).to_empty(device=weight.device)
+    for name, parameter in linear.named_parameters():
+        new.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return new.train(linear.training)

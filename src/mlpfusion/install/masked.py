@@ -10,18 +10,20 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import Site, base_model, is_plain, linear_maps, linear_tensors, site_parameters
 from mlpfusion.errors import InputError
 from mlpfusion.install.key import MaskedSite
-from mlpfusion.install.linear import linear_copy, replace_module
+from mlpfusion.install.linear import linear_copy, replace_module, resized
 from mlpfusion.methods import Masked
 from mlpfusion.modules.masked import MASKED_TYPES, with_type
 
 
 def install(model: PreTrainedModel, site: Site, outcome: Masked) -> MaskedSite:
-    """Puts the zeros in, and keeps them in training. Changes the model; the values are copied."""
+    """Puts the zeros in, and keeps them in training, also in a masked block. Changes the model; values are copied."""
     base = base_model(model)
-    _swap(model, site, MASKED_TYPES)
+    fold(model, site)
     for path, names in linear_maps(site).items():
-        weight = torch.cat([getattr(outcome.mlp, name) for name in names])
-        linear_copy(base.get_submodule(path), weight, None)
+        linear = base.get_submodule(path)
+        new = resized(linear)
+        linear_copy(new, torch.cat([getattr(outcome.mlp, name) for name in names]), linear_tensors(linear)[1])
+        replace_module(base, path, with_type(new, MASKED_TYPES[type(new)]))
     return MaskedSite(_num_zeros(model, site), sum(parameter.numel() for parameter in site_parameters(base, site)))
 
 

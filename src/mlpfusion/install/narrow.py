@@ -5,12 +5,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.architectures.sites import Site, base_model, read_mlp
 from mlpfusion.errors import InputError
 from mlpfusion.install.key import NarrowSite
-from mlpfusion.install.linear import linear_copy, new_linear, replace_module
+from mlpfusion.install.linear import linear_copy, replace_module, resized
 from mlpfusion.methods import Narrowed
 from mlpfusion.mlp import MLP
 from mlpfusion.mlp import fold as fold_mlp
@@ -32,9 +31,9 @@ def make_room(model: PreTrainedModel, site: Site, num_neurons: int, *, scale: st
     base = base_model(model)
     fused_factor = 2 if site.stack.gate == site.stack.up else 1
     for path in dict.fromkeys(site.module_path(part) for part in ("up", "gate") if getattr(site.stack, part)):
-        replace_module(base, path, _resized(base.get_submodule(path), out_features=fused_factor * num_neurons))
+        replace_module(base, path, resized(base.get_submodule(path), out_features=fused_factor * num_neurons))
     down = site.module_path("down")
-    replace_module(base, down, _resized(base.get_submodule(down), in_features=num_neurons))
+    replace_module(base, down, resized(base.get_submodule(down), in_features=num_neurons))
     scaled = ACTIVATIONS[scale]
     if scaled is not None:
         path = site.module_path("activation")
@@ -104,6 +103,7 @@ def fold(model: PreTrainedModel, site: Site) -> None:
     scales = activation_scales(activation)
     if scales:
         folded = fold_mlp(replace(read_mlp(model, site), **scales))
+        make_room(model, site, site.intermediate_size, scale="none")
         replace_module(base, path, unscaled(activation))
         copy_weights(model, site, folded)
 
@@ -134,16 +134,3 @@ def _installed_scale(model: PreTrainedModel, site: Site) -> str:
     activation = base_model(model).get_submodule(site.module_path("activation"))
     names = {module: name for name, module in ACTIVATIONS.items() if module is not None}
     return names.get(type(activation), "none")
-
-
-def _resized(linear: nn.Module, *, in_features: int | None = None, out_features: int | None = None) -> nn.Module:
-    """A linear map of the same kind, device, dtype and `requires_grad` with another width, uninitialised."""
-    assert isinstance(linear, nn.Linear | Conv1D)
-    weight = linear.weight
-    columns, rows = weight.shape if isinstance(linear, Conv1D) else reversed(weight.shape)
-    columns, rows = in_features or columns, out_features or rows
-    new = new_linear(type(linear), rows, columns, bias=linear.bias is not None)
-    new = new.to(weight.dtype).to_empty(device=weight.device)
-    for name, parameter in linear.named_parameters():
-        new.get_parameter(name).requires_grad_(parameter.requires_grad)
-    return new.train(linear.training)

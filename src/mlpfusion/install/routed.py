@@ -7,7 +7,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.finite import num_not_finite
 from mlpfusion.install.key import RoutedSite
 from mlpfusion.install.linear import replace_module
-from mlpfusion.install.narrow import copy_weights
+from mlpfusion.install.narrow import copy_weights, make_room
 from mlpfusion.methods import Routed
 from mlpfusion.modules.routed import RoutedLinear
 
@@ -15,6 +15,7 @@ from mlpfusion.modules.routed import RoutedLinear
 def install(model: PreTrainedModel, site: Site, outcome: Routed) -> RoutedSite:
     """Puts the neurons in the order of their experts and the router in front. Changes the model; values are copied."""
     base = base_model(model)
+    make_room(model, site, outcome.mlp.num_neurons, scale="none")
     copy_weights(model, site, outcome.mlp)
     _wrap(model, site, len(outcome.router_in), outcome.num_selected).set_router(outcome.router_in, outcome.router_out)
     num_parameters = sum(parameter.numel() for parameter in site_parameters(base, site))

@@ -88,8 +88,8 @@ def learn(
         raise InputError(f"`method` must be a config of {known}, got {shown(method)}")
     check_transformers_model(model)
     seed, keep_ratio = seed_number("seed", seed), real_number("keep_ratio", keep_ratio)
-    place = usable_device(model.device if device is None else device)
     check_model(model)
+    place = usable_device(model.device if device is None else device)
     check_head(model, data.task.num_labels)
     _check_examples(data)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.architectures.sites import base_model
+from mlpfusion.architectures.sites import base_model, check_in_memory
 from mlpfusion.checks import check_fields
 from mlpfusion.compression import check_source
 from mlpfusion.errors import InputError, shown
@@ -82,9 +82,13 @@ def distill(
     """Trains `student`, in place, on unlabelled examples; labels are not looked at. It ends in eval mode.
 
     `cache` is a folder for the teacher's states, if the objective has no logits. The same seed gives the same bytes on
-    the CPU, also after a kill and a resumed run. Raises `InputError` as `check_pair` does, if too few examples are
-    there to hold some out, a cache for logits is asked for, and (a `DivergenceError`) for a loss of NaN or Inf.
+    the CPU, also after a kill and a resumed run. Raises `InputError`, before anything is changed, as `check_pair`
+    does, for an offloaded model, if too few examples are there to hold some out, and if a cache for logits is asked
+    for. Where training itself ends in an exception (a `DivergenceError` for a loss of NaN or Inf), the student is what
+    the steps so far have made of it.
     """
+    for model in (student, teacher):
+        check_in_memory(model)
     check_pair(student, teacher, config)
     if cache is not None and config.objective.startswith("logits"):
         raise InputError(f"`cache` must be left out for the objective {config.objective}: only hidden states are kept")

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
+from mlpfusion.architectures.sites import check_in_memory
 from mlpfusion.checks import check_fields
 from mlpfusion.errors import DivergenceError, InputError, shown
 from mlpfusion.outcomes import Progress, site_generator
@@ -80,8 +81,10 @@ def train_path(
     """Trains `model`, in place and where it is, on `examples` with labels, and keeps its logits on `held_out`.
 
     The batches depend on `examples` and `config` alone: they are the same for every model. On the CPU the same model
-    gives the same bytes. Raises `DivergenceError` at the first loss that is not finite.
+    gives the same bytes. Raises `InputError`, before anything is changed, for an offloaded model, and `DivergenceError`
+    at the first loss that is not finite.
     """
+    check_in_memory(model)
     model.eval()
     defaults = Finetune()
     betas = (defaults.adam_beta1, defaults.adam_beta2)

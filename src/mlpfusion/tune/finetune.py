@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
+from mlpfusion.architectures.sites import check_in_memory
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import peak_bytes
@@ -41,23 +42,26 @@ def finetune(
 
     The model ends in eval mode with the weights of the best epoch. With LoRA the adapter is saved as `adapter` in the
     folder of `where`, if that names one, and merged. On the CPU the same seed gives the same bytes, also after a kill
-    and a resumed run. The global random streams are left as they were. Raises `InputError` for a head of another size,
-    too few examples to hold some out, an unknown metric, a device that is not there, and (a `DivergenceError`) a loss
-    of NaN or Inf.
+    and a resumed run. The global random streams are left as they were. Raises `InputError`, before anything is changed,
+    for a head of another size, an offloaded model, too few examples to hold some out, an unknown metric, and a device
+    that is not there. Where training itself ends in an exception (a `DivergenceError` for a loss of NaN or Inf, an
+    interrupt), the model is what the steps so far have made of it: no copy of its weights is kept.
     """
     where = where or Where()
     metric = check_metric(data.task, config.metric_for_best_model)
     check_head(model, data.task.num_labels)
+    check_in_memory(model)
     train, selection = split_train(data, config)
     use_cache = getattr(model.config, "use_cache", None)
     with TemporaryDirectory() as scratch, seeded(config.seed):
+        arguments = _arguments(where.folder or Path(scratch), config, metric, evaluated=selection is not None)
         trained = model if config.lora is None else add_lora(model, config.lora)
         watch = StepWatch(where.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, f"eval_{metric}")]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
         trainer = StageTrainer(
             model=trained,
-            args=_arguments(where.folder or Path(scratch), config, metric, evaluated=selection is not None),
+            args=arguments,
             train_dataset=train,
             eval_dataset=selection,
             data_collator=data.collate,
