@@ -226,6 +226,17 @@ def test_a_config_that_is_none_is_refused(text, checkpoint):
         read_config(checkpoint)
 
 
+@pytest.mark.parametrize("depth", [32, 500, 100_000])
+@pytest.mark.parametrize("entry", ["mlp_fusion", "task_specific_params", "id2label"])
+def test_a_config_without_a_bottom_is_refused(entry, depth, checkpoint):
+    text = (checkpoint / "config.json").read_text().rstrip().removesuffix("}")
+    for opened, closed in (("[", "]"), ('{"a":', "}")):
+        deep = opened * depth + "1" + closed * depth
+        (checkpoint / "config.json").write_text(f'{text}, "{entry}": {deep}}}')
+        with pytest.raises(InputError, match=r"config.json must be at most 32 levels deep, got more"):
+            read_config(checkpoint)
+
+
 def test_a_config_out_of_proportion_to_its_weights_is_refused_before_they_are_read(checkpoint, tmp_path, monkeypatch):
     change_config(checkpoint, intermediate_size=10**12)
     monkeypatch.setattr("mlpfusion.recipe.load_model", lambda *_: pytest.fail("weights were read"))

@@ -57,15 +57,20 @@ def state_of(model: Any) -> tuple[Any, ...]:
     return modules, parameters, copy.deepcopy(model.config.to_dict())
 
 
+def count_operations(change: Callable[[Any], object], model: Any) -> int:
+    copied, counting = copy.deepcopy(model), FailingAt()
+    with counting:
+        change(copied)
+    return counting.count
+
+
 def check_unchanged_by(change: Callable[[Any], object], model: Any) -> None:
     """Runs `change` on `model` again and again, each time failing at another of its operations."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for _ in range(2):  # torch does a few things more the first time
-        clean, copied = FailingAt(), copy.deepcopy(model)
-        with clean:
-            change(copied)
-    assert clean.count > max(FROM_THE_END)
-    numbers = {int(share * clean.count) for share in SHARES} | {clean.count - number for number in FROM_THE_END}
+    count_operations(change, model)  # torch does a few things more the first time
+    count = count_operations(change, model)
+    assert count > max(FROM_THE_END)
+    numbers = {int(share * count) for share in SHARES} | {count - number for number in FROM_THE_END}
     seen = state_of(model)
     for number in sorted(numbers):
         error = KeyboardInterrupt if number % 2 else MemoryError

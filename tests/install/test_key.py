@@ -119,6 +119,20 @@ def test_a_deep_or_large_key_is_refused():
         key_from_dict(key | {"sites": {f"layers.{number}": entry for number in range(100_001)}})
 
 
+@pytest.mark.parametrize("name", ["bert", "t5", "bart", "llama"])
+@pytest.mark.parametrize("depth", [20, 1000, 100_000])
+def test_a_deep_key_of_a_config_in_memory_is_refused_before_a_model_is_built(depth, name):
+    config = compressed(name, mlpfusion.Fusion(), layers="all").config
+    key, deep = config.mlp_fusion, {}
+    for _ in range(depth):
+        deep = {"a": deep}
+    for bad in (deep, {"version": deep}, key | {"sites": deep}, key | {"architecture": {"stacks": [deep]}}):
+        config.mlp_fusion = bad
+        with pytest.raises(InputError, match="`mlp_fusion|a stack must have keys"):
+            AutoModel.from_config(config)
+    config.mlp_fusion = key
+
+
 def test_a_masked_model_without_its_key_is_a_plain_model(tmp_path):
     model = compressed("llama", mlpfusion.Magnitude())
     model.save_pretrained(tmp_path)

@@ -27,6 +27,7 @@ _KNOWN = (
     *("*.onnx", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.ot", "*.tflite", "*.mlmodel", "*.npz"),
     *("trainer_state.json", "*.py", "README*", "config.json", LISTING),
 )
+_MAX_DEPTH = 32  # levels of a JSON file; those of real configs have below ten, and transformers walks them recursively
 _TEMPLATES = "additional_chat_templates"
 # What to fetch of a repository on the Hub beside its weights.
 FETCHED = (*CARRIED, *(f"*/{pattern}" for pattern in CARRIED), "README.md", "config.json", "*/config.json")
@@ -76,16 +77,30 @@ def check_plain_file(folder: Path, file: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `InputError` if it is missing, no JSON, or no object."""
+    """The object in a JSON file. Raises `InputError` if it is missing, no JSON, no object, or nested too deeply."""
     if not path.is_file():
         raise InputError(f"{path.parent} must hold {path.name}, it does not")
+    too_deep = f"{path} must be at most {_MAX_DEPTH} levels deep, got more"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} must be JSON: {one_line(error)}") from error
+    except RecursionError as error:
+        raise InputError(too_deep) from error
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    if _is_deeper(data, _MAX_DEPTH):
+        raise InputError(too_deep)
     return data
+
+
+def _is_deeper(data: Any, levels: int) -> bool:
+    """Whether objects and lists of JSON data lie more than `levels` deep in each other; told without recursion."""
+    layer = [data]
+    for _ in range(levels):
+        holders = [one for one in layer if isinstance(one, dict | list)]
+        layer = [part for one in holders for part in (one.values() if isinstance(one, dict) else one)]
+    return any(isinstance(one, dict | list) for one in layer)
 
 
 def _module_folders(folder: Path) -> list[Path]:

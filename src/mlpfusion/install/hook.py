@@ -3,8 +3,9 @@
 `PreTrainedModel.post_init` runs at the end of the `__init__` of every model, before any weight is read. Where the
 config carries the key `mlp_fusion`, the linear maps get their narrower shape and the activations their scale there,
 so `from_pretrained` and `from_config` of every Auto class, dtypes, device maps and quantisers work on the right
-modules. At the end of `from_pretrained`, when transformers sorts out missing and unexpected weights, the loaded scales
-are checked. Without this package plain transformers fails on the shapes, because the config keeps the original width.
+modules. `__init__` itself refuses a bad key before anything is built. At the end of `from_pretrained`, when
+transformers sorts out missing and unexpected weights, the loaded scales are checked. Without this package plain
+transformers fails on the shapes, because the config keeps the original width.
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from mlpfusion.install.key import FusionKey
 
@@ -30,12 +31,18 @@ def _patch(module: ModuleType) -> None:
     model_class = module.PreTrainedModel
     if hasattr(model_class.post_init, _MARK):
         return
+    original_init = model_class.__init__
     original_post_init = model_class.post_init
     original_adjust = model_class._adjust_missing_and_unexpected_keys
 
+    @functools.wraps(original_init)
+    def init(self: "PreTrainedModel", config: Any, *inputs: Any, **options: Any) -> None:
+        _key(config)
+        original_init(self, config, *inputs, **options)
+
     @functools.wraps(original_post_init)
     def post_init(self: "PreTrainedModel") -> None:
-        key = _key(self)
+        key = _key(self.config)
         if key is not None:
             from mlpfusion.install.rebuild import rebuild_sites
 
@@ -45,19 +52,20 @@ def _patch(module: ModuleType) -> None:
     @functools.wraps(original_adjust)
     def adjust(self: "PreTrainedModel", loading_info: Any) -> None:
         original_adjust(self, loading_info)
-        key = _key(self)
+        key = _key(self.config)
         if key is not None:
             from mlpfusion.install.rebuild import check_loaded
 
             check_loaded(self, key, loading_info.missing_keys, loading_info.unexpected_keys)
 
     setattr(post_init, _MARK, True)
+    model_class.__init__ = init
     model_class.post_init = post_init
     model_class._adjust_missing_and_unexpected_keys = adjust
 
 
-def _key(model: "PreTrainedModel") -> "FusionKey | None":
-    """The parsed `mlp_fusion` key of the model's config, None without one. Raises as `model_key` does."""
+def _key(config: "PreTrainedConfig") -> "FusionKey | None":
+    """The parsed `mlp_fusion` key of a config, None without one. Raises as `model_key` does."""
     from mlpfusion.install.model_key import model_key
 
-    return model_key(model.config)
+    return model_key(config)
