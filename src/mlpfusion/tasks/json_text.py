@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,9 +13,20 @@ from mlpfusion.tasks.lines import capped, read_lines
 from mlpfusion.tasks.row import Row
 
 MAX_ARRAY = 2**26  # characters of a JSON array, which is read whole; 64 Mi
-_DECODER = json.JSONDecoder()
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these names and values. Raises `ValueError` for a name that is there twice: JSON takes the last."""
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+    raise ValueError(f"an object must not have one name twice, got {shown(twice)}")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 class Item(NamedTuple):

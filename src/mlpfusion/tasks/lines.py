@@ -14,7 +14,8 @@ from mlpfusion.errors import DataFileWarning, InputError, one_line
 
 MAX_LINE = 2**24  # bytes of a line, after unpacking; 16 MiB
 MAX_FILE = 2**30  # characters of a file; 1 Gi
-MAX_ROWS = 4_000_000  # lines, rows or texts of a file
+# Lines, rows or texts of a file. A million short ones take 5 to 10 s to read, and 1 GiB or more as token ids.
+MAX_ROWS = 1_000_000
 
 Item = TypeVar("Item")
 
