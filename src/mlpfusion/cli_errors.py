@@ -20,8 +20,8 @@ import click
 
 # What torch says as a RuntimeError where memory or the disk is full.
 _TORCH_OUT_OF_ROOM = ("can't allocate memory", "inline_container", "PytorchStreamWriter", "out of memory")
-# What Python says as a RuntimeError to a path like ~nobody.
-_NO_HOME = "Could not determine home directory"
+# How libraries in Rust (safetensors, tokenizers) name the number of an error, the second of them in a plain Exception.
+_OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 _CURES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room in your quota",
@@ -47,7 +47,9 @@ def reported_errors(go_on: str = "") -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         _end(f"Interrupted. {go_on or 'Nothing half-written is left.'}", 130)
-    except _user_errors() as error:
+    except BaseException as error:
+        if not _is_told(error):
+            raise
         _report(error)
 
 
@@ -68,28 +70,29 @@ def _calm_libraries() -> Iterator[None]:
         yield
 
 
-def _user_errors() -> tuple[type[BaseException], ...]:
-    """The kinds of errors that a user or the machine can cause; a RuntimeError is looked at more closely."""
+def _is_told(error: BaseException) -> bool:
+    """Whether a user or the machine caused `error`, and not the program or a reader that has gone."""
     from safetensors import SafetensorError
 
     from mlpfusion.errors import InputError
 
-    return (InputError, OSError, SafetensorError, MemoryError, RecursionError, RuntimeError, UnicodeError)
+    if isinstance(error, OSError):
+        return error.errno != errno.EPIPE  # click ends quietly
+    if isinstance(error, InputError | SafetensorError | MemoryError | RecursionError | UnicodeError):
+        return True
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in _TORCH_OUT_OF_ROOM)
+    return type(error) is Exception and _OS_ERROR.search(str(error)) is not None
 
 
 def _report(error: BaseException) -> NoReturn:
-    """Ends with the line and the code of `error`; raises it again if it is an error of the program."""
+    """Ends with the line and the code of `error`."""
     from mlpfusion.errors import InputError, one_line
 
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:  # click ends quietly when the reader has gone
-        raise error
     if isinstance(error, InputError):
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of torchrun say the same
             _end(f"Error: {_with_flags(one_line(error, None))}", 2)
         sys.exit(2)
-    told = (*_TORCH_OUT_OF_ROOM, _NO_HOME)
-    if isinstance(error, RuntimeError) and not isinstance(error, RecursionError) and not _says(error, told):
-        raise error
     _end(f"Error: {_in_words(error)}. MLPFUSION_DEBUG=1 shows where", 3)
 
 
@@ -109,21 +112,18 @@ def _in_words(error: BaseException) -> str:
         return f"a name or text cannot be written: {one_line(error)}; PYTHONUTF8=1 helps if your names are UTF-8"
     if isinstance(error, RecursionError):
         return f"the input is nested too deeply: {one_line(error)}"
-    if isinstance(error, RuntimeError) and _NO_HOME in str(error):
-        return "a path begins with ~ and a name that is no user's"
-    reason, cure = one_line(error) or "there is not enough memory", ""
+    reason, number = one_line(error) or "there is not enough memory", 0
     if isinstance(error, OSError) and error.strerror:
         names = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
-        reason, cure = ": ".join([error.strerror, *names[:1]]), _CURES.get(error.errno or 0, "")
-    elif isinstance(error, MemoryError) or "memory" in reason:
+        reason, number = ": ".join([error.strerror, *names[:1]]), error.errno or 0
+    elif found := _OS_ERROR.search(str(error)):
+        number = int(found[1])
+    cure = _CURES.get(number, "")
+    if isinstance(error, MemoryError) or (not number and "memory" in reason):
         cure = "use a smaller model, batch or number of samples, or a machine with more memory"
     out = click.get_current_context().params.get("out")
     where = f" (OUT is {printable(str(out))})" if out and str(out) not in reason else ""
     return reason.rstrip(".") + where + (f"; {cure}" if cure else "")
-
-
-def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
-    return any(text in str(error) for text in texts)
 
 
 def _with_flags(message: str) -> str:
