@@ -56,6 +56,7 @@ COMPARE = $(BIN)/mlpfusion compare $(MINILM) \
 	  --data $(SST2)/validation.jsonl.gz --column sentence --max-samples 872 --layers all
 DYNAMICS = $(BIN)/mlpfusion dynamics $(MINILM) --task sst2 --layers last:4 --device cpu
 bench: export OMP_NUM_THREADS = 1
+bench: export MLPFUSION_DATA := $(MLPFUSION_DATA)
 bench: .venv/bench
 	rm -rf bench-out
 	$(BIN)/python benchmarks/kmeans.py

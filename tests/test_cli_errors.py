@@ -83,14 +83,17 @@ MACHINE = [
     (PermissionError(errno.EACCES, "Permission denied", "/a"), "Permission denied: /a .*; check who may write there"),
     (OSError(errno.EIO, "Input/output error"), r"Input/output error \(OUT is somewhere\)"),
     (OSError("something of huggingface_hub\nin two lines"), "something of huggingface_hub in two lines"),
-    (SafetensorError("Error while serializing: I/O error: No space"), r"Error while serializing.*\(OUT is somewhere\)"),
+    (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        r"Error while serializing.*\(OUT is somewhere\); make room on the disk",
+    ),
+    (Exception("No space left on device (os error 28)"), r"No space.*\(OUT is somewhere\); make room"),  # tokenizers
     (MemoryError(), "there is not enough memory .*; use a smaller model"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate memory.*; use a smaller"),
     (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 30784"), "enforce fail"),
     (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory.*; use a smaller"),
     (RecursionError("maximum recursion depth exceeded"), "the input is nested too deeply"),
     (UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"), "cannot be written: .*PYTHONUTF8=1"),
-    (RuntimeError("Could not determine home directory."), "a path begins with ~ and a name that is no user's"),
 ]
 
 
@@ -114,7 +117,7 @@ def test_debug_shows_the_traceback_and_the_same_line():
 
 
 def test_errors_of_the_program_itself_keep_their_traceback():
-    for error in (RuntimeError("shapes"), KeyError("name"), AssertionError("ours")):
+    for error in (RuntimeError("shapes"), KeyError("name"), AssertionError("ours"), Exception("anything")):
         assert end_with(error).exception is error
 
 
@@ -163,6 +166,29 @@ def test_markup_and_escapes_in_paths_and_keys_do_nothing(checkpoint, tmp_path):
         hostile = call("inspect", out)
         assert "\x1b" not in hostile.output
         assert hostile.exit_code in (0, 2), hostile.exception
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300, "x/" * 3000])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("MODEL", ("inspect", "PATH")),
+        ("MODEL", ("tune", "PATH", "out", "--task", "sst2")),
+        ("OUT", ("compress", "MODEL", "PATH", "--keep-ratio", 0.5)),
+        ("OUT", ("tune", "MODEL", "PATH", "--task", "sst2")),
+        ("OUT", ("distill", "MODEL", "MODEL", "PATH", "--task", "sst2")),
+        ("`--out`", ("dynamics", "MODEL", "--task", "sst2", "--out", "PATH")),
+        ("`--out`", ("compare", "MODEL", "--data", "a.txt", "--out", "PATH")),
+        ("`--architecture`", ("inspect", "MODEL", "--architecture", "PATH")),
+        ("RECIPE", ("reproduce", "PATH", "--out", "out")),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_named(name, command, path, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = {"PATH": path, "MODEL": checkpoint}
+    line = refused(*(words.get(one, one) for one in command))
+    assert line.startswith(f"Error: {name} must be ")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import math
 import operator
 from dataclasses import fields
 from numbers import Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args
 
 import torch
 
-from mlpfusion.errors import InputError, shown
+from mlpfusion.errors import InputError, one_line, shown
 
 # What NumPy's and torch's generators both take.
 MAX_SEED = 2**32 - 1
@@ -46,6 +47,16 @@ def real_number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise InputError(f"`{name}` must be a finite number, got {shown(value)}")
     return number
+
+
+def user_path(name: str, value: str) -> Path:
+    """Returns `value` as a path, `~` for the home folder. Raises `InputError`, which names `name`, where it is none."""
+    try:
+        path = Path(value).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; RuntimeError: no such user
+        raise InputError(f"`{name}` must be a path of this machine, got {shown(value)}: {one_line(error)}") from error
+    return path
 
 
 def yes_or_no(name: str, value: Any) -> bool:

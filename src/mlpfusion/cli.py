@@ -149,16 +149,17 @@ def compare(model: str, out: str | None, overwrite: bool, as_json: bool, **optio
     """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
     with reported_errors():
         from mlpfusion.checkpoint.output import check_output
+        from mlpfusion.checks import user_path
         from mlpfusion.report.chart import chart_note
         from mlpfusion.report.console import progress_bar
         from mlpfusion.report.run_comparison import run_comparison, write_comparison
         from mlpfusion.report.terminal import print_comparison
 
         reads = (model, options["data"], options["calibration"])
-        replaced = check_output(Path(out).expanduser(), overwrite=overwrite, reads=reads) if out else None
+        replaced = check_output(user_path("out", out), overwrite=overwrite, reads=reads) if out else None
         with progress_bar("Comparing") as progress:
             record = run_comparison(model, progress=progress, **options)
-        written = write_comparison(record, Path(out).expanduser(), replaced) if out else []
+        written = write_comparison(record, user_path("out", out), replaced) if out else []
         if as_json:
             click.echo(json.dumps(record, indent=2))
             return

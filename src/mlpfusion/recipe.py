@@ -18,7 +18,7 @@ from mlpfusion.checkpoint.files import carried_files, left_files
 from mlpfusion.checkpoint.output import Occupant, check_output, staged_folder
 from mlpfusion.checkpoint.read import check_fit, empty_model, load_model, origin, read_config, resolve
 from mlpfusion.checkpoint.save import save_compressed
-from mlpfusion.checks import seed_number
+from mlpfusion.checks import seed_number, user_path
 from mlpfusion.compression import check_method, check_not_compressed, compress
 from mlpfusion.errors import InputError, check_training_installed, shown
 from mlpfusion.methods import CALIBRATED_METHODS, METHOD_TYPES, method_from_name, method_name
@@ -169,7 +169,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
 def check_recipe_output(recipe: Recipe) -> Occupant | None:
     """The folder that the result may replace. Raises `InputError` as `check_output` does."""
     reads = (recipe.model, recipe.calibration, recipe.train, recipe.architecture)
-    return check_output(Path(recipe.out).expanduser(), overwrite=recipe.overwrite, reads=reads)
+    return check_output(user_path("out", recipe.out), overwrite=recipe.overwrite, reads=reads)
 
 
 def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path, PreTrainedConfig, Architecture]:
@@ -198,7 +198,7 @@ def write_result(
     The record comes back as it is written, with where the model came from and the sizes of the files.
     """
     config, came_from = read_config(source), origin(recipe.model, recipe.revision, source)
-    with staged_folder(Path(recipe.out).expanduser(), replaced) as folder:
+    with staged_folder(user_path("out", recipe.out), replaced) as folder:
         record = replace(save_compressed(model, source, config, record, folder), model=came_from)
         (folder / "README.md").write_text(model_card(record, source, model), encoding="utf-8")
         (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")

@@ -202,6 +202,24 @@ def test_a_hostile_config_is_refused_or_harmless_before_weights_are_read(values,
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("values", HOSTILE, ids=str)
+def test_a_hostile_config_ends_every_command_in_one_line(values, checkpoint, tmp_path):
+    change_config(checkpoint, **values)
+    for command in (("inspect", checkpoint), ("compress", checkpoint, tmp_path / "out", *CUT)):
+        result = call(*command)
+        assert result.exit_code in (0, 2), result.exception
+        assert result.exit_code == 0 or result.stderr.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_an_mlp_without_neurons_is_refused(checkpoint, tmp_path):
+    change_config(checkpoint, intermediate_size=0)
+    for command in (("inspect", checkpoint), ("compress", checkpoint, tmp_path / "out", *CUT)):
+        message = "the MLP at encoder.layer.0 must have neurons, its output.dense has shape (32, 0)"
+        assert message in refused(*command)
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [

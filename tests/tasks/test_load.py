@@ -130,6 +130,15 @@ def test_the_hub_gives_the_same_as_a_folder(tmp_path, monkeypatch):
     assert hub.source == "nyu-mll/glue sst2 train, nyu-mll/glue sst2 validation"
 
 
+def test_nothing_is_read_from_a_folder_that_nobody_named(tmp_path, monkeypatch):
+    glue_folder(tmp_path / "shared", "sst2", {"train": SST2, "validation": SST2[:2]})
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    fake_datasets(monkeypatch, lambda *_args, split: SST2)
+    monkeypatch.delenv("MLPFUSION_DATA", raising=False)
+    assert "nyu-mll/glue sst2 train" in load_task("sst2").source
+
+
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):
     def load_dataset(*_args, **_kwargs):
         raise ConnectionError("Couldn't reach\nthe Hub")

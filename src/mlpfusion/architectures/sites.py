@@ -224,6 +224,8 @@ def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: st
 
 def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Site:
     hidden_size, width = linear_shape(base.get_submodule(f"{path}.{stack.down}"))
+    if not width or not hidden_size:
+        raise InputError(f"the MLP at {path} must have neurons, its {stack.down} has shape {(hidden_size, width)}")
     rows = {part: linear_shape(base.get_submodule(f"{path}.{part}")) for part in {stack.up, stack.gate} - {None}}
     expected = (2 * width if stack.gate == stack.up else width, hidden_size)
     for part, shape in rows.items():

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, shown
 from mlpfusion.yaml import read_yaml
 
@@ -95,7 +96,7 @@ def find_architecture(model_type: str, file: str | None = None) -> Architecture:
     Raises `InputError` with the known types if there is none, and as `read_architecture` does.
     """
     if file is not None:
-        return read_architecture(Path(file).expanduser())
+        return read_architecture(user_path("architecture", file))
     if model_type not in ARCHITECTURES:
         raise InputError(
             f"`model_type` must be one of {', '.join(ARCHITECTURES)}, got {shown(model_type)}; "

@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from mlpfusion.checkpoint.config import CONFIG_ERRORS, read_config
 from mlpfusion.checkpoint.files import FETCHED
 from mlpfusion.checkpoint.weights import INDEX, check_weights, first_misfit, loaded_names, stored_tensors, weight_files
+from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.finite import check_weight
 from mlpfusion.record import Origin
@@ -42,7 +43,7 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
     With `weights=False` only the small files are fetched. Raises `InputError` if there is no such model, and for a
     `revision` of a folder.
     """
-    folder = Path(model).expanduser()
+    folder = user_path("model", model)
     if model and folder.is_dir():
         if revision is not None:
             raise InputError(f"`revision` must be left out for a folder, got {revision!r} with {model}")
@@ -67,7 +68,7 @@ def _cure(model: str) -> str:
     """What was meant by a name that is neither a folder nor an id, where that can be guessed."""
     if found := re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", model):
         return f": give the id, {found[1]}"
-    return ": give the folder of the file" if Path(model).expanduser().is_file() else ""
+    return ": give the folder of the file" if user_path("model", model).is_file() else ""
 
 
 def origin(model: str, revision: str | None, folder: Path) -> Origin:
@@ -79,7 +80,7 @@ def origin(model: str, revision: str | None, folder: Path) -> Origin:
     repository = place.parents[1].name if place.parent.name == "snapshots" else ""
     if re.fullmatch(r"models--[\w.-]+", repository, re.ASCII) and re.fullmatch("[0-9a-f]{40}", place.name):
         return Origin(repository.removeprefix("models--").replace("--", "/", 1), True, revision, place.name)
-    if Path(model).expanduser().is_dir():
+    if user_path("model", model).is_dir():
         return Origin(place.name, False, None, None)
     return Origin(model, True, revision, None)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from mlpfusion.architectures.table import read_architecture
 from mlpfusion.checkpoint.output import Occupant, staged_folder
 from mlpfusion.checkpoint.read import read_config, resolve
-from mlpfusion.checks import seed_number
+from mlpfusion.checks import seed_number, user_path
 from mlpfusion.errors import InputError, shown
 from mlpfusion.evaluate.approximation import BlockError, Probe
 from mlpfusion.evaluate.authors import last_texts
@@ -52,7 +52,7 @@ def run_comparison(
     )
     Probe(run["scalar"])
     texts = read_texts(data, column=column if data in tables or not tables else None, max_samples=max_samples)
-    row = None if run.get("architecture") is None else read_architecture(Path(run["architecture"]).expanduser())
+    row = None if run.get("architecture") is None else read_architecture(user_path("architecture", run["architecture"]))
     folder, loaded = load_checkpoint(model)
     batches = with_decoder_inputs(token_batches(folder, texts, loaded.config), loaded.config)
     calibration = {seed: source.batches(folder, loaded.config, seed) for seed in seeds} if wanted else None

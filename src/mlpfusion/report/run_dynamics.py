@@ -16,6 +16,7 @@ from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
 from mlpfusion.checkpoint.manifest import seal
 from mlpfusion.checkpoint.output import check_output, staged_folder
+from mlpfusion.checks import user_path
 from mlpfusion.compression import check_method, check_not_compressed
 from mlpfusion.errors import InputError
 from mlpfusion.methods import method_label, method_name, takes_no_data
@@ -93,7 +94,7 @@ def run_dynamics(job: DynamicsJob, progress: Progress = lambda done, total, what
     started again: `OUT.unfinished` holds the runs that are complete. Raises `InputError`, and a `DivergenceError` if a
     loss is not finite.
     """
-    methods, out = _check_job(job), Path(job.out).expanduser()
+    methods, out = _check_job(job), user_path("out", job.out)
     resume = work_folder(out).exists() and not job.overwrite
     if not resume:
         check_output(out, overwrite=job.overwrite, reads=_reads(job))
@@ -171,7 +172,7 @@ class Runner:
 
     def run(self, name: str, method: Any, seed: int, progress: Progress) -> tuple[dict[str, Any], TrainingPath]:
         """What one run was, and its path."""
-        folder = work_folder(Path(self.job.out).expanduser()) / name
+        folder = work_folder(user_path("out", self.job.out)) / name
         if not is_whole(folder):
             config = self.job.dynamics(seed)
             model, sizes = self.start(method, seed)

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
+from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, shown
 from mlpfusion.methods import MASK_METHODS, METHOD_TYPES, method_label, parse_method
 from mlpfusion.recipe import read_job
@@ -112,9 +112,9 @@ def read_experiment(recipe: str, flags: dict[str, Any]) -> Experiment:
     Raises `InputError` for an unknown name, and as `read_job` and `check_experiment` do.
     """
     known = named_recipes()
-    if recipe not in known and not Path(recipe).expanduser().is_file():
+    file = known.get(recipe) or user_path("recipe", recipe)
+    if not file.is_file():
         raise InputError(f"`recipe` must be a YAML file or one of {', '.join(known)}, got {shown(recipe)}")
-    file = known.get(recipe, Path(recipe).expanduser())
     experiment = read_job(Experiment(name=file.stem), str(file), flags)
     check_experiment(experiment)
     return experiment

@@ -19,6 +19,7 @@ from mlpfusion.architectures.sites import find_sites
 from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
 from mlpfusion.checkpoint.atomic import write_file
 from mlpfusion.checkpoint.manifest import read_sealed_json, sealed_json
+from mlpfusion.checks import user_path
 from mlpfusion.compression import check_not_compressed
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods import method_name, takes_no_data
@@ -63,7 +64,7 @@ class Grid:
     @property
     def out(self) -> Path:
         """The folder of the experiment."""
-        return Path(self.experiment.out).expanduser()
+        return user_path("out", self.experiment.out)
 
     def source(self, model: str) -> Source:
         """The checkpoint `model`. Raises `InputError` as `open_source` does."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from mlpfusion.checkpoint.atomic import write_file
+from mlpfusion.checks import user_path
 from mlpfusion.outcomes import Progress
 from mlpfusion.reproduce.chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import Experiment
@@ -23,7 +24,7 @@ def report_experiment(experiment: Experiment, progress: Progress = lambda done, 
     """
     record = run_experiment(experiment, progress)
     text = experiment_markdown(record)
-    out = Path(experiment.out).expanduser()
+    out = user_path("out", experiment.out)
     if PartialState().is_main_process:
         write_file(out / f"{experiment.name}.json", json.dumps(record, indent=1) + "\n")
         write_file(out / f"{experiment.name}.md", text)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, shown
 from mlpfusion.tasks.glue import CustomTask, Task, find_task
 from mlpfusion.tasks.row import Row
 from mlpfusion.tasks.rows import Table, hub_table, read_table, short_name
 
 DATA_VARIABLE = "MLPFUSION_DATA"
-DEFAULT_DATA = Path("..") / "shared" / "data"
 HUB_DATASET = "nyu-mll/glue"
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -40,7 +40,7 @@ class TaskData:
 
 
 def load_task(name: str, *, train: Path | str | None = None, validation: Path | str | None = None) -> TaskData:
-    """A task of GLUE: from the folder that MLPFUSION_DATA names (default ../shared/data if it exists), else the Hub.
+    """A task of GLUE: from the folder that MLPFUSION_DATA names, else the Hub.
 
     `train` and `validation` are files with the columns of the task to take instead. Where a folder holds a part of a
     training set only (`train_subset`), that is taken, and `source` says so. Raises `InputError` for an unknown task, a
@@ -78,12 +78,12 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
 def _data_folder(task: Task) -> Path | None:
     """The folder of the task's files, None for the Hub."""
     named = os.environ.get(DATA_VARIABLE)
-    folder = (DEFAULT_DATA if named is None else Path(named).expanduser()) / "glue" / task.folder
-    if folder.is_dir() and named != "":
-        return folder
-    if named:
+    if not named:
+        return None
+    folder = user_path(DATA_VARIABLE, named) / "glue" / task.folder
+    if not folder.is_dir():
         raise InputError(f"`{DATA_VARIABLE}` must name a folder that holds glue/{task.folder}, got {named}")
-    return None
+    return folder
 
 
 def _split_table(task: Task, split: str, file: Path | str | None, folder: Path | None) -> tuple[Table, str]:

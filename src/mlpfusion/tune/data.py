@@ -1,9 +1,8 @@
 """The data of a job, from its flags."""
 
-from pathlib import Path
-
 from transformers import TrainerCallback
 
+from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.glue import CustomTask, find_task
 from mlpfusion.tasks.load import TaskData, load_files, load_task
@@ -43,7 +42,7 @@ def custom_task(
 
 def display_name(model: str) -> str:
     """The name of a checkpoint for records and cards: no path of this machine."""
-    folder = Path(model).expanduser()
+    folder = user_path("model", model)
     return folder.resolve().name if folder.is_dir() else model
 
 
@@ -57,4 +56,4 @@ def log_callbacks(log_dir: str | None, name: str) -> list[TrainerCallback]:
         raise InputError("`log_dir` needs TensorBoard: pip install tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    return [TensorBoardCallback(SummaryWriter(str(Path(log_dir) / name)))] if name else []
+    return [TensorBoardCallback(SummaryWriter(str(user_path("log_dir", log_dir) / name)))] if name else []

@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.checkpoint.output import check_output
 from mlpfusion.checkpoint.save import save_trained
+from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
@@ -81,7 +82,7 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
     and a `DivergenceError` if the loss became NaN or Inf.
     """
     config = _check_job(job)
-    out, reads, writes = Path(job.out).expanduser(), (job.original, job.compressed, job.data), (job.cache, job.log_dir)
+    out, reads, writes = user_path("out", job.out), (job.original, job.compressed, job.data), (job.cache, job.log_dir)
     if not job.resume:
         check_output(out, overwrite=job.overwrite, reads=reads, writes=writes)
     original, compressed = open_source(job.original), open_source(job.compressed)
@@ -107,7 +108,7 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
         def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
             collate = DataCollatorWithPadding(compressed.tokenizer)
             where = Where(states, progress, log_callbacks(job.log_dir, "distill"))
-            cache = None if job.cache is None else Path(job.cache).expanduser()
+            cache = None if job.cache is None else user_path("cache", job.cache)
             return student, distill(student, teacher, examples, collate, config, where, cache)
 
         folder = work_folder(out) / "distill"

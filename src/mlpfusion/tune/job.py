@@ -8,6 +8,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.output import Occupant, check_output
+from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError
 from mlpfusion.outcomes import Progress
 from mlpfusion.record import model_size, versions
@@ -118,7 +119,7 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     before the first step; `out` appears complete or not at all. Raises `InputError`, and a `DivergenceError` if the
     loss became NaN or Inf at every learning rate.
     """
-    configs, out = _check_job(job), Path(job.out).expanduser()
+    configs, out = _check_job(job), user_path("out", job.out)
     if not job.resume:
         check_output(out, overwrite=job.overwrite, reads=_reads(job), writes=(job.cache, job.log_dir))
     source = open_source(job.model, job.revision, new_head=job.new_head)
@@ -153,7 +154,7 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
 def _carried_out(
     runner: "_Runner", pair: tuple[PreTrainedModel, PreTrainedModel] | None, replaced: Occupant | None
 ) -> TuneRecord:
-    out = Path(runner.job.out).expanduser()
+    out = user_path("out", runner.job.out)
     layerwise = None if pair is None else runner.layerwise(*pair)
     if layerwise is not None:
         runner = replace(runner, source=replace(runner.source, folder=layerwise[0]))
@@ -181,13 +182,13 @@ class _Runner:
     progress: Progress
 
     def layerwise(self, student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[Path, DistillRun]:
-        folder = work_folder(Path(self.job.out).expanduser()) / "layerwise"
+        folder = work_folder(user_path("out", self.job.out)) / "layerwise"
         config, cache = self.job.layerwise_config(), self.job.cache
         train, _ = split_train(self.data, self.job.finetune(self.job.learning_rate[0], self.job.seeds[0]))
 
         def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
             where = Where(states, self.progress, log_callbacks(self.job.log_dir, states.name))
-            cached = None if cache is None else Path(cache).expanduser()
+            cached = None if cache is None else user_path("cache", cache)
             return student, distill(student, teacher, train, self.data.collate, config, where, cached)
 
         return run_stage(folder, self.source.folder, stage, distill_run_from_dict)
@@ -200,7 +201,7 @@ class _Runner:
             where = Where(states, self.progress, log_callbacks(self.job.log_dir, name))
             return finetune(model, self.data, self.job.finetune(rate, seed), where)
 
-        folder = work_folder(Path(self.job.out).expanduser()) / name
+        folder = work_folder(user_path("out", self.job.out)) / name
         return run_stage(folder, self.source.folder, stage, run_from_dict)
 
 
