@@ -1,7 +1,8 @@
 """Processes that die, are told to stop, or meet an error at a chosen touch of a file.
 
 A touch is a Python call that reaches a file or folder below a watched folder. Each has two moments, before and after
-it. The processes are forked from this one, which has imported everything, so that one takes a fraction of a second.
+it. The processes are forked, from this one or from a server that has imported everything, so that one takes a fraction
+of a second.
 
     python tests/kill.py --runs 1000 [--seed 0] [--times 0.3] [--without-exchange]
 
@@ -89,7 +90,7 @@ class Shim:
 
     def _concerns(self, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
         named = (*args[:2], options.get("dir_fd"), options.get("filename"))
-        return any(_path(value).startswith(self.folder) for value in named)
+        return any(path_of(value).startswith(self.folder) for value in named)
 
     def _moment(self, *, before: bool, is_turn: bool) -> None:
         self.moments += 1
@@ -102,7 +103,7 @@ class Shim:
                 os.kill(os.getpid(), self.ending.signum)
 
 
-def _path(value: object) -> str:
+def path_of(value: object) -> str:
     """The path that an argument names: itself, or that of an open file; else nothing."""
     try:
         found = os.readlink(f"/proc/self/fd/{value}") if type(value) is int else value
@@ -240,56 +241,44 @@ def compress_scene(folder: Path, *, old: bool = True) -> Scene:
     return Scene(lambda out: compress(model, out), folder / "old" if old else None, folder / "new")
 
 
-# Events of the audit hook that `start` and `run` count.
-WATCHED = {"open", "os.rename", "os.mkdir", "os.chmod", "os.remove", "os.rmdir", "shutil.copyfile", "shutil.rmtree"}
-
-
 def fork_server(*modules: str) -> Any:
-    """A server with `modules` imported; one that runs already stays as it is."""
+    """A server with `modules` imported, for work with threads, which a fork of this process does not survive.
+
+    One that runs already stays as it is.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(modules))
     return context
 
 
 def start(
-    server: Any, work: Callable[..., object], arguments: tuple[Any, ...], folder: Path, moment: int = 0, **options: Any
+    server: Any, work: Callable[..., object], arguments: tuple[Any, ...], folder: Path, moment: int = 0
 ) -> tuple[Any, Any]:
-    """Runs `work(*arguments)`, killed (by `signum`) at its touch number `moment` of `folder`, if that is not 0.
+    """Runs `work(*arguments)` in a fork of the server, killed at its moment number `moment` below `folder` (0: never).
 
-    Gives the process and the shared number of its touches so far.
+    Gives the process, and a shared number: that of all its moments, once it has come to its end.
     """
-    touches = server.Value("i", 0)
-    given = (work, arguments, str(folder), moment, touches)
-    process = server.Process(target=_run_watched, args=given, kwargs=options)
+    moments = server.Value("i", 0)
+    process = server.Process(target=_watched, args=(work, arguments, Shim(str(folder), Ending(moment)), moments))
     process.start()
-    return process, touches
+    return process, moments
 
 
 def run(
-    server: Any, work: Callable[..., object], arguments: tuple[Any, ...], folder: Path, moment: int = 0, **options: Any
+    server: Any, work: Callable[..., object], arguments: tuple[Any, ...], folder: Path, moment: int = 0
 ) -> tuple[int, int]:
-    """Exit code and number of touches of the same, after its end."""
-    process, touches = start(server, work, arguments, folder, moment, **options)
+    """Exit code and number of moments of the same, after its end."""
+    process, moments = start(server, work, arguments, folder, moment)
     process.join()
-    return process.exitcode, touches.value
+    return process.exitcode, moments.value
 
 
-def _run_watched(
-    work: Callable[..., object],
-    arguments: tuple[Any, ...],
-    folder: str,
-    moment: int,
-    touches: Any,
-    signum: int = signal.SIGKILL,
-) -> None:
-    def touch(event: str, args: tuple[Any, ...]) -> None:
-        if event in WATCHED and any(str(arg).startswith(folder) for arg in args[:2]):
-            touches.value += 1
-            if touches.value == moment:
-                os.kill(os.getpid(), signum)
-
-    sys.addaudithook(touch)
-    work(*arguments)
+def _watched(work: Callable[..., object], arguments: tuple[Any, ...], shim: Shim, moments: Any) -> None:
+    shim.install()
+    try:
+        work(*arguments)
+    finally:  # a command ends in a SystemExit
+        moments.value = shim.moments
 
 
 def main() -> None:

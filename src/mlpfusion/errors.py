@@ -26,7 +26,7 @@ class DivergenceError(InputError):
 
 
 class DamageWarning(UserWarning):
-    """A file of an unfinished run is not what was saved; what it held is made again."""
+    """A file is not what this program wrote; what an unfinished run lost by that is made again."""
 
 
 class DegenerateClusteringWarning(UserWarning):

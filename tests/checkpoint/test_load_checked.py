@@ -1,6 +1,8 @@
 """What is read is what was checked: no weight is invented in silence, none is dropped, no config hangs or crashes."""
 
+import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers import AutoModel, BertForPreTraining, BertForSequenceClassific
 
 from mlpfusion.checkpoint.read import empty_model, load_model, read_config
 from mlpfusion.checkpoint.weights import check_weights, weight_files
-from mlpfusion.errors import InputError
+from mlpfusion.errors import DamageWarning, InputError
 
 CUT = ("--width", 20, "--layers", "last:1")
 
@@ -122,6 +124,23 @@ def test_the_file_that_is_checked_is_the_file_that_is_loaded(checkpoint):
         loaded = BertForPreTraining.from_pretrained(checkpoint).state_dict()[name]
         assert torch.equal(loaded, load_file(checkpoint / files[0])[name])
         (checkpoint / "model.safetensors").unlink(missing_ok=True)
+
+
+def test_a_bit_of_a_result_that_flipped_is_told_when_it_is_read(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert call("compress", checkpoint, out, *CUT).exit_code == 0
+    listed = json.loads((out / "mlp_fusion_files.json").read_text())
+    others = {name: digest for name, digest in listed.items() if digest}
+    assert listed.keys() - others.keys() == {"mlp_fusion_files.json"}
+    assert others == {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in others}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (file,) = check_weights(out)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(DamageWarning, match="model.safetensors is not the file that was written"):
+        check_weights(out)
 
 
 def test_shards_stay_shards_and_a_tensor_in_two_is_refused(checkpoint, tmp_path):

@@ -3,15 +3,18 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kill import Ending, Scene, forked, without_exchange
+from kill import Ending, Scene, forked, path_of, without_exchange
 
 from mlpfusion.checkpoint import atomic
 from mlpfusion.checkpoint.atomic import write_file
 from mlpfusion.checkpoint.listing import LISTING
+from mlpfusion.checkpoint.manifest import seal
 from mlpfusion.checkpoint.output import check_output, staged_folder
 from mlpfusion.errors import InputError
 
@@ -78,6 +81,59 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new(turns, scene, tmp_pat
 def test_stopped_or_failing_at_any_moment_it_leaves_the_old_or_the_new(turns, ending, scene, tmp_path):
     counts = endings(scene, tmp_path / "run", ending, turns=turns)
     assert counts.keys() == ({"missing", "new"} if scene.old is None else {"old", "new"}), counts
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple[str, str]]:
+    """The calls that bring something to the disk, name something or remove a folder, as they come, with their path."""
+    found: list[tuple[str, str]] = []
+
+    def recorded(module: Any, name: str) -> None:
+        call = getattr(module, name)
+
+        def recording(*args: Any, **options: Any) -> Any:
+            path = path_of(args[0])
+            result = call(*args, **options)
+            found.append((name, path))
+            return result
+
+        monkeypatch.setattr(module, name, recording)
+
+    for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (atomic, "exchange"), (shutil, "rmtree")):
+        recorded(module, name)
+    return found
+
+
+@pytest.mark.parametrize("step", ["rename", "exchange"])
+def test_a_folder_is_on_disk_before_it_gets_its_name_and_that_before_the_old_one_goes(step, calls, tmp_path):
+    out = tmp_path / "parent" / "out"
+    if step == "exchange":
+        write(out, "old")
+        calls.clear()
+    write(out)
+    names = [name for name, _ in calls]
+    named, removed = names.index(step), names.index("rmtree")
+    staged = calls[named][1]
+    wanted = {staged, *(f"{staged}/{name}" for name in ("a.txt", "sub", "sub/b.txt", LISTING))}
+    assert wanted <= {path for name, path in calls[:named] if name == "fsync"}
+    assert ("fsync", str(out.parent)) in calls[named:removed]
+    assert step == "exchange" or ("fsync", str(tmp_path)) in calls[:named]  # the name of the new parent
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name_and_so_is_the_name_in_the_end(calls, tmp_path):
+    write_file(tmp_path / "a.json", "new")
+    staged = calls[0][1]
+    assert calls == [("fsync", staged), ("replace", staged), ("fsync", str(tmp_path))]
+
+
+def test_what_is_sealed_is_on_disk_before_it_is_marked(calls, tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "one.bin").touch()
+    seal(tmp_path)
+    marked = [name for name, _ in calls].index("replace")
+    before = {path for name, path in calls[:marked] if name == "fsync"}
+    assert before >= {str(tmp_path / "part" / "one.bin"), str(tmp_path / "part"), str(tmp_path)}
+    assert ("fsync", str(tmp_path)) in calls[marked:]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -1,6 +1,6 @@
 """`tune` and `reproduce` killed again and again: what is resumed ends in the bytes and the record of an unbroken run.
 
-Each chain is a fresh folder and up to three kills: at a touch of a file (before it) or at a moment of the clock, drawn
+Each chain is a fresh folder and up to three kills: before or after a touch of a file, or at a time of the clock, drawn
 from the seed of the chain. MLPFUSION_KILLS is the number of kills of each kind.
 """
 
@@ -64,19 +64,19 @@ class Chains:
     resume: tuple[str, ...]
 
     def whole(self, folder: Path) -> tuple[dict[str, Any], int, float]:
-        """What an unbroken run leaves, its touches and seconds."""
+        """What an unbroken run leaves, its moments and seconds."""
         folder.mkdir()
         started = time.monotonic()
-        code, touches = run(self.server, command, (self.arguments(folder / "out"), self.environment), folder)
+        code, moments = run(self.server, command, (self.arguments(folder / "out"), self.environment), folder)
         assert code == 0
-        return contents(folder), touches, time.monotonic() - started
+        return contents(folder), moments, time.monotonic() - started
 
-    def chain(self, folder: Path, draw: random.Random, touches: int, seconds: float) -> int:
+    def chain(self, folder: Path, draw: random.Random, moments: int, seconds: float) -> int:
         """Up to three kills and a run to the end; the number of processes that died of one."""
         folder.mkdir()
         out, died = folder / "out", 0
         for _ in range(3):
-            moment = draw.randrange(1, touches) if draw.random() < 0.7 else 0
+            moment = draw.randrange(1, moments) if draw.random() < 0.7 else 0
             process, _ = self._start(out, moment)
             if not moment:
                 process.join(draw.uniform(0, seconds))
@@ -98,11 +98,11 @@ class Chains:
 
     def check(self, tmp_path: Path) -> None:
         """Kills and resumes until enough died; nothing but the whole result may be left."""
-        expected, touches, seconds = self.whole(tmp_path / "whole")
+        expected, moments, seconds = self.whole(tmp_path / "whole")
         died, chains = 0, 0
         while died < KILLS:
             chains += 1
-            died += self.chain(tmp_path / str(chains), random.Random(chains), touches, seconds)
+            died += self.chain(tmp_path / str(chains), random.Random(chains), moments, seconds)
             found = contents(tmp_path / str(chains))
             left = {name for name in found if name not in expected}
             assert not left, left

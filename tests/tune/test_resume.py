@@ -38,7 +38,7 @@ def inputs(checkpoint, fused, data, files) -> dict[str, tuple[list[object], list
 
 
 def run_and_die(server: Any, arguments: list[object], folder: Path, moment: int) -> tuple[int, int]:
-    """Exit code and number of touches of a run that is killed at touch `moment`, if it is not 0."""
+    """Exit code and number of moments of a run that is killed at the one numbered `moment`, if it is not 0."""
     return run(server, command, ([str(one) for one in arguments],), folder, moment)
 
 
@@ -73,11 +73,11 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(name, flags, moments, server,
     after = [*after, "--save-steps", 2, *flags]  # of six (distill: eleven) an epoch
     reference, work = tmp_path / "reference", tmp_path / "work"
     reference.mkdir()
-    code, touches = run_and_die(server, [name, *before, reference / "out", *after], reference, 0)
+    code, in_all = run_and_die(server, [name, *before, reference / "out", *after], reference, 0)
     assert code == 0
     expected = load_file(reference / "out" / "model.safetensors")
     states = set()
-    for moment in (round(share * touches) for share in moments):
+    for moment in (round(share * in_all) for share in moments):
         work.mkdir()
         arguments = [name, *before, work / "out", *after]
         code, _ = run_and_die(server, arguments, work, moment)
@@ -85,7 +85,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(name, flags, moments, server,
         states |= {mark.parent.name for mark in work.glob("out.unfinished/*/*/complete")}
         if not (work / "out").exists() or (work / "out.unfinished").exists():
             code, _ = run_and_die(server, [*arguments, "--resume"], work, 0)
-            assert code == 0, f"killed at {moment} of {touches}"
+            assert code == 0, f"killed at {moment} of {in_all}"
         found = load_file(work / "out" / "model.safetensors")
         assert all(torch.equal(value, found[name]) for name, value in expected.items()), f"killed at {moment}"
         assert results(work / "out", name) == results(reference / "out", name)

@@ -1,5 +1,6 @@
-"""The list of its files that every folder of this program holds, so that it is known what may be replaced."""
+"""The list of its files that every folder of this program holds: what may be replaced, and what was changed."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,14 +9,15 @@ LISTING = "mlp_fusion_files.json"
 
 
 def write_listing(folder: Path) -> None:
-    """Writes the names of all files in `folder` into `mlp_fusion_files.json` there."""
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    (folder / LISTING).write_text(json.dumps(sorted(names | {LISTING}), indent=1) + "\n", encoding="utf-8")
+    """Writes name and SHA-256 of all files in `folder` into `mlp_fusion_files.json` there."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    hashes = {name: _sha256(path) for name, path in files.items()} | {LISTING: None}
+    (folder / LISTING).write_text(json.dumps(dict(sorted(hashes.items())), indent=1) + "\n", encoding="utf-8")
 
 
 def strange_file(folder: Path) -> str | None:
     """The name of a file or link in `folder` that is not in its list, None if all are; without a list, of any."""
-    known = _listed(folder)
+    known = _listed(folder).keys()
     for place, folders, files in os.walk(folder):
         for name in [*files, *folders]:
             path = Path(place, name)
@@ -30,12 +32,26 @@ def is_complete(folder: Path) -> bool:
     return bool(known) and all((folder / name).is_file() for name in known)
 
 
-def _listed(folder: Path) -> set[str]:
+def is_changed(folder: Path, name: str) -> bool:
+    """Whether the file `name` in `folder` is listed there with another SHA-256."""
+    expected = _listed(folder).get(name)
+    return expected is not None and expected != _sha256(folder / name)
+
+
+def _listed(folder: Path) -> dict[str, object]:
+    """Name -> SHA-256 of the files in the list of `folder`; None where the list has names alone."""
     file = folder / LISTING
     if file.is_symlink() or not file.is_file():
-        return set()
+        return {}
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return set()
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(found, list):
+        return dict.fromkeys(name for name in found if isinstance(name, str))
+    return found if isinstance(found, dict) else {}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

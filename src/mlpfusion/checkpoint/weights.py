@@ -1,6 +1,7 @@
 """The tensors in the files of a checkpoint: where each one is, and what a model calls it."""
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mlpfusion.checkpoint.files import check_plain_file, read_json
-from mlpfusion.errors import InputError, one_line, shown
+from mlpfusion.checkpoint.listing import is_changed
+from mlpfusion.errors import DamageWarning, InputError, one_line, shown
 from mlpfusion.record import Size
 
 WEIGHTS = "model.safetensors"
@@ -41,8 +43,9 @@ class StoredTensor:
 def check_weights(folder: Path) -> list[Path]:
     """The weight files in the order in which they are loaded, every header checked against its file's length.
 
-    No tensor is read. Raises `InputError` for pickled weights only, a missing shard, a tensor in two shards, a file
-    outside the folder, a damaged or truncated file, or a weight in a type that only quantisers use.
+    No tensor is read. Warns of a file that is not what this program wrote into the folder. Raises `InputError` for
+    pickled weights only, a missing shard, a tensor in two shards, a file outside the folder, a damaged or truncated
+    file, or a weight in a type that only quantisers use.
     """
     files = weight_files(folder)
     for file in files:
@@ -52,6 +55,13 @@ def check_weights(folder: Path) -> list[Path]:
                 opened.keys()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
+        if is_changed(folder, file.name):
+            warnings.warn(
+                f"{file} is not the file that was written (its SHA-256 is another): it is damaged, unless you put "
+                "another in its place",
+                DamageWarning,
+                stacklevel=2,
+            )
     for name, stored in stored_tensors(files).items():
         # A matrix: the `weight` of a router's buffers is one whole number.
         if name.endswith("weight") and len(stored.shape) > 1 and stored.dtype not in FLOATS:
