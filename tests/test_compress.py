@@ -34,6 +34,7 @@ def test_the_record_tells_what_was_done():
     assert record.original.parameters - record.compressed.parameters == 2 * 42 * (2 * 32 + 1)
     assert record.compressed.parameters == sum(p.numel() for p in model.parameters())
     assert record.device == "cpu"
+    assert record.threads == torch.get_num_threads()
     assert record.dtype == "float32"
     metrics = record.sites[0].metrics
     assert 0 < metrics["inertia_ratio"] < 1
