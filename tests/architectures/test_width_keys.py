@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from detected import DETECTED, WITHOUT_KEY, detected_config, detected_model, detected_outputs, loaded
+from edit_key import change_key
 from pico import PICO, pico_model, pico_outputs
 from transformers import AutoModel
 
@@ -94,6 +95,16 @@ def test_a_wrong_width_key_never_costs_the_model(key, tmp_path):
     assert model.config.vocab_size == (56 if key == "vocab_size" else 67)
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(detected_outputs(loaded(tmp_path, "mbart"), "mbart"), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "num_hidden_layers", "typo", "to_dict", "__class__", "__dict__"])
+def test_an_edited_key_may_name_no_other_entry_of_the_config(name, tmp_path):
+    model = detected_model("mbart")
+    mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row_of("mbart"))
+    model.save_pretrained(tmp_path)
+    change_key(tmp_path, lambda key: [stack.update(width_key=name) for stack in key["architecture"]["stacks"]])
+    with pytest.raises(InputError, match="must name in `width_key` the entry of the config that holds the original"):
+        loaded(tmp_path, "mbart")
 
 
 @pytest.mark.parametrize("name", PICO)

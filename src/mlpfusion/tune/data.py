@@ -50,10 +50,11 @@ def log_callbacks(log_dir: str | None, name: str) -> list[TrainerCallback]:
     """A writer for TensorBoard, if one is asked for. Raises `InputError` if TensorBoard is not installed."""
     if log_dir is None:
         return []
+    folder = user_path("log_dir", log_dir)
     from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
 
     if not is_tensorboard_available():
         raise InputError("`log_dir` needs TensorBoard: pip install tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    return [TensorBoardCallback(SummaryWriter(str(user_path("log_dir", log_dir) / name)))] if name else []
+    return [TensorBoardCallback(SummaryWriter(str(folder / name)))] if name else []
