@@ -31,7 +31,8 @@ class TooSlowError(Exception):
 class Target:
     """What is fuzzed: `make` gives a callable for each input, which is what must end in `InputError` or well.
 
-    `make` gets the source of random numbers and a folder that it may write into.
+    `make` gets the source of random numbers and a folder that it may write into. A callable that checks refusals itself
+    returns "refused" for one.
     """
 
     name: str
@@ -65,13 +66,14 @@ def fuzz(target: Target, count: int, seed: int, folder: Path) -> Counts:
         run = target.make(random.Random(f"{target.name} {seed} {number}"), folder)
         try:
             with time_limit():
-                run()
+                outcome = run()
         except InputError as error:
             how = unreadable(str(error))
         except Exception as error:
             how = place(error)
         else:
-            counts.taken += 1
+            counts.refused += outcome == "refused"
+            counts.taken += outcome != "refused"
             continue
         if how is None:
             counts.refused += 1
