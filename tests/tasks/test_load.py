@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlpfusion.errors import InputError
+from mlpfusion.tasks import load
 from mlpfusion.tasks.glue import GLUE, CustomTask
 from mlpfusion.tasks.load import load_files, load_task
 
@@ -130,13 +131,17 @@ def test_the_hub_gives_the_same_as_a_folder(tmp_path, monkeypatch):
     assert hub.source == "nyu-mll/glue sst2 train, nyu-mll/glue sst2 validation"
 
 
-def test_nothing_is_read_from_a_folder_that_nobody_named(tmp_path, monkeypatch):
+def test_only_a_checkout_of_the_source_reads_a_folder_that_nobody_named_and_only_beside_itself(tmp_path, monkeypatch):
     glue_folder(tmp_path / "shared", "sst2", {"train": SST2, "validation": SST2[:2]})
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    for name in ("work", "installed"):
+        (tmp_path / name).mkdir()
     fake_datasets(monkeypatch, lambda *_args, split: SST2)
     monkeypatch.delenv("MLPFUSION_DATA", raising=False)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(load, "_CHECKOUT", tmp_path / "installed")
     assert "nyu-mll/glue sst2 train" in load_task("sst2").source
+    (tmp_path / "installed" / "pyproject.toml").touch()
+    assert "glue/SST-2/train.jsonl.gz" in load_task("sst2").source
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):

@@ -14,6 +14,8 @@ from mlpfusion.tasks.row import Row
 from mlpfusion.tasks.rows import Table, hub_table, read_table, short_name
 
 DATA_VARIABLE = "MLPFUSION_DATA"
+# A checkout of the source may have the data beside it. An installed package reads no folder that nobody named.
+_CHECKOUT = Path(__file__).parents[3]
 HUB_DATASET = "nyu-mll/glue"
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -41,6 +43,8 @@ class TaskData:
 
 def load_task(name: str, *, train: Path | str | None = None, validation: Path | str | None = None) -> TaskData:
     """A task of GLUE: from the folder that MLPFUSION_DATA names, else the Hub.
+
+    In a checkout of the source, MLPFUSION_DATA is `../shared/data` beside it if that exists; empty, it names the Hub.
 
     `train` and `validation` are files with the columns of the task to take instead. Where a folder holds a part of a
     training set only (`train_subset`), that is taken, and `source` says so. Raises `InputError` for an unknown task, a
@@ -78,6 +82,9 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
 def _data_folder(task: Task) -> Path | None:
     """The folder of the task's files, None for the Hub."""
     named = os.environ.get(DATA_VARIABLE)
+    if named is None and (_CHECKOUT / "pyproject.toml").is_file():
+        folder = _CHECKOUT.parent / "shared" / "data" / "glue" / task.folder
+        return folder if folder.is_dir() else None
     if not named:
         return None
     folder = user_path(DATA_VARIABLE, named) / "glue" / task.folder
