@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,8 +36,8 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def end_with(error: BaseException, *flags: str, environment: dict[str, str] | None = None) -> Result:
-    """What a command of `mlpfusion` prints when `error` comes up in it."""
+def end_with(error: BaseException | signal.Signals, *flags: str, environment: dict[str, str] | None = None) -> Result:
+    """What a command of `mlpfusion` prints when `error` comes up in it, or that signal."""
 
     @click.group()
     @click.option("--debug", is_flag=True, envvar="MLPFUSION_DEBUG")
@@ -51,7 +52,10 @@ def end_with(error: BaseException, *flags: str, environment: dict[str, str] | No
     @click.argument("model", required=False)
     def work(**_: Any) -> None:
         with reported_errors("The same command with --resume goes on."):
-            raise error
+            if isinstance(error, signal.Signals):
+                signal.raise_signal(error)
+            else:
+                raise error
 
     before, *after = flags if flags and flags[0] == "--debug" else ("", *flags)
     arguments = [flag for flag in (before, "work", *after) if flag]
@@ -126,9 +130,19 @@ def test_an_interrupted_command_says_how_to_go_on():
     assert (result.exit_code, result.stderr) == (130, "Interrupted. The same command with --resume goes on.\n")
 
 
+def test_a_terminated_command_says_how_to_go_on_too():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        result = end_with(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (result.exit_code, result.stderr) == (143, "Terminated. The same command with --resume goes on.\n")
+
+
 def test_of_the_processes_of_torchrun_one_says_what_is_wrong():
-    result = end_with(InputError("wrong"), environment={"RANK": "1", "LOCAL_RANK": "1"})
-    assert (result.exit_code, result.stderr) == (2, "")
+    for error, code in ((InputError("wrong"), 2), (KeyboardInterrupt(), 130)):
+        result = end_with(error, environment={"RANK": "1", "LOCAL_RANK": "1"})
+        assert (result.exit_code, result.stderr) == (code, "")
 
 
 def test_no_message_moves_the_cursor_or_breaks_the_line():

@@ -31,26 +31,37 @@ _CURES = {
 }
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came; raised so that the stack unwinds and nothing is left behind."""
+
+
 @contextmanager
 def reported_errors(go_on: str = "") -> Iterator[None]:
     """Ends the command in one line on stderr where something is wrong, and prints a warning as one line.
 
-    `go_on` says after Ctrl-C how to go on. SIGTERM unwinds the stack, so that nothing is left behind. Errors of the
-    program itself keep their traceback; with --debug all have one.
+    `go_on` says after Ctrl-C and SIGTERM how to go on. Errors of the program itself keep their traceback; with --debug
+    all have one.
     """
+    go_on = go_on or "Nothing half-written is left."
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         with _calm_libraries():
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            signal.signal(signal.SIGTERM, _terminate)
             yield
     except KeyboardInterrupt:
-        _end(f"Interrupted. {go_on or 'Nothing half-written is left.'}", 130)
+        _end_once(f"Interrupted. {go_on}", 130)
+    except _Terminated:
+        _end_once(f"Terminated. {go_on}", 143)
     except BaseException as error:
         if not _is_told(error):
             raise
         _report(error)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated(143)
 
 
 @contextmanager
@@ -90,10 +101,15 @@ def _report(error: BaseException) -> NoReturn:
     from mlpfusion.errors import InputError, one_line
 
     if isinstance(error, InputError):
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of torchrun say the same
-            _end(f"Error: {_with_flags(one_line(error, None))}", 2)
-        sys.exit(2)
+        _end_once(f"Error: {_with_flags(one_line(error, None))}", 2)
     _end(f"Error: {_in_words(error)}. MLPFUSION_DEBUG=1 shows where", 3)
+
+
+def _end_once(line: str, code: int) -> NoReturn:
+    """Ends with a line that the first process of torchrun tells: the others would say the same."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _end(line, code)
+    sys.exit(code)
 
 
 def _end(line: str, code: int) -> NoReturn:
