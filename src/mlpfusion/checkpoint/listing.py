@@ -9,9 +9,13 @@ LISTING = "mlp_fusion_files.json"
 
 
 def write_listing(folder: Path) -> None:
-    """Writes name and SHA-256 of all files in `folder` into `mlp_fusion_files.json` there."""
+    """Writes the names of all files in `folder` into `mlp_fusion_files.json` there, of weights with the SHA-256.
+
+    Others have none: a record has times in it, and the list is the same for the same seed.
+    """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
-    hashes = {name: _sha256(path) for name, path in files.items()} | {LISTING: None}
+    hashes = {name: _sha256(path) if path.suffix == ".safetensors" else None for name, path in files.items()}
+    hashes[LISTING] = None
     (folder / LISTING).write_text(json.dumps(dict(sorted(hashes.items())), indent=1) + "\n", encoding="utf-8")
 
 
@@ -39,7 +43,7 @@ def is_changed(folder: Path, name: str) -> bool:
 
 
 def _listed(folder: Path) -> dict[str, object]:
-    """Name -> SHA-256 of the files in the list of `folder`; None where the list has names alone."""
+    """Name -> SHA-256 of the files in the list of `folder`, None where it has the name alone."""
     file = folder / LISTING
     if file.is_symlink() or not file.is_file():
         return {}
