@@ -245,6 +245,18 @@ def test_a_file_above_the_limits_is_refused_but_its_first_texts_are_read(tmp_pat
         read_texts(write(tmp_path / "a.txt", "twenty characters...\n" * 12))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.txt"])
+def test_a_file_of_too_many_lines_is_refused_before_any_is_read(name, tmp_path, monkeypatch):
+    path = write(tmp_path / name, "no row\n" * 60)
+    monkeypatch.setattr(lines, "MAX_ROWS", 50)
+    monkeypatch.setattr(lines, "_decoded", lambda *_, **__: pytest.fail("a line was read"))
+    if name != "a.txt":
+        with pytest.raises(InputError, match=f"`train` must hold .* and 50 lines, .*{name} holds more: give a part"):
+            read_table(path, "train")
+    with pytest.raises(InputError, match=f"`data` must hold .* and 50 lines, .*{name} holds more: give a part"):
+        read_texts(path, column=None if name == "a.txt" else "x")
+
+
 def test_devices_pipes_and_folders_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     for file, kind in [("/dev/zero", "a device or a pipe"), (tmp_path / "pipe.txt", "a dev"), (tmp_path, "a folder")]:

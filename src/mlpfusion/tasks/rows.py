@@ -8,7 +8,7 @@ from typing import Any
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.hub import PREFIX, file_rows, is_data_set, load_data_set
 from mlpfusion.tasks.json_text import json_lines, json_rows
-from mlpfusion.tasks.lines import capped
+from mlpfusion.tasks.lines import capped, check_num_lines
 from mlpfusion.tasks.row import Row
 from mlpfusion.tasks.tables import csv_rows, tsv_rows
 
@@ -45,7 +45,11 @@ def has_columns(file: Path | str) -> bool:
 
 def read_table(file: Path | str, field: str) -> Table:
     """All rows of a file or data set. Raises `InputError` as `iterate_rows` does."""
-    return Table(list(iterate_rows(file, field)), str(file), "row" if is_data_set(str(file)) else "line")
+    if is_data_set(str(file)):
+        return Table(list(iterate_rows(file, field)), str(file), "row")
+    if file_kind(file) in _READERS:
+        check_num_lines(Path(file), field)
+    return Table(list(iterate_rows(file, field)), str(file))
 
 
 def iterate_rows(file: Path | str, field: str) -> Iterator[Row]:

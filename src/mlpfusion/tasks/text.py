@@ -6,7 +6,7 @@ from pathlib import Path
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.hub import column_texts, is_data_set
 from mlpfusion.tasks.json_text import json_items
-from mlpfusion.tasks.lines import capped, split_at_returns, text_lines
+from mlpfusion.tasks.lines import capped, check_num_lines, split_at_returns, text_lines
 from mlpfusion.tasks.row import Row
 from mlpfusion.tasks.rows import file_kind, has_columns, iterate_rows
 
@@ -24,6 +24,8 @@ def read_texts(
     if max_samples is not None and max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
     texts: list[str] = []
+    if max_samples is None and not is_data_set(str(file)) and file_kind(file) != ".parquet":
+        check_num_lines(Path(file), field)
     for text in capped(_raw_texts(file, column, field), file, field):
         texts += [stripped] if (stripped := text.strip()) else []
         if max_samples is not None and len(texts) == max_samples:
