@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -31,6 +30,7 @@ from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
 from mlpfusion.traces import Batch
 from mlpfusion.tune.data import custom_task, display_name, task_data
 from mlpfusion.tune.dynamics import Dynamics, TrainingPath, distances, lengths, train_path
+from mlpfusion.tune.processes import join_processes
 from mlpfusion.tune.source import Source, empty_for_task, encode_for, load_for_task, open_source
 from mlpfusion.tune.stage import is_whole
 from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
@@ -272,7 +272,7 @@ def _check_job(job: DynamicsJob) -> list[Any]:
     check_samples(job.calibration_samples)
     if job.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"`device` must be auto, cpu or cuda, got {job.device!r}")
-    PartialState(cpu=job.device == "cpu")
+    join_processes(job.device)
     return methods
 
 

@@ -13,6 +13,7 @@ from mlpfusion.outcomes import Progress
 from mlpfusion.reproduce.experiment import Cell, Experiment, cells
 from mlpfusion.reproduce.grid import Grid, Row, sweep
 from mlpfusion.tune.data import display_name
+from mlpfusion.tune.processes import join_processes
 from mlpfusion.tune.trainer import training_arguments
 
 POLL_SECONDS = 1.0
@@ -37,7 +38,7 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     grid, found = Grid(experiment), list(cells(experiment))
     _check_out(grid.out)
     training_arguments(grid.out, device=experiment.device, precision=experiment.precision)
-    PartialState(cpu=experiment.device == "cpu")
+    join_processes(experiment.device)
     for cell in found:
         grid.check(cell)
     (grid.out / "runs").mkdir(parents=True, exist_ok=True)

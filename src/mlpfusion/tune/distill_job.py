@@ -24,6 +24,7 @@ from mlpfusion.tune.card import distill_card
 from mlpfusion.tune.data import display_name, log_callbacks
 from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
 from mlpfusion.tune.finetune import Where
+from mlpfusion.tune.processes import join_processes
 from mlpfusion.tune.record import (
     DISTILL_RECORD_FILE,
     DistillRecord,
@@ -133,8 +134,7 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
 
 
 def _check_job(job: DistillJob) -> Distill:
-    if job.device == "cpu":
-        PartialState(cpu=True)
+    join_processes(job.device)
     for name in ("original", "compressed", "out"):
         if not getattr(job, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")

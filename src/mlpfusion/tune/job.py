@@ -21,6 +21,7 @@ from mlpfusion.tune.data import custom_task, display_name, log_callbacks, task_d
 from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
 from mlpfusion.tune.finetune import Where, finetune, split_train
 from mlpfusion.tune.lora import add_lora
+from mlpfusion.tune.processes import join_processes
 from mlpfusion.tune.record import (
     TUNE_RECORD_FILE,
     DistillRun,
@@ -135,8 +136,7 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     if pair is not None:
         split_examples(train, job.layerwise_config())
     settings = _settings(job, source, data)
-    if job.device == "cpu":
-        PartialState(cpu=True)
+    join_processes(job.device)
     with opened_work(
         out,
         settings,

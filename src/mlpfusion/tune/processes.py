@@ -3,12 +3,23 @@
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from mlpfusion.errors import InputError
 
 Answer = TypeVar("Answer")
+
+
+def on_cpu(device: str) -> bool:
+    """Whether a job with `device` trains on the CPU: told to, or because there is nothing else."""
+    return device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def join_processes(device: str) -> None:
+    """Lets this process know the others of its launch. Must come before anything is asked of `PartialState`."""
+    PartialState(cpu=on_cpu(device))
 
 
 def of_first(answer: Callable[[], Answer]) -> Answer:

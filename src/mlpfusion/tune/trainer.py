@@ -19,7 +19,8 @@ from mlpfusion.finite import num_not_finite
 from mlpfusion.outcomes import Progress
 from mlpfusion.tasks.encode import EncodedExamples
 from mlpfusion.tune.plain import load_tree, save_tree
-from mlpfusion.tune.randomness import set_streams, streams
+from mlpfusion.tune.processes import on_cpu
+from mlpfusion.tune.randomness import seeded, set_streams, streams
 from mlpfusion.tune.states import keep_states, last_sealed, newest_state, remove_state, seal_state, state_folder
 
 # What a loss function gets: the model, wrapped as it trains, and a batch on its device.
@@ -72,6 +73,9 @@ class StageTrainer(Trainer):
     def train_on(self, state: Path | None) -> None:
         """Trains from a saved state on, from the beginning without one."""
         self.resumed = state
+        if self.args.world_size > 1 and not self._is_sharded():
+            handler: Any = self.accelerator.ddp_handler  # the Trainer looks at its argument before the model is there
+            handler.find_unused_parameters = self.leaves_some_idle()
         self.train(resume_from_checkpoint=None if state is None else str(state))
 
     def loss_log(self) -> tuple[tuple[int, float], ...]:
@@ -91,6 +95,17 @@ class StageTrainer(Trainer):
         if not torch.isfinite(loss):
             self._diverged(f"the loss became {loss.item()}")
         return loss
+
+    def leaves_some_idle(self) -> bool:
+        """Whether a parameter that trains gets no gradient of a batch: only then DDP has to look for such ones."""
+        examples = cast(EncodedExamples, self.train_dataset)
+        batch = self._prepare_inputs(cast(Any, self.data_collator)([examples[0]]))
+        network = self.network.to(self.args.device)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        with seeded(0):
+            loss = network(**batch).loss if self.loss is None else self.loss(network, batch)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return any(gradient is None for gradient in gradients)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
         dataset = cast(EncodedExamples, self.train_dataset if train_dataset is None else train_dataset)
@@ -261,19 +276,20 @@ def training_arguments(folder: Path, *, device: str, precision: str, **options: 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("`device` must be cpu or auto on this machine, got 'cuda', but torch sees no CUDA device")
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if precision == "fp16" and on_cpu:
+    cuda = torch.cuda.is_available() and not on_cpu(device)
+    if precision == "fp16" and not cuda:
         raise InputError("`precision` must be fp32 or bf16 on the CPU, got 'fp16'")
     return TrainingArguments(
         output_dir=str(folder),
-        use_cpu=device == "cpu",
+        use_cpu=on_cpu(device),
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         disable_tqdm=True,
         report_to="none",
+        log_level_replica="passive",  # or every process but the first prints transformers' warnings
         logging_steps=10,
         logging_nan_inf_filter=False,
-        dataloader_pin_memory=not on_cpu,
+        dataloader_pin_memory=cuda,
         save_total_limit=None,
         **options,
     )
