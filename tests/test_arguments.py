@@ -23,7 +23,8 @@ from mlpfusion.tune.distill import Distill
 from mlpfusion.tune.dynamics import Dynamics
 
 CONFIGS: tuple[type, ...] = (*ALL_METHODS, *TASK_METHODS, Finetune, Lora, Distill, Dynamics)
-BATCH = {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
+IDS = torch.ones(2, 5, dtype=torch.long)
+BATCH = {"input_ids": IDS, "attention_mask": IDS}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": OUTPUT, "calibration": [BATCH, torch.ones(2, 3)]}, "got a Tensor for batch 1"),
     ({"method": OUTPUT, "calibration": [{"input_ids": [1, 2]}]}, "got a list for 'input_ids' in batch 0"),
     ({"method": OUTPUT, "calibration": []}, "`calibration` must hold at least one batch"),
+    ({"method": OUTPUT, "calibration": [{"tokens": IDS}]}, "must hold batches that a BertModel takes, batch 0 is none"),
+    ({"method": OUTPUT, "calibration": [{"input_ids": IDS / 2}]}, "must hold batches that a BertModel takes, batch 0"),
+    ({"method": OUTPUT, "calibration": [BATCH, {"input_ids": IDS.repeat(1, 20)}]}, "takes, batch 1 is none: .* 64"),
+    ({"method": OUTPUT, "calibration": [BATCH, {"input_ids": 99 * IDS}]}, "token ids from 0 to 66, got 99 to 99 for"),
+    ({"architecture": "row.yaml"}, "`architecture` must be an `Architecture`, got 'row.yaml': .*read_architecture"),
+    ({"progress": 3}, "`progress` must be a function of done, total and path, got 3"),
 ]
 
 

@@ -104,7 +104,7 @@ def test_options_of_the_method_are_passed_on(checkpoint, tmp_path):
         (["--width", 9, "--keep-ratio", 0.5], "only one of `--keep-ratio` and `--width` must be given, got 0.5 and 9"),
         (["--layers", "last8"], "`--layers` must be `all`, `last:N`"),
         (["--width", 9, "--method", "magic"], "`--method` must be one of fusion, folded-fusion"),
-        (["--width", 9, "--option", "k=3"], "options of fusion must be among ['max_iter', 'num_init', 'refine'], got"),
+        (["--width", 9, "--option", "k=3"], "options of fusion must be among num_init, max_iter, refine, got"),
         (["--width", 9, "--option", "num_init"], "an option must be NAME=VALUE, got 'num_init'"),
         (["--width", 9, "--option", "num_init=["], "the value of option num_init must be YAML, got '['"),
         (["--width", 9, "--option", "num_init=1.5"], "`num_init` of fusion must be of type int, got 1.5"),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.architectures.sites import Site, base_model, check_transformers_model, read_mlp
 from mlpfusion.checks import seed_number
-from mlpfusion.errors import InputError, shown
+from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.install.kinds import KINDS
 from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit, random_trace
 from mlpfusion.methods import (
@@ -72,6 +72,38 @@ def checked_batches(calibration: Any) -> Sequence[Batch] | None:
     return calibration
 
 
+@torch.no_grad()
+def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    """Raises `InputError` for a token beyond the vocabulary, and unless the model takes the first sample of a batch.
+
+    Run is the longest batch of those with the same names of tensors.
+    """
+    base, longest = base_model(model), {}
+    embeddings = base.get_input_embeddings()
+    size = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
+    for number, batch in enumerate(batches):
+        for name in ("input_ids", "decoder_input_ids"):
+            ids = batch.get(name)
+            if ids is None or size is None or not ids.numel():
+                continue
+            if ids.min() < 0 or ids.max() >= size:
+                got = f"{int(ids.min())} to {int(ids.max())} for {name} in batch {number}"
+                raise InputError(f"`calibration` must have token ids from 0 to {size - 1}, got {got}")
+        longest[tuple(batch)] = max(longest.get(tuple(batch), (0, 0)), (_length(batch), number))
+    for _, number in longest.values():
+        first = {name: value[:1].to(model.device) for name, value in batches[number].items() if name != "labels"}
+        try:
+            with eval_mode(model):
+                base(**first)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            wanted = f"`calibration` must hold batches that a {type(model).__name__} takes"
+            raise InputError(f"{wanted}, batch {number} is none: {one_line(error)}") from error
+
+
+def _length(batch: Batch) -> int:
+    return max((value.shape[1] for value in batch.values() if value.ndim > 1), default=0)
+
+
 @dataclass(frozen=True)
 class TracedCalibration:
     """What a model makes of the batches of a calibration, for several compressions of it: made by `trace_calibration`.
@@ -114,6 +146,7 @@ def trace_calibration(
     seed = seed_number("seed", seed)
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")
+    check_taken(model, batches)
     started = time.perf_counter()
     home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     with eval_mode(model):

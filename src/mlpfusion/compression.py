@@ -94,7 +94,7 @@ def compress(
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}
     recipe |= {} if budget is None else {"budget": budget}
     place = usable_device(model.device if device is None else device)
-    job, spread = _planned(model, sites, Job(Plan(()), method, seed, place, progress or silent), recipe, batches)
+    job, spread = _planned(model, sites, Job(Plan(()), method, seed, place, shown_progress(progress)), recipe, batches)
     outcomes, used = _outcomes(model, job, calibration, sequential)
     record = install_outcomes(model, job.plan, outcomes, row, recipe, job.device)
     return replace(
@@ -256,5 +256,10 @@ def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[st
     )
 
 
-def silent(done: int, total: int, path: str) -> None:
-    """No progress is shown."""
+def shown_progress(progress: Any) -> Progress:
+    """Returns `progress`, or what shows nothing for None. Raises `InputError` for what cannot be called."""
+    if progress is None:
+        return lambda done, total, path: None
+    if not callable(progress):
+        raise InputError(f"`progress` must be a function of done, total and path, got {shown(progress)}")
+    return progress

@@ -18,7 +18,7 @@ from mlpfusion.architectures.sites import (
 )
 from mlpfusion.architectures.table import Architecture, check_known_row, find_architecture, is_known_row
 from mlpfusion.architectures.width_keys import check_width_keys
-from mlpfusion.errors import InputError, one_line
+from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.finite import num_not_finite
 from mlpfusion.mlp import forward
 from mlpfusion.plan import Plan
@@ -77,6 +77,9 @@ def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> 
     Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_row` and `check_width_keys` do,
     and for a row of one's own where the table has another.
     """
+    if not (architecture is None or isinstance(architecture, Architecture)):
+        cure = "`mlpfusion.architectures.table.read_architecture` reads it from a file"
+        raise InputError(f"`architecture` must be an `Architecture`, got {shown(architecture)}: {cure}")
     row = architecture or find_architecture(model.config.model_type)
     sites = find_sites(model, row)
     check_readable(model, sites)

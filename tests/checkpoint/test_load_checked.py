@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from command import call, refused
 from pico import pico_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertForPreTraining, BertForSequenceClassification, BertModel
+from transformers import AutoConfig, AutoModel, BertForPreTraining, BertForSequenceClassification, BertModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from mlpfusion.checkpoint.read import empty_model, load_model, read_config
 from mlpfusion.checkpoint.weights import check_weights, weight_files
@@ -168,6 +170,9 @@ def test_shards_stay_shards_and_a_tensor_in_two_is_refused(checkpoint, tmp_path)
         ),
         ("model.fp16.safetensors", "got model.fp16.safetensors: rename the variant that you want"),
         ("bert-tiny.safetensors", "got bert-tiny.safetensors: rename the variant that you want"),
+        ("pytorch_model.bin.index.json", "pickled weights are never read, got pytorch_model.bin.index.json: `Auto"),
+        ("bert.gguf", "model.safetensors.index.json; weights of another format are not read, got bert.gguf"),
+        ("weights", "model.safetensors.index.json; got no file of weights"),
     ],
 )
 def test_weights_of_another_name_are_refused_with_the_cure(file, message, checkpoint, tmp_path):
@@ -256,6 +261,26 @@ def test_code_of_the_hub_other_files_and_endless_loops_are_refused_by_name(value
         read_config(checkpoint)
 
 
+@pytest.mark.parametrize("name", ["gemma4_text", "granite_swa", "doge"])
+def test_large_numbers_that_no_loop_runs_over_are_taken(name, tmp_path):
+    AutoConfig.for_model(name).save_pretrained(tmp_path)
+    assert read_config(tmp_path).model_type == name
+
+
+@pytest.mark.exhaustive
+def test_the_default_config_of_every_model_type_is_taken(tmp_path):
+    for name in CONFIG_MAPPING_NAMES:
+        try:
+            AutoConfig.for_model(name).save_pretrained(tmp_path)
+        except (ImportError, ValueError, AttributeError, TypeError, KeyError):
+            continue  # has no default, or needs a package
+        with suppress(InputError):
+            read_config(tmp_path)
+            continue
+        with pytest.raises(InputError, match="must be a config that transformers knows"):
+            read_config(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "{}", "[]", '{"model_type": 5}', '{"model_type": "x"}'])
 def test_a_config_that_is_none_is_refused(text, checkpoint):
     (checkpoint / "config.json").write_text(text)
@@ -287,10 +312,12 @@ def test_a_config_out_of_proportion_to_its_weights_is_refused_before_they_are_re
         ("", "which is neither"),
         ("https://huggingface.co/google/bert/tree/main", "give the id, google/bert"),
         ("FILE", "give the folder of the file"),
+        ("model/model.safetensors", "give the folder of the file"),  # of the form of a Hub id
     ],
 )
-def test_a_name_that_is_no_model_is_refused_with_the_cure(name, cure, checkpoint):
-    line = refused("inspect", checkpoint / "model.safetensors" if name == "FILE" else name)
+def test_a_name_that_is_no_model_is_refused_with_the_cure(name, cure, checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    line = refused("inspect", checkpoint / "config.json" if name == "FILE" else name)
     assert "must be a folder or a Hub id" in line
     assert cure in line
 

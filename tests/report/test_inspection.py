@@ -112,6 +112,14 @@ def test_a_layer_with_shared_experts_beside_others_is_not_compressed():
     assert not hasattr(model.config, "mlp_fusion")
 
 
+def test_no_number_is_hidden_in_a_narrow_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    AutoConfig.for_model("qwen2_5_vl").save_pretrained(tmp_path)
+    output = CliRunner().invoke(main, ["inspect", str(tmp_path)]).stdout
+    assert "29,568" in output
+    assert "language_model.layers.{} " in output
+
+
 def test_the_text_part_of_a_composite_model_is_found(tmp_path):
     detected_config("gemma3").save_pretrained(tmp_path)
     shown = inspect_checkpoint(str(tmp_path))

@@ -4,7 +4,11 @@ import json
 
 import pytest
 from command import call, refused
+from detected import detected_config
+from tiny_task import tiny_tokenizer
+from transformers import AutoModel
 
+from mlpfusion.report.inspection import inspect_checkpoint
 from mlpfusion.reproduce.chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_entry, read_experiment
 from mlpfusion.reproduce.report import columns, experiment_markdown, labels, shares
@@ -89,6 +93,20 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
 def test_what_is_wrong_is_told_before_the_first_run(recipe, tmp_path, changed, part):
     assert part in refused("reproduce", recipe(**changed), "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_type_without_a_row_or_without_targets_of_lora_is_told_as_that(recipe, tmp_path):
+    """LoRA comes first in the grid, the missing row is told first."""
+    methods = ["full+lora", "fusion"]
+    AutoModel.from_config(detected_config("mpnet")).save_pretrained(tmp_path / "mpnet")
+    tiny_tokenizer().save_pretrained(tmp_path / "mpnet")
+    path, out = recipe(methods=methods, model=str(tmp_path / "mpnet")), tmp_path / "out"
+    assert "`model_type` must be one of bart, bert" in refused("reproduce", path, "--out", out)
+    row = inspect_checkpoint(str(tmp_path / "mpnet")).proposed_row
+    assert row is not None
+    (tmp_path / "row.yaml").write_text(row)
+    message = refused("reproduce", path, "--out", out, "--architecture", tmp_path / "row.yaml")
+    assert "`lora targets` must be given for mpnet, of which PEFT knows none, as targets=all-linear" in message
 
 
 def test_a_folder_of_something_else_is_refused(recipe, tmp_path):

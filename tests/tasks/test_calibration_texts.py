@@ -86,7 +86,8 @@ def test_a_data_set_without_the_library_is_refused(monkeypatch, tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     for file in ("hub:owner/name", str(tmp_path / "a.parquet")):
         with pytest.raises(
-            InputError, match="must be a text, JSON, CSV or TSV file unless `pip install datasets` is done, got"
+            InputError,
+            match=r"must be a text, JSON, CSV or TSV file unless `pip install 'mlpfusion\[data\]'` is done, got",
         ):
             read_texts(file, column="text")
 

@@ -156,7 +156,8 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
         load_task("rte")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        InputError, match="must be in MLPFUSION_DATA unless `pip install datasets` is done, got nyu-mll/glue rte"
+        InputError,
+        match=r"must be in MLPFUSION_DATA unless `pip install 'mlpfusion\[data\]'` is done, got nyu-mll/glue rte",
     ):
         load_task("rte")
 

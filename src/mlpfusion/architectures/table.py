@@ -100,7 +100,7 @@ def find_architecture(model_type: str, file: str | None = None) -> Architecture:
     if model_type not in ARCHITECTURES:
         raise InputError(
             f"`model_type` must be one of {', '.join(ARCHITECTURES)}, got {shown(model_type)}; "
-            "`mlpfusion inspect` proposes a row for it, `--architecture FILE` takes one"
+            "`mlpfusion inspect` says whether a row would serve, `--architecture FILE` takes one"
         )
     return ARCHITECTURES[model_type]
 

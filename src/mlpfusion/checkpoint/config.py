@@ -18,9 +18,10 @@ CONFIG_ERRORS = (
     *(ImportError, MemoryError, OSError, StrictDataclassError),
 )
 # A Python loop runs over each of these when the config or the model is built. The largest models have 128 layers,
-# 384 experts a layer and 22,000 labels; the caps leave room and keep the loops below some seconds.
-_MOST_LABELS, _MOST_LAYERS, _MOST_BYTES = 1_000_000, 4096, 64 * 2**20
+# 16,384 experts a layer and 22,000 labels; the caps leave room and keep the loops below some seconds.
+_MOST_LABELS, _MOST_LAYERS, _MOST_EXPERTS, _MOST_BYTES = 1_000_000, 4096, 2**14, 64 * 2**20
 _LOOPED = ("layer", "block", "depth", "stage", "experts", "codebooks")
+_NO_LOOP = ("_size", "_dim", "_token_id", "theta")  # as in `vocab_size_per_layer_input` and `layer_rope_theta`
 
 
 def read_config(folder: Path, *, allow_quantised: bool = False) -> PreTrainedConfig:
@@ -70,7 +71,8 @@ def _check_entry(where: Path, name: str, value: Any) -> None:
     if name.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):  # code from the Hub
         raise InputError(f"{where} must name an implementation of transformers as `{name}`, got {shown(value)}")
     most = _MOST_LABELS if name == "num_labels" else _MOST_LAYERS if any(word in name for word in _LOOPED) else None
-    if most is None or name.endswith(("_size", "_dim", "_token_id")):
+    most = _MOST_EXPERTS if name == "num_experts" else most
+    if most is None or any(word in name for word in _NO_LOOP):
         return
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float) and number > most:

@@ -49,6 +49,8 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
             raise InputError(f"`revision` must be left out for a folder, got {revision!r} with {model}")
         return folder
     try:
+        if Path(model).expanduser().is_file():
+            raise HFValidationError
         validate_repo_id(model)
     except HFValidationError as error:
         raise InputError(

@@ -160,10 +160,16 @@ def _is_beside(folder: Path, name: Any) -> bool:
 
 def _other_weights(folder: Path) -> str:
     """What to do about the weights that are there instead."""
-    others = sorted(file.name for file in folder.glob("*.safetensors"))
-    if others:
-        return f"got {others[0]}: rename the variant that you want, or save it again without `variant`"
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if pickled:
-        return f"pickled weights are never read, got {pickled[0]}: {_CONVERT}"
-    return f"got neither; pickled weights are never read: {_CONVERT}"
+    other = _first(folder, "*.safetensors")
+    if other is not None:
+        return f"got {other}: rename the variant that you want, or save it again without `variant`"
+    pickled = _first(folder, "*.bin*", "*.pt", "*.pth")
+    if pickled is not None:
+        return f"pickled weights are never read, got {pickled}: {_CONVERT}"
+    foreign = _first(folder, "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+    return "got no file of weights" if foreign is None else f"weights of another format are not read, got {foreign}"
+
+
+def _first(folder: Path, *patterns: str) -> str | None:
+    """The first file name of one of the patterns."""
+    return min((file.name for pattern in patterns for file in folder.glob(pattern)), default=None)

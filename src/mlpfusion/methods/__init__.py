@@ -101,7 +101,7 @@ def method_from_name(name: str, options: dict[str, Any] | None = None, types: Ma
     defaults, values = asdict(types[name]()), dict(options or {})
     for option, value in values.items():
         if option not in defaults:
-            raise InputError(f"options of {name} must be among {sorted(defaults) or 'none'}, got {shown(option)}")
+            raise InputError(f"options of {name} must be among {', '.join(defaults) or 'none'}, got {shown(option)}")
         values[option] = check_type(f"`{option}` of {name}", value, [type(defaults[option])])
     try:
         return types[name](**values)

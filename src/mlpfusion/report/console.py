@@ -18,6 +18,7 @@ from mlpfusion.errors import printable
 from mlpfusion.outcomes import Progress as ProgressCallback
 
 HALF_A_MINUTE = 30.0
+_TABLE_WIDTH = 100
 
 
 class PlainConsole(Console):
@@ -29,6 +30,11 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """The text that is printed for a str, in tables too."""
         return super().render_str(printable(text, keep="\n"), **options)
+
+
+def wide_console() -> PlainConsole:
+    """At least as wide as the tables need, so that a narrow terminal breaks lines rather than hides numbers."""
+    return PlainConsole(soft_wrap=False, width=max(_TABLE_WIDTH, PlainConsole().width))
 
 
 def bold(text: str) -> Text:

@@ -26,7 +26,7 @@ from mlpfusion.install.key import KEY
 from mlpfusion.modules.scaled import unscaled
 from mlpfusion.plan import make_plan
 from mlpfusion.record import model_size
-from mlpfusion.report.console import PlainConsole, bold
+from mlpfusion.report.console import PlainConsole, bold, wide_console
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
                 "No MLP was recognised. Write a row by hand (see ARCHITECTURE.md) and pass it by --architecture."
             )
         return
-    console.print(_stack_table(inspection))
+    wide_console().print(_stack_table(inspection))
     console.print(f"MLP parameters of these layers that are covered: {100 * inspection.visited_share:.1f} %")
     _print_proposed_row(console, inspection)
     if inspection.quantised:

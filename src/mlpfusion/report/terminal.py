@@ -11,7 +11,7 @@ from rich.text import Text
 from mlpfusion.evaluate.approximation import BlockError
 from mlpfusion.record import Record
 from mlpfusion.report.comparison import AUTHORS_COLUMNS, comparison_table, values
-from mlpfusion.report.console import PlainConsole, bold
+from mlpfusion.report.console import PlainConsole, bold, wide_console
 
 # Numbers of `BlockError` -> short title.
 _SHORT = {
@@ -26,7 +26,6 @@ _LEGEND = (
     "MLP, layer: relative output error. Adam, plain: relative Frobenius error of the kernel; trace: that of the Adam "
     "kernel, after / before."
 )
-_TABLE_WIDTH = 100
 # Relative output error of a layer from which on a model should not be used as it is.
 _LARGE_ERROR = 0.5
 _ADVICE = (
@@ -58,7 +57,7 @@ def print_record(record: Record, model: str, out: str) -> None:
 
 def print_comparison(record: dict[str, Any]) -> None:
     """Prints one table a layer: methods, what they leave of the block, and their errors over the seeds."""
-    console = _wide_console()
+    console = wide_console()
     names = list(dict.fromkeys(row["label"] for row in record["rows"]))
     for path in dict.fromkeys(row["error"]["path"] for row in record["rows"]):
         sizes = {row["label"]: row["size"] for row in record["rows"] if row["error"]["path"] == path}
@@ -80,7 +79,7 @@ def print_block_errors(errors: Sequence[BlockError]) -> None:
     table = _table(("block", *_SHORT.values()))
     for error in errors:
         table.add_row(error.path, *(f"{getattr(error, column):.3f}" for column in _SHORT))
-    console = _wide_console()
+    console = wide_console()
     console.print(table)
     console.print(_LEGEND)
     if max(error.block_output_error for error in errors) > _LARGE_ERROR:
@@ -97,11 +96,6 @@ def _over_seeds(numbers: Sequence[float], column: str) -> str:
     """The mean, in the columns that matter most with the deviation in brackets."""
     mean = f"{statistics.mean(numbers):.3f}"
     return f"{mean} ({statistics.stdev(numbers):.3f})" if len(numbers) > 1 and column in _WITH_DEVIATION else mean
-
-
-def _wide_console() -> PlainConsole:
-    """At least as wide as the tables need, so that a narrow terminal breaks lines rather than hides numbers."""
-    return PlainConsole(soft_wrap=False, width=max(_TABLE_WIDTH, PlainConsole().width))
 
 
 def _table(columns: Sequence[str]) -> Table:

@@ -39,7 +39,7 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     _check_out(grid.out)
     training_arguments(grid.out, device=experiment.device, precision=experiment.precision)
     join_processes(experiment.device)
-    for cell in found:
+    for cell in sorted(found, key=lambda cell: cell.entry.lora is not None):  # a model type without a row is told first
         grid.check(cell)
     (grid.out / "runs").mkdir(parents=True, exist_ok=True)
     rows: dict[Run, Row] = {}

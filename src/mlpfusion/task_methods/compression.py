@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mlpfusion.architectures.sites import check_transformers_model, find_sites
 from mlpfusion.architectures.table import Architecture
 from mlpfusion.checks import real_number, seed_number, usable_device
-from mlpfusion.compression import check_model, install_outcomes, silent
+from mlpfusion.compression import check_model, install_outcomes, shown_progress
 from mlpfusion.errors import InputError, shown
 from mlpfusion.methods import Outcome, method_name
 from mlpfusion.outcomes import Progress
@@ -88,6 +88,7 @@ def learn(
         raise InputError(f"`method` must be a config of {known}, got {shown(method)}")
     check_transformers_model(model)
     seed, keep_ratio = seed_number("seed", seed), real_number("keep_ratio", keep_ratio)
+    told = shown_progress(progress)
     check_model(model)
     place = usable_device(model.device if device is None else device)
     check_head(model, data.task.num_labels)
@@ -99,7 +100,7 @@ def learn(
     with seeded(seed):
         copied = _working_copy(model, place)
         chosen = tuple(site for site, _ in plan.entries)
-        job = TaskJob(copied, chosen, keep_ratio, data, seed, progress or silent)
+        job = TaskJob(copied, chosen, keep_ratio, data, seed, told)
         outcomes = tuple(TASK_METHODS[type(method)](job, method))
     recipe = {"method": method_name(type(method)), "options": asdict(method), "layers": layers}
     recipe |= {"keep_ratio": keep_ratio, "width": None, "round_to": 1, "seed": seed}

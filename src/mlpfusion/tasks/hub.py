@@ -48,7 +48,8 @@ def load_data_set(
     try:
         datasets: Any = import_module("datasets")
     except ImportError as error:
-        raise InputError(f"`{field}` must be {local} unless `pip install datasets` is done, got {name}") from error
+        cure = "`pip install 'mlpfusion[data]'`"
+        raise InputError(f"`{field}` must be {local} unless {cure} is done, got {name}") from error
     try:
         return datasets.load_dataset(path, config, split=split, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -36,6 +36,9 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             return get_peft_model(model, config)
     except ValueError as error:
+        if targets is None:
+            cure = "of which PEFT knows none, as targets=all-linear; or leave lora out"
+            raise InputError(f"`lora targets` must be given for {model.config.model_type}, {cure}") from error
         raise InputError(f"`lora targets` must name linear maps of the model: {one_line(error)}") from error
 
 
