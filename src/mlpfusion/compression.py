@@ -256,7 +256,7 @@ def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[st
     )
 
 
-def shown_progress(progress: Any) -> Progress:
+def shown_progress(progress: Progress | None) -> Progress:
     """Returns `progress`, or what shows nothing for None. Raises `InputError` for what cannot be called."""
     if progress is None:
         return lambda done, total, path: None
