@@ -12,8 +12,14 @@ import torch
 from command import call, refused
 from pico import pico_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, BertForPreTraining, BertForSequenceClassification, BertModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 from mlpfusion.checkpoint.read import empty_model, load_model, read_config
 from mlpfusion.checkpoint.weights import check_weights, weight_files
@@ -269,7 +275,7 @@ def test_large_numbers_that_no_loop_runs_over_are_taken(name, tmp_path):
 
 @pytest.mark.exhaustive
 def test_the_default_config_of_every_model_type_is_taken(tmp_path):
-    for name in CONFIG_MAPPING_NAMES:
+    for name in CONFIG_MAPPING:
         try:
             AutoConfig.for_model(name).save_pretrained(tmp_path)
         except (ImportError, ValueError, AttributeError, TypeError, KeyError):
