@@ -219,7 +219,7 @@ def test_commands_refuse_a_quantised_checkpoint_in_one_line_and_inspect_tells(me
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 2, result.output
         assert result.stderr.count("\n") == 1
-        assert f"got weights quantised by {method}: start from" in result.stderr
+        assert f"got weights in {source} quantised by {method}: start from" in result.stderr
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
     shown = CliRunner().invoke(main, ["inspect", source])
     assert shown.exit_code == 0

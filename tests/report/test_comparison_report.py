@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpfusion.report.chart import write_chart
+from mlpfusion.report.chart import chart_note, write_chart
 from mlpfusion.report.comparison import comparison_table, mean_and_deviation, size_table, values
 from mlpfusion.report.terminal import print_comparison
 
@@ -81,6 +81,14 @@ def test_the_chart_is_drawn_for_many_methods_and_layers(layers, tmp_path: Path):
     names = [f"a-method-with-a-name-{number}" for number in range(14)]
     (path,) = write_chart(record(names, layers), tmp_path / "chart.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_chart_that_is_not_drawn_is_told_with_the_cure(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("mlpfusion.report.chart.find_spec", lambda name: None)
+    assert write_chart(record(["a-method"], (0,)), tmp_path / "chart.png") == []
+    assert (
+        chart_note("chart.png") == "chart.png was not drawn, that needs matplotlib: pip install 'mlpfusion[report]'\n"
+    )
 
 
 def test_a_chart_of_errors_that_are_zero_is_drawn_too(tmp_path: Path):

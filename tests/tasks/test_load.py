@@ -13,6 +13,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.tasks import load
 from mlpfusion.tasks.glue import GLUE, CustomTask
 from mlpfusion.tasks.load import load_files, load_task
+from mlpfusion.tune.data import custom_task
 
 # Rows of the official download, or of the parts of it that the data folder holds; both are counted there.
 COUNTS = {"cola": (8551, 1043), "mnli": (19998, 9815), "mrpc": (3668, 408), "qnli": (12259, 5463), "rte": (2490, 277)}
@@ -181,6 +182,20 @@ def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path):
     data = load_files(path, path, CustomTask(("x",), "y"))
     assert (data.task.label_names, data.train.labels) == (("9", "10"), (1, 0, 1, 0))
     assert data.task.metrics == ("accuracy", "f1")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"text_column": ("foo",)}, "`text_column` must be left out with `task`, got foo"),
+        ({"label_column": "bar"}, "`label_column` must be left out with `task`, got bar"),
+        ({"regression": True}, "`regression` must be left out with `task`, got True"),
+    ],
+)
+def test_what_a_task_of_glue_has_itself_is_not_dropped_in_silence(given, named):
+    arguments: dict[str, Any] = {"text_column": (), "label_column": None, "regression": False} | given
+    with pytest.raises(InputError, match=f"{named}: sst2 has its own columns and labels"):
+        custom_task(**arguments, task="sst2")
 
 
 def test_a_regression_takes_numbers(tmp_path):

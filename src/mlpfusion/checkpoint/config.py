@@ -43,7 +43,7 @@ def read_config(folder: Path, *, allow_quantised: bool = False) -> PreTrainedCon
     except CONFIG_ERRORS as error:
         raise InputError(f"{where} must be a config that transformers knows: {one_line(error)}") from error
     if not allow_quantised:
-        check_not_quantised(config)
+        check_not_quantised(config, f" in {folder}")
     return config
 
 

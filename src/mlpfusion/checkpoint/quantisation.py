@@ -19,12 +19,12 @@ def quantisation(config: PreTrainedConfig) -> str | None:
     return _method(found[0]) if found else None
 
 
-def check_not_quantised(config: PreTrainedConfig) -> None:
-    """Raises `InputError` if the config is that of a quantised model."""
+def check_not_quantised(config: PreTrainedConfig, where: str = "") -> None:
+    """Raises `InputError` if the config is that of a quantised model; `where` it is, for the message."""
     method = quantisation(config)
     if method is not None:
         raise InputError(
-            f"`model` must have plain weights, got weights quantised by {method}: start from the model that was "
+            f"`model` must have plain weights, got weights{where} quantised by {method}: start from the model that was "
             "quantised, and quantise what comes out"
         )
 
