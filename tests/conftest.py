@@ -21,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """The fixtures of a test run in the same order of sums as the test itself."""
-    with sum_order(0 if item.get_closest_marker("own_sums") else item.config.getoption("--sum-order")):
+    seed: int = item.config.getoption("--sum-order") or 0
+    with sum_order(0 if item.get_closest_marker("own_sums") else seed):
         return (yield)
 
 

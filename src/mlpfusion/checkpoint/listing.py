@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 LISTING = "mlp_fusion_files.json"
@@ -42,7 +43,7 @@ def is_changed(folder: Path, name: str) -> bool:
     return expected is not None and expected != _sha256(folder / name)
 
 
-def _listed(folder: Path) -> dict[str, object]:
+def _listed(folder: Path) -> Mapping[str, object]:
     """Name -> SHA-256 of the files in the list of `folder`, None where it has the name alone."""
     file = folder / LISTING
     if file.is_symlink() or not file.is_file():
