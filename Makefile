@@ -10,21 +10,21 @@ demo: .venv/demo
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/mlpfusion demo
 
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not exhaustive"
+	$(BIN)/python -m pytest -n auto -m "not slow and not exhaustive"
 
 # Lint, types, all tests, documents: what CI runs.
 check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not exhaustive"
+	$(BIN)/python -m pytest -n auto -m "not exhaustive"
 	$(BIN)/python docs/tables.py --check
 
 # The same tests with the oldest versions that pyproject.toml allows.
 test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto -m "not slow and not exhaustive"
+	.venv-lowest/bin/python -m pytest -n auto -m "not slow and not exhaustive"
 
 # Loading by quantisers, and QLoRA, on the CPU. In an environment of its own above .venv: where bitsandbytes is installed,
 # PEFT imports it and half of torch's compiler with it, ten seconds in every process.
@@ -33,11 +33,11 @@ test-quantised: .venv/test
 	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
 	  > $$(.venv-quantised/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
 	.venv-quantised/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes optimum-quanto torchao
-	OMP_NUM_THREADS=1 .venv-quantised/bin/python -m pytest tests/install/test_quantised.py
+	.venv-quantised/bin/python -m pytest tests/install/test_quantised.py
 
 # Hundreds of kills, and every architecture in every kind of outcome: an hour on two cores.
 exhaustive: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m exhaustive
+	$(BIN)/python -m pytest -n auto -m exhaustive
 
 # Damaged inputs of every kind, COUNT of each; what ended otherwise than it should is printed.
 COUNT ?= 1000

@@ -8,9 +8,10 @@ import pytest
 import torch
 from sum_order import sum_order
 
-# One thread a process: torch's own threads wait for each other on a busy machine, tests run side by side instead.
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+# One thread a process unless OMP_NUM_THREADS is set: torch's own threads wait for each other on a busy machine, tests
+# run side by side instead.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
