@@ -154,6 +154,7 @@ def test_bad_flags_are_refused_in_one_line_and_leave_nothing(flags, message, fus
     assert {entry.name for entry in tmp_path.iterdir()} == before
 
 
+@pytest.mark.filterwarnings("ignore::mlpfusion.errors.DamageWarning")
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_weight_that_is_not_finite_is_named_before_any_training_and_leaves_nothing(value, fused, data, tmp_path):
     broken = tmp_path / "broken"

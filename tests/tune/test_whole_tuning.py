@@ -51,6 +51,7 @@ def test_the_compressed_and_the_full_model_start_from_the_pooler_of_the_source(c
     assert torch.equal(*heads)
 
 
+@pytest.mark.filterwarnings("ignore::mlpfusion.errors.DamageWarning")
 @pytest.mark.parametrize("without", ["nothing", "pooler"])
 def test_distilling_keeps_what_its_class_does_not_use_and_invents_nothing(without, checkpoint, fused, tmp_path):
     tensors = load_file(fused / "model.safetensors")
