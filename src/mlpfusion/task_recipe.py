@@ -68,6 +68,7 @@ def _training_part(recipe: Recipe, source: Source) -> EncodedTask:
     columns = custom_task(recipe.text_column, recipe.label_column, regression=recipe.regression, task=recipe.task)
     validation = None if recipe.task is not None else recipe.train  # asked for by the loader, not looked at
     found = task_data(recipe.task, recipe.train, validation, columns)
-    data = encode_for(source, replace(found, evaluation={}), recipe.max_length)
-    train, _ = split_train(data, Finetune(max_train_samples=recipe.max_train_samples))
+    config = Finetune(max_train_samples=recipe.max_train_samples)
+    data = encode_for(source, replace(found, evaluation={}), recipe.max_length, config)
+    train, _ = split_train(data, config)
     return replace(data, train=train)

@@ -44,7 +44,10 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task as token ids, with the collator that makes batches of them, and the tokens at which texts were cut."""
+    """A task as token ids, with the collator that makes batches of them, and the tokens at which texts were cut.
+
+    `is_chosen` says that `train` holds only what a run with `max_train_samples` takes of it, in the order of that run.
+    """
 
     task: Task
     train: EncodedExamples
@@ -52,6 +55,7 @@ class EncodedTask:
     source: str
     collate: DataCollatorWithPadding
     max_length: int = MAX_LENGTH
+    is_chosen: bool = False
 
 
 def encode_task(

@@ -30,6 +30,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, indices: Sequence[int]) -> "Examples":
+        """The examples at `indices`, in that order."""
+        return Examples(tuple(self.texts[index] for index in indices), tuple(self.labels[index] for index in indices))
+
 
 @dataclass(frozen=True)
 class TaskData:

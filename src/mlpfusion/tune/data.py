@@ -1,11 +1,13 @@
 """The data of a job, from its flags."""
 
+import torch
 from transformers import TrainerCallback
 
 from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError
 from mlpfusion.tasks.glue import CustomTask, find_task
 from mlpfusion.tasks.load import TaskData, load_files, load_task
+from mlpfusion.tune.config import Finetune
 
 
 def task_data(task: str | None, train: str | None, validation: str | None, columns: CustomTask | None) -> TaskData:
@@ -38,6 +40,12 @@ def custom_task(
     if len(text_column) > 2:
         raise InputError(f"`text_column` must name one column or two, got {', '.join(text_column)}")
     return CustomTask(text_column, label_column, regression) if text_column and label_column else None
+
+
+def training_order(num_examples: int, config: Finetune) -> list[int]:
+    """The training examples that a run takes, at most `max_train_samples`: a random order by `split_seed`."""
+    order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(config.split_seed)).tolist()
+    return order[: config.max_train_samples]
 
 
 def display_name(model: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from mlpfusion.architectures.sites import check_in_memory
@@ -17,6 +16,7 @@ from mlpfusion.record import peak_bytes
 from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
 from mlpfusion.tasks.metrics import check_metric, score
 from mlpfusion.tune.config import Finetune
+from mlpfusion.tune.data import training_order
 from mlpfusion.tune.lora import add_lora, merge_lora
 from mlpfusion.tune.randomness import seeded
 from mlpfusion.tune.record import EpochRecord, RunRecord
@@ -86,8 +86,7 @@ def split_train(data: EncodedTask, config: Finetune) -> tuple[EncodedExamples, E
 
     Raises `InputError` if a part would be empty.
     """
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.split_seed)).tolist()
-    chosen = order[: config.max_train_samples]
+    chosen = list(range(len(data.train))) if data.is_chosen else training_order(len(data.train), config)
     if config.select_on == "last":
         return data.train.subset(chosen), None
     if config.select_on == "validation":

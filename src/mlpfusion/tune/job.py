@@ -126,7 +126,7 @@ def run_tuning(job: TuneJob, progress: Progress = lambda done, total, what: None
     source = open_source(job.model, job.revision, new_head=job.new_head)
     columns = custom_task(job.text_column, job.label_column, regression=job.regression, task=job.task)
     found = task_data(job.task, job.train, job.validation, columns)
-    data = encode_for(source, found, job.max_length)
+    data = encode_for(source, found, job.max_length, configs[0])
     empty = empty_for_task(source, data.task)
     if configs[0].lora is not None:
         add_lora(empty, configs[0].lora)

@@ -1,7 +1,7 @@
 """The model that is tuned: a checkpoint, read as a classifier (or regressor) of sequences for the task."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from mlpfusion.tasks.encode import EncodedTask, encode_task
 from mlpfusion.tasks.glue import Task
 from mlpfusion.tasks.load import TaskData
 from mlpfusion.tasks.tokenizer import load_tokenizer
+from mlpfusion.tune.config import Finetune
+from mlpfusion.tune.data import training_order
 from mlpfusion.tune.heads import (
     class_names,
     classifier_class,
@@ -62,14 +64,18 @@ def open_source(model: str, revision: str | None = None, *, new_head: bool = Fal
     return Source(folder, config, tokenizer, digest.hexdigest(), frozenset(stored_tensors(files)), new_head)
 
 
-def encode_for(source: Source, data: TaskData, max_length: int | None) -> EncodedTask:
+def encode_for(source: Source, data: TaskData, max_length: int | None, config: Finetune | None = None) -> EncodedTask:
     """The token ids of `data` for the model of `source`, its classes in the order of the trained head, if there is one.
 
-    Raises `InputError` as `in_order_of_head` and `encode_task` do.
+    With `config`, for runs with its `max_train_samples` and `split_seed`, only the training texts that these take are
+    tokenised. Raises `InputError` as `in_order_of_head` and `encode_task` do.
     """
     if source.has_head(classifier_class(source.config)):
         data = in_order_of_head(data, source.config)
-    return encode_task(data, source.tokenizer, source.config, max_length=max_length)
+    is_chosen = config is not None and config.max_train_samples is not None
+    if config is not None and is_chosen:
+        data = replace(data, train=data.train.subset(training_order(len(data.train), config)))
+    return replace(encode_task(data, source.tokenizer, source.config, max_length=max_length), is_chosen=is_chosen)
 
 
 def prepare_config(source: Source, task: Task) -> PreTrainedConfig:
