@@ -53,7 +53,7 @@ def generator():
     yield BATCH
 
 
-OUTPUT = mlpfusion.MaintainOutput()
+OUTPUT, MATCH = mlpfusion.MaintainOutput(), mlpfusion.NTKMatch()
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": None}, "`seed` must be a whole number, got None"),
     ({"seed": 3.0}, "`seed` must be a whole number, got 3.0"),
@@ -94,6 +94,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": OUTPUT, "calibration": [{"input_ids": IDS / 2}]}, "must hold batches that a BertModel takes, batch 0"),
     ({"method": OUTPUT, "calibration": [BATCH, {"input_ids": IDS.repeat(1, 20)}]}, "takes, batch 1 is none: .* 64"),
     ({"method": OUTPUT, "calibration": [BATCH, {"input_ids": 99 * IDS}]}, "token ids from 0 to 66, got 99 to 99 for"),
+    (
+        {"method": OUTPUT, "calibration": [BATCH | {"attention_mask": IDS[:, :3]}]},
+        r"shape .* input_ids, got \(2, 3\) for",
+    ),
+    (
+        {"method": MATCH, "keep_ratio": None, "budget": "70%", "calibration": [{"input_ids": 99 * IDS}]},
+        "token ids from 0",
+    ),
     ({"architecture": "row.yaml"}, "`architecture` must be an `Architecture`, got 'row.yaml': .*read_architecture"),
     ({"progress": 3}, "`progress` must be a function of done, total and path, got 3"),
 ]

@@ -74,16 +74,20 @@ def checked_batches(calibration: Any) -> Sequence[Batch] | None:
 
 @torch.no_grad()
 def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
-    """Raises `InputError` for a token beyond the vocabulary, and unless the model takes the first sample of a batch.
+    """Raises `InputError` for batches that the model does not take.
 
-    Run is the longest batch of those with the same names of tensors.
+    Looked at are token ids, the shape of masks, and whether the model runs on the first sample of a batch: the longest
+    one of those with the same names of tensors.
     """
     base, longest = base_model(model), {}
     embeddings = base.get_input_embeddings()
     size = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
     for number, batch in enumerate(batches):
         for name in ("input_ids", "decoder_input_ids"):
-            ids = batch.get(name)
+            ids, mask = batch.get(name), batch.get(name.replace("input_ids", "attention_mask"))
+            if ids is not None and mask is not None and mask.shape != ids.shape:
+                got = f"{tuple(mask.shape)} for {tuple(ids.shape)} in batch {number}"
+                raise InputError(f"`calibration` must have a mask of the shape of its {name}, got {got}")
             if ids is None or size is None or not ids.numel():
                 continue
             if ids.min() < 0 or ids.max() >= size:

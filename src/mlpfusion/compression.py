@@ -23,6 +23,7 @@ from mlpfusion.calibration import (
     TracedCalibration,
     calibrated_outcomes,
     check_calibration,
+    check_taken,
     checked_batches,
     data_free_calibration,
 )
@@ -89,6 +90,8 @@ def compress(
     check_calibration(method, given=calibration is not None, sequential=yes_or_no("sequential", sequential))
     batches = checked_batches(calibration)
     check_model(model)
+    if batches is not None and not isinstance(calibration, TracedCalibration):
+        check_taken(model, batches)
     selection: dict[str, Any] = {"layers": layers, "keep_ratio": keep_ratio, "width": width, "round_to": round_to}
     row, sites = checked_sites(model, architecture)
     recipe = {"method": method_name(type(method)), "options": asdict(method), **selection, "seed": seed}

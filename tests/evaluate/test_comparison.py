@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import call
+from command import call, refused
 from pico import HIDDEN, WIDTH, pico_inputs, pico_model
 from tiny_task import save_checkpoint
 
@@ -243,3 +243,16 @@ def test_the_calibrated_methods_share_one_calibration_a_seed_and_pooling(monkeyp
     traced.clear()
     compare(pico_model("bert"), [mlpfusion.Fusion()], calibration=calibration)
     assert traced == []
+
+
+def test_out_of_compare_is_looked_at_before_any_work(tmp_path, monkeypatch):
+    """And what it holds is not replaced."""
+    monkeypatch.setattr("mlpfusion.report.run_comparison.run_comparison", lambda *_, **__: pytest.fail("it worked"))
+    (tmp_path / "text.txt").write_text("w1 w2\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "comparison.md").write_text("mine")
+    model = save_checkpoint(tmp_path / "model")
+    for out in (tmp_path / "text.txt", tmp_path / "text.txt" / "in", tmp_path / "mine"):
+        line = refused("compare", model, "--data", tmp_path / "text.txt", "--out", out, "--overwrite")
+        assert line.startswith("Error: `--out` must")
+    assert (tmp_path / "mine" / "comparison.md").read_text() == "mine"

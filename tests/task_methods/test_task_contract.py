@@ -224,6 +224,7 @@ def test_bad_input_is_refused_and_leaves_the_model_as_it_was(method):
     for data, options, message in [
         (HALF, {"keep_ratio": 0.0}, "`keep_ratio` must be above 0 and at most 1, got 0.0"),
         (HALF, {"layers": "last:9"}, "`layers=last:N` must have N between 1 and 3, got 9"),
+        ("half", {}, "`data` must be an `EncodedTask`, as `encode_task` makes one, got 'half'"),
         (replace(HALF, train=EncodedExamples([])), {}, "`data` must hold at least one training example, got none"),
         (
             replace(HALF, train=wrong),

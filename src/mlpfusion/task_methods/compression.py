@@ -89,6 +89,8 @@ def learn(
     check_transformers_model(model)
     seed, keep_ratio = seed_number("seed", seed), real_number("keep_ratio", keep_ratio)
     told = shown_progress(progress)
+    if not isinstance(data, EncodedTask):
+        raise InputError(f"`data` must be an `EncodedTask`, as `encode_task` makes one, got {shown(data)}")
     check_model(model)
     place = usable_device(model.device if device is None else device)
     check_head(model, data.task.num_labels)
