@@ -9,6 +9,7 @@ import torch
 from edit_key import change_key
 from peft import LoraConfig, get_peft_model
 from pico import pico_model, pico_outputs
+from safetensors.torch import load_file, save_file
 from task_job import HALF
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -56,6 +57,21 @@ def test_a_key_of_the_first_version_still_loads_and_folds(tmp_path):
     assert not hasattr(mlpfusion.fold(loaded).config, "mlp_fusion")
 
 
+def test_a_lost_router_and_one_that_is_not_finite_are_refused(tmp_path):
+    routed().save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in whole if name.endswith(("router_in_bits", "router_out_bits"))]:
+        rest = {other: value for other, value in whole.items() if other != name}
+        save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=f"must hold the router of every routed block and no other, see {name}"):
+            AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        broken = whole[name].clone()
+        broken.view(-1)[:8] = -1  # the bits of NaN in every type
+        save_file(rest | {name: broken}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match="the `router_(in|out)` at .* must be finite, got NaN or Inf"):
+            AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
 def test_another_number_of_chosen_experts_is_refused(tmp_path):
     model = routed()
     model.save_pretrained(tmp_path)
@@ -67,8 +83,6 @@ def test_another_number_of_chosen_experts_is_refused(tmp_path):
 
 
 def test_routed_files_of_older_versions_hold_no_number_and_load(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     model = routed()
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

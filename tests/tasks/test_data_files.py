@@ -257,6 +257,13 @@ def test_a_file_of_too_many_lines_is_refused_before_any_is_read(name, tmp_path, 
         read_texts(path, column=None if name == "a.txt" else "x")
 
 
+def test_an_array_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_text, "MAX_ARRAY", 1000)
+    path = write(tmp_path / "a.json", json.dumps([{"x": "a"}] * 100, indent=1))
+    with pytest.raises(InputError, match="`train` must have at most 0 Mi characters in one JSON array, .*a.json has m"):
+        read_table(path, "train")
+
+
 def test_devices_pipes_and_folders_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     for file, kind in [("/dev/zero", "a device or a pipe"), (tmp_path / "pipe.txt", "a dev"), (tmp_path, "a folder")]:
