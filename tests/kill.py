@@ -147,6 +147,7 @@ def forked(
 
 def _in_child(work: Callable[[], object], folder: Path, ending: Ending, writer: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     shim, code = Shim(str(folder), ending), 0
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):

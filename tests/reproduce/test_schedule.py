@@ -205,3 +205,18 @@ def test_what_a_killed_process_left_of_a_finished_run_goes_with_the_next_start(r
     (out / "unfinished" / "another-experiments-run").mkdir()
     schedule.run_experiment(experiment)
     assert [entry.name for entry in (out / "unfinished").iterdir()] == ["another-experiments-run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["minilm-table2", "minilm-table5", "minilm-table6"])
+def test_the_recorded_runs_are_found_again(name, minilm, evaluation_data, monkeypatch):
+    """Their files have the names of the runs that `reproduce` would make: it makes none of them again."""
+    monkeypatch.setenv("MLPFUSION_DATA", str(evaluation_data))
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "minilm"
+    experiment = read_experiment(name, {"model": str(minilm), "device": "cpu", "out": str(results)})
+    recorded = grid.Grid(experiment)
+    for cell in cells(experiment):
+        (rate,) = experiment.rates(cell.entry)
+        for seed in experiment.seeds:
+            identity = recorded.identity(cell, rate, seed)
+            assert grid.read_run(results / "runs" / f"{grid.run_name(identity)}.json", identity)

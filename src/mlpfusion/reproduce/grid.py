@@ -81,8 +81,8 @@ class Grid:
         key = (cell.task, cell.entry.model)
         if key not in self.tasks:
             source = self.source(cell.entry.model)
-            config = self.experiment.finetune(self.experiment.learning_rate[0], self.experiment.seeds[0], None)
-            data = encode_for(source, load_task(cell.task), self.experiment.max_length, config)
+            # All training texts, also with `max_train_samples`: the hashes name the files of finished runs.
+            data = encode_for(source, load_task(cell.task), self.experiment.max_length)
             hashes = {name: examples.sha256() for name, examples in {"train": data.train, **data.evaluation}.items()}
             self.tasks[key] = (data, hashes)
         return self.tasks[key]
