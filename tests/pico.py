@@ -1,7 +1,9 @@
 """Tiny random models of every architecture of the table, built from transformers' own configs."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
@@ -57,6 +59,15 @@ PICO: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "xlm-roberta": ("xlm-roberta", _BERT),
 }
+
+
+# A plain encoder, one with a decoder, transposed maps, a gated decoder, a gated one with an encoder.
+SEVERAL = ("bert", "bart", "gpt2", "llama", "t5-gated")
+
+
+def others_slow(names: Iterable[str] = PICO) -> list[Any]:
+    """`names` to parametrize a test by; those not in `SEVERAL` are slow: CI runs them."""
+    return [name if name in SEVERAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def pico_config(name: str) -> PreTrainedConfig:

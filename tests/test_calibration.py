@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico import HIDDEN, PICO, pico_inputs, pico_model, pico_outputs, sites_of
+from pico import HIDDEN, others_slow, pico_inputs, pico_model, pico_outputs, sites_of
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
@@ -59,7 +59,7 @@ def watched(
     return {site.path: one for (site, _), one in zip(plan.entries, seen, strict=True)}, outcomes
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", others_slow())
 def test_every_site_is_calibrated_on_what_the_original_model_sees(name, monkeypatch):
     model, batches = pico_model(name), batches_of(name)
     found, _ = watched(model, batches, sequential=False, monkeypatch=monkeypatch)

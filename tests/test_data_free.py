@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico import PICO, pico_model, sites_of
+from pico import PICO, others_slow, pico_model, sites_of
 
 import mlpfusion
 from mlpfusion.architectures.sites import base_model, read_mlp
@@ -18,7 +18,7 @@ WITHOUT_NORM = {"olmo2"}
 METHOD = mlpfusion.MaintainOutput()
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", others_slow())
 def test_the_norm_that_feeds_the_mlp_is_found_in_every_architecture(name):
     model = pico_model(name)
     sites = sites_of(model)
@@ -33,7 +33,7 @@ def test_the_norm_that_feeds_the_mlp_is_found_in_every_architecture(name):
     assert all(norm.startswith(site.path) for norm, site in zip(found, sites, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(set(PICO) - WITHOUT_NORM))
+@pytest.mark.parametrize("name", others_slow(sorted(set(PICO) - WITHOUT_NORM)))
 def test_data_free_inputs_have_the_statistics_of_the_norm(name):
     model = pico_model(name, dtype=torch.float64)
     site = sites_of(model)[1]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from pico import PICO, pico_inputs, pico_model, pico_outputs, sites_of
+from pico import SEVERAL, others_slow, pico_inputs, pico_model, pico_outputs, sites_of
 from torch.utils.flop_counter import FlopCounterMode
 
 import mlpfusion
@@ -19,9 +19,6 @@ from mlpfusion.cli import main
 from mlpfusion.errors import InputError
 from mlpfusion.traces import eval_mode, last_hidden_tokens, replaced_block
 
-SEVERAL = ["bert", "bart", "gpt2", "llama", "t5-gated"]
-# One row of each kind of block; CI runs the others too.
-ALL = [*SEVERAL, *(pytest.param(name, marks=pytest.mark.slow) for name in PICO if name not in SEVERAL)]
 REFIT = mlpfusion.NTKMatch(refine_epochs=0)
 
 
@@ -60,7 +57,7 @@ def test_the_parameters_are_within_one_step_below_the_budget(name, round_to):
     assert all(width % round_to == 0 or width in (56, 60) for width in widths(record))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", others_slow())
 def test_the_flops_that_are_counted_are_those_that_torch_counts_before_and_after(name):
     model, original = pico_model(name), pico_model(name)
     record = mlpfusion.compress(model, mlpfusion.NeuronPruning(), budget="92%flops")
@@ -133,7 +130,7 @@ def test_the_same_seed_gives_the_same_bytes_and_other_layers_stay():
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", others_slow())
 def test_a_replaced_block_is_seen_by_the_model_and_gone_afterwards(name):
     model, batch = pico_model(name), pico_inputs(name)
     site = sites_of(model)[0]

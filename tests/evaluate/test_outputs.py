@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from pico import PICO, pico_inputs, pico_model, sites_of
+from pico import PICO, others_slow, pico_inputs, pico_model, sites_of
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
@@ -49,7 +49,7 @@ def hidden_states(model, site, batch):
     return states[site.layer + 1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES))
 def test_the_output_of_a_layer_is_the_hidden_state_that_transformers_hands_out(name):
     model, batches = pico_model(name), padded(name)
     sites = [site for site in sites_of(model) if site.layer < 2]  # a last state may have gone through a final norm
@@ -62,7 +62,7 @@ def test_the_output_of_a_layer_is_the_hidden_state_that_transformers_hands_out(n
         assert torch.equal(outputs.block, wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES))
 def test_outputs_on_the_inputs_of_the_original_know_nothing_of_the_layers_before(name):
     model, batches = pico_model(name), padded(name)
     small = copy.deepcopy(model)

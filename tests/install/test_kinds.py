@@ -60,7 +60,7 @@ def train(model: Any, name: str) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_reload_is_bit_exact(name, dtype, method, tmp_path):
     model = compressed(name, method, dtype=dtype)

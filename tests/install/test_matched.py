@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from edit_key import change_key
-from pico import PICO, pico_inputs, pico_model, pico_outputs
+from pico import others_slow, pico_inputs, pico_model, pico_outputs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -34,7 +34,7 @@ def diagonals(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", others_slow())
 def test_diagonals_are_exact_after_a_bf16_load_and_outputs_after_one_in_the_same_dtype(name, dtype, tmp_path):
     model = matched(name, dtype)
     model.save_pretrained(tmp_path)
@@ -57,7 +57,7 @@ def test_a_cast_keeps_the_diagonals():
     assert all(torch.equal(scale, expected[key]) for key, scale in diagonals(model).items())
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", others_slow())
 def test_a_folded_model_is_stock_and_computes_the_same(name, tmp_path):
     model = matched(name, layers="all")
     expected = pico_outputs(model, name)

@@ -47,7 +47,7 @@ def scales(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {n: m.output_scale for n, m in model.named_modules() if isinstance(m, ScaledActivation)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(("name", "head"), CASES)
 def test_reload_is_bit_exact(name, head, dtype, tmp_path):
     auto_class = HEADS[head][0]

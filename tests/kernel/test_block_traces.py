@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico import HIDDEN, PICO, VOCAB, pico_inputs, pico_model, sites_of
+from pico import HIDDEN, VOCAB, others_slow, pico_inputs, pico_model, sites_of
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
@@ -77,7 +77,7 @@ def parameter_gradients(model: Any, site: Site, batch: dict[str, Tensor], scalar
     return {name: torch.stack(rows) for name, rows in found.items()}
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", others_slow())
 def test_the_kernel_of_every_architecture_is_that_of_torch_func(name):
     model = make_model(name)
     head, batch = head_of(model), inputs_of(name)

@@ -196,6 +196,7 @@ def dynamics_and_die(fields: dict[str, Any], moment: int | None, runs: Any, touc
     module.run_dynamics(DynamicsJob(**fields))
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_repeats_no_finished_run(fields, tmp_path):
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlpfusion.report.run_dynamics", "transformers.models.bert.modeling_bert"])

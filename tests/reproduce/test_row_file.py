@@ -26,6 +26,7 @@ def sizes(record: dict[str, Any]) -> dict[str, int]:
     return {row["label"]: row["parameters"] for row in record["rows"]}
 
 
+@pytest.mark.slow
 def test_reproduce_runs_a_grid_with_a_row_file_and_refuses_one_without(unknown, recipe, tmp_path):
     model, row = unknown
     command = ["reproduce", recipe(epochs=1), "--model", model, "--out", tmp_path / "out", "--methods", METHODS]

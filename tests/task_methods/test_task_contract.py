@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pico import pico_model, pico_outputs, sites_of
+from pico import others_slow, pico_model, pico_outputs, sites_of
 from task_job import HALF
 from tiny_task import make_task
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 METHODS = [method(**OPTIONS[method.__name__]) for method in TASK_METHODS]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: method_name(type(m)))
-every_name = pytest.mark.parametrize("name", NAMES)
+every_name = pytest.mark.parametrize("name", others_slow(NAMES))
 
 
 def with_head(name: str = "bert", **options: Any) -> Any:

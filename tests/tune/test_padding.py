@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from command import call
-from pico import PICO, pico_config, pico_model
+from pico import PICO, others_slow, pico_config, pico_model
 from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -47,7 +47,7 @@ def classifier(name: str, pad: int | None, folder) -> tuple[torch.nn.Module, Sou
     return model.double().eval(), source
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_slow(NAMES))
 @torch.no_grad()
 def test_logits_of_a_batch_are_those_of_single_texts(name, tokenizers):
     for folder in tokenizers:

@@ -54,7 +54,13 @@ def results(out: Path, name: str) -> Any:
     ("name", "flags", "moments"),
     [
         pytest.param("tune", ["--select-on", "last"], (0.55,), id="full"),
-        pytest.param("tune", ["--lora", "r=2", "--patience", "1", "--epochs", "4"], (0.5,), id="lora, patience"),
+        pytest.param(
+            "tune",
+            ["--lora", "r=2", "--patience", "1", "--epochs", "4"],
+            (0.5,),
+            id="lora, patience",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "tune",
             ["--seeds", "0,1", "--learning-rate", "1e-3,5e-3"],
@@ -62,7 +68,7 @@ def results(out: Path, name: str) -> Any:
             id="every part",
             marks=pytest.mark.exhaustive,
         ),
-        pytest.param("distill", [], (0.55,), id="distill"),
+        pytest.param("distill", [], (0.55,), id="distill", marks=pytest.mark.slow),
         pytest.param(
             "distill", ["--objective", "hidden"], MANY, id="distill, every part", marks=pytest.mark.exhaustive
         ),
