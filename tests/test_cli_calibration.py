@@ -65,6 +65,7 @@ def test_the_default_is_256_texts_or_all_there_are(checkpoint, sentences, tmp_pa
     assert record_of(tmp_path / "out")["recipe"]["calibration"]["samples"] == 30
 
 
+@pytest.mark.slow
 def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(checkpoint, tmp_path):
     options = ("--method", "maintain-output", "--width", 9)
     flags = {"a": ["--data-free"], "b": ["--data-free"], "c": ["--option", "data_free=true"]}
@@ -178,6 +179,7 @@ def test_compare_calibrates_per_seed_and_layer_and_without_data_by_the_norms(che
         assert rows["maintain-output", seed] != rows["maintain-output data_free=True", seed]
 
 
+@pytest.mark.slow
 def test_all_methods_without_a_file_are_calibrated_on_random_tokens(checkpoint, sentences):
     result = compare(checkpoint, sentences, "--methods", "all", "--calibration-samples", 9)
     assert {name for name, _ in rows_of(result)} == {method_name(method) for method in ALL_METHODS}

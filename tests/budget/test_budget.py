@@ -42,7 +42,7 @@ def batches(name: str) -> list[dict[str, torch.Tensor]]:
     return [pico_inputs(name, seed) for seed in range(8)]
 
 
-@pytest.mark.parametrize("round_to", [1, 5])
+@pytest.mark.parametrize("round_to", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SEVERAL)
 def test_the_parameters_are_within_one_step_below_the_budget(name, round_to):
     model = pico_model(name)

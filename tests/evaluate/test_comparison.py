@@ -91,6 +91,7 @@ def data_free(method: type):
     return method(data_free=True) if can_be_data_free(method) else method()
 
 
+@pytest.mark.slow
 def test_every_kind_is_compared_at_one_budget():
     model = pico_model("bert")
     rows = {row.method: row for row in compare(model, [data_free(method) for method in ALL_METHODS])}
@@ -162,7 +163,8 @@ def test_the_authors_numbers_stand_in_fields_of_their_own(minilm, tmp_path):
     assert "authors' kernel error: prob0, absolute" in text.lower()
 
 
-@pytest.mark.parametrize("method", ["svd", pytest.param("magnitude", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["svd", "magnitude"])
 def test_measure_takes_every_kind(method, minilm, tmp_path):
     out = tmp_path / "out"
     cut = ["--layers", "last:2", "--keep-ratio", 0.25, "--method", method]
@@ -182,6 +184,7 @@ def test_measure_takes_every_kind(method, minilm, tmp_path):
     assert "kernel error (prob0)" in shown.stdout
 
 
+@pytest.mark.slow
 def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     out = tmp_path / "out"
     assert call("compress", minilm, out, "--layers", "last:2", "--keep-ratio", 0.25).exit_code == 0

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from pico import pico_model, pico_outputs
 from safetensors.torch import load_file
@@ -30,6 +31,7 @@ assert not [name for name in sys.modules if name.startswith("mlpfusion")]
 """
 
 
+@pytest.mark.slow
 def test_the_trainable_form_is_refused_and_the_folded_form_is_a_stock_model(tmp_path):
     model = pico_model("llama")
     mlpfusion.compress(model, mlpfusion.Fusion(), width=14)

@@ -71,7 +71,7 @@ def test_the_peak_stays_within_the_workspace(kernel, gated):
     assert memory.peak < 4 * trace.num_samples * mlp.num_parameters / 3  # all gradients
 
 
-@pytest.mark.parametrize("kind", ["factored", "masked"])
+@pytest.mark.parametrize("kind", ["factored", pytest.param("masked", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kernel", [adam_kernel, plain_kernel, adam_and_plain_kernel])
 def test_factors_and_masks_need_no_more(kernel, kind):
     mlp = make_mlp(1500, 96, gated=True, dtype=torch.float32)

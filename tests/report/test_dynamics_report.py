@@ -124,6 +124,7 @@ def test_texts_of_a_file_calibrate_too(fields, tmp_path):
     assert other["rows"][1]["distance"] != plain["rows"][1]["distance"]
 
 
+@pytest.mark.slow
 def test_block_by_block_changes_the_calibrated_methods_and_no_other(fields, tmp_path):
     chosen = fields | {"seeds": (0,)}
     plain = run_dynamics(DynamicsJob(**chosen))

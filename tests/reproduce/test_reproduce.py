@@ -48,6 +48,7 @@ def test_every_chart_is_drawn_of_every_grid(recipe, tmp_path):
     assert len(sizes) == len(CHARTS)
 
 
+@pytest.mark.slow
 def test_the_head_and_the_examples_are_the_same_for_all(recipe, tmp_path):
     """Full width fusion is the model itself: it must get the scores and losses of the full model, bit by bit."""
     path = recipe(methods=["full", "neuron-pruning"], keep_ratio=[1.0], seeds=[3])
@@ -57,6 +58,7 @@ def test_the_head_and_the_examples_are_the_same_for_all(recipe, tmp_path):
         assert full["run"][name] == kept["run"][name]
 
 
+@pytest.mark.slow
 def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path):
     path = recipe(methods=["full", "fusion+lora=4"], seeds=[0], lora_learning_rate=[1e-2])
     assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0

@@ -128,6 +128,7 @@ def test_the_task_is_learned_and_the_best_epoch_kept(task):
     assert float((found == batch["labels"]).float().mean()) == pytest.approx(record.scores["validation"]["accuracy"])
 
 
+@pytest.mark.slow
 def test_the_held_out_part_and_the_reported_split_do_not_train(task):
     """Other labels in the reported split change nothing but the report."""
     flipped = [item | {"labels": 1 - item["labels"]} for item in task.evaluation["validation"].items]

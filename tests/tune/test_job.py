@@ -196,6 +196,7 @@ def test_a_run_that_diverges_keeps_its_work(fused, data, tmp_path):
     assert not (tmp_path / "out.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_tuning_again_from_the_result_works(fused, data, tmp_path):
     assert call("tune", fused, tmp_path / "one", *data).exit_code == 0
     result = call("tune", tmp_path / "one", tmp_path / "two", *data, "--epochs", 1)
@@ -259,6 +260,7 @@ def _file_flags(files: tuple[Path, Path]) -> list[object]:
     return ["--train", files[0], "--validation", files[1], *columns]
 
 
+@pytest.mark.slow
 def test_logits_are_distilled_from_a_tuned_model(checkpoint, fused, data, files, tmp_path):
     assert call("tune", checkpoint, tmp_path / "teacher", *data).exit_code == 0
     flags = ["--data", files[0], "--column", "sentence", "--max-length", 16, "--batch-size", 8, "--objective", "logits"]
