@@ -15,7 +15,7 @@ def write_listing(folder: Path) -> None:
     Others have none: a record has times in it, and the list is the same for the same seed.
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
-    hashes = {name: _sha256(path) if path.suffix == ".safetensors" else None for name, path in files.items()}
+    hashes = {name: file_sha256(path) if path.suffix == ".safetensors" else None for name, path in files.items()}
     hashes[LISTING] = None
     (folder / LISTING).write_text(json.dumps(dict(sorted(hashes.items())), indent=1) + "\n", encoding="utf-8")
 
@@ -40,7 +40,7 @@ def is_complete(folder: Path) -> bool:
 def is_changed(folder: Path, name: str) -> bool:
     """Whether the file `name` in `folder` is listed there with another SHA-256."""
     expected = _listed(folder).get(name)
-    return expected is not None and expected != _sha256(folder / name)
+    return expected is not None and expected != file_sha256(folder / name)
 
 
 def _listed(folder: Path) -> Mapping[str, object]:
@@ -57,6 +57,7 @@ def _listed(folder: Path) -> Mapping[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of the bytes of `file`, in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

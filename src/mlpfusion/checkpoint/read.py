@@ -49,7 +49,7 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
             raise InputError(f"`revision` must be left out for a folder, got {revision!r} with {model}")
         return folder
     try:
-        if Path(model).expanduser().is_file():
+        if folder.is_file():
             raise HFValidationError
         validate_repo_id(model)
     except HFValidationError as error:

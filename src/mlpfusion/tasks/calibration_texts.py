@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from mlpfusion.checkpoint.listing import file_sha256
 from mlpfusion.errors import InputError, shown
 from mlpfusion.tasks.lengths import longest_text, text_length
 from mlpfusion.tasks.rows import short_name
@@ -60,14 +61,9 @@ class CalibrationTexts:
         return {
             "file": short_name(self.file),
             "column": self.column,
-            "file_sha256": _file_sha256(path) if path.is_file() else None,
+            "file_sha256": file_sha256(path) if path.is_file() else None,
             "texts_sha256": hashlib.sha256("\n".join(self.texts).encode(errors="surrogatepass")).hexdigest(),
         }
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_samples(number: int) -> None:
