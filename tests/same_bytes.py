@@ -1,5 +1,6 @@
 """Digests of what the package writes, to prove that a change of the code changed no byte of any result.
 
+    export PYTHONPATH=docs OMP_NUM_THREADS=1
     python tests/same_bytes.py BEFORE.json                      # in the old commit
     python tests/same_bytes.py AFTER.json --against BEFORE.json # in the new one: exit code 1 and a list if one differs
 
@@ -23,10 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-torch.set_num_threads(1)
-sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
-
 from command import call
 from pico import PICO, pico_inputs, pico_model
 from tables import PARTS
@@ -134,7 +131,7 @@ def saved(model: Any, record: Any, work: Path, name: str) -> Digests:
 
 
 def commands(work: Path) -> Digests:
-    """What the commands write and print as JSON, from a small checkpoint and files; relative paths, so no folder shows."""
+    """What the commands write and print as JSON, from a small checkpoint and files; no folder shows: paths are relative."""
     os.chdir(work)
     save_checkpoint(Path("bert"), "bert", AutoModelForSequenceClassification)
     save_checkpoint(Path("llama"), "llama")
@@ -143,6 +140,7 @@ def commands(work: Path) -> Digests:
     task = ["--train", train, "--validation", validation, "--text-column", "sentence", "--label-column", "label"]
     learnt = ["--train", train, "--text-column", "sentence", "--label-column", "label"]
     calibration = ["--calibration", "texts.txt", "--calibration-samples", 16]
+    more, few = ["--teacher", "bert", "--epochs", 2, "--max-train-samples", 60], ["--seeds", "0,1", "--eval-samples", 8]
     runs: dict[str, list[Any]] = {
         "fusion": ["compress", "bert", "fusion", "--layers", "last:2", "--keep-ratio", 0.25],
         "svd": ["compress", "llama", "svd", "--method", "svd", "--keep-ratio", 0.5, "--seed", 2],
@@ -150,13 +148,23 @@ def commands(work: Path) -> Digests:
         "free": ["compress", "llama", "free", "--method", "ntk-match", "--keep-ratio", 0.5, "--data-free"],
         "budget": ["compress", "bert", "budget", "--budget", "90%", "--round-to", 4],
         "lth": ["compress", "bert", "lth", "--method", "lth", "--keep-ratio", 0.5, *learnt, "--option", "epochs=2"],
-        "tuned": ["tune", "fusion", "tuned", *task, "--seeds", "0,1", "--learning-rate", "1e-3,3e-3", "--layerwise", 1]
-        + ["--teacher", "bert", "--epochs", 2, "--max-train-samples", 60],
+        "tuned": [
+            "tune",
+            "fusion",
+            "tuned",
+            *task,
+            "--seeds",
+            "0,1",
+            "--learning-rate",
+            "1e-3,3e-3",
+            "--layerwise",
+            1,
+            *more,
+        ],
         "lora": ["tune", "match", "lora", *task, "--lora", "r=2", "--epochs", 1, "--select-on", "last"],
         "distilled": ["distill", "bert", "fusion", "distilled", "--data", "texts.txt", "--epochs", 2],
         "logits": ["distill", "bert", "fusion", "logits", "--data", "texts.txt", "--objective", "logits+hidden"],
-        "paths": ["dynamics", "bert", *task, "--out", "paths", "--methods", "fusion,ntk-match", "--steps", 4]
-        + ["--seeds", "0,1", "--calibration-samples", 8],
+        "paths": ["dynamics", "bert", *task, "--out", "paths", "--methods", "fusion,ntk-match", "--steps", 4, *few],
         "compared": ["compare", "bert", "--data", "texts.txt", "--out", "compared", *calibration, "--seeds", "0,1"],
     }
     printed: dict[str, list[Any]] = {
