@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest test-quantised check exhaustive fuzz bench docs clean
+.PHONY: demo test test-lowest test-quantised check exhaustive fuzz bench docs site dist clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/demo
@@ -46,6 +46,17 @@ fuzz: .venv/test
 
 docs: .venv/test
 	$(BIN)/python docs/tables.py
+
+# The documents and the reference of the public names as a web site: site/index.html. Every warning is an error.
+site: .venv/docs
+	rm -rf site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --doctree-dir build/doctrees -c docs . site
+
+# What a release uploads: dist/ has the wheel and the source; what is in them and what they do when installed is tested.
+dist: .venv/test
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m pytest tests/package/test_distribution.py
 
 # The tables of the README: a day on two cores, half of it the fine-tuning. MLPFUSION_DATA names the folder of the evaluation data.
 MLPFUSION_DATA ?= ../shared/data
@@ -93,10 +104,10 @@ bench: .venv/bench
 	cp benchmarks/results/minilm/minilm-table2.png docs/images/minilm_table2.png
 	$(BIN)/python docs/tables.py --chart
 
-.venv/demo .venv/test .venv/bench: pyproject.toml constraints.txt
+.venv/demo .venv/test .venv/bench .venv/docs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(notdir $@)]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-quantised demo-out bench-out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-quantised demo-out bench-out site build dist .pytest_cache .ruff_cache .hypothesis
