@@ -3,20 +3,22 @@
     python docs/tables.py [--check] [--chart]
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and the
-exit code is 1 if a part is out of date. With --chart the chart of the comparison is drawn anew.
+exit code is 1 if a part is out of date. With --chart the charts of the comparison are drawn anew.
 """
 
 import json
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chart import draw_errors
 from click.testing import CliRunner
-from verdict import paper_order, verdict_on
+from verdict import paper_order, shares_of_tasks, verdict_on
 
 from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
@@ -24,13 +26,14 @@ from mlpfusion.methods import CALIBRATED_METHODS, method_name
 from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.dynamics import FIRST, FULL, at_step, distance_table, first_steps, loss_table
-from mlpfusion.report.methods import method_entries
+from mlpfusion.report.methods import method_entries, option_entries
 from mlpfusion.reproduce.report import cost_table, score_table, share_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CHART = ROOT / "docs" / "images" / "minilm_comparison.png"
-DOCUMENTS = ("README.md", "docs/cli.md", "docs/comparison.md", "docs/fine-tuning.md")
+SCATTER = ROOT / "docs" / "images" / "errors.png"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 # Record of a comparison -> what its calibrated method is called beside that of the first.
 COMPARISONS = {
     "minilm_comparison": "",
@@ -42,6 +45,7 @@ DYNAMICS = {"dynamics": "", "dynamics_pooling": "", "dynamics_1024": ", 1,024 se
 # The same on seeds on which no option was chosen.
 DYNAMICS_ON_NEW_SEEDS = {"dynamics_new_seeds": "", "dynamics_new_seeds_1024": ", 1,024 sentences"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
+MINILM, LINE = "all-MiniLM-L6-v2, last 4 of 6 layers", 120
 
 
 def read_result(name: str) -> dict[str, Any]:
@@ -78,32 +82,97 @@ def llama_errors(column: str) -> Callable[[], str]:
     return lambda: comparison_table(read_result("stories260k_comparison"), column)
 
 
-def mean_errors() -> str:
-    """Method x error, mean over the layers and seeds, and the same over that of Fusion."""
+def means_over_layers() -> dict[str, dict[str, float]]:
+    """Method -> error -> its mean over the layers and seeds of the comparison on MiniLM, the best output first."""
     rows = comparison()["rows"]
     found: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(row["label"] for row in rows):
         own = [row["error"] for row in rows if row["label"] == name]
         found[name] = {column: statistics.mean(error[column] for error in own) for column in ERRORS}
+    return dict(sorted(found.items(), key=lambda item: item[1]["output_error"]))
+
+
+def mean_errors() -> str:
+    """Method x error, mean over the layers and seeds, and the same over that of Fusion."""
+    found = means_over_layers()
     lines = [
         [name, *(f"{means[column]:.3f} ({means[column] / found['fusion'][column]:.2f}x)" for column in ERRORS)]
-        for name, means in sorted(found.items(), key=lambda item: item[1]["output_error"])
+        for name, means in found.items()
     ]
     return markdown(["method, mean over the six layers", *ERRORS.values()], lines)
 
 
-def cut() -> str:
-    """What the cut of the demo saves."""
+def before_after() -> str:
+    """Parameters, bytes and seconds before and after the cut of the demo."""
     result = read_result("minilm_cut")
+    step = next(
+        row
+        for row in read_result("training_step")["rows"]
+        if (row["model"], row["dropout"], row["sequence"]) == (MINILM, 0.1, 128)
+    )
+    sentences, length = result["batch_shape"]
     rows = [
         [name, format(before, form), format(after, form), f"{after / before:.2f}"]
         for name, (before, after), form in [
             ("parameters", result["parameters"], ",d"),
             ("bytes", result["bytes"], ",d"),
-            (f"seconds a forward pass, batch {result['batch_shape']}", result["forward_seconds"], ".3f"),
+            (f"forward pass, {sentences} x {length} tokens, seconds", result["forward_seconds"], ".2f"),
+            ("training step, 32 x 128 tokens, seconds", step["seconds"], ".2f"),
         ]
     ]
-    return markdown(["all-MiniLM-L6-v2, last 4 of 6 layers at 25 %", "before", "after", "ratio"], rows)
+    return markdown([f"{MINILM} at 25 % (CPU)", "before", "after", "ratio"], rows)
+
+
+def decoder() -> str:
+    """Method x share of the neurons: perplexity of a small Llama, before and after distillation."""
+    result = read_result("stories260k_cut")
+    rows = [["the original", "100 %", f"{result['parameters']:,}", f"{result['perplexity']:.2f}", "-"]]
+    rows += [
+        [
+            row["method"],
+            f"{100 * row['keep_ratio']:.0f} %",
+            f"{row['parameters']:,}",
+            f"{row['perplexity']:.2f}",
+            f"{row['perplexity_distilled']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(["stories260K, all layers", "neurons kept", "parameters", "perplexity", "distilled"], rows)
+
+
+def mean_and_error(numbers: list[float]) -> str:
+    """A share in percent with its standard error."""
+    error = statistics.stdev(numbers) / len(numbers) ** 0.5
+    return f"{statistics.mean(numbers):.1f} % ({error:.1f})"
+
+
+def headlines() -> str:
+    """The results in four lines."""
+    found, ratios = means_over_layers(), {}
+    for column in ERRORS:
+        ratios[column] = found["ntk-match"][column] / found["fusion"][column]
+        others = [means[column] for name, means in found.items() if not name.startswith("ntk-match")]
+        assert found["ntk-match"][column] < min(others), f"ntk-match is no longer first in {column}"
+    distances = over_fusion(labelled_rows(DYNAMICS) + labelled_rows(DYNAMICS_ON_NEW_SEEDS))
+    early, late = (distances[what]["ntk-match"] for what in distances)
+    tables = [read_result(f"minilm/{name}") for name in ("minilm-table2", "minilm-table6")]
+    scores = {name: mean_and_error(shares_of_tasks(tables, name)) for name in ("fusion", "ntk-match")}
+    story = read_result("stories260k_cut")
+    perplexity = {row["method"]: row["perplexity"] for row in story["rows"] if row["keep_ratio"] == 0.8}
+    output, kernel = ratios.values()
+    full, matched, fused = story["perplexity"], perplexity["ntk-match"], perplexity["fusion"]
+    return "\n".join(
+        [
+            f"- Errors of a MiniLM layer at 25 %, `ntk-match` over `fusion`: output {output:.2f}, "
+            f"Adam kernel {kernel:.2f}.",
+            f"- Training: its logits are {early:.2f} as far from the full model's as those of `fusion` in ten steps, "
+            f"{late:.2f} after 100.",
+            f"- Scores of four GLUE tasks, over the full model's (standard error): `fusion` {scores['fusion']}, "
+            f"`ntk-match` {scores['ntk-match']}.",
+            f"- A tiny Llama at 80 % of its width: perplexity {full:.1f} -> {matched:.1f} by `ntk-match` on text, "
+            f"{fused:.1f} by `fusion`, without any.",
+        ]
+    )
 
 
 def dynamics() -> str:
@@ -112,18 +181,28 @@ def dynamics() -> str:
     return f"{distance_table(result | {'rows': labelled_rows(DYNAMICS)})}\n\n{loss_table(result)}"
 
 
+def over_fusion(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """When -> method -> its mean distance from the full model's path, over that of Fusion."""
+    record = {"rows": rows, "measured_at": read_result("dynamics")["measured_at"]}
+    names = [name for name in dict.fromkeys(row["label"] for row in rows) if name != FULL]
+    found = {}
+    for what, number in {f"mean of 1 to {FIRST}": first_steps, "step 100": partial(at_step, step=100)}.items():
+        means = {name: statistics.mean(number(record, name=name)) for name in names}
+        found[what] = {name: mean / means["fusion"] for name, mean in means.items()}
+    return found
+
+
 def dynamics_over_fusion() -> str:
     """NTKMatch x seeds: its distance over that of Fusion, on the seeds that chose its options, on new ones, on all."""
     chosen_on, new = labelled_rows(DYNAMICS), labelled_rows(DYNAMICS_ON_NEW_SEEDS)
-    steps = read_result("dynamics")["measured_at"]
     names = [name for name in dict.fromkeys(row["label"] for row in new) if name not in (FULL, "fusion")]
-    columns: dict[str, dict[str, float]] = {}
-    for what, number in {f"mean of 1 to {FIRST}": first_steps, "step 100": partial(at_step, step=100)}.items():
-        for rows in (chosen_on, new, chosen_on + new):
-            record = {"rows": rows, "measured_at": steps}
-            means = {name: statistics.mean(number(record, name=name)) for name in ("fusion", *names)}
-            seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
-            columns[f"{what}, seeds {seeds}"] = {name: means[name] / means["fusion"] for name in names}
+    parts = {
+        ", ".join(map(str, sorted({row["seed"] for row in rows}))): over_fusion(rows)
+        for rows in (chosen_on, new, chosen_on + new)
+    }
+    columns = {
+        f"{what}, seeds {seeds}": part[what] for what in next(iter(parts.values())) for seeds, part in parts.items()
+    }
     lines = [[name, *(f"{column[name]:.2f}x" for column in columns.values())] for name in names]
     return markdown(["distance over Fusion's", *columns], lines)
 
@@ -186,9 +265,27 @@ def methods() -> str:
     return markdown(["`--method`", "Python", "kind", "what it does"], rows)
 
 
+def method_options() -> str:
+    """The options of every method that has some, those that one sentence explains in one row."""
+    parts = []
+    for entry in method_entries():
+        sentences: dict[str, list[Any]] = {}
+        for option in option_entries(entry.config):
+            sentences.setdefault(option.sentence, []).append(option)
+        rows = [
+            [", ".join(f"`{one.name}`" for one in options), ", ".join(f"`{one.default}`" for one in options), sentence]
+            for sentence, options in sentences.items()
+        ]
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        if rows:
+            parts.append(f"### `{entry.name}`\n\n{markdown(['option', 'default', 'what it does'], rows)}")
+    return "\n\n".join(parts)
+
+
 def architectures() -> str:
     """The model types of the table."""
-    return ", ".join(f"`{model_type}`" for model_type in ARCHITECTURES) + "."
+    names = ", ".join(f"`{model_type}`" for model_type in ARCHITECTURES)
+    return textwrap.fill(f"{names}.", LINE, break_on_hyphens=False)
 
 
 def command_help() -> str:
@@ -196,21 +293,24 @@ def command_help() -> str:
     parts = []
     for command in ([], *([name] for name in cli.commands)):
         text = CliRunner().invoke(cli, [*command, "--help"], prog_name="mlpfusion", terminal_width=100).output
-        parts.append(f"## {' '.join(['mlpfusion', *command])}\n\n```\n{text.rstrip()}\n```")
+        parts.append(f"## {' '.join(['mlpfusion', *command])}\n\n```text\n{text.rstrip()}\n```")
     return "\n\n".join(parts)
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
-    "cut": cut,
+    "before-after": before_after,
+    "decoder": decoder,
     "dynamics": dynamics,
     "dynamics-over-fusion": dynamics_over_fusion,
     "kernel-errors": errors("adam_kernel_error"),
     "layer-output-errors": errors("block_output_error"),
     "llama-kernel-errors": llama_errors("adam_kernel_error"),
     "llama-output-errors": llama_errors("output_error"),
+    "headlines": headlines,
     "mean-errors": mean_errors,
+    "method-options": method_options,
     "kmeans": kmeans,
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
@@ -243,13 +343,13 @@ def generate(text: str) -> str:
 def main() -> None:
     if "--chart" in sys.argv:
         write_chart(comparison(), CHART)
+        draw_errors(means_over_layers(), SCATTER)
     stale = []
-    for document in DOCUMENTS:
-        path = ROOT / document
+    for path in DOCUMENTS:
         old = path.read_text(encoding="utf-8")
         new = generate(old)
         if new != old:
-            stale.append(document)
+            stale.append(str(path.relative_to(ROOT)))
             if "--check" not in sys.argv:
                 path.write_text(new, encoding="utf-8")
     if stale:

@@ -39,9 +39,15 @@ def verdict_on(records: list[dict[str, Any]]) -> str:
         }
         lines += [f"- {name}, {title}: {judge(one, claim, whose)}" for title, (one, _) in found.items()]
         if all(len(one) == seeds for one, seeds in found.values()):
-            means = [statistics.mean(tasks) for tasks in zip(*(one for one, _ in found.values()), strict=True)]
+            means = shares_of_tasks(records, name)
             lines.append(f"- {name}, mean of the {len(found)} tasks: {judge(means, claim, whose)}")
     return "\n".join(lines)
+
+
+def shares_of_tasks(records: list[dict[str, Any]], name: str) -> list[float]:
+    """The mean over the tasks of the share of the full model's score that a method keeps, seed by seed."""
+    found = [shares(record, name, column) for record in records for column in columns(record)]
+    return [statistics.mean(tasks) for tasks in zip(*found, strict=True)]
 
 
 def judge(found: list[float], claim: float, whose: str) -> str:
