@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
-from mlpfusion.compression import compress
+from mlpfusion.compression.compress import compress
 from mlpfusion.demo.model import demo_batch, demo_checkpoint
-from mlpfusion.evaluate.speed import forward_seconds
-from mlpfusion.methods.fusion import Fusion
+from mlpfusion.measure.speed import forward_seconds
+from mlpfusion.methods.data_free.fusion import Fusion
 from mlpfusion.record import versions
 
 LAYERS, KEEP_RATIO = "last:4", 0.25

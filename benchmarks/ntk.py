@@ -30,12 +30,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import find_architecture
 from mlpfusion.kernel import BlockTrace, RandomHead, adam_kernel, logit, product
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.record import versions
-from mlpfusion.traces import block_traces, read_block
+from mlpfusion.sites.sites import find_sites
+from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.traces import block_traces, read_block
 
 BATCH_SIZE = 32
 GIB = 1 << 30

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from mlpfusion.evaluate.comparison import compare_methods
+from mlpfusion.measure.comparison import compare_methods
 from mlpfusion.methods import ALL_METHODS
 from mlpfusion.record import versions
 

@@ -27,10 +27,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from mlpfusion.compression import compress
+from mlpfusion.compression.compress import compress
 from mlpfusion.demo.model import demo_checkpoint
-from mlpfusion.evaluate.speed import seconds_in_turns, training_step, training_step_flops
-from mlpfusion.methods.fusion import Fusion
+from mlpfusion.measure.speed import seconds_in_turns, training_step, training_step_flops
+from mlpfusion.methods.data_free.fusion import Fusion
 from mlpfusion.record import peak_bytes, versions
 
 BATCH, SEQUENCES, DROPOUTS, KEEP_RATIO = 32, (32, 128), (0.1, 0.0), 0.25

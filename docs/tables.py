@@ -20,14 +20,15 @@ from chart import draw_errors
 from click.testing import CliRunner
 from verdict import paper_order, shares_of_tasks, verdict_on
 
-from mlpfusion.architectures.table import ARCHITECTURES
 from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, method_name
-from mlpfusion.report.chart import write_chart
 from mlpfusion.report.comparison import comparison_table
-from mlpfusion.report.dynamics import FIRST, FULL, at_step, distance_table, first_steps, loss_table
+from mlpfusion.report.comparison_chart import write_chart
+from mlpfusion.report.dynamics import FIRST, at_step, distance_table, first_steps, loss_table
+from mlpfusion.report.experiment import cost_table, score_table, share_table
 from mlpfusion.report.methods import method_entries, option_entries
-from mlpfusion.reproduce.report import cost_table, score_table, share_table
+from mlpfusion.report.numbers import FULL
+from mlpfusion.sites.table import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

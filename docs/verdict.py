@@ -5,7 +5,7 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from mlpfusion.reproduce.report import columns, labels, shares
+from mlpfusion.report.experiment import columns, labels, shares
 
 # Table 2 of the paper, SST-2: labels of ours -> accuracy there.
 PAPER_SST2 = {

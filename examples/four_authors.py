@@ -18,8 +18,8 @@ from pathlib import Path
 
 import click
 
+from mlpfusion.data.files.lines import read_lines
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.lines import read_lines
 
 # Author -> the book to learn from, the book to be tested on. All were written in English.
 BOOKS = {

@@ -21,8 +21,8 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mlpfusion.checkpoint.output import check_output, staged_folder
 from mlpfusion.errors import InputError
+from mlpfusion.storage.output import check_output, staged_folder
 
 HEADER: tuple[str, ...] = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 SPACE = "\u2581"  # how a sentencepiece vocabulary writes a space

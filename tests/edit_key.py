@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.install.key import checksum
+from mlpfusion.kinds.key import checksum
 
 
 def change_key(folder: Path, change: Callable[[dict[str, Any]], Any], *, seal: bool = True) -> None:

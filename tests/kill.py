@@ -35,9 +35,9 @@ import torch
 import transformers
 from transformers import modeling_utils
 
-from mlpfusion.checkpoint import atomic
-from mlpfusion.checkpoint.output import check_output
-from mlpfusion.recipe import Recipe, run_recipe
+from mlpfusion.commands.compress import Recipe, run_recipe
+from mlpfusion.storage import atomic
+from mlpfusion.storage.output import check_output
 
 _CLOCK = re.compile(rb'"(seconds|peak_bytes)": [0-9.e+-]+')
 _CALLS: tuple[tuple[Any, str], ...] = (

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from mlpfusion.architectures.sites import Site, find_sites
-from mlpfusion.architectures.table import find_architecture
+from mlpfusion.sites.sites import Site, find_sites
+from mlpfusion.sites.table import find_architecture
 
 HIDDEN, WIDTH, VOCAB = 32, 56, 67
 

@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 import mlpfusion
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS
-from mlpfusion.task_methods import TASK_METHODS
+from mlpfusion.methods.on_task import TASK_METHODS
 
 Digests = dict[str, str]
 # Entries of records that differ from run to run, or with the installed packages.
@@ -131,7 +131,7 @@ def saved(model: Any, record: Any, work: Path, name: str) -> Digests:
 
 
 def commands(work: Path) -> Digests:
-    """What the commands write and print as JSON, from a small checkpoint and files; no folder shows: paths are relative."""
+    """What the commands write and print as JSON, from a small checkpoint and files; all paths are relative."""
     os.chdir(work)
     save_checkpoint(Path("bert"), "bert", AutoModelForSequenceClassification)
     save_checkpoint(Path("llama"), "llama")

@@ -6,8 +6,8 @@ from pico import pico_model, sites_of
 from tiny_task import make_task
 from transformers import AutoModelForSequenceClassification
 
-from mlpfusion.task_methods import TaskJob
-from mlpfusion.tasks.encode import EncodedTask
+from mlpfusion.data.encode import EncodedTask
+from mlpfusion.methods.on_task.job import TaskJob
 
 HALF = make_task()
 

@@ -12,15 +12,15 @@ from torch import nn
 from transformers import AutoModel
 
 import mlpfusion
-from mlpfusion.calibration import trace_calibration
 from mlpfusion.checks import MAX_SEED
 from mlpfusion.cluster import kmeans
+from mlpfusion.compression.calibration import trace_calibration
 from mlpfusion.errors import InputError
+from mlpfusion.measure.dynamics import Dynamics
 from mlpfusion.methods import ALL_METHODS
-from mlpfusion.task_methods import TASK_METHODS
-from mlpfusion.tune.config import Finetune, Lora
+from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.options.training import Finetune, Lora
 from mlpfusion.tune.distill import Distill
-from mlpfusion.tune.dynamics import Dynamics
 
 CONFIGS: tuple[type, ...] = (*ALL_METHODS, *TASK_METHODS, Finetune, Lora, Distill, Dynamics)
 IDS = torch.ones(2, 5, dtype=torch.long)

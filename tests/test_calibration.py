@@ -10,20 +10,17 @@ from pico import HIDDEN, others_slow, pico_inputs, pico_model, pico_outputs, sit
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.architectures.sites import read_mlp
-from mlpfusion.calibration import (
-    calibrated_outcomes,
-    calibration_head,
-    trace_calibration,
-)
+from mlpfusion.compression.calibration import calibrated_outcomes, calibration_head, trace_calibration
+from mlpfusion.compression.outcomes import Job
+from mlpfusion.compression.plan import make_plan
 from mlpfusion.errors import InputError
-from mlpfusion.evaluate.approximation import Probe
 from mlpfusion.kernel import alternating_logit
-from mlpfusion.methods import Calibration, head_pooling, method_label
+from mlpfusion.measure.approximation import Probe
+from mlpfusion.methods import head_pooling, method_label
+from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import forward
-from mlpfusion.outcomes import Job
-from mlpfusion.plan import make_plan
-from mlpfusion.traces import block_traces, mlp_inputs
+from mlpfusion.sites.sites import read_mlp
+from mlpfusion.sites.traces import block_traces, mlp_inputs
 
 METHOD = mlpfusion.MaintainOutput()
 

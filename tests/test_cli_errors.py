@@ -21,9 +21,9 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from mlpfusion.cli import main
-from mlpfusion.cli_errors import reported_errors
 from mlpfusion.errors import InputError
 from mlpfusion.report.console import PlainConsole, progress_bar
+from mlpfusion.report.errors import reported_errors
 from mlpfusion.report.methods import method_entries, option_entries
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"

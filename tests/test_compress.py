@@ -6,8 +6,8 @@ from pico import pico_model, pico_outputs
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 import mlpfusion
-from mlpfusion.architectures.table import Architecture, Stack
 from mlpfusion.errors import DegenerateClusteringWarning, InputError
+from mlpfusion.sites.table import Architecture, Stack
 
 
 def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.cluster import kmeans
-from mlpfusion.evaluate.speed import seconds_in_turns, training_step
+from mlpfusion.measure.speed import seconds_in_turns, training_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

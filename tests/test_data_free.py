@@ -8,10 +8,10 @@ import torch
 from pico import PICO, others_slow, pico_model, sites_of
 
 import mlpfusion
-from mlpfusion.architectures.sites import base_model, read_mlp
-from mlpfusion.calibration import NUM_SAMPLES, NUM_TOKENS, data_free_calibration, feeding_norms, norm_trace
+from mlpfusion.compression.calibration import NUM_SAMPLES, NUM_TOKENS, data_free_calibration, feeding_norms, norm_trace
 from mlpfusion.errors import InputError
 from mlpfusion.mlp import forward
+from mlpfusion.sites.sites import base_model, read_mlp
 
 # Models that normalise after the MLP only: what enters it is the residual stream.
 WITHOUT_NORM = {"olmo2"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from random_mlp import make_mlp
 from reference import adam_kernel, expanded
 
-from mlpfusion.methods import clustering, folded_fusion, fusion
+from mlpfusion.methods.data_free import clustering, folded_fusion, fusion
 from mlpfusion.mlp import MLP, forward
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)

@@ -1,9 +1,9 @@
 import pytest
 
-from mlpfusion.architectures.sites import Site
-from mlpfusion.architectures.table import Stack
+from mlpfusion.compression.plan import make_plan, parse_layers
 from mlpfusion.errors import InputError
-from mlpfusion.plan import make_plan, parse_layers
+from mlpfusion.sites.sites import Site
+from mlpfusion.sites.table import Stack
 
 ENCODER = Stack("encoder.{}", "up", "down", "act")
 DECODER = Stack("decoder.{}", "up", "down", "act")

@@ -11,13 +11,13 @@ from detected import detected_model
 from pico import pico_model
 
 import mlpfusion
-from mlpfusion.architectures.detect import detect_architecture
-from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import Architecture
-from mlpfusion.compression import check_source
+from mlpfusion.compression.compress import check_source
 from mlpfusion.errors import InputError
-from mlpfusion.evaluate.comparison import compare_methods
-from mlpfusion.row_check import check_row
+from mlpfusion.measure.comparison import compare_methods
+from mlpfusion.sites.detect import detect_architecture
+from mlpfusion.sites.row_check import check_row
+from mlpfusion.sites.sites import find_sites
+from mlpfusion.sites.table import Architecture
 
 
 @pytest.mark.parametrize("name", ["pegasus", "m2m_100", "xlm", "flaubert", "mt5", "funnel"])

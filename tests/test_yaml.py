@@ -6,8 +6,8 @@ import pytest
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.methods import method_from_name, parse_method
-from mlpfusion.task_methods import TASK_METHOD_TYPES
-from mlpfusion.yaml import parse_option, read_yaml
+from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.storage.yaml import parse_option, read_yaml
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "1.e-4", ".1e-3", "0.0001", "+1e-4"])

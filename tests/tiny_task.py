@@ -11,9 +11,9 @@ from pico import pico_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mlpfusion.tasks.encode import EncodedTask, encode_task
-from mlpfusion.tasks.glue import Task
-from mlpfusion.tasks.load import Examples, TaskData
+from mlpfusion.data.encode import EncodedTask, encode_task
+from mlpfusion.data.glue import Task
+from mlpfusion.data.load import Examples, TaskData
 
 WORDS = [f"w{index}" for index in range(60)]
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import click
 
-from mlpfusion import __version__
-from mlpfusion.cli_errors import reported_errors
 from mlpfusion.cli_reproduce import reproduce
 from mlpfusion.cli_tune import distill, dynamics, split_list, tune
 from mlpfusion.errors import printable
+from mlpfusion.report.errors import reported_errors
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.version_option(package_name="mlpfusion")
 @click.option("--debug", is_flag=True, envvar="MLPFUSION_DEBUG", help="Show where in the program an error came up.")
 def main(debug: bool) -> None:
     """Makes the MLPs of language models narrower in one shot, without data, and keeps how they fine-tune.
@@ -41,7 +40,7 @@ def inspect(model: str, as_json: bool, **options: Any) -> None:
     looked for and printed.
     """
     with reported_errors():
-        from mlpfusion.report.inspection import inspect_checkpoint, print_inspection
+        from mlpfusion.commands.inspect import inspect_checkpoint, print_inspection
 
         inspection = inspect_checkpoint(model, **options)
         if as_json:
@@ -114,10 +113,11 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
     without a head for the task.
     """
     with reported_errors():
-        from mlpfusion.recipe import Recipe, read_job, run_recipe, with_fields
+        from mlpfusion.commands.compress import Recipe, run_recipe
+        from mlpfusion.options.fields import read_job, with_fields
         from mlpfusion.report.console import progress_bar
         from mlpfusion.report.terminal import print_record
-        from mlpfusion.yaml import parse_option
+        from mlpfusion.storage.yaml import parse_option
 
         chosen = read_job(Recipe(), recipe, flags)
         chosen = with_fields(chosen, {"options": chosen.options | dict(parse_option(option) for option in options)})
@@ -148,12 +148,12 @@ def compress(recipe: str | None, as_json: bool, options: tuple[str, ...], **flag
 def compare(model: str, out: str | None, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
     with reported_errors():
-        from mlpfusion.checkpoint.output import check_output
         from mlpfusion.checks import user_path
-        from mlpfusion.report.chart import chart_note
+        from mlpfusion.commands.compare import run_comparison, write_comparison
+        from mlpfusion.report.comparison_chart import chart_note
         from mlpfusion.report.console import progress_bar
-        from mlpfusion.report.run_comparison import run_comparison, write_comparison
         from mlpfusion.report.terminal import print_comparison
+        from mlpfusion.storage.output import check_output
 
         reads = (model, options["data"], options["calibration"])
         replaced = check_output(user_path("out", out), overwrite=overwrite, reads=reads) if out else None
@@ -183,7 +183,7 @@ def compare(model: str, out: str | None, overwrite: bool, as_json: bool, **optio
 def measure(original: str, compressed: str, as_json: bool, **options: Any) -> None:
     """Output error and kernel error of every block of COMPRESSED, all in place, against its source ORIGINAL."""
     with reported_errors():
-        from mlpfusion.report.run_comparison import run_measurement
+        from mlpfusion.commands.measure import run_measurement
         from mlpfusion.report.terminal import print_block_errors
 
         errors = run_measurement(original, compressed, **options)

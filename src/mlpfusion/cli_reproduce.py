@@ -5,9 +5,10 @@ from typing import Any
 
 import click
 
-from mlpfusion.cli_errors import reported_errors
 from mlpfusion.cli_tune import is_main_process, split_list
-from mlpfusion.errors import check_training_installed, printable
+from mlpfusion.errors import printable
+from mlpfusion.extras import check_training_installed
+from mlpfusion.report.errors import reported_errors
 
 
 @click.command(short_help="Runs a table or figure of the paper: methods, tasks, seeds.")
@@ -35,10 +36,10 @@ def reproduce(recipe: str | None, as_json: bool, **flags: Any) -> None:
             click.echo(recipe_list())
             return
         check_training_installed()
-        from mlpfusion.report.chart import chart_note
+        from mlpfusion.commands.reproduce import report_experiment
+        from mlpfusion.report.comparison_chart import chart_note
         from mlpfusion.report.console import progress_bar
         from mlpfusion.reproduce.experiment import read_experiment
-        from mlpfusion.reproduce.run import report_experiment
 
         experiment = read_experiment(recipe, flags)
         with progress_bar("Reproducing") as progress:

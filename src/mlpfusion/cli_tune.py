@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from mlpfusion.cli_errors import reported_errors
-from mlpfusion.errors import check_training_installed, printable, shown
+from mlpfusion.errors import printable, shown
+from mlpfusion.extras import check_training_installed
+from mlpfusion.report.errors import reported_errors
 
 _RESUME = "Once it trains, the same command with --resume goes on where it was."
 
@@ -69,10 +70,10 @@ def tune(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """
     with reported_errors(_RESUME):
         check_training_installed()
-        from mlpfusion.recipe import read_job
+        from mlpfusion.commands.tune import TuneJob, run_tuning
+        from mlpfusion.options.fields import read_job
         from mlpfusion.report.console import progress_bar
         from mlpfusion.report.tuning import print_tuning
-        from mlpfusion.tune.job import TuneJob, run_tuning
 
         job = read_job(TuneJob(), recipe, flags)
         with progress_bar("Tuning") as progress:
@@ -119,10 +120,10 @@ def distill(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """
     with reported_errors(_RESUME):
         check_training_installed()
-        from mlpfusion.recipe import read_job
+        from mlpfusion.commands.distill import DistillJob, run_distillation
+        from mlpfusion.options.fields import read_job
         from mlpfusion.report.console import progress_bar
         from mlpfusion.report.tuning import print_distillation
-        from mlpfusion.tune.distill_job import DistillJob, run_distillation
 
         job = read_job(DistillJob(), recipe, flags)
         with progress_bar("Distilling") as progress:
@@ -176,11 +177,11 @@ def dynamics(recipe: str | None, as_json: bool, **flags: Any) -> None:
     """
     with reported_errors("The same command with the same --out goes on where it was."):
         check_training_installed()
-        from mlpfusion.recipe import read_job
-        from mlpfusion.report.chart import chart_note
+        from mlpfusion.commands.dynamics import DynamicsJob, run_dynamics
+        from mlpfusion.options.fields import read_job
+        from mlpfusion.report.comparison_chart import chart_note
         from mlpfusion.report.console import progress_bar
         from mlpfusion.report.dynamics import dynamics_markdown
-        from mlpfusion.report.run_dynamics import DynamicsJob, run_dynamics
 
         job = read_job(DynamicsJob(), recipe, flags)
         with progress_bar("Training") as progress:

@@ -1,7 +1,6 @@
 """The errors that a user can cause and mend, how values look in them, and the warnings."""
 
 import unicodedata
-from importlib.util import find_spec
 from reprlib import Repr
 from typing import Any
 
@@ -70,19 +69,6 @@ def shown(value: Any) -> str:
     short = _ShortRepr()
     short.maxlevel, short.maxstring, short.maxother, short.maxdict, short.maxlist = 3, 160, 160, 6, 8
     return printable(" ".join(short.repr(value).split()))
-
-
-def check_training_installed() -> None:
-    """Raises `InputError` if a package that only training needs is missing."""
-    missing = missing_for_training()
-    if missing:
-        raise InputError(f"training needs {missing}: pip install 'mlpfusion[tune]'")
-
-
-def missing_for_training() -> str:
-    """The packages that only training needs and that are missing, with commas."""
-    needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}
-    return ", ".join(package for module, package in needed.items() if find_spec(module) is None)
 
 
 def _escaped(character: str) -> str:

@@ -150,3 +150,11 @@ def _neuron_parts(mlp: MLP) -> dict[str, Tensor]:
     """Field name -> tensor with one row a neuron, in the order of the row of `neurons`."""
     parts = {"gate": mlp.gate, "gate_bias": mlp.gate_bias, "up": mlp.up, "up_bias": mlp.up_bias, "down": mlp.down.T}
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def on_device(mlp: MLP, device: torch.device) -> MLP:
+    """The block with its tensors and scales on `device`."""
+    tensors = dict(mlp.tensors())
+    scales = {"input_scale": mlp.input_scale, "output_scale": mlp.output_scale}
+    tensors |= {name: scale for name, scale in scales.items() if scale is not None}
+    return replace(mlp, **{name: tensor.to(device) for name, tensor in tensors.items()})

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlpfusion import __version__
 from mlpfusion.errors import DegenerateClusteringWarning
 
 RECORD_FILE = "mlp_fusion_record.json"
-_PACKAGES = ("torch", "transformers", "safetensors")
+_PACKAGES = ("mlpfusion", "torch", "transformers", "safetensors")
 _STATUS = Path("/proc/self/status")
 
 
@@ -78,7 +77,7 @@ class SiteRecord:
 class Record:
     """What `compress` did; `seconds` is wall time, `peak_bytes` the peak memory of the process (of the GPU on CUDA).
 
-    `threads` are those of torch on the CPU. `budget` is what `mlpfusion.budget.Spread` says of a run with one, `model`
+    `threads` are those of torch on the CPU. `budget` is what `budget.Spread` says of a run with one, `model`
     where the checkpoint of a run of the command came from. Sizes are then those of the files, with what the model's
     class does not use.
     """
@@ -126,8 +125,7 @@ def warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    own = {"python": platform.python_version(), "mlpfusion": __version__}
-    return own | {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def peak_bytes(device: torch.device) -> int:

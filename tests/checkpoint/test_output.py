@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from kill import Ending, Scene, forked, path_of, without_exchange
 
-from mlpfusion.checkpoint import atomic
-from mlpfusion.checkpoint.atomic import write_file
-from mlpfusion.checkpoint.listing import LISTING
-from mlpfusion.checkpoint.manifest import seal
-from mlpfusion.checkpoint.output import check_output, staged_folder
 from mlpfusion.errors import InputError
+from mlpfusion.storage import atomic
+from mlpfusion.storage.atomic import write_file
+from mlpfusion.storage.listing import LISTING
+from mlpfusion.storage.manifest import seal
+from mlpfusion.storage.output import check_output, staged_folder
 
 
 def write(out: Path, text: str = "new", *, overwrite: bool = True) -> None:
@@ -164,7 +164,7 @@ def test_what_comes_into_the_old_folder_during_the_run_stays(exchanged, tmp_path
             (place / "thesis.txt").write_text("mine")  # after the last look at it
         whole(staged, place)
 
-    monkeypatch.setattr("mlpfusion.checkpoint.output.swap", late)
+    monkeypatch.setattr("mlpfusion.storage.output.swap", late)
     with pytest.raises(InputError, match="see .*out.kept-"):
         write(out)
     assert (out / "thesis.txt").read_text() == "mine"

@@ -16,14 +16,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
 import mlpfusion
-from mlpfusion.architectures.detect import detect_architecture
-from mlpfusion.architectures.sites import find_sites, read_mlp
-from mlpfusion.architectures.table import ARCHITECTURES, Architecture
 from mlpfusion.checkpoint.read import empty_model, load_model, read_config
 from mlpfusion.checkpoint.save import save_compressed
-from mlpfusion.compression import install_outcomes
-from mlpfusion.methods import Routed
-from mlpfusion.plan import make_plan
+from mlpfusion.compression.compress import install_outcomes
+from mlpfusion.compression.plan import make_plan
+from mlpfusion.kinds.outcome import Routed
+from mlpfusion.sites.detect import detect_architecture
+from mlpfusion.sites.sites import find_sites, read_mlp
+from mlpfusion.sites.table import ARCHITECTURES, Architecture
 
 _USUAL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56}
 _TEXT = {"vocab_size": 67, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 64}

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlpfusion.cli import main
+from mlpfusion.data.files.text import read_texts
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.text import read_texts
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "stories260k.py"
 # From llama2.c's own page on this checkpoint.

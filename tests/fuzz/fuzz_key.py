@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.install.key import checksum
-from mlpfusion.task_methods.moefication import MoEfication
+from mlpfusion.kinds.key import checksum
+from mlpfusion.methods.on_task.moefication import MoEfication
 
 NAMES = ("gpt2", "llama", "t5-gated")
 METHODS = {

@@ -13,21 +13,22 @@ from fuzzing import Target, damaged, damaged_bytes
 from safetensors.torch import load_file
 from tiny_task import save_checkpoint
 
-from mlpfusion.architectures.table import read_architecture
-from mlpfusion.budget.amount import parse_budget
+from mlpfusion.commands.compare import parse_methods, parse_seeds
+from mlpfusion.commands.compress import Recipe, run_recipe
+from mlpfusion.commands.distill import DistillJob
+from mlpfusion.commands.dynamics import DynamicsJob
+from mlpfusion.commands.tune import TuneJob
+from mlpfusion.compression.budget.amount import parse_budget
+from mlpfusion.compression.plan import parse_layers
+from mlpfusion.data.files.text import read_texts
+from mlpfusion.data.glue import CustomTask
+from mlpfusion.data.load import load_files
 from mlpfusion.methods import METHOD_TYPES, method_from_name
-from mlpfusion.plan import parse_layers
-from mlpfusion.recipe import Recipe, read_recipe, run_recipe
-from mlpfusion.report.run_comparison import parse_methods, parse_seeds
-from mlpfusion.report.run_dynamics import DynamicsJob
+from mlpfusion.options.fields import read_recipe
+from mlpfusion.options.training import parse_lora
 from mlpfusion.reproduce.experiment import parse_entry, read_experiment
-from mlpfusion.tasks.glue import CustomTask
-from mlpfusion.tasks.load import load_files
-from mlpfusion.tasks.text import read_texts
-from mlpfusion.tune.config import parse_lora
-from mlpfusion.tune.distill_job import DistillJob
-from mlpfusion.tune.job import TuneJob
-from mlpfusion.yaml import parse_option
+from mlpfusion.sites.table import read_architecture
+from mlpfusion.storage.yaml import parse_option
 
 _STRINGS: tuple[tuple[Callable[[str], object], tuple[str, ...]], ...] = (
     (lambda text: parse_layers(text, 12), ("all", "last:4", "first:2", "4-11", "0,3,5", "0-3,7")),

@@ -24,7 +24,7 @@ from mlpfusion.kernel import (
     ntk,
     plain_kernel,
 )
-from mlpfusion.methods import fusion
+from mlpfusion.methods.data_free import fusion
 from mlpfusion.mlp import MLP, forward
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)

@@ -18,7 +18,7 @@ from mlpfusion.kernel import (
     neuron_products,
     plain_kernel,
 )
-from mlpfusion.methods.svd import truncated_svd
+from mlpfusion.methods.data_free.svd import truncated_svd
 
 MIB = 1 << 20
 

@@ -15,9 +15,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 import mlpfusion
-from mlpfusion.architectures.sites import base_model, linear_maps, site_parameters
 from mlpfusion.errors import InputError
-from mlpfusion.evaluate.trained_block import trained_block
 from mlpfusion.kernel import (
     BlockTrace,
     FactoredMLP,
@@ -31,9 +29,11 @@ from mlpfusion.kernel import (
     plain_kernel,
 )
 from mlpfusion.kernel.gradient import WeightGradient
+from mlpfusion.measure.trained_block import trained_block
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.modules.low_rank import LowRankLinear
-from mlpfusion.traces import block_traces
+from mlpfusion.sites.sites import base_model, linear_maps, site_parameters
+from mlpfusion.sites.traces import block_traces
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 any_seed = given(seed=st.integers(0, 10**6))

@@ -8,16 +8,16 @@ from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
+from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods import (
     CALIBRATED_METHODS,
     NARROW_METHODS,
     NOT_EXACT_AT_FULL_WIDTH,
-    Calibration,
-    Narrowed,
     method_from_name,
     method_name,
     narrow,
 )
+from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP, forward, neurons
 
 every_method = pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
-from mlpfusion.methods import Calibration, Narrowed, narrow
-from mlpfusion.methods.fusion import Fusion
-from mlpfusion.methods.maintain_ntk_gradient import GradientTarget, MaintainNTKGradient
-from mlpfusion.methods.maintain_output import MaintainOutput
-from mlpfusion.methods.student import Training, fused_start
+from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods import narrow
+from mlpfusion.methods.calibrated.calibration import Calibration
+from mlpfusion.methods.calibrated.maintain_ntk_gradient import GradientTarget, MaintainNTKGradient
+from mlpfusion.methods.calibrated.maintain_output import MaintainOutput
+from mlpfusion.methods.calibrated.student import Training, fused_start
+from mlpfusion.methods.data_free.fusion import Fusion
 from mlpfusion.mlp import MLP, forward
 
 METHODS = {MaintainOutput(): "squared_error", MaintainNTKGradient(): "gradient_error"}

@@ -5,9 +5,10 @@ import torch
 from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
-from mlpfusion.methods import MASK_METHODS, Masked, mask, method_name
-from mlpfusion.methods.magnitude import Magnitude
-from mlpfusion.methods.ntk_sap import NTKSAP, output_change
+from mlpfusion.kinds.outcome import Masked
+from mlpfusion.methods import MASK_METHODS, mask, method_name
+from mlpfusion.methods.data_free.magnitude import Magnitude
+from mlpfusion.methods.data_free.ntk_sap import NTKSAP, output_change
 from mlpfusion.mlp import MLP, forward
 
 every_method = pytest.mark.parametrize("method", [m() for m in MASK_METHODS], ids=lambda m: method_name(type(m)))

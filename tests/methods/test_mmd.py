@@ -3,7 +3,7 @@ import torch
 from random_mlp import make_mlp
 
 from mlpfusion.methods import narrow
-from mlpfusion.methods.mmd import MMD, compress, mmd_gradient, optimise_points, squared_mmd
+from mlpfusion.methods.data_free.mmd import MMD, compress, mmd_gradient, optimise_points, squared_mmd
 from mlpfusion.mlp import neurons
 
 

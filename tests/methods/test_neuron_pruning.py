@@ -3,7 +3,7 @@ from dataclasses import replace
 import torch
 from random_mlp import make_mlp
 
-from mlpfusion.methods.neuron_pruning import NeuronPruning, compress, joint_score
+from mlpfusion.methods.data_free.neuron_pruning import NeuronPruning, compress, joint_score
 
 
 def kept(mlp, num_neurons: int) -> torch.Tensor:

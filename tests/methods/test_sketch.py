@@ -4,8 +4,8 @@ from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.methods import narrow
-from mlpfusion.methods.neuron_pruning import NeuronPruning
-from mlpfusion.methods.sketch import Sketch, apply_sketch, gaussian_sketch
+from mlpfusion.methods.data_free.neuron_pruning import NeuronPruning
+from mlpfusion.methods.data_free.sketch import Sketch, apply_sketch, gaussian_sketch
 from mlpfusion.mlp import forward, neurons
 
 

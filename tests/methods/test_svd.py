@@ -4,7 +4,7 @@ from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.methods import budget_rank, factorise
-from mlpfusion.methods.svd import SVD, truncated_svd
+from mlpfusion.methods.data_free.svd import SVD, truncated_svd
 
 every_layout = pytest.mark.parametrize("layout", [{"biased": False}, {"biased": True}, {"gated": True}], ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mlpfusion.report.chart import chart_note, write_chart
-from mlpfusion.report.comparison import comparison_table, mean_and_deviation, size_table, values
+from mlpfusion.report.comparison import comparison_table, size_table, values
+from mlpfusion.report.comparison_chart import chart_note, write_chart
+from mlpfusion.report.numbers import mean_and_deviation
 from mlpfusion.report.terminal import print_comparison
 
 
@@ -84,7 +85,7 @@ def test_the_chart_is_drawn_for_many_methods_and_layers(layers, tmp_path: Path):
 
 
 def test_a_chart_that_is_not_drawn_is_told_with_the_cure(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("mlpfusion.report.chart.find_spec", lambda name: None)
+    monkeypatch.setattr("mlpfusion.report.comparison_chart.find_spec", lambda name: None)
     assert write_chart(record(["a-method"], (0,)), tmp_path / "chart.png") == []
     assert (
         chart_note("chart.png") == "chart.png was not drawn, that needs matplotlib: pip install 'mlpfusion[report]'\n"

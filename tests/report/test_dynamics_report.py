@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from tiny_task import TASK, examples, save_checkpoint, sentences
 
 from mlpfusion.cli import main
+from mlpfusion.commands.dynamics import DynamicsJob, Runner, run_dynamics
+from mlpfusion.data.encode import encode_task
+from mlpfusion.data.load import TaskData
+from mlpfusion.data.task_model import load_for_task, open_source
 from mlpfusion.methods import method_from_name
 from mlpfusion.report.dynamics import distance_table, first_steps, loss_table, write_dynamics_chart
-from mlpfusion.report.run_dynamics import DynamicsJob, Runner, run_dynamics
-from mlpfusion.tasks.encode import encode_task
-from mlpfusion.tasks.load import TaskData
-from mlpfusion.tune.source import load_for_task, open_source
 
 METHODS = "fusion,svd,ntk-match:refine_epochs=1"
 
@@ -178,7 +178,7 @@ def test_a_finished_report_is_not_overwritten_unless_asked_for(fields, tmp_path)
 
 def dynamics_and_die(fields: dict[str, Any], moment: int | None, runs: Any, touches: Any) -> None:
     """In the child: counts the runs that are started and the touches of the folder; kills itself at `moment`."""
-    import mlpfusion.report.run_dynamics as module
+    import mlpfusion.commands.dynamics as module
 
     whole, folder = module.train_path, str(Path(fields["out"]).parent)
 
@@ -200,7 +200,7 @@ def dynamics_and_die(fields: dict[str, Any], moment: int | None, runs: Any, touc
 @pytest.mark.slow
 def test_killed_and_started_again_it_repeats_no_finished_run(fields, tmp_path):
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlpfusion.report.run_dynamics", "transformers.models.bert.modeling_bert"])
+    context.set_forkserver_preload(["mlpfusion.commands.dynamics", "transformers.models.bert.modeling_bert"])
     chosen = fields | {"methods": ("fusion", "clustering"), "seeds": (0,), "calibration_samples": 256}
 
     def start(moment: int | None, out: Path) -> tuple[int, int, int]:

@@ -8,10 +8,10 @@ from pico import PICO, pico_config, pico_model
 from transformers import AutoConfig, AutoModel
 
 import mlpfusion
-from mlpfusion.architectures.table import Architecture, Stack
 from mlpfusion.cli import main
+from mlpfusion.commands.inspect import inspect_checkpoint
 from mlpfusion.errors import InputError
-from mlpfusion.report.inspection import inspect_checkpoint
+from mlpfusion.sites.table import Architecture, Stack
 
 STABLELM = {
     "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -8,11 +8,11 @@ from detected import detected_config
 from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
-from mlpfusion.report.inspection import inspect_checkpoint
-from mlpfusion.reproduce.chart import write_experiment_chart
+from mlpfusion.commands.inspect import inspect_checkpoint
+from mlpfusion.data.glue import GLUE
+from mlpfusion.report.experiment import columns, experiment_markdown, labels, shares
+from mlpfusion.report.experiment_chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_entry, read_experiment
-from mlpfusion.reproduce.report import columns, experiment_markdown, labels, shares
-from mlpfusion.tasks.glue import GLUE
 
 
 def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):

@@ -15,9 +15,9 @@ import sum_order
 from command import call, refused
 from filelock import FileLock
 
-from mlpfusion.checkpoint.manifest import sealed_json
 from mlpfusion.reproduce import grid, schedule
 from mlpfusion.reproduce.experiment import Cell, cells, read_experiment
+from mlpfusion.storage.manifest import sealed_json
 from mlpfusion.tune.trainer import DivergenceError
 
 

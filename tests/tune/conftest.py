@@ -6,7 +6,7 @@ import pytest
 from command import call
 from tiny_task import make_task, save_checkpoint, write_files
 
-from mlpfusion.tasks.encode import EncodedTask
+from mlpfusion.data.encode import EncodedTask
 
 
 @pytest.fixture

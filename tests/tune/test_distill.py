@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DataCollatorWithPadding
 
 import mlpfusion
-from mlpfusion.architectures.sites import base_model, site_parameters
+from mlpfusion.data.encode import EncodedExamples, encode_texts
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.encode import EncodedExamples, encode_texts
+from mlpfusion.sites.sites import base_model, site_parameters
 from mlpfusion.tune.distill import Distill, distill, logits_divergence, make_loss
 from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
 from mlpfusion.tune.teacher import Teacher, cache_states, model_sha256

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 from mlpfusion import SVD, Fusion, Magnitude, NeuronPruning, compress
 from mlpfusion.errors import InputError
-from mlpfusion.tune.dynamics import Dynamics, TrainingPath, distances, lengths, train_path, training_batches
+from mlpfusion.loop.steps import training_batches
+from mlpfusion.measure.dynamics import Dynamics, TrainingPath, distances, lengths, train_path
 from mlpfusion.tune.trainer import DivergenceError
 
 SHORT = Dynamics(steps=3, learning_rate=1e-3, batch_size=16)
@@ -52,7 +53,11 @@ def test_every_model_gets_the_same_batches(task):
 def test_the_order_is_that_of_the_seed_and_every_epoch_uses_every_example_once(task):
     def order(seed: int) -> list[tuple[int, ...]]:
         config = Dynamics(steps=12, batch_size=16, seed=seed)
-        batches = list(training_batches(task.train, task.collate, config))
+        batches = list(
+            training_batches(
+                task.train, task.collate, steps=config.steps, batch_size=config.batch_size, seed=config.seed
+            )
+        )
         assert len(batches) == 12
         assert all(sum(len(part["labels"]) for part in batch) == 16 for batch in batches)
         return [
@@ -73,7 +78,9 @@ def test_the_order_is_that_of_the_seed_and_every_epoch_uses_every_example_once(t
 
 def test_the_parts_of_a_batch_have_the_gradient_of_the_mean_over_the_batch(task):
     config = Dynamics(steps=1, learning_rate=1e-3, batch_size=19)
-    (parts,) = training_batches(task.train, task.collate, config)
+    (parts,) = training_batches(
+        task.train, task.collate, steps=config.steps, batch_size=config.batch_size, seed=config.seed
+    )
     assert [len(part["labels"]) for part in parts] == [8, 8, 3]
     model, whole = classifier().double(), classifier().double()
     path = run(model, task, config)

@@ -11,10 +11,10 @@ from pico import pico_model
 from transformers import AutoModelForSequenceClassification, GPT2Model
 
 import mlpfusion
+from mlpfusion.data.encode import EncodedTask
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.encode import EncodedTask
+from mlpfusion.options.training import parse_lora
 from mlpfusion.tune import Finetune, Lora, finetune
-from mlpfusion.tune.config import parse_lora
 from mlpfusion.tune.finetune import Where, split_train
 from mlpfusion.tune.trainer import DivergenceError, LengthGroupedOrder
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from tiny_task import examples, save_checkpoint, tiny_tokenizer
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from mlpfusion.data.glue import GLUE, Task
+from mlpfusion.data.heads import class_order, in_order_of_head, teacher_order
+from mlpfusion.data.load import TaskData
+from mlpfusion.data.metrics import score
+from mlpfusion.data.task_model import encode_for, load_for_task, load_like, load_source, open_source
+from mlpfusion.data.unlabelled import unlabelled_batches
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.glue import GLUE, Task
-from mlpfusion.tasks.load import TaskData
-from mlpfusion.tasks.metrics import score
+from mlpfusion.measure.dynamics import held_out_logits
 from mlpfusion.tune.distill import Distill, check_pair, make_loss
-from mlpfusion.tune.dynamics import held_out_logits
-from mlpfusion.tune.heads import class_order, in_order_of_head, teacher_order
-from mlpfusion.tune.source import encode_for, load_for_task, load_like, load_source, open_source
-from mlpfusion.tune.start import unlabelled_batches
 from mlpfusion.tune.teacher import Teacher
 
 HALF = Task("half", ("sentence",), ("first half", "second-half"), ("accuracy", "f1", "matthews"))

@@ -15,7 +15,7 @@ from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.integration_utils import is_tensorboard_available
 
-from mlpfusion.tune.source import load_for_task, open_source
+from mlpfusion.data.task_model import load_for_task, open_source
 
 
 def test_a_grid_with_seeds_leaves_the_best_model_and_a_record(fused, data, tmp_path):
@@ -169,7 +169,7 @@ def test_a_weight_that_is_not_finite_is_named_before_any_training_and_leaves_not
 
 
 def test_a_grid_goes_on_without_the_rates_that_diverge(fused, data, tmp_path, monkeypatch):
-    from mlpfusion.tune import job
+    from mlpfusion.commands import tune as job
 
     def poisoned(model: Any, *args: Any) -> Any:
         if args[1].learning_rate > 0.1:

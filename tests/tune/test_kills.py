@@ -34,7 +34,7 @@ def command(arguments: list[str], environment: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    preload = ("mlpfusion.tune.job", "mlpfusion.report.tuning", "mlpfusion.reproduce.run", "peft")
+    preload = ("mlpfusion.commands.tune", "mlpfusion.report.tuning", "mlpfusion.commands.reproduce", "peft")
     return fork_server(*preload, "transformers.models.bert.modeling_bert")
 
 

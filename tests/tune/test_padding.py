@@ -9,11 +9,11 @@ from pico import PICO, others_slow, pico_config, pico_model
 from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from mlpfusion.checkpoint.padding import agree_on_padding
+from mlpfusion.checkpoint.tokenizer import load_tokenizer
+from mlpfusion.data.heads import classifier_class
+from mlpfusion.data.task_model import Source, prepare_config
 from mlpfusion.errors import InputError
-from mlpfusion.tasks.tokenizer import load_tokenizer
-from mlpfusion.tune.heads import classifier_class
-from mlpfusion.tune.padding import agree_on_padding
-from mlpfusion.tune.source import Source, prepare_config
 
 NAMES = [name for name in PICO if name != "vit"]
 TEXTS = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]

@@ -9,10 +9,10 @@ import torch
 from command import call
 from tiny_task import make_task, save_checkpoint, write_files
 
-from mlpfusion.tune.config import Finetune
+from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.options.training import Finetune
+from mlpfusion.storage.processes import on_cpu
 from mlpfusion.tune.finetune import Where, finetune
-from mlpfusion.tune.processes import on_cpu
-from mlpfusion.tune.source import load_for_task, open_source
 from mlpfusion.tune.trainer import StageTrainer, training_arguments
 
 

@@ -16,11 +16,11 @@ from pico import pico_model
 from tiny_task import make_task
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from mlpfusion.checkpoint.manifest import damage, seal
 from mlpfusion.errors import DamageWarning
-from mlpfusion.tune.config import Finetune, Lora
+from mlpfusion.options.training import Finetune, Lora
+from mlpfusion.storage.manifest import damage, seal
+from mlpfusion.storage.states import newest_state
 from mlpfusion.tune.finetune import Where, finetune
-from mlpfusion.tune.states import newest_state
 
 TASK = make_task()
 CONFIG = Finetune(learning_rate=2e-3, epochs=3, batch_size=16, save_steps=2, device="cpu", seed=3)  # 6 steps an epoch

@@ -6,12 +6,12 @@ import pytest
 from command import call
 from tiny_task import TASK, examples
 
-from mlpfusion.tasks import calibration_texts, encode
-from mlpfusion.tasks.load import TaskData
-from mlpfusion.tasks.tokenizer import tokenized
-from mlpfusion.tune.config import Finetune
+from mlpfusion.checkpoint.tokenizer import tokenized
+from mlpfusion.data import calibration_texts, encode
+from mlpfusion.data.load import TaskData
+from mlpfusion.data.task_model import encode_for, open_source
+from mlpfusion.options.training import Finetune
 from mlpfusion.tune.finetune import split_train
-from mlpfusion.tune.source import encode_for, open_source
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_task import TASK, tiny_tokenizer
 from transformers import BertForPreTraining, PreTrainedModel
 
-from mlpfusion.tune.source import load_for_task, open_source
+from mlpfusion.data.task_model import load_for_task, open_source
 
 
 @pytest.fixture

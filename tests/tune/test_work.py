@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from command import call, refused
 
+from mlpfusion.checkpoint.stage import is_whole
+from mlpfusion.commands import tune as job
 from mlpfusion.errors import DamageWarning, InputError
-from mlpfusion.tune import job
-from mlpfusion.tune.stage import is_whole
-from mlpfusion.tune.work import opened_work, work_folder
+from mlpfusion.storage.unfinished import opened_work, work_folder
 
 SETTINGS = {"epochs": 1}
 

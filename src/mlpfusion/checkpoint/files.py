@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.checkpoint.listing import LISTING
 from mlpfusion.errors import InputError, one_line
+from mlpfusion.storage.listing import LISTING
 
 # What goes along is a list of what transformers and sentence-transformers read, not all but a list of what they do not:
 # OUT is made to be published, and a folder may hold anything beside a checkpoint (credentials.json, notes, data). The

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
-from mlpfusion.architectures.sites import check_in_memory
 from mlpfusion.errors import InputError
 from mlpfusion.finite import check_weight
+from mlpfusion.sites.sites import check_in_memory
 
 
 def quantisation(config: PreTrainedConfig) -> str | None:

@@ -250,3 +250,9 @@ def _auto_names(model_type: str) -> list[str]:
     if not names:
         raise InputError(f"`model_type` must be one that transformers has a model for, got {model_type!r}")
     return names
+
+
+def display_name(model: str) -> str:
+    """The name of a checkpoint for records and cards: no path of this machine."""
+    folder = user_path("model", model)
+    return folder.resolve().name if folder.is_dir() else model

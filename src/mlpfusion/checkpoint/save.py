@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 
-from mlpfusion.architectures.sites import base_model
 from mlpfusion.checkpoint.config import CONFIG, config_data
 from mlpfusion.checkpoint.files import copy_carried
 from mlpfusion.checkpoint.read import empty_model
@@ -28,9 +27,10 @@ from mlpfusion.checkpoint.weights import (
     weight_files,
 )
 from mlpfusion.errors import InputError
-from mlpfusion.install.key import KEY, key_from_dict, key_to_dict
-from mlpfusion.install.rebuild import installed_sites
+from mlpfusion.kinds.key import KEY, key_from_dict, key_to_dict
+from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.record import Record
+from mlpfusion.sites.sites import base_model
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -13,9 +13,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mlpfusion.checkpoint.files import check_plain_file, read_json
-from mlpfusion.checkpoint.listing import is_changed
 from mlpfusion.errors import DamageWarning, InputError, one_line, shown
 from mlpfusion.record import Size
+from mlpfusion.storage.listing import is_changed
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -6,9 +6,9 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from mlpfusion.checkpoint.output import check_output, staged_folder
-from mlpfusion.tasks.glue import CustomTask
-from mlpfusion.tasks.load import TaskData, load_files
+from mlpfusion.data.glue import CustomTask
+from mlpfusion.data.load import TaskData, load_files
+from mlpfusion.storage.output import check_output, staged_folder
 
 SPLITS = ("train", "validation", "test")
 TEXT, LABEL = "sentence", "author"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mlpfusion.checkpoint.atomic import staged_file
 from mlpfusion.demo.train import Trained, binomial_error
+from mlpfusion.report.numbers import FULL
+from mlpfusion.storage.atomic import staged_file
 
-FULL = "full"
 _COLORS = {FULL: "black", "Fusion": "#0072B2", "NTKMatch": "#D55E00"}
 
 

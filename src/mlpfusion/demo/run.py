@@ -14,19 +14,20 @@ from rich.text import Text
 from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedModel
 
+from mlpfusion.commands.compress import Recipe, recipe_command, run_recipe
+from mlpfusion.commands.inspect import inspect_checkpoint, print_inspection
 from mlpfusion.demo.authors import LABEL, TEXT, author_rows, write_authors
 from mlpfusion.demo.model import demo_batch, demo_checkpoint, demo_sentences, embeddings, last_hidden_state
-from mlpfusion.demo.picture import FULL, write_picture
+from mlpfusion.demo.picture import write_picture
 from mlpfusion.demo.tables import LAYER_LEGEND, example_table, layer_table, result_table, size_table, verdict
 from mlpfusion.demo.train import CONFIG, Trained, start_server, train_apart
 from mlpfusion.errors import InputError
-from mlpfusion.evaluate.approximation import BlockError, Probe
-from mlpfusion.evaluate.comparison import measure_checkpoint
-from mlpfusion.evaluate.speed import forward_seconds
-from mlpfusion.recipe import Recipe, recipe_command, run_recipe
+from mlpfusion.measure.approximation import BlockError, Probe
+from mlpfusion.measure.comparison import measure_checkpoint
+from mlpfusion.measure.speed import forward_seconds
 from mlpfusion.record import Record
 from mlpfusion.report.console import PlainConsole, bold, progress_bar
-from mlpfusion.report.inspection import inspect_checkpoint, print_inspection
+from mlpfusion.report.numbers import FULL
 
 _NEXT = """\
   Tune the cut model yourself; put your own JSONL or CSV files and columns in the place of the authors:

@@ -5,10 +5,10 @@ from math import sqrt
 
 from rich.table import Table
 
-from mlpfusion.demo.picture import FULL
 from mlpfusion.demo.train import CONFIG, Trained, binomial_error
-from mlpfusion.evaluate.approximation import BlockError
+from mlpfusion.measure.approximation import BlockError
 from mlpfusion.record import Record
+from mlpfusion.report.numbers import FULL
 
 LAYER_LEGEND = """\
 Output: mean |H~ - H| over mean |H| of the block alone, on the inputs that the original model gives it. NTK: Frobenius

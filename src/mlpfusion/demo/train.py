@@ -16,16 +16,16 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from mlpfusion.data.encode import encode_task
+from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.data.unlabelled import unlabelled_batches
 from mlpfusion.demo.authors import load_authors
 from mlpfusion.errors import InputError
-from mlpfusion.outcomes import Progress
-from mlpfusion.tasks.encode import encode_task
-from mlpfusion.tune.config import Finetune
-from mlpfusion.tune.dynamics import held_out_logits
+from mlpfusion.measure.dynamics import held_out_logits
+from mlpfusion.options.training import Finetune
+from mlpfusion.progress import Progress
 from mlpfusion.tune.finetune import Where, finetune
 from mlpfusion.tune.record import RunRecord, run_from_dict
-from mlpfusion.tune.source import load_for_task, open_source
-from mlpfusion.tune.start import unlabelled_batches
 
 MAX_LENGTH = 64
 # The rate was chosen once, with the full model, on the held-out sentences, among 1e-4, 2e-4 and 5e-4.

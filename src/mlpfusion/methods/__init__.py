@@ -14,30 +14,28 @@ import torch
 from mlpfusion.errors import InputError, shown
 from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
-from mlpfusion.methods import (
+from mlpfusion.kinds.outcome import LowRank as LowRank
+from mlpfusion.kinds.outcome import Masked as Masked
+from mlpfusion.kinds.outcome import Narrowed as Narrowed
+from mlpfusion.kinds.outcome import Outcome as Outcome
+from mlpfusion.kinds.outcome import Routed as Routed
+from mlpfusion.methods.calibrated import maintain_ntk_gradient, maintain_output, ntk_match
+from mlpfusion.methods.calibrated.calibration import Calibration as Calibration
+from mlpfusion.methods.calibrated.calibration import token_weights as token_weights
+from mlpfusion.methods.data_free import (
     clustering,
     folded_fusion,
     fusion,
     magnitude,
-    maintain_ntk_gradient,
-    maintain_output,
     mmd,
     neuron_pruning,
-    ntk_match,
     ntk_sap,
     random_neurons,
     sketch,
     svd,
 )
-from mlpfusion.methods.calibration import Calibration as Calibration
-from mlpfusion.methods.calibration import token_weights as token_weights
-from mlpfusion.methods.outcome import LowRank as LowRank
-from mlpfusion.methods.outcome import Masked as Masked
-from mlpfusion.methods.outcome import Narrowed as Narrowed
-from mlpfusion.methods.outcome import Outcome as Outcome
-from mlpfusion.methods.outcome import Routed as Routed
 from mlpfusion.mlp import MLP
-from mlpfusion.yaml import check_type, parse_option
+from mlpfusion.storage.yaml import check_type, parse_option
 
 # (mlp, num_neurons, config, generator): fewer neurons
 METHODS: dict[type, Callable[[MLP, int, Any, torch.Generator], Narrowed]] = {

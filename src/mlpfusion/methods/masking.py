@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlpfusion.methods.outcome import Masked
+from mlpfusion.kinds.outcome import Masked
 from mlpfusion.mlp import MLP
 
 

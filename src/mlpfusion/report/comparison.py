@@ -1,14 +1,14 @@
 """The comparison of methods as JSON data and as Markdown tables (paper, Table 1)."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
 from typing import Any
 
-from mlpfusion.evaluate.comparison import ComparisonRow
+from mlpfusion.measure.comparison import ComparisonRow
 from mlpfusion.methods import METHOD_TYPES, method_label
+from mlpfusion.report.numbers import markdown_table, mean_and_deviation
 
 # Number of `BlockError` -> title; a dot leads into what it holds.
 COLUMNS = {
@@ -68,15 +68,3 @@ def values(record: dict[str, Any], name: str, path: str, column: str) -> list[fl
     """One number a seed: that of `column` for the method labelled `name` at the block `path`."""
     rows = [row["error"] for row in record["rows"] if row["label"] == name and row["error"]["path"] == path]
     return [reduce(getitem, column.split("."), row) for row in rows]
-
-
-def mean_and_deviation(numbers: Sequence[float]) -> str:
-    """As in `0.480 +- 0.002`, over the seeds; 0 where a method is not random, or there is one seed."""
-    mean, deviation = statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
-    form = ".3f" if abs(mean) >= _SMALL or not mean else ".3g"
-    return f"{mean:{form}} +- {deviation:{form}}"
-
-
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """The lines, the second of which is the rule, as Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

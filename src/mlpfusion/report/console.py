@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from mlpfusion.errors import printable
-from mlpfusion.outcomes import Progress as ProgressCallback
+from mlpfusion.progress import Progress as ProgressCallback
 
 HALF_A_MINUTE = 30.0
 _TABLE_WIDTH = 100

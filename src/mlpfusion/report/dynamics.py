@@ -6,9 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.report.comparison import markdown_table, mean_and_deviation
+from mlpfusion.report.numbers import FULL, markdown_table, mean_and_deviation
 
-FULL = "full"
 # Steps of the table: more columns are not read.
 _SHOWN = (1, 2, 5, 10, 25, 50, 75, 100)
 # The steps that are averaged into one number, and those that a loss on the chart is the mean of.

@@ -6,15 +6,9 @@ from dataclasses import dataclass, fields
 from rich.table import Table
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.methods import (
-    CALIBRATED_METHODS,
-    LOW_RANK_METHODS,
-    METHOD_TYPES,
-    NARROW_METHODS,
-    can_be_data_free,
-)
+from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS, can_be_data_free
+from mlpfusion.methods.on_task import TASK_KINDS, TASK_METHOD_TYPES
 from mlpfusion.report.console import PlainConsole, bold
-from mlpfusion.task_methods import TASK_KINDS, TASK_METHOD_TYPES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mlpfusion.evaluate.approximation import BlockError
+from mlpfusion.measure.approximation import BlockError
 from mlpfusion.record import Record
 from mlpfusion.report.comparison import AUTHORS_COLUMNS, comparison_table, values
 from mlpfusion.report.console import PlainConsole, bold, wide_console

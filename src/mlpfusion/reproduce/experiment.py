@@ -6,16 +6,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlpfusion.checks import user_path
+from mlpfusion.data.glue import find_task
 from mlpfusion.errors import InputError, shown
 from mlpfusion.methods import MASK_METHODS, METHOD_TYPES, method_label, parse_method
-from mlpfusion.recipe import read_job
+from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.options.fields import read_job
+from mlpfusion.options.training import Finetune, Lora, parse_lora
+from mlpfusion.report.numbers import FULL
 from mlpfusion.reproduce.named import named_recipes
-from mlpfusion.task_methods import TASK_METHOD_TYPES
-from mlpfusion.tasks.glue import find_task
-from mlpfusion.tune.config import Finetune, Lora, parse_lora
 from mlpfusion.tune.distill import Distill
 
-FULL = "full"
 CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
 
 

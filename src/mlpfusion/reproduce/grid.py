@@ -15,31 +15,32 @@ from accelerate import PartialState
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from mlpfusion.architectures.sites import find_sites
-from mlpfusion.architectures.table import Architecture, architecture_to_dict, find_architecture
-from mlpfusion.checkpoint.atomic import write_file
-from mlpfusion.checkpoint.manifest import read_sealed_json, sealed_json
+from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checks import user_path
-from mlpfusion.compression import check_not_compressed
+from mlpfusion.compression.compress import check_not_compressed
+from mlpfusion.compression.on_task import compress_on_task
+from mlpfusion.compression.plan import make_plan
+from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.load import load_task
+from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
+from mlpfusion.data.unlabelled import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods import method_name, takes_no_data
-from mlpfusion.outcomes import Progress
-from mlpfusion.plan import make_plan
+from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Cell, Experiment
-from mlpfusion.row_check import check_visited
-from mlpfusion.task_methods import TASK_METHODS
-from mlpfusion.task_methods.compression import compress_on_task
-from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
-from mlpfusion.tasks.load import load_task
-from mlpfusion.tune.data import display_name
+from mlpfusion.sites.row_check import check_visited
+from mlpfusion.sites.sites import find_sites
+from mlpfusion.sites.table import Architecture, architecture_to_dict, find_architecture
+from mlpfusion.storage.atomic import write_file
+from mlpfusion.storage.manifest import read_sealed_json, sealed_json
+from mlpfusion.storage.processes import of_first
+from mlpfusion.storage.unfinished import give_back, take_lock
 from mlpfusion.tune.distill import distill, split_examples
 from mlpfusion.tune.finetune import Where, finetune, split_train
 from mlpfusion.tune.lora import add_lora
-from mlpfusion.tune.processes import of_first
-from mlpfusion.tune.source import Source, empty_for_task, encode_for, load_for_task, open_source
-from mlpfusion.tune.start import calibration_batches, compressed_start, trained_parameters
-from mlpfusion.tune.work import give_back, take_lock
+from mlpfusion.tune.start import compressed_start, trained_parameters
 
 Row = dict[str, Any]
 # Fields of an experiment that change no number of a run, or are told by the run itself.
@@ -101,7 +102,7 @@ class Grid:
         if entry.method is not None:
             check_not_compressed(source.config)
             sites = find_sites(empty, self.row(cell))
-            check_visited(empty, make_plan(sites, layers=cell.layers, keep_ratio=cell.keep_ratio))
+            check_visited(empty, make_plan(sites, layers=cell.layers, keep_ratio=cell.keep_ratio).sites)
         if entry.lora is not None:
             add_lora(empty, entry.lora)
         for rate in self.experiment.rates(entry):

@@ -3,7 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-from mlpfusion.yaml import read_yaml
+from mlpfusion.storage.yaml import read_yaml
 
 
 def named_recipes() -> dict[str, Path]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from mlpfusion.checkpoint.read import display_name
 from mlpfusion.errors import InputError
-from mlpfusion.outcomes import Progress
+from mlpfusion.progress import Progress
 from mlpfusion.reproduce.experiment import Cell, Experiment, cells
 from mlpfusion.reproduce.grid import Grid, Row, sweep
-from mlpfusion.tune.data import display_name
-from mlpfusion.tune.processes import join_processes
+from mlpfusion.storage.processes import join_processes
 from mlpfusion.tune.trainer import training_arguments
 
 POLL_SECONDS = 1.0

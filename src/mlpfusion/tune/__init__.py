@@ -1,7 +1,7 @@
 """Trains compressed models, and any others, as the paper does: fine-tuning, layer-wise tuning, distillation."""
 
-from mlpfusion.tune.config import Finetune as Finetune
-from mlpfusion.tune.config import Lora as Lora
+from mlpfusion.options.training import Finetune as Finetune
+from mlpfusion.options.training import Lora as Lora
 from mlpfusion.tune.distill import Distill as Distill
 from mlpfusion.tune.distill import distill as distill
 from mlpfusion.tune.finetune import finetune as finetune

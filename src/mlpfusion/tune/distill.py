@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.architectures.sites import base_model, check_in_memory
+from mlpfusion.batch import to_device
 from mlpfusion.checks import check_fields
-from mlpfusion.compression import check_source
+from mlpfusion.compression.compress import check_source
+from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.heads import teacher_order
 from mlpfusion.errors import InputError, shown
+from mlpfusion.options.training import PRECISIONS
 from mlpfusion.record import peak_bytes
-from mlpfusion.tasks.encode import EncodedExamples
-from mlpfusion.tune.config import PRECISIONS
+from mlpfusion.seeds import seeded
+from mlpfusion.sites.sites import base_model, check_in_memory
 from mlpfusion.tune.finetune import Where
-from mlpfusion.tune.heads import teacher_order
 from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
-from mlpfusion.tune.randomness import seeded
 from mlpfusion.tune.record import DistillRun
-from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states, move
+from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states
 from mlpfusion.tune.trainer import Loss, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
 
 OBJECTIVES = ("layerwise", "hidden", "logits", "logits+hidden")
@@ -225,7 +226,7 @@ def mean_loss(trainer: StageTrainer, loss: Loss, examples: EncodedExamples) -> f
     items = numbered(examples)
     for start in range(0, len(order), trainer.args.per_device_train_batch_size):
         numbers = order[start : start + trainer.args.per_device_train_batch_size]
-        batch = move(trainer.data_collator([items[number] for number in numbers]), device)
+        batch = to_device(trainer.data_collator([items[number] for number in numbers]), device)
         weight = int(batch["attention_mask"].sum())
         total, tokens = total + weight * float(loss(model, batch)), tokens + weight
     return total / tokens

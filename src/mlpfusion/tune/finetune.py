@@ -9,16 +9,17 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
-from mlpfusion.architectures.sites import check_in_memory
+from mlpfusion.data.chosen import training_order
+from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.heads import check_head
+from mlpfusion.data.metrics import check_metric, score
 from mlpfusion.errors import InputError
-from mlpfusion.outcomes import Progress
+from mlpfusion.options.training import Finetune
+from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
-from mlpfusion.tasks.encode import EncodedExamples, EncodedTask
-from mlpfusion.tasks.metrics import check_metric, score
-from mlpfusion.tune.config import Finetune
-from mlpfusion.tune.data import training_order
+from mlpfusion.seeds import seeded
+from mlpfusion.sites.sites import check_in_memory
 from mlpfusion.tune.lora import add_lora, merge_lora
-from mlpfusion.tune.randomness import seeded
 from mlpfusion.tune.record import EpochRecord, RunRecord
 from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
 
@@ -98,16 +99,6 @@ def split_train(data: EncodedTask, config: Finetune) -> tuple[EncodedExamples, E
             f"got {config.holdout:g} of {len(chosen)} examples"
         )
     return data.train.subset(chosen[num_held_out:]), data.train.subset(chosen[:num_held_out])
-
-
-def check_head(model: PreTrainedModel, num_labels: int) -> None:
-    """Raises `InputError` unless the model's config has that many labels and its class is one for sequences."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        raise InputError(f"`model` must have a head for sequence classification, got {type(model).__name__}")
-    if model.config.num_labels != num_labels:
-        raise InputError(
-            f"`model` must have a head of {num_labels} outputs for the task, got {model.config.num_labels}"
-        )
 
 
 def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) -> Any:

@@ -1,7 +1,7 @@
 """Layer-wise task-specific tuning (paper, Eq. 6): the compressed blocks learn the original's hidden states."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.architectures.sites import base_model, site_parameters
-from mlpfusion.install.model_key import model_key
-from mlpfusion.install.rebuild import installed_sites
+from mlpfusion.batch import Batch
+from mlpfusion.kinds.model_key import model_key
+from mlpfusion.kinds.rebuild import installed_sites
+from mlpfusion.sites.sites import base_model, site_parameters
 
-Batch = Mapping[str, Tensor]
 # One tensor a layer: the hidden states of the visible tokens of a batch, sample by sample.
 States = Sequence[Float[Tensor, "visible hidden"]]
 _NOT_INPUTS = ("labels", "index")

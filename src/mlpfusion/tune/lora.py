@@ -6,11 +6,11 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, one_line
-from mlpfusion.install.key import MaskedSite
-from mlpfusion.install.model_key import model_key
+from mlpfusion.kinds.key import MaskedSite
+from mlpfusion.kinds.model_key import model_key
 from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.modules.routed import RoutedLinear
-from mlpfusion.tune.config import Lora
+from mlpfusion.options.training import Lora
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> Any:

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlpfusion.data.metrics import mean_and_deviation
 from mlpfusion.record import Size
-from mlpfusion.tasks.metrics import mean_and_deviation
 
 TUNE_RECORD_FILE = "mlp_fusion_tune_record.json"
 DISTILL_RECORD_FILE = "mlp_fusion_distill_record.json"

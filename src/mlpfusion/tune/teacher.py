@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.architectures.sites import base_model
-from mlpfusion.checkpoint.manifest import seal
-from mlpfusion.checkpoint.output import staged_folder
-from mlpfusion.tasks.encode import EncodedExamples
-from mlpfusion.tune.layerwise import Batch, States, layer_states
-from mlpfusion.tune.processes import of_first
-from mlpfusion.tune.stage import is_whole
-from mlpfusion.tune.work import give_back
+from mlpfusion.batch import Batch, to_device
+from mlpfusion.checkpoint.stage import is_whole
+from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.sites.sites import base_model
+from mlpfusion.storage.manifest import seal
+from mlpfusion.storage.output import staged_folder
+from mlpfusion.storage.processes import of_first
+from mlpfusion.storage.unfinished import give_back
+from mlpfusion.tune.layerwise import States, layer_states
 
 _BATCH_SIZE, _STATES = 32, "states.npy"
 
@@ -99,7 +99,7 @@ def _write_states(teacher: Teacher, examples: EncodedExamples, collate: DataColl
     mapped = None
     for start in range(0, len(order), _BATCH_SIZE):
         numbers = order[start : start + _BATCH_SIZE]
-        batch = move(collate([examples[number] for number in numbers]), teacher.model.device)
+        batch = to_device(collate([examples[number] for number in numbers]), teacher.model.device)
         states = torch.stack(list(teacher.states(batch)), dim=1).float().cpu().numpy()
         if mapped is None:
             shape = (int(ends[-1]), *states.shape[1:])
@@ -109,8 +109,3 @@ def _write_states(teacher: Teacher, examples: EncodedExamples, collate: DataColl
             mapped[ends[number] - examples.lengths[number] : ends[number]] = part
     assert mapped is not None
     mapped.flush()
-
-
-def move(batch: Any, device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}

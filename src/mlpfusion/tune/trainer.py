@@ -13,15 +13,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from mlpfusion.checks import user_path
+from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.errors import DivergenceError as DivergenceError
 from mlpfusion.errors import InputError
 from mlpfusion.finite import num_not_finite
-from mlpfusion.outcomes import Progress
-from mlpfusion.tasks.encode import EncodedExamples
-from mlpfusion.tune.plain import load_tree, save_tree
-from mlpfusion.tune.processes import on_cpu
-from mlpfusion.tune.randomness import seeded, set_streams, streams
-from mlpfusion.tune.states import keep_states, last_sealed, newest_state, remove_state, seal_state, state_folder
+from mlpfusion.progress import Progress
+from mlpfusion.seeds import seeded, set_streams, streams
+from mlpfusion.storage.processes import on_cpu
+from mlpfusion.storage.states import keep_states, last_sealed, newest_state, remove_state, seal_state, state_folder
+from mlpfusion.storage.trees import load_tree, save_tree
 
 # What a loss function gets: the model, wrapped as it trains, and a batch on its device.
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
@@ -293,3 +294,17 @@ def training_arguments(folder: Path, *, device: str, precision: str, **options: 
         save_total_limit=None,
         **options,
     )
+
+
+def log_callbacks(log_dir: str | None, name: str) -> list[TrainerCallback]:
+    """A writer for TensorBoard, if one is asked for. Raises `InputError` if TensorBoard is not installed."""
+    if log_dir is None:
+        return []
+    folder = user_path("log_dir", log_dir)
+    from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
+
+    if not is_tensorboard_available():
+        raise InputError("`log_dir` needs TensorBoard: pip install tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(str(folder / name)))] if name else []

@@ -1,0 +1,84 @@
+"""A stage of a job in a folder of its own: its result appears whole, and is read instead if it is there already."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from mlpfusion.checkpoint.padding import save_padding
+from mlpfusion.checkpoint.save import save_model
+from mlpfusion.errors import DamageWarning, InputError
+from mlpfusion.storage.manifest import damage, seal, unseal
+from mlpfusion.storage.output import Occupant, staged_folder
+from mlpfusion.storage.processes import of_first
+from mlpfusion.storage.states import keep_states, remove_state
+
+STAGE_FILE = "stage.json"
+
+
+def run_stage(
+    folder: Path,
+    source: Path,
+    train: Callable[[Path], tuple[PreTrainedModel, Any]],
+    read: Callable[[Any], Any],
+    save: Callable[[PreTrainedModel, Path, Path], None] = save_model,
+) -> tuple[Path, Any]:
+    """The folder with the checkpoint of a stage, and its record.
+
+    `train` gets `folder`, to keep its states in, and hands back model and record; `read` makes the record of its JSON
+    data. `save` writes the model, with the small files of the checkpoint `source`; its tokenizer gets a padding token
+    if it has none. The states go when the result is there.
+    """
+    result = folder / "result"
+    if of_first(lambda: is_whole(result)):
+        return result, read(json.loads((result / STAGE_FILE).read_text(encoding="utf-8")))
+    folder.mkdir(exist_ok=True)
+    model, record = train(folder)
+    if PartialState().is_main_process:
+        with staged_folder(result, listed=False) as staged:
+            save(model, source, staged)
+            save_padding(model, staged)
+            if (folder / "adapter").is_dir():
+                shutil.copytree(folder / "adapter", staged / "adapter")
+            (staged / STAGE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+            seal(staged)
+        keep_states(folder, set())
+    PartialState().wait_for_everyone()
+    return result, record
+
+
+def is_whole(result: Path) -> bool:
+    """Whether the finished part of a job is in `result`, as it was written.
+
+    What is damaged is removed, with a `DamageWarning`.
+    """
+    if not os.path.lexists(result):
+        return False
+    what = damage(result)
+    if what is not None:
+        warnings.warn(f"{result} is not what was written ({what}): it is made again", DamageWarning, stacklevel=2)
+        remove_state(result)
+    return what is None
+
+
+def put_in_place(result: Path, out: Path, files: dict[str, str], replacing: Occupant | None) -> None:
+    """Copies the checkpoint of a stage to `out`, with `files` (name -> text) beside it; complete or not at all.
+
+    Raises `InputError` for a result that was damaged meanwhile.
+    """
+    with staged_folder(out, replacing) as folder:
+        shutil.copytree(result, folder, dirs_exist_ok=True)
+        what = damage(folder)
+        if what is not None:
+            raise InputError(f"{result} must be what was written, but {what}: --resume makes it again")
+        (folder / STAGE_FILE).unlink()
+        unseal(folder)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")

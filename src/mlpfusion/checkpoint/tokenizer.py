@@ -1,0 +1,159 @@
+"""The tokenizer of a checkpoint, and what it makes of texts; its library's errors become typed ones."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from mlpfusion.checkpoint.lengths import MAX_LENGTH, longest_text, text_length
+from mlpfusion.errors import InputError, one_line
+
+BATCH_SIZE = 32
+_LIBRARY_ERRORS = (
+    OSError,
+    ImportError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True)
+class _Typed(AbstractContextManager[None]):
+    """Inside, an error of the tokenizers' library is raised as an `InputError` that begins with `message`.
+
+    The library is written in Rust: what it refuses is a plain `Exception`, and what it does not expect (a pattern that
+    never ends) a `PanicException`, which is no `Exception` and belongs to no module that could be imported.
+    """
+
+    message: str
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None or error is None or isinstance(error, InputError):
+            return
+        if kind is Exception or kind.__name__ == "PanicException" or isinstance(error, _LIBRARY_ERRORS):
+            raise InputError(f"{self.message}: {one_line(error) or kind.__name__}") from error
+
+
+def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, padding on the right; one without a padding token gets one.
+
+    That is its end token; for a model with encoder and decoder, whose classifiers read the state at the end token, the
+    padding token of `config` if the tokenizer has it. Raises `InputError` if the folder has no tokenizer or a broken
+    one, one with neither token, or one whose padding token is beyond the vocabulary of `config`.
+    """
+    tokenizer = read_tokenizer(folder)
+    if not tokenizer.pad_token:
+        token = _padding_token(tokenizer, config)
+        if not token:
+            raise InputError(f"the tokenizer in {folder} must have a padding or an end token, it has neither")
+        tokenizer.pad_token = token
+    tokenizer.padding_side = "right"  # so that positions do not depend on the length of the batch
+    _check_ids([cast(int, tokenizer.pad_token_id)], tokenizer, config)
+    return tokenizer
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder` as its files say. Raises `InputError` if there is none, or a broken one."""
+    with _Typed(f"`model` must come with a tokenizer, {folder} has none that can be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a config alone
+            raise InputError(f"`model` must come with a tokenizer, {folder} has none with a vocabulary")
+    return tokenizer
+
+
+def tokenized(
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None = None,
+    *,
+    max_length: int,
+) -> list[dict[str, Any]]:
+    """What the tokenizer makes of texts or of pairs: `input_ids`, `attention_mask` and what else it gives, a text each.
+
+    Longer ones are cut, the longer one of a pair first. Raises `InputError` for a text that is no Unicode, one that the
+    tokenizer fails at, and a token beyond the vocabulary of `config`.
+    """
+    for text in texts:
+        _check_unicode(text)
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    second = columns[1] if len(columns) == 2 else None
+    with _Typed("the tokenizer must take every text, it failed"):
+        encoded = tokenizer(columns[0], text_pair=second, truncation=True, max_length=max_length, padding=False)
+    _check_ids([max(ids) for ids in encoded["input_ids"] if ids], tokenizer, config)
+    names = list(encoded)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(encoded[name] for name in names), strict=True)]
+
+
+def token_batches(
+    folder: Path, texts: Sequence[str], config: PreTrainedConfig | None = None, *, max_length: int | None = None
+) -> list[Mapping[str, Tensor]]:
+    """Padded batches of the texts in order of their length, by the tokenizer in `folder`.
+
+    Texts are cut at `max_length` tokens as `text_length` says for a model of `config`. Raises `InputError` as
+    `load_tokenizer`, `text_length` and `tokenized` do.
+    """
+    tokenizer = load_tokenizer(folder, config)
+    length = text_length(max_length, longest_text(tokenizer, config))
+    items = tokenized([(text,) for text in texts], tokenizer, config, max_length=length)
+    if max_length is None:
+        warn_if_cut([((text,), item) for text, item in zip(texts, items, strict=True)], tokenizer, length)
+    items.sort(key=lambda item: len(item["input_ids"]))
+    return padded(items, tokenizer)
+
+
+def padded(items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Mapping[str, Tensor]]:
+    """Batches of 32 of the items in their order, each padded to its longest."""
+    starts = range(0, len(items), BATCH_SIZE)
+    return [dict(tokenizer.pad(list(items[start : start + BATCH_SIZE]), return_tensors="pt")) for start in starts]
+
+
+def warn_if_cut(
+    encoded: Sequence[tuple[tuple[str, ...], dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, length: int
+) -> None:
+    """Warns if a text was cut at `length` because the model takes no 128 tokens; says nothing where it does."""
+    if length >= MAX_LENGTH:
+        return
+    full = [text for text, item in encoded if len(item["input_ids"]) == length]
+    if any(
+        len(tokenizer(text[0], text_pair=text[1] if len(text) == 2 else None)["input_ids"]) > length for text in full
+    ):
+        warnings.warn(f"texts longer than {length} tokens are cut: the model takes no longer ones", stacklevel=3)
+
+
+def _padding_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> str | None:
+    stated = None if config is None or not config.is_encoder_decoder else getattr(config, "pad_token_id", None)
+    if isinstance(stated, int) and 0 <= stated < len(tokenizer) and stated != tokenizer.eos_token_id:
+        return str(tokenizer.convert_ids_to_tokens(stated))
+    return None if tokenizer.eos_token is None else str(tokenizer.eos_token)
+
+
+def _check_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> None:
+    size = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
+    if size is None or max(ids, default=0) < size:
+        return
+    token = tokenizer.convert_ids_to_tokens(max(ids))
+    raise InputError(
+        f"the tokenizer must have ids below {size}, the vocabulary of the model, got {max(ids)} for {token!r}; "
+        "resize the model's embeddings, or name another token in tokenizer_config.json"
+    )
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = ascii(text[max(0, error.start - 20) : error.end + 20])
+            raise InputError(f"a text must be Unicode, got half of a surrogate pair in {shown}") from error

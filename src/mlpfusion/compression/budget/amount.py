@@ -1,0 +1,123 @@
+"""What a budget is a share of: the parameters of a model, or the FLOPs of a forward pass."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from mlpfusion.compression.budget.allocation import possible_widths
+from mlpfusion.compression.calibration import dummy_inputs
+from mlpfusion.errors import InputError, shown
+from mlpfusion.record import model_size
+from mlpfusion.sites.sites import Site, read_mlp
+from mlpfusion.sites.traces import check_runs, eval_mode, watch_sites
+
+# Tokens of the sequence whose forward pass is counted, where a model takes so many.
+FLOPS_TOKENS = 128
+UNITS = ("parameters", "flops")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share of a model's parameters or forward FLOPs to keep, above 0 and at most 1, exact."""
+
+    share: Fraction
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{float(100 * self.share):g}%" + ("" if self.unit == "parameters" else self.unit)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Of one unit, the whole model's, what one neuron of each site costs, and what is left if these get none."""
+
+    total: int
+    neurons: tuple[int, ...]
+    fixed: int
+
+
+def parse_budget(text: Any) -> Budget:
+    """The budget that `60%` (of the parameters), `60%parameters` or `60%flops` stands for.
+
+    Raises `InputError` for another form, and a percentage that is not above 0 and at most 100.
+    """
+    match = re.fullmatch(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,30}})?)\s*%\s*({'|'.join(UNITS)})?", str(text).strip())
+    share = Fraction(match[1]) / 100 if match else Fraction(0)
+    if not match or not 0 < share <= 1:
+        form = "above 0% and at most 100%, like `60%` of the parameters or `60%flops`"
+        raise InputError(f"`budget` must be {form}, got {shown(text)}")
+    return Budget(share, match[2] or UNITS[0])
+
+
+def spendable(budget: Budget, amounts: Amounts, sites: Sequence[Site], round_to: int) -> int:
+    """What of `budget` is left for the neurons of the sites.
+
+    Raises `InputError`, with the least that can be reached, if it does not pay for `round_to` neurons each.
+    """
+    left = int(budget.share * amounts.total) - amounts.fixed
+    least = sum(
+        cost * possible_widths(site.intermediate_size, round_to)[0]
+        for cost, site in zip(amounts.neurons, sites, strict=True)
+    )
+    if left < least:
+        reachable = ceil(Fraction(10_000 * (amounts.fixed + least), amounts.total)) / 100
+        raise InputError(
+            f"`budget` must be at least {reachable:g}% of the {budget.unit}, all else than these {len(sites)} MLPs and "
+            f"{round_to} neurons in each, got {budget}"
+        )
+    return left
+
+
+def count_amounts(model: PreTrainedModel, sites: Sequence[Site], unit: str) -> Amounts:
+    """The parameters of `model`, shared ones once, or its FLOPs (`count_flops`), and those of a neuron at each site."""
+    mlps = [read_mlp(model, site) for site in sites]
+    if unit == "parameters":
+        total, neurons = model_size(model).parameters, tuple(mlp.parameters_per_neuron for mlp in mlps)
+    else:
+        total, tokens = count_flops(model, sites)
+        entries = [sum(matrix.numel() for matrix in mlp.matrices().values()) // mlp.num_neurons for mlp in mlps]
+        neurons = tuple(2 * count * number for count, number in zip(tokens, entries, strict=True))
+    whole = sum(cost * mlp.num_neurons for cost, mlp in zip(neurons, mlps, strict=True))
+    return Amounts(total, neurons, total - whole)
+
+
+def count_flops(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[int, list[int]]:
+    """The FLOPs of a forward pass by torch's counter, and how many tokens go through each site in it.
+
+    Matrix products of linear maps, heads, attention (all pairs of tokens, causal or not) and convolutions count, two
+    FLOPs a product; element-wise steps do not. One sequence of `FLOPS_TOKENS` tokens, fewer where the model has fewer
+    positions, to the encoder and to the decoder; two images for a vision model. Runs the model once, with eager
+    attention, because the counter knows no other one on the CPU. Raises `InputError` if a site runs not once.
+    """
+    inputs, attention = flops_inputs(model), model.config._attn_implementation or "eager"
+    try:
+        model.set_attn_implementation("eager")
+        # with gradients: without them the counter stumbles over modules that work on parameters
+        with eval_mode(model), torch.enable_grad(), watch_sites(model, sites) as seen:
+            with FlopCounterMode(display=False) as counter:
+                model(**inputs)
+            check_runs(sites, seen)
+    finally:
+        model.set_attn_implementation(attention)
+    return counter.get_total_flops(), [one.inputs[0].shape[:-1].numel() for one in seen]
+
+
+def flops_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The inputs whose forward pass is counted."""
+    if model.main_input_name == "pixel_values":
+        return dummy_inputs(model)
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or FLOPS_TOKENS + 2
+    ids = torch.full((1, min(FLOPS_TOKENS, positions - 2)), 3, device=model.device)  # RoBERTa's begin at 2
+    if isinstance(config.eos_token_id, int):
+        ids[:, -1] = config.eos_token_id  # the classification heads of BART and T5 look for it
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return inputs | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})

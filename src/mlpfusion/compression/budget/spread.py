@@ -1,0 +1,154 @@
+"""Spreads the budget of a model over its blocks: curves, widths, and what the record says of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mlpfusion.batch import Batch
+from mlpfusion.compression.budget.allocation import Curve, allocate, possible_widths
+from mlpfusion.compression.budget.amount import Amounts, Budget, count_amounts, parse_budget, spendable
+from mlpfusion.compression.budget.curves import grid, inertia_curve, refit_curve
+from mlpfusion.compression.plan import Plan, check_round_to, check_step_fits, choose_sites
+from mlpfusion.methods import takes_no_data
+from mlpfusion.mlp import on_device
+from mlpfusion.progress import Progress
+from mlpfusion.seeds import site_generator
+from mlpfusion.sites.sites import Site, read_mlp
+from mlpfusion.sites.traces import eval_mode, mlp_inputs
+
+# The unit of the curves: of methods that see no data, and of the others.
+MEASURES = ("share of the inertia left", "squared relative error of the last hidden state, alone")
+# Samples on which the error of the model is taken; the refit is on all.
+PROBE_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The widths that a budget gave: amounts in its unit, and by site the share kept and the error on its curve."""
+
+    budget: str
+    unit: str
+    total: int
+    kept: int
+    measure: str
+    sites: tuple[dict[str, Any], ...]
+
+
+def check_budget(model: PreTrainedModel, sites: Sequence[Site], budget: str, layers: str, round_to: int) -> None:
+    """Raises `InputError` for a malformed budget, and one of parameters that cannot be reached; no weight is read.
+
+    A budget of FLOPs needs a run of the model: `spread_budget` checks it before any other work.
+    """
+    check_round_to(round_to)
+    wanted, chosen = parse_budget(budget), choose_sites(sites, layers)
+    check_step_fits(chosen, round_to)
+    if wanted.unit == "parameters":
+        spendable(wanted, count_amounts(model, chosen, wanted.unit), chosen, round_to)
+
+
+@torch.no_grad()
+def spread_budget(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    budget: str,
+    method: Any,
+    *,
+    layers: str = "all",
+    round_to: int = 1,
+    seed: int = 0,
+    calibration: Sequence[Batch] | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> tuple[Plan, Spread]:
+    """The plan that keeps the share `budget` of `model` (`parse_budget`), for a method that narrows.
+
+    Every one of the chosen sites gets a multiple of `round_to`, at least one, or its own width, so that the sum of the
+    errors on the curves is least (`allocate`). The curves are those of `inertia_curve`, and for a method that sees data
+    of `refit_curve` on `calibration`. The whole is never above the budget, and below it by less than one step. The
+    model is only read. Raises `InputError` as `check_budget` does, for FLOPs as well, and for NaN or Inf.
+    """
+    check_round_to(round_to)
+    wanted, chosen = parse_budget(budget), choose_sites(sites, layers)
+    check_step_fits(chosen, round_to)
+    amounts = count_amounts(model, chosen, wanted.unit)
+    left = spendable(wanted, amounts, chosen, round_to)
+    grids = [grid(site.intermediate_size, possible_widths(site.intermediate_size, round_to)[0]) for site in chosen]
+    compute, calibrated = device or model.device, not takes_no_data(method)
+    if calibrated:
+        assert calibration is not None
+        curves = _refit_curves(model, chosen, grids, calibration, compute, progress)
+    else:
+        curves = _inertia_curves(model, chosen, grids, seed, compute, progress)
+    widths = allocate(curves, amounts.neurons, round_to=round_to, budget=left)
+    spread = _describe(wanted, amounts, MEASURES[calibrated], chosen, widths, curves)
+    return Plan(tuple(zip(chosen, widths, strict=True))), spread
+
+
+def _inertia_curves(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    grids: Sequence[list[int]],
+    seed: int,
+    device: torch.device,
+    progress: Progress | None,
+) -> list[Curve]:
+    curves = []
+    for done, (site, widths) in enumerate(zip(sites, grids, strict=True)):
+        _report(progress, done, len(sites), site)
+        mlp = on_device(read_mlp(model, site), device)
+        curves.append(inertia_curve(mlp, widths, site_generator(seed, f"{site.path} budget")))
+    return curves
+
+
+def _refit_curves(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    grids: Sequence[list[int]],
+    batches: Sequence[Batch],
+    device: torch.device,
+    progress: Progress | None,
+) -> list[Curve]:
+    home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
+    curves = []
+    with eval_mode(model):
+        for done, (site, widths) in enumerate(zip(sites, grids, strict=True)):
+            _report(progress, done, len(sites), site)
+            inputs = mlp_inputs(model, [site], home)[site.path]
+            curves.append(refit_curve(model, site, inputs, widths, probe_batches(home), device))
+    return curves
+
+
+def probe_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches at equal distances, as few as hold `PROBE_SAMPLES` samples at their mean size; all if these are fewer."""
+    sizes = [len(next(iter(batch.values()))) for batch in batches]
+    count = min(len(batches), -(-PROBE_SAMPLES * len(batches) // sum(sizes)))
+    return [batches[(2 * index + 1) * len(batches) // (2 * count)] for index in range(count)]
+
+
+def _report(progress: Progress | None, done: int, total: int, site: Site) -> None:
+    if progress is not None:
+        progress(done, total, f"{site.path} (budget)")
+
+
+def _describe(
+    budget: Budget,
+    amounts: Amounts,
+    measure: str,
+    sites: Sequence[Site],
+    widths: Sequence[int],
+    curves: Sequence[Curve],
+) -> Spread:
+    rows = tuple(
+        {
+            "path": site.path,
+            "width": width,
+            "share": width / site.intermediate_size,
+            "error": float(curve.at([width])[0]),
+        }
+        for site, width, curve in zip(sites, widths, curves, strict=True)
+    )
+    kept = amounts.fixed + sum(cost * width for cost, width in zip(amounts.neurons, widths, strict=True))
+    return Spread(str(budget), budget.unit, amounts.total, kept, measure, rows)

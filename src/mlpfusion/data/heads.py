@@ -1,0 +1,144 @@
+"""Whether a checkpoint has a trained head, and in which order its classes stand."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from mlpfusion.checkpoint.read import empty_model
+from mlpfusion.checkpoint.weights import loaded_names
+from mlpfusion.data.glue import Task
+from mlpfusion.data.load import Examples, TaskData
+from mlpfusion.errors import InputError
+from mlpfusion.sites.sites import base_model
+
+
+def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Names transformers' class for sequence classification. Raises `InputError` for a model type that has none."""
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise InputError(
+            f"`model` must be of a type that transformers has a head for sequence classification for, "
+            f"got {config.model_type}"
+        )
+    return getattr(transformers, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[config.model_type])
+
+
+def head_tensors(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> tuple[str, ...]:
+    """Names the parameters of `kind` that its base model does not have."""
+    return _head(empty_model(config, kind))
+
+
+def has_trained_head(config: PreTrainedConfig, kind: type[PreTrainedModel], tensors: Collection[str]) -> bool:
+    """Says whether the weight files, which hold `tensors`, have the whole head of `kind`.
+
+    The class that `architectures` names does not matter: a config may name a head that the files lack.
+    """
+    model = empty_model(config, kind)
+    head = _head(model)
+    return bool(head) and set(head) <= set(loaded_names(model, tensors).values())
+
+
+def _head(model: PreTrainedModel) -> tuple[str, ...]:
+    own = {id(parameter) for parameter in base_model(model).parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) not in own)
+
+
+def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Lists the names of a head's classes in the order of its outputs."""
+    names: dict[Any, Any] = config.id2label or {}  # transformers makes the keys whole numbers
+    return tuple(str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels or 0))
+
+
+def class_order(names: Sequence[str], spellings: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
+    """Finds, for every class of a head, which class of the data it is; None if the names do not tell.
+
+    `spellings` are names of the data's classes, each in the data's order. Case, spaces, underscores and hyphens do not
+    matter, unless they are all that tells two classes apart. `LABEL_0`, `LABEL_1`, .. say nothing: they take the order
+    of the data.
+    """
+    for spelling in spellings:
+        for form in (str, _plain):
+            theirs, ours = [form(name) for name in names], [form(name) for name in spelling]
+            if len(set(ours)) == len(ours) and sorted(theirs) == sorted(ours):
+                return tuple(ours.index(name) for name in theirs)
+    same = len(names) == len(spellings[0]) and is_nameless(names)
+    return tuple(range(len(names))) if same else None
+
+
+def is_nameless(names: Sequence[str]) -> bool:
+    """Says whether the names are those that transformers gives to classes without any: `LABEL_0`, `LABEL_1`, .."""
+    return all(name == f"LABEL_{index}" for index, name in enumerate(names))
+
+
+def teacher_order(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:
+    """Finds, for every class of the student's head, which class of the teacher's it is; None if they stand alike.
+
+    Raises `InputError` if the names do not tell.
+    """
+    ours, theirs = class_names(student.config), class_names(teacher.config)
+    if not type(teacher).__name__.endswith("Classification") or ours == theirs or is_nameless(theirs):
+        return None
+    order = class_order(ours, [theirs])
+    if order is None:
+        raise InputError(
+            f"`compressed` must have a head for the classes of `original`, {', '.join(theirs)}, "
+            f"got one for {', '.join(ours)}; give both the same names"
+        )
+    return None if order == tuple(range(len(order))) else list(order)
+
+
+def in_order_of_head(data: TaskData, config: PreTrainedConfig) -> TaskData:
+    """Puts the classes of `data` in the order of the trained head of `config`, under the names that the head has.
+
+    Raises `InputError` if the head has another number of outputs, or names that are not those of the data.
+    """
+    task = data.task
+    if config.num_labels != task.num_labels:
+        raise InputError(
+            f"`model` must have a head of {task.num_labels} outputs for {task.name}, or none, got {config.num_labels}; "
+            "`new_head` draws a new one"
+        )
+    if task.is_regression:
+        return data
+    names, order = class_names(config), head_order(task, config)
+    same = order == tuple(range(len(order)))
+    if same and (is_nameless(names) or names == task.label_names):
+        return data
+    places = {label: place for place, label in enumerate(order)}
+
+    def moved(examples: Examples) -> Examples:
+        return replace(examples, labels=tuple(places[int(label)] for label in examples.labels))
+
+    evaluation = {name: moved(examples) for name, examples in data.evaluation.items()}
+    ordered = replace(task, label_names=names, other_names=(), positive=places[task.positive])
+    return replace(data, task=ordered, train=moved(data.train), evaluation=evaluation)
+
+
+def head_order(task: Task, config: PreTrainedConfig) -> tuple[int, ...]:
+    """Finds, for every class of the head, which class of `task` it is. Raises `InputError` if the names do not tell."""
+    names = class_names(config)
+    order = class_order(names, task.spellings())
+    if order is None:
+        raise InputError(
+            f"`model` must have a head for the classes {', '.join(task.label_names)} of {task.name}, "
+            f"got one for {', '.join(names)}; give both the same names, or `new_head` draws a new one"
+        )
+    return order
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_]+|(?<=\w)-(?=\w)", " ", name.casefold()).strip()
+
+
+def check_head(model: PreTrainedModel, num_labels: int) -> None:
+    """Raises `InputError` unless the model's config has that many labels and its class is one for sequences."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise InputError(f"`model` must have a head for sequence classification, got {type(model).__name__}")
+    if model.config.num_labels != num_labels:
+        raise InputError(
+            f"`model` must have a head of {num_labels} outputs for the task, got {model.config.num_labels}"
+        )

@@ -1,0 +1,171 @@
+"""Loads a labelled task: texts and labels, checked before any training; one code after the rows are read."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.checks import user_path
+from mlpfusion.data.files.row import Row
+from mlpfusion.data.files.rows import Table, hub_table, read_table, short_name
+from mlpfusion.data.glue import CustomTask, Task, find_task
+from mlpfusion.errors import InputError, shown
+
+DATA_VARIABLE = "MLPFUSION_DATA"
+# A checkout of the source may have the data beside it. An installed package reads no folder that nobody named.
+_CHECKOUT = Path(__file__).parents[3]
+HUB_DATASET = "nyu-mll/glue"
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts (one or two each) and labels: class numbers, or floats for a regression."""
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: tuple[int | float, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int]) -> "Examples":
+        """The examples at `indices`, in that order."""
+        return Examples(tuple(self.texts[index] for index in indices), tuple(self.labels[index] for index in indices))
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its examples; `evaluation` holds the reported splits by name, `source` says where they are from."""
+
+    task: Task
+    train: Examples
+    evaluation: Mapping[str, Examples]
+    source: str
+
+
+def load_task(name: str, *, train: Path | str | None = None, validation: Path | str | None = None) -> TaskData:
+    """A task of GLUE: from the folder that MLPFUSION_DATA names, else the Hub.
+
+    In a checkout of the source, MLPFUSION_DATA is `../shared/data` beside it if that exists; empty, it names the Hub.
+
+    `train` and `validation` are files with the columns of the task to take instead. Where a folder holds a part of a
+    training set only (`train_subset`), that is taken, and `source` says so. Raises `InputError` for an unknown task, a
+    missing split or column, an empty split, and a label out of range.
+    """
+    task = find_task(name)
+    folder, sources = _data_folder(task), []
+    wanted = [("train", train), *((split, validation) for split in task.splits)]
+    if validation is not None:
+        wanted = [("train", train), ("validation", validation)]
+    splits = {}
+    for split, file in wanted:
+        table, source = _split_table(task, split, file, folder)
+        splits[split] = _examples(table, task, split)
+        sources.append(source)
+    return TaskData(task, splits.pop("train"), splits, ", ".join(sources))
+
+
+def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -> TaskData:
+    """A data set of one's own. Classes are the distinct labels of the training file in their order, numbers as numbers.
+
+    White space around a label is no part of it. Measured are accuracy, and F1 for two classes; Pearson and Spearman for
+    a regression. Raises `InputError` as `load_task` does, and for a validation label that training does not have.
+    """
+    tables = read_table(train, "train"), read_table(validation, "validation")
+    _check_columns(tables[0], columns.text_columns, columns.label_column, "train")
+    names = () if columns.regression else _label_names(tables[0], columns.label_column)
+    metrics = ("pearson", "spearman") if not names else ("accuracy", "f1")[: 2 if len(names) == 2 else 1]
+    task = Task(columns.name, columns.text_columns, names, metrics, label_column=columns.label_column)
+    evaluation = {"validation": _examples(tables[1], task, "validation")}
+    source = f"{short_name(train)}, {short_name(validation)}"
+    return TaskData(task, _examples(tables[0], task, "train"), evaluation, source)
+
+
+def _data_folder(task: Task) -> Path | None:
+    """The folder of the task's files, None for the Hub."""
+    named = os.environ.get(DATA_VARIABLE)
+    if named is None and (_CHECKOUT / "pyproject.toml").is_file():
+        folder = _CHECKOUT.parent / "shared" / "data" / "glue" / task.folder
+        return folder if folder.is_dir() else None
+    if not named:
+        return None
+    folder = user_path(DATA_VARIABLE, named) / "glue" / task.folder
+    if not folder.is_dir():
+        raise InputError(f"`{DATA_VARIABLE}` must name a folder that holds glue/{task.folder}, got {named}")
+    return folder
+
+
+def _split_table(task: Task, split: str, file: Path | str | None, folder: Path | None) -> tuple[Table, str]:
+    if file is not None:
+        return read_table(file, split), short_name(file)
+    if folder is None:
+        table = hub_table(HUB_DATASET, task.name, split)
+        return table, table.name
+    for name in (split, f"{split}_subset"):
+        path = folder / f"{name}.jsonl.gz"
+        if path.is_file():
+            return read_table(path, split), f"glue/{task.folder}/{path.name}"
+    raise InputError(f"`task` must have a {split} split in {folder}, {task.name} has none; give a file by --{split}")
+
+
+def _check_columns(table: Table, text_columns: Sequence[str], label_column: str, split: str) -> None:
+    if not table.rows:
+        raise InputError(f"`{split}` must hold at least one row, got none in {table.name}")
+    for column, option in [*((column, "text_column") for column in text_columns), (label_column, "label_column")]:
+        for row in table.rows:
+            if column not in row.values:
+                known = f"one of {', '.join(row.values)}"
+                raise InputError(f"`{option}` must be a column of {table.place(row)}, {known}, got {column!r}")
+            if option == "text_column" and not isinstance(row.values[column], str):
+                where = table.place(row)
+                raise InputError(f"`{column}` must be text in {where}, got {shown(row.values[column])}")
+
+
+def _examples(table: Table, task: Task, split: str) -> Examples:
+    _check_columns(table, task.text_columns, task.label_column, split)
+    texts = tuple(tuple(row.values[column] for column in task.text_columns) for row in table.rows)
+    names = {str(number): number for number in range(task.num_labels)} if task.folder else {}
+    names |= {name: number for number, name in enumerate(task.label_names)}
+    labels = tuple(_label(row.values[task.label_column], task, names, table, row) for row in table.rows)
+    return Examples(texts, labels)
+
+
+def _label(value: Any, task: Task, names: Mapping[str, int], table: Table, row: Row) -> int | float:
+    if task.is_regression:
+        return _number(value, table, row)
+    name = _class_name(value)
+    if name is not None and name in names:
+        return names[name]
+    allowed = f"0 to {task.num_labels - 1}" if task.folder else ", ".join(task.label_names)
+    raise InputError(f"`label` must be one of {allowed} in {table.place(row)}, got {shown(value)}")
+
+
+def _class_name(value: Any) -> str | None:
+    """The name of a class, without white space around it; None for what is neither text nor a whole number."""
+    return str(value).strip() if type(value) in (str, int) else None
+
+
+def _number(value: Any, table: Table, row: Row) -> float:
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if number - number != 0:  # NaN and Inf
+        raise InputError(f"`label` must be a finite number in {table.place(row)}, got {shown(value)}")
+    return number
+
+
+def _label_names(table: Table, column: str) -> tuple[str, ...]:
+    values: dict[str, None] = {}
+    for row in table.rows:
+        name = _class_name(row.values[column])
+        if name is None:
+            given = f"got {shown(row.values[column])} in {table.place(row)}"
+            raise InputError(f"`label` must be text or a whole number for a class, {given}; --regression takes it")
+        values[name] = None
+    if len(values) < 2:
+        raise InputError(f"`label` must have at least two different values in train, got {sorted(values)}")
+    numeric = all(_WHOLE_NUMBER.fullmatch(value) for value in values)
+    return tuple(sorted(values, key=(lambda value: (int(value), value)) if numeric else str))

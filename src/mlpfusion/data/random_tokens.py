@@ -1,0 +1,81 @@
+"""Calibration without data: sequences of random tokens, which the model's own embeddings make inputs for its blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from mlpfusion.batch import Batch, with_decoder_inputs
+from mlpfusion.checkpoint.lengths import longest_text
+from mlpfusion.checkpoint.tokenizer import load_tokenizer, padded
+from mlpfusion.data.calibration_texts import check_samples
+from mlpfusion.errors import InputError
+
+_LENGTHS = (4, 40)  # tokens a sequence, special ones left out
+_COMMON = 300  # tokens before the frequencies begin to fall
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """`num_samples` sequences; a token of rank r in the vocabulary is drawn with a probability of about 1 / r.
+
+    Vocabularies stand in the order of their frequency, more or less, and uniform draws are almost all rare pieces of
+    words. Lengths are uniform between 4 and 39.
+    """
+
+    num_samples: int
+
+    def __post_init__(self) -> None:
+        check_samples(self.num_samples)
+
+    def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
+        """Padded batches in the form of a text, special tokens included, for a model of this config.
+
+        Raises `InputError` if `folder` has no tokenizer, or one of special tokens alone.
+        """
+        tokenizer = load_tokenizer(folder, config)
+        generator = torch.Generator().manual_seed(seed)
+        ranks = _ordinary_tokens(tokenizer, config)
+        before, after = _frame(tokenizer)
+        sequences = []
+        longest = _longest(tokenizer, config) - len(before) - len(after)
+        for drawn_length in torch.randint(*_LENGTHS, (self.num_samples,), generator=generator).tolist():
+            length = min(drawn_length, longest)
+            drawn = torch.rand(length, generator=generator)
+            places = _COMMON * ((len(ranks) / _COMMON + 1) ** drawn - 1)
+            sequences.append([*before, *ranks[places.long().clamp_max(len(ranks) - 1)].tolist(), *after])
+        sequences.sort(key=len)
+        return with_decoder_inputs(padded([{"input_ids": ids} for ids in sequences], tokenizer), config)
+
+    def record(self) -> dict[str, Any]:
+        """What goes into a record beside the numbers of samples and tokens."""
+        return {"file": "random tokens"}
+
+
+def _longest(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    limit = longest_text(tokenizer, config)
+    return sum(_LENGTHS) * 2 if limit is None else limit
+
+
+def _ordinary_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> torch.Tensor:
+    """The ids of all tokens that are not special and that the model has, in their order."""
+    size = min(len(tokenizer), getattr(config, "vocab_size", None) or len(tokenizer))
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ordinary = [index for index in range(size) if index not in special]
+    if not ordinary:
+        raise InputError("the tokenizer must have tokens that are not special, got none")
+    return torch.tensor(ordinary)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    text = "a"
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    framed = tokenizer(text)["input_ids"]
+    for start in range(len(framed) - len(plain) + 1):
+        if framed[start : start + len(plain)] == plain:
+            return framed[:start], framed[start + len(plain) :]
+    raise InputError("the tokenizer must put its special tokens around a text, got one that changes it")

@@ -1,0 +1,161 @@
+"""The model that is tuned: a checkpoint, read as a classifier (or regressor) of sequences for the task."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from mlpfusion.checkpoint.padding import agree_on_padding
+from mlpfusion.checkpoint.read import check_finite, check_weights, load_model, read_config, resolve
+from mlpfusion.checkpoint.tokenizer import load_tokenizer
+from mlpfusion.checkpoint.weights import stored_tensors
+from mlpfusion.data.chosen import training_order
+from mlpfusion.data.encode import EncodedTask, encode_task
+from mlpfusion.data.glue import Task
+from mlpfusion.data.heads import (
+    class_names,
+    classifier_class,
+    has_trained_head,
+    head_order,
+    head_tensors,
+    in_order_of_head,
+    is_nameless,
+)
+from mlpfusion.data.load import TaskData
+from mlpfusion.errors import InputError
+from mlpfusion.options.training import Finetune
+from mlpfusion.seeds import seeded
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was checked: its folder, config, tokenizer, and the SHA-256 of its config and weights.
+
+    `config` has the padding id of the tokenizer. `tensors` are the names in the weight files. With `new_head` a head
+    that is there is left out: it is drawn from the seed as if there were none.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    sha256: str
+    tensors: frozenset[str]
+    new_head: bool = False
+
+    def has_head(self, kind: type[PreTrainedModel]) -> bool:
+        """Whether the model has a trained head of the class `kind`, which is kept."""
+        return not self.new_head and has_trained_head(self.config, kind, self.tensors)
+
+
+def open_source(model: str, revision: str | None = None, *, new_head: bool = False) -> Source:
+    """Reads and checks a checkpoint. Raises `InputError` as the readers do, and for NaN or Inf in a weight."""
+    folder = resolve(model, revision)
+    config = read_config(folder)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    files = check_weights(folder)
+    for file in files:
+        check_finite(file)
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    tokenizer = load_tokenizer(folder, config)
+    config = agree_on_padding(config, tokenizer)
+    return Source(folder, config, tokenizer, digest.hexdigest(), frozenset(stored_tensors(files)), new_head)
+
+
+def encode_for(source: Source, data: TaskData, max_length: int | None, config: Finetune | None = None) -> EncodedTask:
+    """The token ids of `data` for the model of `source`, its classes in the order of the trained head, if there is one.
+
+    With `config`, for runs with its `max_train_samples` and `split_seed`, only the training texts that these take are
+    tokenised. Raises `InputError` as `in_order_of_head` and `encode_task` do.
+    """
+    if source.has_head(classifier_class(source.config)):
+        data = in_order_of_head(data, source.config)
+    is_chosen = config is not None and config.max_train_samples is not None
+    if config is not None and is_chosen:
+        data = replace(data, train=data.train.subset(training_order(len(data.train), config)))
+    return replace(encode_task(data, source.tokenizer, source.config, max_length=max_length), is_chosen=is_chosen)
+
+
+def prepare_config(source: Source, task: Task) -> PreTrainedConfig:
+    """The config of `source` with the outputs and label names for `task`; a copy.
+
+    Raises `InputError` if transformers has no such head for the model type, if the checkpoint has one of another size
+    or for other classes, or for the same in another order: `encode_for` gives a task in the order of the head.
+    """
+    config = type(source.config).from_dict(source.config.to_dict())
+    if source.has_head(classifier_class(config)):
+        _check_order(task, config)
+    if config.is_encoder_decoder and config.pad_token_id == config.eos_token_id:
+        raise InputError(
+            "the tokenizer must have a padding token that is not its end token, where the head reads, "
+            f"got {source.tokenizer.pad_token!r}; name another `pad_token` in tokenizer_config.json"
+        )
+    config.num_labels = task.num_labels
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    if task.label_names:
+        config.id2label = dict(enumerate(task.label_names))
+        config.label2id = {name: index for index, name in enumerate(task.label_names)}
+    return config
+
+
+def load_for_task(source: Source, task: Task, seed: int) -> PreTrainedModel:
+    """The model of `source` with the head for `task`, in fp32.
+
+    A head that the checkpoint lacks is drawn from `seed` alone: it is the same for a model and what it was compressed
+    to. Raises `InputError` as `prepare_config` and `load_model` do.
+    """
+    config = prepare_config(source, task)
+    kind = classifier_class(config)
+    left_out = head_tensors(config, kind) if source.new_head else ()
+    with seeded(seed):
+        return load_model(source.folder, config, kind=kind, dtype=torch.float32, left_out=left_out)
+
+
+def load_source(source: Source) -> PreTrainedModel:
+    """The checkpoint as it is, in its own class, in fp32. What a head may lack is drawn from a fixed seed."""
+    with seeded(0):
+        return _padded_alike(load_model(source.folder, source.config, dtype=torch.float32))
+
+
+def load_like(source: Source, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The checkpoint in the class of `teacher`, with outputs like its, in fp32; a missing head is drawn from `seed`.
+
+    A trained head keeps its outputs, and their names if they have any. Raises `InputError` as `load_model` does.
+    """
+    config = type(source.config).from_dict(source.config.to_dict())
+    nameless = is_nameless(class_names(config)) and config.num_labels == teacher.config.num_labels
+    if nameless or not source.has_head(type(teacher)):
+        for name in ("id2label", "label2id"):
+            setattr(config, name, getattr(teacher.config, name))
+    config.problem_type = teacher.config.problem_type
+    with seeded(seed):
+        return _padded_alike(load_model(source.folder, config, kind=type(teacher), dtype=torch.float32))
+
+
+def empty_for_task(source: Source, task: Task) -> PreTrainedModel:
+    """The same model without memory for its weights. Raises `InputError` as `prepare_config` does."""
+    config = prepare_config(source, task)
+    with torch.device("meta"):
+        return classifier_class(config)(config)
+
+
+def _padded_alike(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, its generation config with the padding id of its config."""
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = model.config.get_text_config().pad_token_id
+    return model
+
+
+def _check_order(task: Task, config: PreTrainedConfig) -> None:
+    if config.num_labels != task.num_labels:
+        raise InputError(
+            f"`model` must have a head of {task.num_labels} outputs for {task.name}, or none, got {config.num_labels}; "
+            "`new_head` draws a new one"
+        )
+    if not task.is_regression and head_order(task, config) != tuple(range(task.num_labels)):
+        raise InputError(
+            f"the labels must stand in the order of the head, {', '.join(class_names(config))}, "
+            f"got {', '.join(task.label_names)}"
+        )

@@ -1,0 +1,137 @@
+"""Folds P, factors and masks into plain weights: the form to deploy, for stock transformers and other engines."""
+
+import copy
+import warnings
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mlpfusion.errors import InputError
+from mlpfusion.kinds.key import KEY, FusionKey, LowRankSite, NarrowSite, RoutedSite, key_to_dict
+from mlpfusion.kinds.model_key import model_key
+from mlpfusion.kinds.rebuild import installed_sites, site_size
+from mlpfusion.kinds.table import KINDS
+from mlpfusion.kinds.undo import put_back_on_error
+from mlpfusion.sites.sites import (
+    Site,
+    base_model,
+    check_in_memory,
+    check_readable,
+    check_transformers_model,
+    find_sites,
+)
+from mlpfusion.sites.width_keys import holder_of, saved_shapes, stock_shapes
+
+
+def fold(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes plain linear maps of all compressed blocks. Changes `model` in place and returns it.
+
+    Scales go into the second linear map, factors are multiplied (the model has its original size again, a warning says
+    so), zeros become weights like others. The logits stay the same up to rounding; the Adam kernel does not, so fold
+    after fine-tuning. If every layer now has one and the same width, and the model's class builds this model from a
+    config with that width (it is tried out, on the meta device), the config gets the width and the key `mlp_fusion`
+    goes: a stock model, which loads without this package. If not, the key stays, without scales, and a warning says
+    why. Raises `InputError`, before anything is changed, if the model is not compressed, has routed experts, is
+    quantised, offloaded or wrapped by an adapter; any other exception leaves the model as it was too. Linear maps are
+    replaced by new ones, as by `compress`.
+    """
+    check_transformers_model(model)
+    key = model_key(model.config)
+    if key is None:
+        raise InputError("`model` must be compressed by mlpfusion, got one without the config key `mlp_fusion`")
+    check_in_memory(model)
+    sites = installed_sites(model, key)
+    _check_foldable(model, key, sites)
+    stock = _stock_form(model, key)
+    with put_back_on_error(model):
+        for site in sites:
+            KINDS[type(key.sites[site.path])].fold(model, site)
+        if any(isinstance(site, LowRankSite) for site in key.sites.values()):
+            warnings.warn("the factors were multiplied: the model has its original size again", stacklevel=2)
+        reason = stock.reason or _difference(model, stock)
+        if reason is None:
+            _set_config(model, stock.widths, None)
+        else:
+            needed = "so the folded model still needs `import mlpfusion` to load"
+            warnings.warn(f"{reason}, {needed}{stock.advice}", stacklevel=2)
+            _set_config(model, {}, _folded_key(model, key))
+    return model
+
+
+def set_key(model: PreTrainedModel, key: FusionKey) -> None:
+    """Writes the key into the config, which `save_pretrained` saves. Changes the model's config."""
+    _set_config(model, {}, key)
+
+
+@dataclass(frozen=True)
+class _StockForm:
+    """The stock model: entries of the config to set, and the shapes that follow; or the reason why there is none."""
+
+    widths: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    reason: str | None = None
+    advice: str = ""
+
+
+def _check_foldable(model: PreTrainedModel, key: FusionKey, sites: list[Site]) -> None:
+    """Raises `InputError` for all that folding a site would raise for."""
+    if any(isinstance(entry, RoutedSite) for entry in key.sites.values()):
+        raise InputError("`model` must have a stock form to be folded, got one with routed experts, which has none")
+    check_readable(model, sites)
+
+
+def _stock_form(model: PreTrainedModel, key: FusionKey) -> _StockForm:
+    """What a config without the key would have to say; nothing is changed."""
+    widths: dict[str, set[int]] = {}
+    narrow = any(isinstance(entry, NarrowSite) for entry in key.sites.values())
+    for site in find_sites(model, key.architecture) if narrow else []:
+        if site.stack.width_key is None:
+            return _StockForm({}, {}, f"no entry of the config is known to hold the width of {site.stack.layer}")
+        widths.setdefault(site.stack.width_key, set()).add(site.intermediate_size)
+    if any(len(values) > 1 for values in widths.values()):
+        advice = "; compress all layers to one width for a stock model"
+        return _StockForm({}, {}, "the layers have different widths", advice)
+    wanted = {name: values.pop() for name, values in widths.items()}
+    config = copy.deepcopy(model.config)
+    _write(config, wanted, None)
+    try:
+        return _StockForm(wanted, stock_shapes(type(model), config))
+    except InputError as error:
+        return _StockForm({}, {}, str(error))
+
+
+def _difference(model: PreTrainedModel, stock: _StockForm) -> str | None:
+    """The reason why the stock form is not this model, None if it is."""
+    shapes = saved_shapes(model)
+    if shapes == stock.shapes:
+        return None
+    name = min(name for name in {*shapes, *stock.shapes} if shapes.get(name) != stock.shapes.get(name))
+    found, built = shapes.get(name, "no place"), stock.shapes.get(name, "no place")
+    return f"{type(model).__name__} does not build these widths from its config ({name} has {found}, it makes {built})"
+
+
+def _folded_key(model: PreTrainedModel, key: FusionKey) -> FusionKey:
+    """The key of plain blocks of the widths that they have now."""
+    sites = {}
+    for site in installed_sites(model, key):
+        entry = key.sites[site.path]
+        original = entry.original_size if isinstance(entry, NarrowSite) else site.intermediate_size
+        sites[site.path] = NarrowSite(site.intermediate_size, original, "none", site_size(base_model(model), site))
+    return FusionKey(key.architecture, sites, key.method, key.seed, key.source_sha256)
+
+
+def _set_config(model: PreTrainedModel, widths: dict[str, int], key: FusionKey | None) -> None:
+    for config in {id(config): config for config in (model.config, base_model(model).config)}.values():
+        _write(config, widths, key)
+
+
+def _write(config: PreTrainedConfig, widths: dict[str, int], key: FusionKey | None) -> None:
+    """Sets the widths, and sets or removes the key. Changes the config."""
+    for name, width in widths.items():
+        holder = holder_of(config, name)
+        assert holder is not None
+        setattr(holder, name, width)
+    if key is not None:
+        setattr(config, KEY, key_to_dict(key))
+    elif hasattr(config, KEY):
+        delattr(config, KEY)

@@ -1,0 +1,108 @@
+"""Gives an uninitialised model the shapes that its `mlp_fusion` key names, and checks that they fit."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from mlpfusion.errors import InputError
+from mlpfusion.kinds.key import FusionKey, NarrowSite
+from mlpfusion.kinds.parallel import check_parallel, share_scales
+from mlpfusion.kinds.table import KINDS
+from mlpfusion.sites.sites import (
+    Site,
+    base_model,
+    find_sites,
+    has_module,
+    is_plain,
+    layer_path,
+    linear_maps,
+    site_parameters,
+)
+
+SCALE_BUFFERS = (".output_scale", ".input_scale_bits", ".output_scale_bits")
+ROUTER_BUFFERS = (".router_in_bits", ".router_out_bits")
+
+
+def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
+    """Makes room for what the key names at every site that the model has. Idempotent.
+
+    Site paths are relative to the base model, so a nested stack (T5's, OPT's, BART's), in which they lead nowhere, is
+    passed over. Raises `InputError` where key and model disagree.
+    """
+    base = base_model(model)
+    if not any(has_module(base, path) for path in key.sites):
+        return
+    check_parallel(model, key)
+    for site in installed_sites(model, key):
+        entry = key.sites[site.path]
+        KINDS[type(entry)].rebuild(model, site, entry)
+        _check_size(base, site, entry.num_parameters)
+
+
+def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises `InputError` unless all compressed blocks were loaded whole, no other scales were, and each fits its kind.
+
+    A lost weight is refused even where transformers would make a random one: in a compressed block nobody wants that.
+    """
+    lost = [name for name in (*missing, *unexpected) if name.endswith(SCALE_BUFFERS)]
+    if lost:
+        raise InputError(f"the checkpoint must hold the scales of every scaled block and no other, see {min(lost)}")
+    lost = [name for name in (*missing, *unexpected) if name.endswith(ROUTER_BUFFERS)]
+    if lost:
+        raise InputError(f"the checkpoint must hold the router of every routed block and no other, see {min(lost)}")
+    missing, sites = sorted(missing), installed_sites(model, key)
+    for site in sites:
+        for path in linear_maps(site):
+            absent = [name for name in missing if f".{path}." in f".{name}"]
+            if absent:
+                raise InputError(f"the checkpoint must hold all weights of compressed blocks, {absent[0]} is missing")
+        entry = key.sites[site.path]
+        KINDS[type(entry)].check(model, site, entry)
+        if getattr(model, "tp_size", None) is not None:
+            share_scales(model, site)
+    if getattr(model, "is_quantized", False):  # transformers sets it on a model that it quantises, on no other
+        _warn_of_scales(model, sites, key)
+
+
+def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
+    """The sites of the key that are in the model: all, or those of one stack where the model has only that one.
+
+    Raises `InputError` if a stack of the model lacks a layer that the key names.
+    """
+    sites = [site for site in find_sites(model, key.architecture) if site.path in key.sites]
+    templates = {
+        stack.layer for stack in key.architecture.stacks if has_module(base_model(model), layer_path(stack.layer, 0))
+    }
+    expected = [p for p in key.sites if any(p.startswith(t.partition("{}")[0]) for t in templates)]
+    missing = sorted(set(expected) - {site.path for site in sites})
+    if missing:
+        raise InputError(f"`mlp_fusion.sites` must name layers of the model, got {', '.join(missing)}")
+    return sites
+
+
+def site_size(base: nn.Module, site: Site) -> int:
+    """Number of parameters of the linear maps of a site."""
+    return sum(parameter.numel() for parameter in site_parameters(base, site))
+
+
+def _warn_of_scales(model: PreTrainedModel, sites: Sequence[Site], key: FusionKey) -> None:
+    """Warns if quantised `down` maps stand behind scales: one scale a row cannot hold columns of such lengths."""
+    base, scaled = base_model(model), 0
+    for site in sites:
+        entry = key.sites[site.path]
+        if isinstance(entry, NarrowSite) and entry.scale != "none":
+            scaled += not is_plain(base.get_submodule(site.module_path("down")))
+    if scaled:
+        warnings.warn(
+            f"the weights of {scaled} blocks are quantised behind stand-alone scales, which costs accuracy: load the "
+            "model without quantisation, call `mlpfusion.fold` on it, save it, and quantise that",
+            stacklevel=2,
+        )
+
+
+def _check_size(base: nn.Module, site: Site, num_parameters: int) -> None:
+    count = site_size(base, site)
+    if count != num_parameters:
+        raise InputError(f"`mlp_fusion` wants {num_parameters} parameters at {site.path}, the model has {count}")

@@ -1,0 +1,162 @@
+"""Methods side by side: each chosen layer cut alone by each method with each seed (paper, Table 1)."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from mlpfusion.batch import Batch
+from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
+from mlpfusion.compression.calibration import TracedCalibration, trace_calibration
+from mlpfusion.compression.compress import check_method, check_model, check_source, compress
+from mlpfusion.compression.plan import make_plan
+from mlpfusion.errors import DegenerateClusteringWarning
+from mlpfusion.measure.approximation import BlockError, Probe, block_errors, references
+from mlpfusion.measure.outputs import outputs_on_inputs_of
+from mlpfusion.methods import head_pooling, method_name, takes_no_data
+from mlpfusion.progress import Progress
+from mlpfusion.record import Record, SiteRecord
+from mlpfusion.sites.row_check import checked_sites
+from mlpfusion.sites.sites import Site, find_sites
+from mlpfusion.sites.table import Architecture
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One method on one layer with one seed, which drives the random head and the compression.
+
+    `parameters` are those that the block stores, `nonzero_parameters` those of them that train: no mask holds them at
+    zero. `size` says in words what the block is now: its width, its rank, or the share that is not zero.
+    """
+
+    method: str
+    options: dict[str, Any]
+    seed: int
+    kind: str
+    size: str
+    width: int
+    rank: int | dict[str, int] | None
+    original_parameters: int
+    parameters: int
+    nonzero_parameters: int
+    seconds: float
+    error: BlockError
+    metrics: dict[str, float]
+
+
+def compare_methods(
+    model: PreTrainedModel,
+    methods: Sequence[Any],
+    batches: Sequence[Batch],
+    *,
+    layers: str,
+    keep_ratio: float,
+    seeds: Sequence[int],
+    scalar: str = "logit",
+    calibration: Mapping[int, Sequence[Batch]] | None = None,
+    authors_batch: Batch | None = None,
+    architecture: Architecture | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> list[ComparisonRow]:
+    """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
+
+    `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself, on traces that
+    all methods of one `pooling` share. `model` is left as it is. With the last batch of the authors' evaluation every
+    row has their numbers too. `architecture` is the row of a model type that has none. A warning of one cut (a
+    degenerate clustering) is left to its row's metrics. Raises `InputError` as `compress`, `Probe` and `references` do.
+    """
+    for method in methods:
+        check_method(method, None, 1)
+    check_model(model)
+    row, all_sites = checked_sites(model, architecture)
+    plan = make_plan(all_sites, layers=layers, keep_ratio=keep_ratio)
+    sites = plan.sites
+    total, rows = len(seeds) * len(sites) * len(methods), []
+    for seed in seeds:
+        probe = Probe(scalar, seed)
+        originals = references(model, sites, batches, probe, authors_batch)
+        traced = {} if calibration is None else _traced(model, sites, methods, calibration[seed], seed)
+        for site in sites:
+            for method in methods:
+                progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
+                one = {site.path: originals[site.path]}
+                options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed, "architecture": architecture}
+                small, record = _cut(model, method, str(site.layer), traced, options)
+                result = next(entry for entry in record.sites if entry.path == site.path)
+                outputs = outputs_on_inputs_of(model, small, [site], batches) if len(record.sites) > 1 else None
+                (error,) = block_errors(one, small, row, batches, probe, outputs=outputs, authors_batch=authors_batch)
+                rows.append(_row(method, seed, record.seconds, result, error))
+    progress(total, total, "")
+    return rows
+
+
+def measure_checkpoint(
+    original: str, compressed: str, batches: Sequence[Batch], probe: Probe, authors_batch: Batch | None = None
+) -> list[BlockError]:
+    """The errors of every compressed block of the checkpoint `compressed`, with all of them in place.
+
+    Kernels are those of the whole model, outputs are measured block by block on what enters the original's. Raises
+    `InputError` if one of the two cannot be read, `compressed` is not compressed, or `original` is not its source: the
+    hash of the source weights stands in the key of a compressed checkpoint.
+    """
+    before, after = _load(original), _load(compressed)
+    key = check_source(before, after, (original, compressed))
+    sites = [site for site in find_sites(before, key.architecture) if site.path in key.sites]
+    originals = references(before, sites, batches, probe, authors_batch)
+    outputs = outputs_on_inputs_of(before, after, sites, batches)
+    return block_errors(
+        originals, after, key.architecture, batches, probe, outputs=outputs, authors_batch=authors_batch
+    )
+
+
+def load_checkpoint(model: str) -> tuple[Path, PreTrainedModel]:
+    """The folder and the model of a checkpoint, in eval mode. Raises `InputError` as the readers do."""
+    return resolve(model), _load(model)
+
+
+def _load(model: str) -> PreTrainedModel:
+    folder = resolve(model)
+    check_weights(folder)
+    return load_model(folder, read_config(folder)).eval()
+
+
+def _traced(
+    model: PreTrainedModel, sites: Sequence[Site], methods: Sequence[Any], batches: Sequence[Batch], seed: int
+) -> dict[str, TracedCalibration]:
+    """The traces that the calibrated ones of `methods` need, by the pooling of the head."""
+    wanted = dict.fromkeys(head_pooling(method) for method in methods if not takes_no_data(method))
+    return {pooling: trace_calibration(model, sites, batches, seed, pooling) for pooling in wanted}
+
+
+def _cut(
+    model: PreTrainedModel, method: Any, layer: str, traced: Mapping[str, TracedCalibration], options: dict[str, Any]
+) -> tuple[PreTrainedModel, Record]:
+    """A copy with this layer cut; the seconds of its record are those of a cut by itself, its calibration traced."""
+    small = copy.deepcopy(model)
+    calibration = None if takes_no_data(method) else traced.get(head_pooling(method))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateClusteringWarning)
+        record = compress(small, method, layers=layer, calibration=calibration, **options)
+    return small, replace(record, seconds=record.seconds + (0 if calibration is None else calibration.seconds))
+
+
+def _row(method: Any, seed: int, seconds: float, block: SiteRecord, error: BlockError) -> ComparisonRow:
+    return ComparisonRow(
+        method=method_name(type(method)),
+        options=asdict(method),
+        seed=seed,
+        kind=block.kind,
+        size=block.size(),
+        width=block.width,
+        rank=block.rank,
+        original_parameters=block.original_parameters,
+        parameters=block.parameters,
+        nonzero_parameters=block.nonzero_parameters,
+        seconds=seconds,
+        error=error,
+        metrics=block.metrics,
+    )

@@ -1,0 +1,129 @@
+"""Training dynamics: the logits of a model on held-out inputs along a run that others repeat batch by batch."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from mlpfusion.batch import to_device
+from mlpfusion.checks import check_fields
+from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.unlabelled import unlabelled_batches
+from mlpfusion.errors import InputError, shown
+from mlpfusion.loop.steps import adamw, backward, training_batches
+from mlpfusion.progress import Progress
+from mlpfusion.sites.sites import check_in_memory
+
+# Where the kernel rules, the first steps, is measured whatever `every` is.
+FIRST_STEPS = (1, 2, 5, 10)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """One run: `steps` of AdamW at a constant rate in eval mode, so without dropout, in fp32, all parameters trained.
+
+    The betas and the epsilon are those of `Finetune`; there is no weight decay and no clipping, so that nothing but the
+    gradients moves the logits. `seed` draws the order of the data, and nothing else. The logits are kept before the
+    first step, after steps 1, 2, 5 and 10, after each multiple of `every`, and after the last.
+    """
+
+    steps: int = 100
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    every: int = 25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        checks = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "every": (self.every >= 1, "at least 1"),
+        }
+        for name, (holds, allowed) in checks.items():
+            if not holds:
+                raise InputError(f"`{name}` must be {allowed}, got {shown(getattr(self, name))}")
+
+    def measured_at(self) -> tuple[int, ...]:
+        """The steps after which the logits are kept, ascending; the beginning (0) is not among them."""
+        found = {*FIRST_STEPS, *range(self.every, self.steps, self.every), self.steps}
+        return tuple(sorted(step for step in found if step <= self.steps))
+
+
+@dataclass(frozen=True)
+class TrainingPath:
+    """What a run leaves: the held-out logits at the beginning and after the measured steps, and the loss of each batch.
+
+    A loss is that of the batch before the step on it. `seconds_per_step` is the median of forward, backward and update.
+    """
+
+    logits: Float[Tensor, "measured samples outputs"]
+    losses: Float[Tensor, " steps"]
+    seconds_per_step: float
+
+
+def train_path(
+    model: PreTrainedModel,
+    examples: EncodedExamples,
+    held_out: EncodedExamples,
+    collate: DataCollatorWithPadding,
+    config: Dynamics,
+    progress: Progress = lambda done, total, what: None,
+) -> TrainingPath:
+    """Trains `model`, in place and where it is, on `examples` with labels, and keeps its logits on `held_out`.
+
+    The batches depend on `examples` and `config` alone: they are the same for every model. On the CPU the same model
+    gives the same bytes. Raises `InputError`, before anything is changed, for an offloaded model, and `DivergenceError`
+    at the first loss that is not finite.
+    """
+    check_in_memory(model)
+    model.eval()
+    optimizer = adamw(list(model.parameters()), config.learning_rate)
+    questions = unlabelled_batches(held_out, collate)
+    logits, losses, seconds = [held_out_logits(model, questions)], [], []
+    measured_at = set(config.measured_at())
+    batches = training_batches(examples, collate, steps=config.steps, batch_size=config.batch_size, seed=config.seed)
+    for step, batch in enumerate(batches, start=1):
+        progress(step - 1, config.steps, f"step {step}")
+        started = time.perf_counter()
+        loss = backward(model, batch, step, config.learning_rate)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss)
+        seconds.append(time.perf_counter() - started)
+        if step in measured_at:
+            logits.append(held_out_logits(model, questions))
+    progress(config.steps, config.steps, "")
+    return TrainingPath(torch.stack(logits), torch.tensor(losses, dtype=torch.float64), statistics.median(seconds))
+
+
+def distances(path: TrainingPath, full: TrainingPath) -> list[float]:
+    """||df_c(t) - df(t)|| / ||df(t)|| after each measured step: df is the change of the logits since the beginning.
+
+    The norms run over all held-out samples and outputs (Frobenius).
+    """
+    ours, theirs = _changes(path), _changes(full)
+    return ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).tolist()
+
+
+def lengths(path: TrainingPath, full: TrainingPath) -> list[float]:
+    """||df_c(t)|| / ||df(t)|| after each measured step: 1 for a model whose logits move as far as the full model's."""
+    return (_changes(path).norm(dim=1) / _changes(full).norm(dim=1)).tolist()
+
+
+def _changes(path: TrainingPath) -> Float[Tensor, "steps numbers"]:
+    return (path.logits[1:].double() - path.logits[0].double()).flatten(1)
+
+
+@torch.no_grad()
+def held_out_logits(
+    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+) -> Float[Tensor, "samples outputs"]:
+    """The logits of all batches in fp32 on the CPU; the model keeps its mode."""
+    return torch.cat([model(**to_device(batch, model.device)).logits for batch in batches]).float().cpu()

@@ -1,0 +1,137 @@
+"""Neurons replaced by fewer points whose distribution has the smallest maximum mean discrepancy (paper, A.2)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlpfusion.checks import check_fields, check_range
+from mlpfusion.errors import shown
+from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.mlp import MLP, canonical_order, neurons, replace_neurons
+
+VARIANTS = ("down", "eq10", "code")
+_LEARNING_RATE = 1e-2
+_WEIGHT_DECAY = 1e-2
+_NUM_KERNELS = 5
+
+
+@dataclass(frozen=True)
+class MMD:
+    """Points moved by AdamW until their distribution is that of the neurons (maximum mean discrepancy).
+
+    `num_steps` is that of AdamW. A sum over neurons becomes num_neurons / k times a sum over points. `variant` says
+    where that factor stands: on `down` alone ("down"), on `down` and its bias ("eq10", the paper as printed), or its
+    root on the activated map, on `down` and on its bias ("code", the paper's code).
+    """
+
+    num_steps: int = 100
+    variant: str = "down"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_range("num_steps", self.num_steps, 1)
+        if self.variant not in VARIANTS:
+            raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}, got {shown(self.variant)}")
+
+
+def compress(mlp: MLP, num_neurons: int, config: MMD, generator: torch.Generator) -> Narrowed:
+    """The block of `num_neurons` points, started from neurons drawn without repetition; the metrics are MMD^2."""
+    order = canonical_order(mlp)
+    rows = neurons(mlp)[order]
+    chosen = torch.randperm(len(rows), generator=generator)[:num_neurons].to(rows.device)
+    start = rows[chosen]
+    points = optimise_points(rows, start, config.num_steps)
+    metrics = {"mmd_start": squared_mmd(rows, start), "mmd": squared_mmd(rows, points)}
+    return Narrowed(_scaled(replace_neurons(mlp, points), mlp.num_neurons / num_neurons, config.variant), metrics)
+
+
+@torch.no_grad()
+def optimise_points(
+    rows: Float[Tensor, "neurons features"], start: Float[Tensor, "points features"], num_steps: int
+) -> Float[Tensor, "points features"]:
+    """`start` after `num_steps` full-batch AdamW steps on MMD^2 to `rows`; neither argument is changed."""
+    points = start.clone()
+    center = rows.mean(0)  # distances do not know it, and short rows have smaller rounding errors
+    centered = rows - center
+    between_rows = float(_distances(centered, centered).sum())
+    optimizer = torch.optim.AdamW([points], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    for _ in range(num_steps):
+        points.grad = mmd_gradient(centered, points - center, between_rows)
+        optimizer.step()
+    return points.detach()
+
+
+def mmd_gradient(
+    rows: Float[Tensor, "neurons features"], points: Float[Tensor, "points features"], between_rows: float
+) -> Float[Tensor, "points features"]:
+    """Gradient of MMD^2 by `points`, the bandwidth held fixed; 0 from pairs at distance 0.
+
+    `between_rows` is the sum of all distances among `rows`, which do not move.
+    """
+    within, across = _distances(points, points), _distances(points, rows)
+    num_points, num_rows = across.shape
+    bandwidth = _bandwidth(between_rows + float(within.sum()) + 2 * float(across.sum()), num_rows + num_points)
+    # d|x - y| / dx = (x - y) / |x - y|, so a matrix of slopes / distances gives the gradient by one product
+    within = _slopes_over_distances(within, bandwidth).mul_(2 / num_points**2)
+    across = _slopes_over_distances(across, bandwidth).mul_(-2 / (num_points * num_rows))
+    total = within.sum(1) + across.sum(1)
+    return total[:, None] * points - within @ points - across @ rows
+
+
+def squared_mmd(rows: Float[Tensor, "neurons features"], points: Float[Tensor, "points features"]) -> float:
+    """Mean K(rows, rows) + mean K(points, points) - 2 mean K(rows, points), diagonals included (paper, Eq. 8)."""
+    center = rows.mean(0)
+    rows, points = rows - center, points - center
+    pairs = [_distances(rows, rows), _distances(points, points), _distances(rows, points)]
+    sums = [float(pair.sum(dtype=torch.float64)) for pair in pairs]
+    bandwidth = _bandwidth(sums[0] + sums[1] + 2 * sums[2], len(rows) + len(points))
+    means = [float(_kernel(pair, bandwidth).mean(dtype=torch.float64)) for pair in pairs]
+    return means[0] + means[1] - 2 * means[2]
+
+
+def _kernel(distances: Tensor, bandwidth: float) -> Tensor:
+    """Sum over i = 0..4 of exp(-distance / (2^i bandwidth)), by one exponential and four squarings."""
+    power = torch.exp(distances / (-bandwidth * 2 ** (_NUM_KERNELS - 1)))
+    total = power.clone()
+    for _ in range(_NUM_KERNELS - 1):
+        power.square_()
+        total += power
+    return total
+
+
+def _slopes_over_distances(distances: Tensor, bandwidth: float) -> Tensor:
+    """Derivative of the kernel by the distance, over the distance; 0 where the distance is 0."""
+    widest = bandwidth * 2 ** (_NUM_KERNELS - 1)
+    power = torch.exp(distances / -widest)
+    slope = power / -widest
+    for i in range(1, _NUM_KERNELS):
+        power.square_()
+        slope.sub_(power, alpha=2**i / widest)
+    return slope.div_(distances).masked_fill_(distances == 0, 0.0)
+
+
+def _bandwidth(sum_of_distances: float, number: int) -> float:
+    """A quarter of the mean distance between different ones of `number` stacked points; 1 if all are the same."""
+    return sum_of_distances / (number * (number - 1)) / 4 or 1.0
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distances, shape (first, second), by one matrix product; exactly 0 below its rounding error."""
+    squares = first.square().sum(1)[:, None] + second.square().sum(1)
+    rounding = 16 * torch.finfo(first.dtype).eps * squares
+    squared = torch.addmm(squares, first, second.T, alpha=-2)
+    return squared.masked_fill_(squared <= rounding, 0.0).sqrt_()
+
+
+def _scaled(mlp: MLP, ratio: float, variant: str) -> MLP:
+    """`mlp` with the factor num_neurons / k where `variant` wants it."""
+    activated = ("up", "up_bias") if mlp.gate is None else ("gate", "gate_bias")
+    factors = {
+        "down": {"down": ratio},
+        "eq10": {"down": ratio, "down_bias": ratio},
+        "code": dict.fromkeys((*activated, "down", "down_bias"), ratio**0.5),
+    }[variant]
+    tensors = mlp.tensors()
+    return replace(mlp, **{name: tensors[name] * factor for name, factor in factors.items() if name in tensors})

@@ -1,0 +1,39 @@
+"""Truncated singular value decomposition of every matrix by itself (paper, section 5.3)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlpfusion.kinds.outcome import LowRank
+from mlpfusion.mlp import MLP
+
+
+@dataclass(frozen=True)
+class SVD:
+    """Every matrix becomes two trained factors, the closest product of its rank: low-rank, the width stays."""
+
+
+def compress(mlp: MLP, rank: int, config: SVD, generator: torch.Generator) -> LowRank:
+    """The factors U_t diag(S_t) and V_t^T of `up`, `down` (and `gate`) for t = `rank`. No randomness.
+
+    The metric is the share of the squared singular values that is dropped, over all matrices.
+    """
+    factors, dropped, total = {}, 0.0, 0.0
+    for name, weight in mlp.matrices().items():
+        left, right, values = truncated_svd(weight, rank)
+        factors[name] = (left.to(weight.dtype), right.to(weight.dtype))
+        dropped += float(values[rank:].double().square().sum())
+        total += float(values.double().square().sum())
+    return LowRank(factors, {"squared_error_ratio": dropped / total if total else 0.0})
+
+
+def truncated_svd(
+    weight: Float[Tensor, "out in"], rank: int
+) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"], Float[Tensor, " values"]]:
+    """U_t diag(S_t), V_t^T and all singular values, in fp32 or better; their product is the best of that rank."""
+    compute = torch.promote_types(weight.dtype, torch.float32)
+    left, values, right = torch.linalg.svd(weight.to(compute), full_matrices=False)
+    left = (left[:, :rank] * values[:rank]).clone(memory_format=torch.contiguous_format)
+    return left, right[:rank].clone(memory_format=torch.contiguous_format), values

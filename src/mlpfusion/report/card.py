@@ -1,0 +1,189 @@
+"""The model card of a compressed checkpoint: what was done, and what was measured while doing it."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+from mlpfusion.record import RECORD_FILE, Origin, Record, SiteRecord
+from mlpfusion.storage.yaml import read_front_matter
+
+_TEXT = """\
+---
+{data}
+---
+
+# {title}
+
+{source} with {what}, made by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}.
+Method `{method}`, layers `{layers}`, seed {seed}. {data_used}
+
+| | before | after |
+|---|---|---|
+| parameters | {before_parameters:,} | {after_parameters:,} ({parameters_share:.1f} %) |
+| bytes | {before_bytes:,} | {after_bytes:,} ({bytes_share:.1f} %) |
+
+## How to load it
+
+```python
+import mlpfusion  # lets transformers build the compressed blocks
+{snippet}
+```
+
+{without} `mlpfusion.fold(model)` gives the form to deploy and to quantise. The licence is that of the source model.
+
+## Layers
+
+| layer | width before | after | parameters after | inertia left | largest cluster | single neurons |
+|---|---|---|---|---|---|---|
+{rows}
+{budget}
+The full record, with versions and the hash of the source weights, is in `{record_file}`.
+"""
+
+
+_REFUSED = "Without the package transformers refuses the checkpoint with a shape error."
+_WHAT = {
+    "narrow": ("narrower MLPs", _REFUSED),
+    "low-rank": ("low-rank factors in the MLPs", _REFUSED),
+    "masked": (
+        "zeros in the MLPs",
+        "Without the package transformers loads it as well, but nothing then keeps the zeros in fine-tuning.",
+    ),
+    "routed": ("experts and routers in the MLPs", _REFUSED),
+}
+
+
+# What a card of the source says that holds for the compressed model as well; no scores, which were measured on another.
+_KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag", "library_name", "tags")
+
+
+def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
+    """The text of README.md for `record`, with the licence and the other front matter of the card in `source`."""
+    came_from = record.model
+    assert came_from is not None
+    before, after = record.original, record.compressed
+    what, without = _WHAT[record.sites[0].kind]
+    return _TEXT.format(
+        data=_front_matter(source, came_from),
+        title=f"{plain(came_from.name.rpartition('/')[2])}, compressed",
+        what=what,
+        without=without,
+        source=_link(came_from),
+        snippet=_snippet(source, model),
+        version=record.versions["mlpfusion"],
+        method=record.recipe["method"],
+        layers=record.recipe["layers"],
+        seed=record.recipe["seed"],
+        data_used=_data_used(record),
+        before_parameters=before.parameters,
+        after_parameters=after.parameters,
+        parameters_share=100 * after.parameters / before.parameters,
+        before_bytes=before.bytes,
+        after_bytes=after.bytes,
+        bytes_share=100 * after.bytes / before.bytes,
+        rows="\n".join(_row(site) for site in record.sites),
+        budget=_budget(record.budget),
+        record_file=RECORD_FILE,
+    )
+
+
+def plain(text: str) -> str:
+    """A name from outside as text of a card: no markup, no HTML, one line."""
+    return "".join(f"&#{ord(letter)};" if letter in "&<>`|*[]\\" else letter for letter in _printable(text))
+
+
+def code(text: str) -> str:
+    """A name from outside between backticks, of which it holds none, in one line."""
+    return "`" + _printable(text).replace("`", "'") + "`"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _front_matter(source: Path, came_from: Origin) -> str:
+    found = read_front_matter(source / "README.md")
+    kept = {name: found[name] for name in _KEPT if _is_text(found.get(name))}
+    is_sentence_model = (source / "modules.json").is_file()
+    kept.setdefault("library_name", "sentence-transformers" if is_sentence_model else "transformers")
+    tags = kept.pop("tags", [])
+    tags = [*([tags] if isinstance(tags, str) else tags), "mlp-fusion", "compression"]
+    older = found.get("base_model") if _is_text(found.get("base_model")) else None
+    base = came_from.name if came_from.is_hub_id else older
+    return ModelCardData(base_model=base, tags=list(dict.fromkeys(tags)), **kept).to_yaml()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
+def _link(came_from: Origin) -> str:
+    """The source in words: linked if it is on the Hub, with its commit."""
+    if not came_from.is_hub_id:
+        return code(came_from.name)
+    commit = f" (commit `{came_from.commit}`)" if came_from.commit else ""
+    return f"[{came_from.name}](https://huggingface.co/{came_from.name}){commit}"
+
+
+def _snippet(source: Path, model: PreTrainedModel) -> str:
+    """The lines that load the checkpoint in the class that fits it."""
+    if (source / "modules.json").is_file():
+        name, library, call = "SentenceTransformer", "sentence_transformers", "SentenceTransformer"
+    else:
+        name, library = _auto_class(model.config, type(model).__name__), "transformers"
+        call = f"{name}.from_pretrained"
+    return f'from {library} import {name}\n\nmodel = {call}("path/or/id")'
+
+
+def _auto_class(config: PreTrainedConfig, class_name: str) -> str:
+    """The Auto class of transformers that builds `class_name`; the class itself where none does."""
+    autos = [
+        one for one in vars(modeling_auto).values() if isinstance(one, type) and issubclass(one, _BaseAutoModelClass)
+    ]
+    for auto in [AutoModel, *autos]:
+        mapping = getattr(auto, "_model_mapping", None)
+        found = None if mapping is None else mapping._model_mapping.get(config.model_type)
+        if class_name in ([found] if isinstance(found, str) else found or []):
+            return auto.__name__
+    return class_name
+
+
+def _data_used(record: Record) -> str:
+    task = record.recipe.get("task")
+    if task is not None:
+        return (
+            f"What to keep was learned on {task['samples']:,} labelled training examples of {task['name']}. "
+            "It was not fine-tuned after it."
+        )
+    calibration = record.recipe.get("calibration")
+    if calibration is None:
+        return "No data was used. Nothing was trained after it."
+    if calibration.get("file") == "random tokens":
+        return f"No data was used: calibrated on {calibration['samples']:,} sequences of random tokens."
+    source = f" of {code(calibration['file'])}" if "file" in calibration else ""
+    return (
+        f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "
+        "Nothing was trained on a task after it."
+    )
+
+
+def _budget(budget: dict[str, Any] | None) -> str:
+    """What each layer got of a budget; nothing where there was none."""
+    if budget is None:
+        return ""
+    rows = [f"| {s['path']} | {s['width']:,} | {100 * s['share']:.1f} % | {s['error']:.3g} |" for s in budget["sites"]]
+    kept = f"{budget['kept']:,} of {budget['total']:,} {budget['unit']}"
+    head = f"The widths spread a budget of {budget['budget']} ({kept}). Error: {budget['measure']}."
+    return "\n".join(["", head, "", "| layer | width | share | error |", "|---|---|---|---|", *rows, ""])
+
+
+def _row(site: SiteRecord) -> str:
+    metrics = site.metrics
+    inertia = f"{100 * metrics['inertia_ratio']:.1f} %" if "inertia_ratio" in metrics else "-"
+    clusters = [f"{metrics[name]:,}" if name in metrics else "-" for name in ("largest_cluster", "singletons")]
+    cells = [site.path, f"{site.original_width:,}", site.size(), f"{site.parameters:,}", inertia, *clusters]
+    return "| " + " | ".join(cells) + " |"

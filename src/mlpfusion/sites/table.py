@@ -1,0 +1,173 @@
+"""The architectures we know: one row of data a `model_type`."""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.checks import user_path
+from mlpfusion.errors import InputError, shown
+from mlpfusion.storage.yaml import read_yaml
+
+# Names of modules, or of an entry of a config: what Python can write, in ASCII.
+_PATH = re.compile(r"(?=.{1,200}\Z)\w+(\.\w+)*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where one stack of layers keeps its MLPs.
+
+    `layer` is the path of a layer from the base model, `{}` standing for its number; the other paths start at the
+    layer. `gate` is the linear map whose output goes through the activation in a gated block; where it equals `up`,
+    one map holds both, gate rows first. `width_key` is the entry of the config that holds the width, None if no entry
+    does: `fold` then cannot make a stock model of it.
+    """
+
+    layer: str
+    up: str
+    down: str
+    activation: str
+    gate: str | None = None
+    width_key: str | None = "intermediate_size"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the table: the stacks of a `model_type`; a layer belongs to the first stack that fits it."""
+
+    stacks: tuple[Stack, ...]
+
+
+def _bert(layer: str = "encoder.layer.{}") -> Architecture:
+    return _plain(layer, "intermediate.dense", "output.dense", "intermediate.intermediate_act_fn")
+
+
+def _plain(layer: str, up: str, down: str, activation: str, width_key: str = "intermediate_size") -> Architecture:
+    return Architecture((Stack(layer, up, down, activation, width_key=width_key),))
+
+
+def _llama() -> Architecture:
+    return Architecture((Stack("layers.{}", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn", gate="mlp.gate_proj"),))
+
+
+def _t5(layer: str, mlp: str) -> tuple[Stack, Stack]:
+    down, activation = f"{mlp}.wo", f"{mlp}.act"
+    return (
+        Stack(layer, f"{mlp}.wi", down, activation, width_key="d_ff"),
+        Stack(layer, f"{mlp}.wi_1", down, activation, gate=f"{mlp}.wi_0", width_key="d_ff"),
+    )
+
+
+def _bart(side: str) -> Stack:
+    return Stack(f"{side}.layers.{{}}", "fc1", "fc2", "activation_fn", width_key=f"{side}_ffn_dim")
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bart": Architecture((_bart("encoder"), _bart("decoder"))),
+    "bert": _bert(),
+    "deberta-v2": _bert(),
+    "distilbert": _plain("transformer.layer.{}", "ffn.lin1", "ffn.lin2", "ffn.activation", "hidden_dim"),
+    "electra": _bert(),
+    "gemma2": _llama(),
+    "gemma3_text": _llama(),
+    "gpt2": _plain("h.{}", "mlp.c_fc", "mlp.c_proj", "mlp.act", "n_inner"),
+    "gpt_neox": _plain("layers.{}", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "mlp.act"),
+    "llama": _llama(),
+    "mistral": _llama(),
+    "modernbert": Architecture((Stack("layers.{}", "mlp.Wi", "mlp.Wo", "mlp.act", gate="mlp.Wi"),)),
+    "olmo2": _llama(),
+    "opt": _plain("decoder.layers.{}", "fc1", "fc2", "activation_fn", "ffn_dim"),
+    "phi": _plain("layers.{}", "mlp.fc1", "mlp.fc2", "mlp.activation_fn"),
+    "qwen2": _llama(),
+    "qwen3": _llama(),
+    "roberta": _bert(),
+    "smollm3": _llama(),
+    "t5": Architecture(
+        _t5("encoder.block.{}", "layer.1.DenseReluDense") + _t5("decoder.block.{}", "layer.2.DenseReluDense")
+    ),
+    "vit": _plain("layers.{}", "mlp.fc1", "mlp.fc2", "mlp.activation_fn"),
+    "xlm-roberta": _bert(),
+}
+
+
+def find_architecture(model_type: str, file: str | None = None) -> Architecture:
+    """The row of `model_type`, or the one in the YAML file `file` if that is given.
+
+    Raises `InputError` with the known types if there is none, and as `read_architecture` does.
+    """
+    if file is not None:
+        return read_architecture(user_path("architecture", file))
+    if model_type not in ARCHITECTURES:
+        raise InputError(
+            f"`model_type` must be one of {', '.join(ARCHITECTURES)}, got {shown(model_type)}; "
+            "`mlpfusion inspect` says whether a row would serve, `--architecture FILE` takes one"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def is_known_row(model_type: str, row: Architecture) -> bool:
+    """Whether every stack of `row` stands in the table's row of `model_type`."""
+    return model_type in ARCHITECTURES and set(row.stacks) <= set(ARCHITECTURES[model_type].stacks)
+
+
+def check_known_row(model_type: str, row: Architecture) -> None:
+    """Raises `InputError` if `model_type` has a row in the table and `row` says something else."""
+    if model_type in ARCHITECTURES and not is_known_row(model_type, row):
+        wrong = next(stack for stack in row.stacks if stack not in ARCHITECTURES[model_type].stacks)
+        raise InputError(
+            f"`architecture` must be that of the table for {model_type}, which `mlpfusion inspect` knows, "
+            f"got {wrong}; leave it out"
+        )
+
+
+def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
+    """The row as plain data, as it stands in a row file and in a saved config."""
+    return {"stacks": [asdict(stack) for stack in architecture.stacks]}
+
+
+def architecture_from_dict(data: Any) -> Architecture:
+    """The row from plain data. Raises `InputError` for unknown or missing keys and for values that are not text."""
+    stacks = data.get("stacks") if isinstance(data, dict) and set(data) == {"stacks"} else None
+    if not isinstance(stacks, list) or not stacks:
+        raise InputError("an architecture must have the one key `stacks`, a list with at least one stack")
+    return Architecture(tuple(_stack_from_dict(stack) for stack in stacks))
+
+
+def read_architecture(path: Path) -> Architecture:
+    """The row in a YAML file, in the form that `mlpfusion inspect` prints. Raises `InputError` if it is not one."""
+    return architecture_from_dict(read_yaml(path, "architecture"))
+
+
+def _stack_from_dict(data: Any) -> Stack:
+    known = [field.name for field in fields(Stack)]
+    if not isinstance(data, dict) or not set(data) <= set(known):
+        unknown = [key for key in data if key not in known] if isinstance(data, dict) else data
+        raise InputError(f"a stack must have keys among {', '.join(known)}, got {shown(unknown)}")
+    missing = [name for name in ("layer", "up", "down", "activation") if name not in data]
+    if missing:
+        raise InputError(f"a stack must have {', '.join(missing)}")
+    for name, value in data.items():
+        if name in ("gate", "width_key") and value is None:
+            continue
+        if not isinstance(value, str) or not value:
+            raise InputError(f"`{name}` of a stack must be text, got {shown(value)}")
+        if name != "layer" and not _PATH.fullmatch(value):
+            raise InputError(f"`{name}` of a stack must be names of modules with dots between, got {shown(value)}")
+    if data["layer"].count("{}") != 1 or not _PATH.fullmatch(data["layer"].replace("{}", "0")):
+        raise InputError(
+            f"`layer` of a stack must hold {{}} once, for the number of the layer, between names with dots, "
+            f"got {shown(data['layer'])}"
+        )
+    stack = Stack(**data)
+    _check_apart(stack)
+    return stack
+
+
+def _check_apart(stack: Stack) -> None:
+    """Raises `InputError` if two of the modules of a stack are one, or one is inside another; `gate` may be `up`."""
+    parts = {"up": stack.up, "down": stack.down, "activation": stack.activation}
+    parts |= {"gate": stack.gate} if stack.gate not in (None, stack.up) else {}
+    for name, path in parts.items():
+        for other, inner in parts.items():
+            if name != other and f"{inner}.".startswith(f"{path}."):
+                raise InputError(f"`{name}` of a stack must be another module than `{other}` is in, got {shown(path)}")

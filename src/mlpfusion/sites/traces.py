@@ -1,0 +1,243 @@
+"""What enters every MLP of a model and the gradient of a scalar at what leaves it: the input of `mlpfusion.kernel`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mlpfusion.batch import Batch
+from mlpfusion.errors import InputError
+from mlpfusion.kernel import BlockTrace, RandomHead, Scalar, concatenate_traces, random_trace
+from mlpfusion.mlp import MLP, forward
+from mlpfusion.modules.scaled import activation_scales, unscaled
+from mlpfusion.sites.sites import Site, base_model, read_mlp
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one site took in and gave in one forward pass: lists of one tensor each."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+def block_traces(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Iterable[Batch],
+    scalar: Scalar,
+    head: RandomHead | None = None,
+) -> dict[str, BlockTrace]:
+    """The trace of every site, by path, for f = `scalar` of the logits; one forward and one backward pass a batch.
+
+    The samples are those of all batches in order. D is the gradient at the output of the linear map `down`; f of one
+    sample does not depend on the others, so the gradient of the sum over the batch holds that of every sample. Tokens
+    that `attention_mask` hides (in a decoder `decoder_attention_mask`) are left out. The logits are those of the model
+    at the samples, or of `head` on its last hidden states. `labels` of a batch go to `scalar`, not to the model. No
+    parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there is no
+    batch, the model gives no logits of shape (samples, classes) and there is no head, or a site runs not once a batch.
+    """
+    _check_mode(model)
+    parts: dict[str, list[BlockTrace]] = {site.path: [] for site in sites}
+    for batch in batches:
+        with torch.enable_grad(), watch_sites(model, sites) as seen:
+            values = scalar(_logits(model, batch, head), batch.get("labels"))
+            check_runs(sites, seen)
+            outputs = [one.outputs[0] for one in seen]
+            gradients = torch.autograd.grad(values.sum(), outputs, allow_unused=True, materialize_grads=True)
+        for site, one, gradient in zip(sites, seen, gradients, strict=True):
+            inputs, lengths = _visible(model, site, batch, one.inputs[0])
+            parts[site.path].append(BlockTrace(inputs, _visible(model, site, batch, gradient)[0], lengths))
+    return {path: concatenate_traces(traces) for path, traces in parts.items()}
+
+
+@torch.no_grad()
+def random_traces(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch], generator: torch.Generator
+) -> dict[str, BlockTrace]:
+    """The trace of every site, by path, with standard normal cotangents: no labels, no head, forward passes only.
+
+    The cotangents are drawn site by site after the last batch, so they do not depend on how samples are batched. Raises
+    `InputError` if the model is in training mode, there is no batch, or a site runs not once a batch.
+    """
+    _check_mode(model)
+    return {path: _random_trace(found, generator) for path, found in _visible_inputs(model, sites, batches).items()}
+
+
+@torch.no_grad()
+def mlp_inputs(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
+) -> dict[str, Float[Tensor, "tokens hidden"]]:
+    """What enters the MLP at each site (by path), for every token of `batches` that no mask hides.
+
+    One forward pass of the model a batch, in the mode that the model is in: call `model.eval()` first. Raises
+    `InputError` if a site runs not once a batch.
+    """
+    found = _visible_inputs(model, sites, batches)
+    return {path: torch.cat([inputs for inputs, _ in parts]) for path, parts in found.items()}
+
+
+def random_head(
+    model: PreTrainedModel, generator: torch.Generator, num_classes: int = 2, pooling: str = "mean"
+) -> RandomHead:
+    """A random head for the base model of `model`, the same for the same state of `generator`."""
+    return RandomHead.draw(base_model(model).config.hidden_size, generator, num_classes, pooling)
+
+
+@contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """`model` without dropout while the context is open; every module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def read_block(model: PreTrainedModel, site: Site) -> MLP:
+    """The MLP at `site` for its kernel: scales of a compressed block are in its own fields, not in `activation`.
+
+    Shares memory with the model and leaves it as it is. Raises `InputError` as `read_mlp` does.
+    """
+    mlp = read_mlp(model, site)
+    activation = base_model(model).get_submodule(site.module_path("activation"))
+    return replace(mlp, activation=unscaled(activation), **activation_scales(activation))
+
+
+def _visible_inputs(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
+) -> dict[str, list[tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]]]:
+    """For every site and batch the tokens that no mask hides, and how many there are a sample."""
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {site.path: [] for site in sites}
+    for batch in batches:
+        with watch_sites(model, sites) as seen:
+            base_model(model)(**_model_inputs(batch))
+            check_runs(sites, seen)
+        for site, one in zip(sites, seen, strict=True):
+            parts[site.path].append(_visible(model, site, batch, one.inputs[0]))
+    return parts
+
+
+def _check_mode(model: PreTrainedModel) -> None:
+    if model.training:
+        raise InputError("`model` must be in eval mode, got one in training mode; call model.eval() first")
+
+
+def check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
+    """Raises `InputError` unless every site ran once."""
+    for site, one in zip(sites, seen, strict=True):
+        if len(one.inputs) != 1 or len(one.outputs) != 1:
+            raise InputError(f"`sites` must run once a forward pass, got {len(one.outputs)} runs of {site.path}")
+
+
+@contextmanager
+def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
+    """Records what enters and what leaves the sites while the context is open; hooks go on any way out of it."""
+    base, hooks = base_model(model), []
+    seen = [Seen([], []) for _ in sites]
+    try:
+        for site, one in zip(sites, seen, strict=True):
+            up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
+            hooks.append(up.register_forward_pre_hook(_keep_input(one)))
+            hooks.append(down.register_forward_hook(_keep_output(one)))
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep_input(seen: Seen) -> Any:
+    return lambda _module, args: seen.inputs.append(args[0].detach())
+
+
+def _keep_output(seen: Seen) -> Any:
+    def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        kept = output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
+        seen.outputs.append(kept)
+        return kept.clone()  # whoever adds to it in place does not change what is kept
+
+    return hook
+
+
+def _model_inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def _logits(model: PreTrainedModel, batch: Batch, head: RandomHead | None) -> Float[Tensor, "samples classes"]:
+    if head is not None:
+        hidden_states = base_model(model)(**_model_inputs(batch))[0]
+        return head.logits(hidden_states, _mask(batch, model.config.is_encoder_decoder))
+    outputs = model(**_model_inputs(batch))
+    logits = outputs.get("logits")
+    if logits is None or logits.ndim != 2:
+        found = "none" if logits is None else f"shape {tuple(logits.shape)}"
+        raise InputError(f"the logits of `model` must have shape (samples, classes), got {found}; hand over a `head`")
+    return logits
+
+
+def _mask(batch: Batch, decoder: bool) -> Tensor | None:
+    return batch.get("decoder_attention_mask" if decoder else "attention_mask")
+
+
+def _visible(
+    model: PreTrainedModel, site: Site, batch: Batch, values: Tensor
+) -> tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]:
+    """The tokens of one site that no mask hides, and how many there are a sample.
+
+    `values` is (samples, tokens, hidden), or flat, sample by sample, in models like OPT.
+    """
+    in_decoder = bool(model.config.is_encoder_decoder) and site.path.startswith("decoder")
+    mask = _mask(batch, in_decoder)
+    flat = values.reshape(-1, values.shape[-1])
+    if mask is not None:
+        return flat[mask.reshape(-1).bool()], mask.bool().sum(1)
+    num_samples = len(next(iter(batch.values())))
+    return flat, torch.full((num_samples,), len(flat) // num_samples, device=flat.device)
+
+
+def _random_trace(found: Sequence[tuple[Tensor, Tensor]], generator: torch.Generator) -> BlockTrace:
+    if not found:
+        raise InputError("`batches` must hold at least one batch, got none")
+    inputs, lengths = zip(*found, strict=True)
+    return random_trace(torch.cat(inputs), torch.cat(lengths), generator)
+
+
+def visible_tokens(model: PreTrainedModel, site: Site, batch: Batch, values: Tensor) -> Float[Tensor, "visible hidden"]:
+    """Those tokens of `values`, which enter or leave `site` or its layer, that no mask of `batch` hides."""
+    return _visible(model, site, batch, values)[0]
+
+
+def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "visible hidden"]:
+    """The last hidden states of the base model (of its decoder, where it has one) at the tokens that no mask hides."""
+    hidden = base_model(model)(**_model_inputs(batch))[0]
+    mask = _mask(batch, model.config.is_encoder_decoder)
+    return hidden.reshape(-1, hidden.shape[-1]) if mask is None else hidden[mask.bool()]
+
+
+@contextmanager
+def replaced_block(model: PreTrainedModel, site: Site, mlp: MLP) -> Iterator[None]:
+    """`model` with what `mlp` computes at `site` while the context is open; no weight of it changes."""
+    base, entered = base_model(model), Seen([], [])
+    up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
+
+    def compute(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return forward(mlp, entered.inputs.pop().to(mlp.up.dtype)).to(output.dtype)
+
+    hooks = [up.register_forward_pre_hook(_keep_input(entered)), down.register_forward_hook(compute)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run_base(model: PreTrainedModel, batch: Batch) -> None:
+    """One forward pass of the base model on a batch, whose `labels` it does not get: for what hooks see of it."""
+    base_model(model)(**_model_inputs(batch))

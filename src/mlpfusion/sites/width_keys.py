@@ -1,0 +1,138 @@
+"""Which key of a config holds the width of a stack: looked up safely, and proven on the meta device."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mlpfusion.errors import InputError, shown
+from mlpfusion.sites.sites import Site, base_model, linear_maps
+from mlpfusion.sites.table import Architecture, Stack
+
+# What the `__init__` of a model class may raise for a config that it does not like.
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+_USUAL = ("intermediate", "ffn", "inner", "d_ff", "mlp")
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Config of the text model; `config` itself, but for composite ones. Several text models count as none."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config
+
+
+def holder_of(config: PreTrainedConfig, name: str) -> PreTrainedConfig | None:
+    """Config with the entry `name`: `config`, or the one of its text model. None if neither has one."""
+    return next((one for one in (config, text_config(config)) if name in {*one.to_dict(), *one.attribute_map}), None)
+
+
+def is_width_key(config: PreTrainedConfig, name: str, width: int) -> bool:
+    """Whether `name` is an entry of the config with the value `width`, or None, the class's own default."""
+    holder = holder_of(config, name)
+    value = None if holder is None else holder.to_dict().get(holder.attribute_map.get(name, name))
+    return holder is not None and (value is None or (type(value) is int and value == width))
+
+
+def check_width_keys(config: PreTrainedConfig, sites: Sequence[Site]) -> None:
+    """Raises `InputError` unless every `width_key` is null or names an entry of the config with the width's value."""
+    for stack, width in dict.fromkeys((site.stack, site.intermediate_size) for site in sites):
+        if stack.width_key is not None and not is_width_key(config, stack.width_key, width):
+            raise InputError(
+                f"`width_key` of {stack.layer} must be null or name the entry of the config that holds the width "
+                f"{width}, got {shown(stack.width_key)}"
+            )
+
+
+def with_width(config: PreTrainedConfig, name: str, width: int) -> PreTrainedConfig:
+    """Copy of the config with another width under the key `name`."""
+    changed = copy.deepcopy(config)
+    holder = holder_of(changed, name)
+    assert holder is not None
+    setattr(holder, name, width)
+    return changed
+
+
+def stock_shapes(kind: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that a model of `kind` and `config` saves; built on the meta device.
+
+    Raises `InputError` where the class refuses the config.
+    """
+    try:
+        with torch.device("meta"):
+            model = kind(config)
+    except _REFUSALS as error:
+        raise InputError(f"{kind.__name__} must take the config, it says {shown(str(error))}") from error
+    return saved_shapes(model)
+
+
+def saved_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all parameters and buffers that `model` saves."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def with_proven_keys(model: PreTrainedModel, row: Architecture, sites: Sequence[Site]) -> Architecture:
+    """The row with the `width_key` of every stack proven, null where no key moves the widths of this stack.
+
+    A key is proven if the class, built on the meta device with another number there, has this width in all layers of
+    the stack, and nothing but MLPs changed.
+    """
+    before = saved_shapes(model)
+    names = dict.fromkeys(name for site in sites for name in _candidates(model.config, site.intermediate_size))
+    moved = {name: _moved_stacks(model, before, sites, name) for name in names}
+    return Architecture(tuple(_with_key(stack, sites, model.config, moved) for stack in row.stacks))
+
+
+def _with_key(
+    stack: Stack, sites: Sequence[Site], config: PreTrainedConfig, moved: dict[str, frozenset[Stack]]
+) -> Stack:
+    widths = dict.fromkeys(site.intermediate_size for site in sites if site.stack == stack)
+    names = [name for width in widths for name in _candidates(config, width)]
+    return replace(stack, width_key=next((name for name in names if stack in moved[name]), None))
+
+
+def _candidates(config: PreTrainedConfig, width: int) -> list[str]:
+    """Entries that may hold the width: those of this value, then empty ones with a usual name."""
+    entries = {**text_config(config).to_dict(), **config.to_dict()}
+    equal = [name for name, value in entries.items() if type(value) is int and value == width]
+    empty = [name for name, value in entries.items() if value is None and _is_usual(name)]
+    return sorted(equal, key=lambda name: not _is_usual(name)) + empty
+
+
+def _is_usual(name: str) -> bool:
+    return any(word in name for word in _USUAL)
+
+
+def _moved_stacks(
+    model: PreTrainedModel, before: dict[str, tuple[int, ...]], sites: Sequence[Site], name: str
+) -> frozenset[Stack]:
+    """The stacks whose width is that of the key `name` in every layer; none if it moves anything else as well."""
+    wanted = 2 * max(site.intermediate_size for site in sites)
+    try:
+        after = stock_shapes(type(model), with_width(model.config, name, wanted))
+    except (InputError, StrictDataclassError):
+        return frozenset()
+    prefix = "" if base_model(model) is model else f"{model.base_model_prefix}."
+    maps = {site.path: tuple(f"{prefix}{path}." for path in linear_maps(site)) for site in sites}
+    changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
+    if any(not any(key.startswith(paths) for paths in maps.values()) for key in changed):
+        return frozenset()
+    kept = {site.stack for site in sites if not any(key.startswith(maps[site.path]) for key in changed)}
+    downs = [(site.stack, after.get(f"{prefix}{site.module_path('down')}.weight", ())) for site in sites]
+    wrong = {stack for stack, shape in downs if wanted not in shape}
+    return frozenset(site.stack for site in sites) - kept - wrong

@@ -1,0 +1,96 @@
+"""A folder's own list of its files: written after all of them, and compared before anything in it is used."""
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.errors import InputError
+from mlpfusion.storage.atomic import sync, write_file
+
+MANIFEST = "complete"
+
+
+@dataclass(frozen=True)
+class _File:
+    size: int
+    sha256: str
+
+
+def seal(folder: Path) -> None:
+    """Writes `complete` into `folder`: name, size and SHA-256 of all its files, which are on disk by then."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = asdict(_measured(path))
+    sync(folder)
+    write_file(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
+    sync(folder)
+
+
+def unseal(folder: Path) -> None:
+    """Takes the list away, before anything in `folder` is written again or removed."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether `folder` was written to its end; what it holds is not looked at."""
+    return folder.is_dir() and not folder.is_symlink() and (folder / MANIFEST).is_file()
+
+
+def damage(folder: Path) -> str | None:
+    """What is not as it was when `folder` was sealed, in words; None if every file is, and there is no other."""
+    if not is_sealed(folder):
+        return f"it holds no {MANIFEST}"
+    try:
+        listed = json.loads((folder / MANIFEST).read_bytes())["files"]
+        expected = {name: _File(size=one["size"], sha256=one["sha256"]) for name, one in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
+        return f"its {MANIFEST} cannot be read"
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not _is_folder(path)}
+    for name in (MANIFEST, "mlp_fusion_files.json"):  # the names alone, written after this list
+        found.pop(name, None)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} was added"
+        if not stat.S_ISREG(found[name].lstat().st_mode):
+            return f"{name} is no file any more"
+        if os.path.getsize(found[name]) != expected[name].size or _measured(found[name]) != expected[name]:
+            return f"{name} has other bytes"
+    return None
+
+
+def sealed_json(data: dict[str, Any]) -> str:
+    """`data` as indented JSON text that ends with a hash of the rest."""
+    return json.dumps(data | {"sha256": _digest(data)}, indent=1) + "\n"
+
+
+def read_sealed_json(file: Path) -> dict[str, Any]:
+    """The data of a file that `sealed_json` made. Raises `InputError` unless it holds what was written."""
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} must hold what was written, but it is no JSON") from error
+    if not isinstance(data, dict) or data.pop("sha256", None) != _digest(data):
+        raise InputError(f"{file} must hold what was written, but it was changed, or made by something else")
+    return data
+
+
+def _measured(path: Path) -> _File:
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return _File(size=opened.tell(), sha256=digest)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

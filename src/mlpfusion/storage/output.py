@@ -1,0 +1,210 @@
+"""The folder that a command writes: checked before any work, complete or not there, and nothing of the user's gone."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from mlpfusion.errors import InputError, one_line
+from mlpfusion.storage.atomic import UNFINISHED, lock, locked, new_folders, new_sibling, swap, sweep, sync
+from mlpfusion.storage.listing import strange_file, write_listing
+
+# What `rename` of a folder says where something stands that it must not replace.
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY, errno.EPERM, errno.EACCES}
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """A folder that may be replaced, as it was when it was looked at."""
+
+    device: int
+    inode: int
+    modified: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """The folder as it is now."""
+        found = folder.lstat()
+        return cls(found.st_dev, found.st_ino, found.st_mtime_ns)
+
+
+def check_output(
+    out: Path, *, overwrite: bool = False, reads: Iterable[str | None] = (), writes: Iterable[str | None] = ()
+) -> Occupant | None:
+    """The folder that `staged_folder` may replace, None where `out` is new or empty; nothing but `out` is touched.
+
+    `reads` are files and folders that the run reads (names of the Hub are passed over), `writes` others that it writes.
+    What a killed run left beside `out` is removed. Raises `InputError` if `out` is a file, a link or a mount point,
+    cannot be written, is or holds the working or home folder or any of those named, or holds anything: with `overwrite`
+    anything that this program did not write.
+    """
+    try:
+        linked = out.is_symlink()
+        place = _place(out)
+        mounted = place.is_mount()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unwritable(out, error) from error
+    if linked or mounted:
+        kind = "symbolic link" if linked else "mount point"
+        raise InputError(f"`out` must be a folder of its own, got the {kind} {out}; name a new folder")
+    _check_apart(place, out, reads, writes)
+    if not os.path.lexists(place) or place.is_dir():
+        _try(place, out)
+    return _occupant(place, out, overwrite)
+
+
+@contextmanager
+def staged_folder(out: Path, replacing: Occupant | None = None, *, listed: bool = True) -> Iterator[Path]:
+    """A new folder beside `out` to write into, which takes the place of `out` when the block ends without an error.
+
+    The files are on disk (fsync) before one step puts them in place: whoever looks at `out`, at any moment and after
+    any crash, sees what was there before or the complete new one. `out` must still be missing, empty or `replacing`
+    then; else it stays, the result is kept beside it, and an `InputError` says where. On an error it goes.
+    Only a folder that is `listed` can be replaced later.
+    """
+    place = _place(out)
+    with new_folders(place.parent), _new_folder(place) as staged:
+        yield staged
+        if listed:
+            write_listing(staged)
+        for file in sorted(staged.rglob("*")):
+            sync(file)
+        sync(staged)
+        with locked(place.parent):
+            _put_in_place(staged, place, replacing)
+
+
+@contextmanager
+def _new_folder(place: Path) -> Iterator[Path]:
+    """A hidden folder that goes in the end; its lock says that its writer lives."""
+    staged, descriptor = new_sibling(place, "incomplete"), None
+    try:
+        with locked(place.parent):  # no sweep between the folder and its lock
+            staged.mkdir()
+            descriptor = os.open(staged, os.O_RDONLY)
+            lock(descriptor)
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _put_in_place(staged: Path, place: Path, replacing: Occupant | None) -> None:
+    try:
+        staged.rename(place)  # takes the place of nothing or of an empty folder, and fails for all else
+    except OSError as error:
+        if error.errno not in _OCCUPIED:
+            raise
+        if replacing is None or not _replace(staged, place, replacing):
+            raise _kept(staged, place) from error
+    else:
+        sync(place.parent)
+
+
+def _replace(staged: Path, place: Path, replacing: Occupant) -> bool:
+    """Exchanges the two, unless `place` is not what may be replaced; looked at again when nobody can reach it."""
+    if not _may_go(place, replacing):
+        return False
+    swap(staged, place)
+    try:
+        changed = not _may_go(staged, replacing)
+        sync(place.parent)  # before the old one is removed
+    except BaseException:
+        swap(staged, place)
+        raise
+    if changed:
+        swap(staged, place)
+    return not changed
+
+
+def _may_go(folder: Path, replacing: Occupant) -> bool:
+    return not folder.is_symlink() and Occupant.of(folder) == replacing and strange_file(folder) is None
+
+
+def _kept(staged: Path, place: Path) -> InputError:
+    kept = place.with_name(f"{place.name}.kept-{secrets.token_hex(4)}")
+    staged.rename(kept)
+    sync(place.parent)
+    return InputError(f"`out` must stay as it was during the run, {place} did not or cannot be replaced; see {kept}")
+
+
+def _place(out: Path) -> Path:
+    """The absolute name of `out`: links above it are followed, `out` itself is not."""
+    return out.resolve() if out.name in ("", "..") else out.parent.resolve() / out.name
+
+
+def _check_apart(place: Path, out: Path, reads: Iterable[str | None], writes: Iterable[str | None]) -> None:
+    """Raises `InputError` if `place` is or holds a file or folder that must stay."""
+    read = [path for path in (Path(os.path.expanduser(name)) for name in reads if name) if os.path.exists(path)]
+    others = [Path(os.path.expanduser(name)) for name in ("~", *writes) if name]
+    for path in [Path.cwd(), *others, *read]:
+        links = [one for form in ("*", "*/*") for one in path.glob(form) if one.is_symlink()] if path in read else []
+        ways = [above for one in (path, *links) for above in _ways(one)]
+        for taken in (place, place.with_name(place.name + UNFINISHED)):
+            if any(above == taken or _same(above, taken) for above in ways):
+                raise InputError(f"`out` must not be, and not hold, {path}, got {out}; name a new folder")
+
+
+def _ways(path: Path) -> set[Path]:
+    """`path`, the folders above it, and those that links among them lead to."""
+    found: set[Path] = set()
+    waiting = [Path(os.path.abspath(path)), path.resolve()]
+    while waiting:
+        one = waiting.pop()
+        for above in {one, *one.parents} - found:
+            found.add(above)
+            if above.is_symlink():
+                waiting.append(Path(os.path.abspath(above.parent / above.readlink())))
+    return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.exists(one) and os.path.exists(other) and one.samefile(other)
+
+
+def _try(place: Path, out: Path) -> None:
+    """Sweeps, and makes and removes folders with the names that will be needed. Raises `InputError`."""
+    parent, names = place.parent, [place.name + UNFINISHED]
+    while not parent.exists():
+        names.append(parent.name)
+        parent = parent.parent
+    try:
+        with locked(parent) as lockable:
+            if lockable and parent == place.parent:
+                sweep(place)
+            for name in names:
+                trial = new_sibling(parent / name, "incomplete")
+                trial.mkdir()
+                trial.rmdir()
+        sync(parent)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: Exception) -> InputError:
+    return InputError(f"`out` must be in a folder that can be written to, got {str(out)!r}: {one_line(error)}")
+
+
+def _occupant(place: Path, out: Path, overwrite: bool) -> Occupant | None:
+    if not os.path.lexists(place):
+        return None
+    if not place.is_dir():
+        raise InputError(f"`out` must be a folder, got the file {out}")
+    if not any(place.iterdir()):
+        return None
+    if (strange := strange_file(place)) is not None:
+        raise InputError(
+            f"`out` must be empty or new, got {out}; `overwrite` does not replace it, for it holds {strange}, which "
+            "this program did not write: name another folder"
+        )
+    if not overwrite:
+        raise InputError(f"`out` must be empty or new, got {out}; --overwrite replaces it")
+    return Occupant.of(place)

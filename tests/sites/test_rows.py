@@ -1,0 +1,132 @@
+"""Every row of the table, on a tiny model of its architecture."""
+
+import pytest
+import torch
+import yaml
+from pico import PICO, pico_config, pico_inputs, pico_model, pico_outputs, sites_of
+
+from mlpfusion.errors import InputError
+from mlpfusion.mlp import forward
+from mlpfusion.sites.detect import detect_architecture
+from mlpfusion.sites.sites import base_model, find_sites, read_mlp, site_parameters, visited_share
+from mlpfusion.sites.table import (
+    ARCHITECTURES,
+    Architecture,
+    Stack,
+    architecture_from_dict,
+    architecture_to_dict,
+    find_architecture,
+    read_architecture,
+)
+
+each_model = pytest.mark.parametrize("name", PICO)
+
+
+def test_every_row_has_a_tiny_model():
+    assert {model_type for model_type, _ in PICO.values()} == set(ARCHITECTURES)
+
+
+@each_model
+def test_the_mlp_that_is_read_computes_what_the_model_computes(name):
+    model = pico_model(name)
+    sites = sites_of(model)
+    assert len(sites) == (6 if "decoder_input_ids" in pico_inputs(name) else 3)
+    for site in sites:
+        seen = {}
+        base = base_model(model)
+        up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
+        hooks = [
+            up.register_forward_pre_hook(lambda _m, args, seen=seen: seen.update(x=args[0])),
+            down.register_forward_hook(lambda _m, _args, output, seen=seen: seen.update(y=output)),
+        ]
+        pico_outputs(model, name)
+        for hook in hooks:
+            hook.remove()
+        torch.testing.assert_close(forward(read_mlp(model, site), seen["x"]), seen["y"])
+
+
+@each_model
+def test_all_mlp_parameters_are_visited(name):
+    model = pico_model(name)
+    sites = sites_of(model)
+    assert visited_share(model, sites) == 1.0
+    counted = sum(read_mlp(model, site).num_parameters for site in sites)
+    assert counted == sum(p.numel() for site in sites for p in site_parameters(base_model(model), site))
+
+
+@each_model
+def test_the_row_is_found_by_its_pattern_alone(name):
+    model = pico_model(name)
+    used = {site.stack for site in sites_of(model)}
+    found = detect_architecture(model)
+    assert found is not None
+    assert set(found.stacks) == used
+
+
+@each_model
+def test_the_width_key_is_a_key_of_the_config(name):
+    config = pico_config(name)
+    for stack in find_architecture(config.model_type).stacks:
+        assert stack.width_key in config.to_dict()
+
+
+def test_an_overlooked_linear_map_shows_in_the_share():
+    model = pico_model("llama")
+    row = Architecture((Stack("layers.{}", "mlp.gate_proj", "mlp.down_proj", "mlp.act_fn"),))
+    assert visited_share(model, find_sites(model, row)) == pytest.approx(2 / 3)
+
+
+def test_an_unknown_model_type_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="`model_type` must be one of bart, bert, .*, got 'mamba'"):
+        find_architecture("mamba")
+
+
+def test_a_row_that_leads_nowhere_is_refused():
+    row = Architecture((Stack("layers.{}", "mlp.up", "mlp.down", "mlp.act"),))
+    with pytest.raises(InputError, match=r"layer layers.0 must have mlp.up as `up`, got none"):
+        find_sites(pico_model("llama"), row)
+    with pytest.raises(InputError, match=r"`architecture` must name layers of BertModel, got layers.\{\}"):
+        find_sites(pico_model("bert"), row)
+
+
+def test_a_row_with_the_wrong_shapes_is_refused():
+    row = Architecture((Stack("layers.{}", "mlp.down_proj", "mlp.down_proj", "mlp.act_fn"),))
+    with pytest.raises(InputError, match=r"must have shape \(56, 32\)"):
+        find_sites(pico_model("llama"), row)
+
+
+def test_a_row_survives_its_yaml_form(tmp_path):
+    for row in ARCHITECTURES.values():
+        path = tmp_path / "row.yaml"
+        path.write_text(yaml.safe_dump(architecture_to_dict(row)))
+        assert read_architecture(path) == row
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "must have the one key `stacks`"),
+        ({"stacks": []}, "must have the one key `stacks`"),
+        ({"stacks": [{"layer": "h.{}"}]}, "a stack must have up, down, activation"),
+        ({"stacks": [{"layer": "h.{}", "up": "a", "down": "b", "activation": "c", "x": 1}]}, r"got \['x'\]"),
+        (
+            {"stacks": [{"layer": "h", "up": "a", "down": "b", "activation": "c"}]},
+            "`layer` of a stack must hold {} once",
+        ),
+        (
+            {"stacks": [{"layer": "h.{}", "up": 3, "down": "b", "activation": "c"}]},
+            "`up` of a stack must be text, got 3",
+        ),
+    ],
+)
+def test_a_malformed_row_names_what_is_wrong(data, message):
+    with pytest.raises(InputError, match=message):
+        architecture_from_dict(data)
+
+
+def test_a_row_file_that_is_missing_or_no_yaml_is_refused(tmp_path):
+    with pytest.raises(InputError, match="`architecture` must be a readable YAML file"):
+        read_architecture(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="`architecture` must be a readable YAML file"):
+        read_architecture(tmp_path / "bad.yaml")
