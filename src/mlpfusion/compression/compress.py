@@ -62,8 +62,8 @@ def compress(
     are those of `make_plan`, the last two for methods that narrow. For these `budget`, in place of ratio and width, is
     the share of the whole model to keep, `60%` of its parameters or `60%flops`, spread over the layers where it hurts
     least (`compression.budget`). `device` is where the arithmetic is done (default: where the model is). The same
-    `seed` gives the same bytes on the same CPU with the same number of threads. `progress(done, total, path)` is called before
-    each block and at the end.
+    `seed` gives the same bytes on the same CPU with the same number of threads. `progress(done, total, path)` is called
+    before each block and at the end.
 
     `calibration` holds batches of model inputs, unlabelled, for a method that takes them, or what `trace_calibration`
     made of them with the same seed; with `sequential` every block sees what the blocks compressed before it leave.
