@@ -69,6 +69,35 @@ def test_imports_point_left(path):
     )
 
 
+def imported_files(path: Path) -> set[Path]:
+    """The files of the package that `path` imports, at any depth of its code, without those of whole packages."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlpfusion."):
+            module = SOURCE.joinpath(*(node.module or "").split(".")[1:])
+            names = [module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)]
+            found |= {name for name in names if name.is_file()}
+    return found
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    waiting = {path: imported_files(path) for path in FILES}
+    while free := [path for path, imports in waiting.items() if not imports & waiting.keys()]:
+        for path in free:
+            del waiting[path]
+    circle = sorted(str(path.relative_to(SOURCE)) for path in waiting)
+    assert not circle, (
+        f"these import each other in a circle: {', '.join(circle)}; move what both need into a third file"
+    )
+
+
+def test_rooms_are_small():
+    """At most 12 modules at the root and in a folder, an empty `__init__.py` not counted: more have no order."""
+    for folder in {path.parent for path in FILES}:
+        files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py" or path.read_text()]
+        assert len(files) <= 12, f"{folder.relative_to(SOURCE)} has {len(files)} files, at most 12: make a room of some"
+
+
 @each_file
 def test_files_and_functions_are_short(path):
     """Forty lines and 300 are where to stop and think; sixty plain lines beat fragments that pass values around."""

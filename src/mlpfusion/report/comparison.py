@@ -27,7 +27,6 @@ AUTHORS_COLUMNS = {
     "authors.output": "authors' output error: last batch, padding included, absolute",
     "authors.kernel": "authors' kernel error: prob0, absolute",
 }
-_SMALL = 0.01  # below it three decimals say too little
 
 
 def comparison_record(rows: Sequence[ComparisonRow], run: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
-from mlpfusion.report.comparison import _SMALL
-
 # The label of the model in which nothing was compressed.
 FULL = "full"
+_SMALL = 0.01  # below it three decimals say too little
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
