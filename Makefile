@@ -81,6 +81,7 @@ bench: .venv/bench
 	$(BIN)/python examples/stories260k.py $(MLPFUSION_DATA)/checkpoints/stories260K bench-out/stories260k
 	$(BIN)/mlpfusion compare bench-out/stories260k --data $(STORIES)/validation.txt.gz --max-samples 128 --layers all \
 	  --methods all,fusion:refine=false --calibration $(STORIES)/train.txt.gz --out bench-out/stories
+	$(BIN)/python benchmarks/decoder.py bench-out/stories260k $(STORIES)
 	cp bench-out/stories/comparison.json benchmarks/results/stories260k_comparison.json
 	cp bench-out/comparison/comparison.json benchmarks/results/minilm_comparison.json
 	cp bench-out/1024/comparison.json benchmarks/results/minilm_ntk_match_1024.json

@@ -54,7 +54,7 @@ def main() -> None:
     train = arguments.stories / "train.txt.gz"
     with gzip.open(arguments.stories / "validation.txt.gz", "rt", encoding="utf-8") as lines:
         texts = [line for line in map(str.strip, lines) if line][:TEXTS]
-    rows = []
+    rows, record = [], dict[str, Any]()
     for ratio in RATIOS:
         for method in METHODS:
             calibration = ("--calibration", train) if method == "ntk-match" else ()

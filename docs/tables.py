@@ -166,7 +166,7 @@ def headlines() -> str:
         [
             f"- Errors of a MiniLM layer at 25 %, `ntk-match` over `fusion`: output {output:.2f}, "
             f"Adam kernel {kernel:.2f}.",
-            f"- Training: its logits are {early:.2f} as far from the full model's as those of `fusion` in ten steps, "
+            f"- Training, distance of the logits from the full model's: {early:.2f} of that of `fusion` in ten steps, "
             f"{late:.2f} after 100.",
             f"- Scores of four GLUE tasks, over the full model's (standard error): `fusion` {scores['fusion']}, "
             f"`ntk-match` {scores['ntk-match']}.",

@@ -77,9 +77,13 @@ def headings(page: Path) -> list[tuple[int, str]]:
     return [(len(marks), re.sub(r"[`*]", "", text).strip()) for marks, text in found]
 
 
+def anchor_of(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def anchors(page: Path) -> set[str]:
-    """The anchors of the headings, as GitHub makes them."""
-    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for _, text in headings(page)}
+    return {anchor_of(text) for _, text in headings(page)}
 
 
 def links(page: Path) -> list[str]:

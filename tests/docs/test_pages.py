@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from markdown_pages import DOCUMENTATION, PAGES, ROOT, anchors, blocks, headings, links, name_of
+from markdown_pages import DOCUMENTATION, PAGES, ROOT, anchor_of, anchors, blocks, headings, links, name_of
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
@@ -41,6 +41,15 @@ def test_a_page_has_one_title_and_anchors_of_one_meaning(page: Path) -> None:
 @pytest.mark.parametrize("page", DOCUMENTATION, ids=name_of)
 def test_every_block_names_its_language(page: Path) -> None:
     assert [block.where for block in blocks(page) if not block.language] == []
+
+
+def test_the_log_has_an_index_that_answers_every_entry() -> None:
+    page = ROOT / "LOG.md"
+    rows = re.findall(r"(?m)^\| (\d{4}-\d\d-\d\d) \| \[.+\?\]\(#(.+)\) \| (.+) \|$", page.read_text(encoding="utf-8"))
+    entries = [text for level, text in headings(page) if level == 2]
+    assert [anchor for _, anchor, _ in rows] == [anchor_of(text) for text in entries]
+    assert [date for date, _, _ in rows] == [text[:10] for text in entries]
+    assert [answer for _, _, answer in rows if len(answer.split()) > 9] == []
 
 
 def test_every_page_can_be_reached() -> None:
