@@ -26,7 +26,7 @@ version = release = mlpfusion.__version__
 html_title = f"{project} {version}"
 
 extensions = ["myst_parser"]
-root_doc = "docs/index" if (DOCS / "index.md").exists() else "README"
+root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**.md"]
 # Folders that would be searched for nothing, environments among them.
 exclude_patterns = [".*", "src", "tests", "benchmarks", "examples", "site", "build", "dist", "demo-out", "bench-out"]
@@ -37,7 +37,11 @@ nitpick_ignore_regex = [("py:.*", r"(?!mlpfusion\.[A-Za-z]+$).*")]
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
+highlight_language = "text"
 html_theme = "furo"
+html_theme_options = {"light_css_variables": {"code-font-size": "80%"}}
+html_static_path = ["_static"]
+html_css_files = ["width.css"]
 templates_path = ["_templates"]
 html_additional_pages = {"index": "redirect.html"}
 html_copy_source = False
