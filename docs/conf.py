@@ -1,7 +1,7 @@
 """Sphinx builds the web site from the Markdown files of this repository: `make site`.
 
 Its source folder is the repository, so that a link from one file to another holds in both. The table of contents comes
-from the folders below `docs`, the page of public names from the package: a page or a name needs no line here.
+from `docs/index.md` and the folders, the page of public names from the package: a page or a name needs no line here.
 """
 
 import re
@@ -12,14 +12,10 @@ from sphinx.application import Sphinx
 
 import mlpfusion
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 from public_names import MARKER, public_names  # noqa: E402
-
-# In this order; folders without a line come after these, by name.
-CAPTIONS = {"jobs": "Jobs", "concepts": "Concepts", "how-to": "How to", "decisions": "Decisions"}
-REFERENCE = ("docs/cli", "docs/api")
-PROJECT = ("CONTRIBUTING", "ARCHITECTURE", "CHANGELOG", "LOG")
 
 project = "mlpfusion"
 version = release = mlpfusion.__version__
@@ -49,22 +45,26 @@ html_show_copyright = False
 html_show_sphinx = False
 
 
-def toctree(caption: str, pages: list[str]) -> str:
-    lines = ["```{toctree}", ":hidden:", ":maxdepth: 1", f":caption: {caption}", "", *pages, "```", ""]
-    return "\n".join(f"/{line}" if line in pages else line for line in lines)
+def table_of_contents(index: str) -> str:
+    """Toctrees of all pages: by the headings and links of `docs/index.md`, the others by their folder."""
+    parts: dict[str, list[str]] = {}
+    placed = {root_doc, "README"}
 
+    def place(caption: str, page: Path) -> None:
+        name = str(page.resolve().relative_to(ROOT).with_suffix(""))
+        if name not in placed:
+            placed.add(name)
+            parts.setdefault(caption, []).append(name)
 
-def table_of_contents() -> str:
-    """The toctrees of all pages: those of `docs`, those of each of its folders, the reference, the project."""
-    pages = [f"docs/{path.stem}" for path in sorted(DOCS.glob("*.md"))]
-    guide = [page for page in pages if page not in (root_doc, *REFERENCE)]
-    folders = {path.parent.name for path in DOCS.glob("*/*.md")}
-    parts = [("Guide", guide)]
-    for folder in [*CAPTIONS, *sorted(folders - set(CAPTIONS))]:
-        inside = [f"docs/{folder}/{path.stem}" for path in sorted((DOCS / folder).glob("*.md"))]
-        parts.append((CAPTIONS.get(folder, folder.replace("-", " ").capitalize()), inside))
-    parts += [("Reference", list(REFERENCE)), ("Project", list(PROJECT))]
-    return "\n\n".join(toctree(caption, inside) for caption, inside in parts if inside)
+    for part in index.split("\n## ")[1:]:
+        for link in re.findall(r"\]\(([^)#:]+\.md)\)", part):
+            place(part.partition("\n")[0], DOCS / link)
+    for page in sorted(DOCS.rglob("*.md")):
+        place("More" if page.parent == DOCS else page.parent.name.replace("-", " ").capitalize(), page)
+    head = "```{toctree}\n:hidden:\n:maxdepth: 1\n:caption: "
+    return "\n\n".join(
+        f"{head}{caption}\n\n" + "\n".join(f"/{page}" for page in pages) + "\n```" for caption, pages in parts.items()
+    )
 
 
 def without_folder_links(text: str, folder: Path) -> str:
@@ -79,8 +79,9 @@ def without_folder_links(text: str, folder: Path) -> str:
 def complete(app: Sphinx, docname: str, source: list[str]) -> None:
     """Adds what is made at build time to the text of a page."""
     source[0] = without_folder_links(source[0], Path(app.srcdir, docname).parent)
+    source[0] = re.sub(r"(?<=\d) \+- (?=\d)", "\u00a0\u00b1\u00a0", source[0])  # one line in narrow columns
     if docname == root_doc:
-        source[0] += "\n\n" + table_of_contents()
+        source[0] += "\n\n" + table_of_contents(source[0])
     elif docname == "README":
         source[0] = "---\norphan: true\n---\n" + source[0]
     elif docname == "docs/api":
