@@ -1,4 +1,4 @@
-"""Token ids of a task, and its batches: padded to the longest of the batch only."""
+"""Labelled and unlabelled texts as token ids, and the collator for their batches."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,10 @@ from mlpfusion.data.load import Examples, TaskData
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
-    """Examples as token ids: each item holds `input_ids`, `attention_mask` and what else the tokenizer gives.
+    """Tokenized examples: `input_ids`, `attention_mask`, further tokenizer outputs, `labels` if any.
 
-    `labels` are there unless the examples have none.
+    >>> len(EncodedExamples([{"input_ids": [5, 6]}, {"input_ids": [7]}]).subset([1]))
+    1
     """
 
     def __init__(self, items: Sequence[dict[str, Any]]):
@@ -35,7 +36,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         return EncodedExamples([self.items[index] for index in indices])
 
     def sha256(self) -> str:
-        """Hash of all that the model sees, labels and order included."""
+        """Hash of all model inputs and labels, in order."""
         digest = hashlib.sha256()
         for item in self.items:
             digest.update(repr(sorted(item.items())).encode())
@@ -44,9 +45,9 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task as token ids, with the collator that makes batches of them, and the tokens at which texts were cut.
+    """A tokenized task with its collator; texts are cut at `max_length` tokens.
 
-    `is_chosen` says that `train` holds only what a run with `max_train_samples` takes of it, in the order of that run.
+    `is_chosen`: `train` holds only the examples of a run with `max_train_samples`, in the order of that run.
     """
 
     task: Task
@@ -65,14 +66,15 @@ def encode_task(
     *,
     max_length: int | None = None,
 ) -> EncodedTask:
-    """Token ids of every split, for a model of `config`.
+    """Tokenizes every split of `data`, for a model of `config`.
 
-    Texts are cut at `max_length` tokens, the longer one of a pair first; without it at 128, or at what the model takes
-    if that is less, with a warning if it was. Raises `InputError` as `text_length` and `tokenized` do.
+    Texts are cut at `max_length` tokens, the longer one of a pair first. The default is `MAX_LENGTH`, or the limit of
+    the model if that is smaller (a warning if a text was cut by it). Raises `InputError` for a `max_length` above that
+    limit, and a text that the tokenizer refuses.
     """
     length = text_length(max_length, longest_text(tokenizer, config))
     splits = {"train": data.train, **data.evaluation}
-    items = {name: tokenized(one.texts, tokenizer, config, max_length=length) for name, one in splits.items()}
+    items = {name: tokenized(split.texts, tokenizer, config, max_length=length) for name, split in splits.items()}
     if max_length is None:
         pairs = [pair for name in splits for pair in zip(splits[name].texts, items[name], strict=True)]
         warn_if_cut(pairs, tokenizer, length)
@@ -88,7 +90,7 @@ def encode_texts(
     *,
     max_length: int | None = None,
 ) -> EncodedExamples:
-    """Unlabelled texts (or pairs of them) as token ids, cut as `encode_task` cuts them."""
+    """Tokenizes unlabelled texts or pairs of texts; `max_length` is that of `encode_task`."""
     length = text_length(max_length, longest_text(tokenizer, config))
     items = tokenized(texts, tokenizer, config, max_length=length)
     if max_length is None:

@@ -1,4 +1,4 @@
-"""The tasks of GLUE as data: which columns hold the text, what the labels mean, and what is measured."""
+"""The tasks of GLUE as data: text columns, label names, metrics, splits."""
 
 from dataclasses import dataclass, field
 
@@ -7,12 +7,12 @@ from mlpfusion.errors import InputError
 
 @dataclass(frozen=True)
 class Task:
-    """A sentence or sentence-pair task. Without label names it is a regression on one number.
+    """A classification task on sentences or pairs, or a regression on one number.
 
-    `metrics` are names of `tasks.metrics.METRICS`, the first is the headline. `splits` are the evaluation splits, the
-    first of which is the one to select on where the paper's habit is followed; `folder` is the name in the unpacked
-    GLUE download. `other_names` are what checkpoints call the labels too, in the same order; `positive` is the class
-    whose F1 is measured.
+    A task without `label_names` is a regression. `metrics` are keys of `data.metrics.METRICS`, the headline first.
+    `splits` are the evaluation splits; the paper selects on the first. `folder` is the name in the unpacked GLUE
+    download. `other_names` are further names of the labels in checkpoints, in the same order. F1 is that of class
+    `positive`.
     """
 
     name: str
@@ -26,29 +26,36 @@ class Task:
     positive: int = 1
 
     def spellings(self) -> tuple[tuple[str, ...], ...]:
-        """The names that the classes may have in a checkpoint: its own, others, and for GLUE their numbers."""
+        """Possible names of the classes in a checkpoint: names, other names, numbers (GLUE only).
+
+        >>> find_task("mrpc").spellings()
+        (('different', 'equivalent'), ('not_equivalent', 'equivalent'), ('0', '1'))
+        """
         numbers = tuple(str(index) for index in range(len(self.label_names))) if self.folder else ()
         return tuple(names for names in (self.label_names, self.other_names, numbers) if names) or ((),)
 
     @property
     def headline(self) -> str:
-        """The metric that stands for the task."""
+        """Name of the first metric, reported for the task."""
         return self.metrics[0]
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the head: one a class, or one for a regression."""
+        """Number of outputs of the head: one per class, one for a regression."""
         return max(1, len(self.label_names))
 
     @property
     def is_regression(self) -> bool:
-        """Whether the label is a number to predict."""
+        """True if the label is a number to predict."""
         return not self.label_names
 
 
 @dataclass(frozen=True)
 class CustomTask:
-    """What names the columns of a data set of one's own: `classes`, every distinct label one, unless `regression`."""
+    """Column names of your own data set.
+
+    Every distinct label is a class; with `regression` labels are numbers.
+    """
 
     text_columns: tuple[str, ...]
     label_column: str
@@ -93,7 +100,11 @@ GLUE: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """The row of a task by its name. Raises `InputError` for an unknown one."""
+    """Finds a GLUE task by name. Raises `InputError` for an unknown name.
+
+    >>> find_task("rte").text_columns
+    ('sentence1', 'sentence2')
+    """
     if name not in GLUE:
         raise InputError(f"`task` must be one of {', '.join(GLUE)}, got {name!r}")
     return GLUE[name]

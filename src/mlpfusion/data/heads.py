@@ -1,4 +1,4 @@
-"""Whether a checkpoint has a trained head, and in which order its classes stand."""
+"""Classification heads: is the head of a checkpoint trained, and in which order are its classes?"""
 
 import re
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ from mlpfusion.sites.sites import base_model
 
 
 def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Names transformers' class for sequence classification. Raises `InputError` for a model type that has none."""
+    """Class of transformers for sequence classification. Raises `InputError` for model types without one."""
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise InputError(
             f"`model` must be of a type that transformers has a head for sequence classification for, "
@@ -28,14 +28,14 @@ def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def head_tensors(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> tuple[str, ...]:
-    """Names the parameters of `kind` that its base model does not have."""
+    """Names of the parameters of `kind` outside its base model."""
     return _head(empty_model(config, kind))
 
 
 def has_trained_head(config: PreTrainedConfig, kind: type[PreTrainedModel], tensors: Collection[str]) -> bool:
-    """Says whether the weight files, which hold `tensors`, have the whole head of `kind`.
+    """True if `tensors`, the names in the weight files, hold the whole head of `kind`.
 
-    The class that `architectures` names does not matter: a config may name a head that the files lack.
+    `architectures` of the config is not asked: a config may name a head missing from the files.
     """
     model = empty_model(config, kind)
     head = _head(model)
@@ -43,22 +43,27 @@ def has_trained_head(config: PreTrainedConfig, kind: type[PreTrainedModel], tens
 
 
 def _head(model: PreTrainedModel) -> tuple[str, ...]:
-    own = {id(parameter) for parameter in base_model(model).parameters()}
-    return tuple(name for name, parameter in model.named_parameters() if id(parameter) not in own)
+    base = {id(parameter) for parameter in base_model(model).parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) not in base)
 
 
 def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Lists the names of a head's classes in the order of its outputs."""
+    """Names of a head's classes, in the order of its outputs."""
     names: dict[Any, Any] = config.id2label or {}  # transformers makes the keys whole numbers
     return tuple(str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels or 0))
 
 
 def class_order(names: Sequence[str], spellings: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
-    """Finds, for every class of a head, which class of the data it is; None if the names do not tell.
+    """Finds the data's class for every class of a head; None if the names differ.
 
-    `spellings` are names of the data's classes, each in the data's order. Case, spaces, underscores and hyphens do not
-    matter, unless they are all that tells two classes apart. `LABEL_0`, `LABEL_1`, .. say nothing: they take the order
-    of the data.
+    `names` are the head's, `spellings` alternatives for the data's, each in the data's order. Case, spaces, underscores
+    and hyphens do not count, unless two classes differ in nothing else. The nameless `LABEL_0`, `LABEL_1`, .. take the
+    order of the data.
+
+    >>> class_order(["Positive", "Negative"], [("negative", "positive")])
+    (1, 0)
+    >>> class_order(["LABEL_0", "LABEL_1"], [("negative", "positive")])
+    (0, 1)
     """
     for spelling in spellings:
         for form in (str, _plain):
@@ -70,14 +75,14 @@ def class_order(names: Sequence[str], spellings: Sequence[Sequence[str]]) -> tup
 
 
 def is_nameless(names: Sequence[str]) -> bool:
-    """Says whether the names are those that transformers gives to classes without any: `LABEL_0`, `LABEL_1`, .."""
+    """True for the default names of transformers, `LABEL_0`, `LABEL_1`, .."""
     return all(name == f"LABEL_{index}" for index, name in enumerate(names))
 
 
 def teacher_order(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:
-    """Finds, for every class of the student's head, which class of the teacher's it is; None if they stand alike.
+    """Finds the teacher's class for every class of the student; None for equal order.
 
-    Raises `InputError` if the names do not tell.
+    Raises `InputError` if the two heads name their classes differently.
     """
     ours, theirs = class_names(student.config), class_names(teacher.config)
     if not type(teacher).__name__.endswith("Classification") or ours == theirs or is_nameless(theirs):
@@ -92,9 +97,9 @@ def teacher_order(student: PreTrainedModel, teacher: PreTrainedModel) -> list[in
 
 
 def in_order_of_head(data: TaskData, config: PreTrainedConfig) -> TaskData:
-    """Puts the classes of `data` in the order of the trained head of `config`, under the names that the head has.
+    """Renumbers and renames the classes of `data` like the trained head of `config`.
 
-    Raises `InputError` if the head has another number of outputs, or names that are not those of the data.
+    Raises `InputError` if the head has another number of outputs, or other names than the data.
     """
     task = data.task
     if config.num_labels != task.num_labels:
@@ -119,7 +124,7 @@ def in_order_of_head(data: TaskData, config: PreTrainedConfig) -> TaskData:
 
 
 def head_order(task: Task, config: PreTrainedConfig) -> tuple[int, ...]:
-    """Finds, for every class of the head, which class of `task` it is. Raises `InputError` if the names do not tell."""
+    """Finds the class of `task` for every class of the head. Raises `InputError` if the names differ."""
     names = class_names(config)
     order = class_order(names, task.spellings())
     if order is None:
@@ -135,7 +140,7 @@ def _plain(name: str) -> str:
 
 
 def check_head(model: PreTrainedModel, num_labels: int) -> None:
-    """Raises `InputError` unless the model's config has that many labels and its class is one for sequences."""
+    """Raises `InputError` unless `model` is a sequence classifier with `num_labels` outputs."""
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise InputError(f"`model` must have a head for sequence classification, got {type(model).__name__}")
     if model.config.num_labels != num_labels:

@@ -1,4 +1,4 @@
-"""Loads a labelled task: texts and labels, checked before any training; one code after the rows are read."""
+"""Loads a labelled task from GLUE or your own files; all rows are checked here, before any training."""
 
 import os
 import re
@@ -14,10 +14,10 @@ from mlpfusion.data.glue import CustomTask, Task, find_task
 from mlpfusion.errors import InputError, shown
 
 DATA_VARIABLE = "MLPFUSION_DATA"
-# A checkout of the source may have the data beside it. An installed package reads no folder that nobody named.
+# A checkout of the source may have the data beside it. An installed package reads only folders named by its user.
 _CHECKOUT = Path(__file__).parents[3]
 HUB_DATASET = "nyu-mll/glue"
-_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")  # 18 digits fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its examples; `evaluation` holds the reported splits by name, `source` says where they are from."""
+    """A task with its examples; `evaluation` holds the reported splits by name.
+
+    `source` names the files or data sets for the record.
+    """
 
     task: Task
     train: Examples
@@ -46,21 +49,20 @@ class TaskData:
 
 
 def load_task(name: str, *, train: Path | str | None = None, validation: Path | str | None = None) -> TaskData:
-    """A task of GLUE: from the folder that MLPFUSION_DATA names, else the Hub.
+    """Loads a GLUE task from the folder in MLPFUSION_DATA, else the Hub.
 
-    In a checkout of the source, MLPFUSION_DATA is `../shared/data` beside it if that exists; empty, it names the Hub.
-
-    `train` and `validation` are files with the columns of the task to take instead. Where a folder holds a part of a
-    training set only (`train_subset`), that is taken, and `source` says so. Raises `InputError` for an unknown task, a
+    Without the variable, a checkout of the source looks into `../shared/data`; an empty variable means the Hub.
+    `train` and `validation` are files with the task's columns, to read instead. If the folder has only a part of a
+    training set (`train_subset`), that part is read and named in `source`. Raises `InputError` for an unknown task, a
     missing split or column, an empty split, and a label out of range.
     """
     task = find_task(name)
     folder, sources = _data_folder(task), []
-    wanted = [("train", train), *((split, validation) for split in task.splits)]
+    files = [("train", train), *((split, validation) for split in task.splits)]
     if validation is not None:
-        wanted = [("train", train), ("validation", validation)]
+        files = [("train", train), ("validation", validation)]
     splits = {}
-    for split, file in wanted:
+    for split, file in files:
         table, source = _split_table(task, split, file, folder)
         splits[split] = _examples(table, task, split)
         sources.append(source)
@@ -68,10 +70,11 @@ def load_task(name: str, *, train: Path | str | None = None, validation: Path | 
 
 
 def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -> TaskData:
-    """A data set of one's own. Classes are the distinct labels of the training file in their order, numbers as numbers.
+    """Loads your own data set from two files.
 
-    White space around a label is no part of it. Measured are accuracy, and F1 for two classes; Pearson and Spearman for
-    a regression. Raises `InputError` as `load_task` does, and for a validation label that training does not have.
+    Classes are the distinct labels of the training file, sorted (numbers by value), stripped of white space. Metrics
+    are accuracy, and F1 for two classes; Pearson and Spearman for a regression. Raises `InputError` for a missing
+    column, an empty file, and a validation label absent from training.
     """
     tables = read_table(train, "train"), read_table(validation, "validation")
     _check_columns(tables[0], columns.text_columns, columns.label_column, "train")
@@ -84,7 +87,7 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
 
 
 def _data_folder(task: Task) -> Path | None:
-    """The folder of the task's files, None for the Hub."""
+    """Folder with the task's files; None for the Hub."""
     named = os.environ.get(DATA_VARIABLE)
     if named is None and (_CHECKOUT / "pyproject.toml").is_file():
         folder = _CHECKOUT.parent / "shared" / "data" / "glue" / task.folder
@@ -143,7 +146,7 @@ def _label(value: Any, task: Task, names: Mapping[str, int], table: Table, row: 
 
 
 def _class_name(value: Any) -> str | None:
-    """The name of a class, without white space around it; None for what is neither text nor a whole number."""
+    """Class name, stripped; None unless `value` is text or a whole number."""
     return str(value).strip() if type(value) in (str, int) else None
 
 

@@ -1,4 +1,4 @@
-"""The metrics of GLUE, by scikit-learn and scipy."""
+"""The metrics of GLUE, computed by scikit-learn and SciPy."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def _correlation(function: Callable) -> Metric:
     return metric
 
 
-# Each takes labels and predictions. Where one of the two is constant a correlation is undefined: 0, as for Matthews'.
+# Arguments: labels, predictions. The correlation with a constant is undefined: 0, as scikit-learn's Matthews has it.
 METRICS: dict[str, Metric] = {
     "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
     "f1": lambda labels, predictions: float(f1_score(labels, predictions)),
@@ -36,29 +36,43 @@ METRICS: dict[str, Metric] = {
 
 
 def predictions(task: Task, logits: NDArray) -> NDArray:
-    """Class numbers, or the numbers themselves for a regression, from logits of shape (samples, num_labels)."""
+    """Predicted class numbers, or the predicted numbers of a regression.
+
+    `logits` has shape (samples, num_labels).
+    """
     return logits.reshape(len(logits)) if task.is_regression else logits.argmax(axis=-1)
 
 
 def score(task: Task, logits: NDArray, labels: NDArray) -> dict[str, float]:
-    """Every metric of `task`, each between -1 and 1.
+    """Every metric of `task` by name, each between -1 and 1.
 
     `logits` has shape (samples, num_labels), `labels` (samples,). F1 is that of the class `task.positive`.
+
+    >>> from mlpfusion.data.glue import find_task
+    >>> score(find_task("rte"), np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0]))
+    {'accuracy': 0.5}
     """
-    found = predictions(task, logits)
-    pairs = dict.fromkeys(task.metrics, (labels, found))
+    predicted = predictions(task, logits)
+    pairs = dict.fromkeys(task.metrics, (labels, predicted))
     if "f1" in pairs:
-        pairs["f1"] = (labels == task.positive, found == task.positive)
+        pairs["f1"] = (labels == task.positive, predicted == task.positive)
     return {name: METRICS[name](*pair) for name, pair in pairs.items()}
 
 
 def check_metric(task: Task, name: str | None) -> str:
-    """`name`, or the headline metric of `task` for None. Raises `InputError` if it is none of the task's."""
+    """Returns `name`, or the headline metric of `task` for None.
+
+    Raises `InputError` for a metric of another task.
+    """
     if name is not None and name not in task.metrics:
         raise InputError(f"`metric_for_best_model` must be one of {', '.join(task.metrics)}, got {name!r}")
     return name or task.headline
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1; 0 for one value)."""
+    """Mean and sample standard deviation (n - 1; 0 for one value).
+
+    >>> mean_and_deviation([1.0, 2.0, 3.0])
+    (2.0, 1.0)
+    """
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

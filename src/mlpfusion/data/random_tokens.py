@@ -1,4 +1,4 @@
-"""Calibration without data: sequences of random tokens, which the model's own embeddings make inputs for its blocks."""
+"""Calibration without data: sequences of random tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from mlpfusion.checkpoint.tokenizer import load_tokenizer, padded
 from mlpfusion.data.calibration_texts import check_samples
 from mlpfusion.errors import InputError
 
-_LENGTHS = (4, 40)  # tokens a sequence, special ones left out
-_COMMON = 300  # tokens before the frequencies begin to fall
+_LENGTHS = (4, 40)  # tokens per sequence without special ones: from 4 to 39, sentences like GLUE's; not tuned
+_COMMON = 300  # ranks before the frequencies begin to fall: punctuation, single letters and words like "the"; not tuned
 
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """`num_samples` sequences; a token of rank r in the vocabulary is drawn with a probability of about 1 / r.
+    """`num_samples` random sequences; rank r of the vocabulary has probability ~ 1 / (r + 300).
 
-    Vocabularies stand in the order of their frequency, more or less, and uniform draws are almost all rare pieces of
-    words. Lengths are uniform between 4 and 39.
+    Vocabularies are roughly sorted by frequency; uniform draws would be almost all rare pieces of words. Lengths are
+    uniform between 4 and 39.
     """
 
     num_samples: int
@@ -32,9 +32,9 @@ class RandomTokens:
         check_samples(self.num_samples)
 
     def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
-        """Padded batches in the form of a text, special tokens included, for a model of this config.
+        """Padded batches of random texts, special tokens included, for a model of `config`.
 
-        Raises `InputError` if `folder` has no tokenizer, or one of special tokens alone.
+        Raises `InputError` if `folder` has no tokenizer, or the tokenizer knows special tokens only.
         """
         tokenizer = load_tokenizer(folder, config)
         generator = torch.Generator().manual_seed(seed)
@@ -51,17 +51,17 @@ class RandomTokens:
         return with_decoder_inputs(padded([{"input_ids": ids} for ids in sequences], tokenizer), config)
 
     def record(self) -> dict[str, Any]:
-        """What goes into a record beside the numbers of samples and tokens."""
+        """Origin of the texts for a record; the counts of samples and tokens are added elsewhere."""
         return {"file": "random tokens"}
 
 
 def _longest(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     limit = longest_text(tokenizer, config)
-    return sum(_LENGTHS) * 2 if limit is None else limit
+    return sum(_LENGTHS) * 2 if limit is None else limit  # without a limit: any number above the longest draw
 
 
 def _ordinary_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> torch.Tensor:
-    """The ids of all tokens that are not special and that the model has, in their order."""
+    """Ids of the tokens in the model's vocabulary, in order, without special ones."""
     size = min(len(tokenizer), getattr(config, "vocab_size", None) or len(tokenizer))
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ordinary = [index for index in range(size) if index not in special]
@@ -71,7 +71,7 @@ def _ordinary_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
+    """Special tokens before and after a text."""
     text = "a"
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]
     framed = tokenizer(text)["input_ids"]

@@ -1,4 +1,4 @@
-"""Texts through the `datasets` library: data sets of the Hub, and Parquet files. The library is optional."""
+"""Data sets of the Hub and Parquet files, read by the optional `datasets` library."""
 
 from importlib import import_module
 from pathlib import Path
@@ -12,21 +12,28 @@ LOCAL = "a text, JSON, CSV or TSV file"
 
 
 def is_data_set(file: str) -> bool:
-    """Whether `file` is read by `datasets`: `hub:owner/name[[:config]:split]`, or a .parquet file."""
+    """True for `hub:owner/name[[:config]:split]` and .parquet files.
+
+    >>> is_data_set("hub:nyu-mll/glue:rte:train"), is_data_set("texts.txt")
+    (True, False)
+    """
     return file.startswith(PREFIX) or file.lower().endswith(".parquet")
 
 
 def file_rows(file: str, field: str) -> Any:
-    """The rows of a data set, a `datasets.Dataset`. The split is `train` unless one is named.
+    """Loads one split (default `train`) as a `datasets.Dataset`.
 
-    Raises `InputError` as `load_data_set` does.
+    Raises `InputError` if `datasets` is not installed, or the data set cannot be read.
     """
     path, config, split, options = _location(file, field)
     return load_data_set(path, config, split, field=field, local=LOCAL, name=file, **options)
 
 
 def column_texts(file: str, column: str | None, field: str) -> list[str]:
-    """The texts in one column of a data set. Raises `InputError` as `file_rows` does, and if it is none of texts."""
+    """Texts in one column of a data set.
+
+    Raises `InputError` without a `column`, and for a column of anything but text.
+    """
     if column is None:
         raise InputError(f"`column` must name the column of {file} that holds the text, got none")
     rows = file_rows(file, field)
@@ -40,10 +47,11 @@ def column_texts(file: str, column: str | None, field: str) -> list[str]:
 def load_data_set(
     path: str, config: str | None, split: str, *, field: str, local: str, name: str, **options: Any
 ) -> Any:
-    """One split, a `datasets.Dataset`, downloaded or cached; `options` are further ones of `datasets.load_dataset`.
+    """Downloads one split, or reads it from the cache, as a `datasets.Dataset`.
 
-    Raises `InputError`, which names `field`, what it may be without the library (`local`) and the data set (`name`), if
-    the library is not installed, there is no such data set, or no way to reach it.
+    `options` are further arguments of `datasets.load_dataset`. Raises `InputError` if the library is not installed, or
+    the data set is unknown or out of reach; the message names `field`, the alternatives without the library (`local`)
+    and the data set (`name`).
     """
     try:
         datasets: Any = import_module("datasets")
@@ -58,7 +66,7 @@ def load_data_set(
 
 
 def _location(file: str, field: str) -> tuple[str, str | None, str, dict[str, Any]]:
-    """What `load_dataset` is called with: path, config, split, further arguments."""
+    """Arguments of `datasets.load_dataset`: path, config, split, further ones."""
     if not file.startswith(PREFIX):
         check_regular(Path(file), field)
         return "parquet", None, "train", {"data_files": file}

@@ -1,4 +1,4 @@
-"""JSON values from text files: one object a line, or an array of objects or of texts."""
+"""JSON values from text files: an object per line, or one array of objects or texts."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from mlpfusion.data.files.lines import capped, read_lines
 from mlpfusion.data.files.row import Row
 from mlpfusion.errors import InputError, one_line, shown
 
-MAX_ARRAY = 2**26  # characters of a JSON array, which is read whole; 64 Mi
+MAX_ARRAY = 2**26  # 64 Mi characters of a JSON array: unlike lines, an array is read whole, at 1 to 4 bytes a character
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these names and values. Raises `ValueError` for a name that is there twice: JSON takes the last."""
+    """Builds a JSON object. Raises `ValueError` for a repeated name (`json` would keep the last value)."""
     values = dict(pairs)
     if len(values) == len(pairs):
         return values
@@ -30,23 +30,27 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 class Item(NamedTuple):
-    """A value in a JSON file, and the line that it begins on."""
+    """A value in a JSON file, and the number of its first line."""
 
     value: Any
     line: int
 
 
 def json_lines(path: Path, field: str) -> Iterator[Row]:
-    """Yields the objects of a file with one a line. Raises `InputError`, which names `field` and the line."""
+    """Yields one object per line of the file.
+
+    Raises `InputError` for a line of anything else; the message names `field` and the line.
+    """
     for number, line in enumerate(read_lines(path, field, guess=False), start=1):
         if text := line.strip():
             yield _row(text, number, path, field)
 
 
 def json_items(path: Path, field: str) -> Iterator[Item]:
-    """Yields the items of a .json file: of an array of objects or texts, or the objects of one a line.
+    """Yields the items of a .json file: of one array, or an object per line.
 
-    Raises `InputError`, which names `field` and the line, for anything else, and for an array above `MAX_ARRAY`.
+    Items of an array are objects or texts. Raises `InputError` for anything else, and for an array above `MAX_ARRAY`
+    characters.
     """
     lines = read_lines(path, field, guess=False, max_line=MAX_ARRAY)
     start = list(_up_to_text(lines))
@@ -59,7 +63,7 @@ def json_items(path: Path, field: str) -> Iterator[Item]:
 
 
 def json_rows(path: Path, field: str) -> Iterator[Row]:
-    """Yields the objects of a .json file as rows. Raises `InputError` as `json_items` does, and for other values."""
+    """Yields the objects of a .json file as rows. Raises `InputError` for items of any other kind."""
     for item in json_items(path, field):
         yield Row(_object(item.value, f"{path}, line {item.line}", field), item.line)
 
@@ -76,7 +80,7 @@ def _row(text: str, number: int, path: Path, field: str) -> Row:
 
 
 def _up_to_text(lines: Iterator[str]) -> Iterator[str]:
-    """The first lines, up to one that is not empty."""
+    """Leading empty lines, and the first line with text."""
     for line in lines:
         yield line
         if line.strip():
@@ -95,7 +99,7 @@ def _whole(lines: Iterator[str], path: Path, field: str) -> str:
 
 
 def _array_items(text: str, path: Path, field: str) -> Iterator[Item]:
-    """The items of the array in `text`, decoded one by one."""
+    """Items of the array in `text`, decoded one by one."""
     end, seen, line = _skip_space(text, text.index("[") + 1), 0, 1
     closed = text.startswith("]", end)
     while not closed:
@@ -124,7 +128,10 @@ def _skip_space(text: str, start: int) -> int:
 
 
 def _check_unicode(value: Any, source: str) -> None:
-    """Raises `UnicodeError` for half a surrogate pair, which no tokenizer takes; `source` is the JSON of the value."""
+    """Raises `UnicodeError` for half a surrogate pair, refused by every tokenizer.
+
+    `source` is the JSON text of `value`.
+    """
     if "\\u" in source and _SURROGATE.search(source):
         try:
             json.dumps(value, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""The lines of a text file: unpacked, decoded, and within limits, so that no file can fill the memory."""
+"""Lines of text files: unpacked, decoded, and bounded in number and length against full memory."""
 
 import gzip
 import io
@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from mlpfusion.errors import DataFileWarning, InputError, one_line
 
-MAX_LINE = 2**24  # bytes of a line, after unpacking; 16 MiB
-MAX_FILE = 2**30  # characters of a file; 1 Gi
+MAX_LINE = 2**24  # bytes of a line after unpacking: 16 MiB, more than a long book; not tuned
+MAX_FILE = 2**30  # characters of a file: 1 Gi, a few GB of memory as Python texts
 MAX_ROWS = 4_000_000  # lines, rows or texts of a file: the largest public sets of labelled texts; a minute to read
 
 Item = TypeVar("Item")
@@ -23,11 +23,11 @@ _WIDE = {BOM_UTF32_LE: "utf-32", BOM_UTF32_BE: "utf-32", BOM_UTF16_LE: "utf-16",
 
 
 def read_lines(path: Path, field: str, *, guess: bool = True, max_line: int = MAX_LINE) -> Iterator[str]:
-    """Yields the lines of a text file, each with its line break, unpacked if the name ends in .gz.
+    """Yields the lines of a text file (.gz too), each with its line break.
 
-    A line ends in a line feed; a byte-order mark is read and left out. Without one the text is UTF-8, or, if `guess`,
-    Windows-1252 where the file is no UTF-8 anywhere, with a `DataFileWarning`. Raises `InputError`, which names `field`
-    and the line, for what is no regular file, cannot be read, mixes both encodings, or is above a limit.
+    Lines end in a line feed. A byte-order mark decides the encoding and is left out; without a mark the text is UTF-8
+    or, if `guess` and no line is UTF-8, Windows-1252 with a `DataFileWarning`. Raises `InputError` for anything but a
+    readable regular file in one encoding and within the limits; the message names `field` and the line.
     """
     check_regular(path, field)
     size, number = 0, 0
@@ -48,9 +48,9 @@ def read_lines(path: Path, field: str, *, guess: bool = True, max_line: int = MA
 
 
 def check_num_lines(path: Path, field: str) -> None:
-    """Raises `InputError`, which names `field`, for more than `MAX_ROWS` lines: counted in seconds, before any is read.
+    """Raises `InputError` for more than `MAX_ROWS` lines, counted in seconds before any is decoded.
 
-    What cannot be read is left to `read_lines`, and so is UTF-16, in which the byte of a line feed is part of letters.
+    Unreadable files pass, `read_lines` refuses them; UTF-16 passes too (the byte of a line feed is part of letters).
     """
     check_regular(path, field)
     count, size = 0, 0
@@ -67,7 +67,7 @@ def check_num_lines(path: Path, field: str) -> None:
 
 
 def text_lines(path: Path, field: str) -> Iterator[str]:
-    """Yields the lines of `read_lines`. Raises `InputError` as it does, and for a NUL character: no text has one."""
+    """Yields the lines of `read_lines`. Raises `InputError` for a NUL character, a sign of a binary file."""
     for number, line in enumerate(read_lines(path, field), start=1):
         if "\0" in line:
             raise InputError(f"`{field}` must be a readable text file, got {path}: NUL character in line {number}")
@@ -75,7 +75,11 @@ def text_lines(path: Path, field: str) -> Iterator[str]:
 
 
 def split_at_returns(lines: Iterable[str]) -> Iterator[str]:
-    """Yields the lines, ended by lone carriage returns as well, as old spreadsheets end them."""
+    """Splits lines at lone carriage returns too, the line ends of old spreadsheets.
+
+    >>> list(split_at_returns(["a\\rb\\r\\n", "c\\n"]))
+    ['a\\r', 'b\\r\\n', 'c\\n']
+    """
     for line in lines:
         if "\r" in line[:-2]:
             yield from io.StringIO(line, newline="")
@@ -84,7 +88,7 @@ def split_at_returns(lines: Iterable[str]) -> Iterator[str]:
 
 
 def capped(items: Iterable[Item], file: Path | str, field: str) -> Iterator[Item]:
-    """Yields the items. Raises `InputError`, which names `field`, where there are more than `MAX_ROWS`."""
+    """Yields the items. Raises `InputError` after `MAX_ROWS` of them."""
     for count, item in enumerate(items, start=1):
         if count > MAX_ROWS:
             raise InputError(
@@ -94,7 +98,7 @@ def capped(items: Iterable[Item], file: Path | str, field: str) -> Iterator[Item
 
 
 def check_regular(path: Path, field: str) -> None:
-    """Raises `InputError` unless `path` is a regular file: a device or a pipe may never end."""
+    """Raises `InputError` unless `path` is a regular file (devices and pipes may never end)."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
@@ -115,7 +119,7 @@ def _unpacked(path: Path) -> io.BufferedReader:
 
 
 def _decoded(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int) -> Iterator[str]:
-    """The lines as text; one above the limit is cut to a character more than that."""
+    """Decoded lines; a line above `max_line` is cut to `max_line + 1` characters."""
     start = file.peek(4)[:4]
     wide = next((encoding for mark, encoding in _WIDE.items() if start.startswith(mark)), None)
     if wide is not None:
@@ -130,7 +134,10 @@ def _decoded(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int)
 
 
 def _utf8_or_windows(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int) -> Iterator[str]:
-    """UTF-8, unless no line with other characters than ASCII is: so the order of the lines does not matter."""
+    """Lines decoded as UTF-8, or all as Windows-1252 if no line beyond ASCII is UTF-8.
+
+    A file with both raises `UnicodeError`, in whatever order its lines come.
+    """
     seen: str | None = None
     while raw := file.readline(max_line + 1):
         if raw.isascii() or len(raw) > max_line:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One row: its values by column, and the line of the file that it begins on; of a data set, its number."""
+    """Values by column, and the number of the row's first line (of a data set: of the row)."""
 
     values: Mapping[str, Any]
     line: int

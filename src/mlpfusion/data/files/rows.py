@@ -1,4 +1,4 @@
-"""Rows of a table, labelled or not: from a file or a data set of the Hub."""
+"""Rows of tables, from a file or a data set of the Hub."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,34 +17,45 @@ _READERS = {".jsonl": json_lines, ".ndjson": json_lines, ".json": json_rows, ".c
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file or data set; `name` is what errors call it, `unit` what `Row.line` counts."""
+    """All rows of a file or data set; errors say `name`, `unit` and `Row.line`."""
 
     rows: Sequence[Row]
     name: str
     unit: str = "line"
 
     def place(self, row: Row) -> str:
-        """Where a row stands, for errors."""
+        """Place of a row for messages, as in `train.csv, line 7`."""
         return f"{self.name}, {self.unit} {row.line}"
 
 
 def file_kind(file: Path | str) -> str:
-    """The suffix of a file in small letters, without .gz."""
+    """Suffix of a file in small letters, without .gz.
+
+    >>> file_kind("Train.CSV.gz")
+    '.csv'
+    """
     return Path(Path(file).name.lower().removesuffix(".gz")).suffix
 
 
 def short_name(file: Path | str) -> str:
-    """What a record calls a file: its name without the folder; a data set of the Hub as it was given."""
+    """File name without the folder, for records; `hub:` names stay as given.
+
+    >>> short_name("/home/me/texts.txt"), short_name("hub:imdb:test")
+    ('texts.txt', 'hub:imdb:test')
+    """
     return str(file) if str(file).startswith(PREFIX) else Path(file).name
 
 
 def has_columns(file: Path | str) -> bool:
-    """Whether `file` is a table, of which a column must be named, and not plain text."""
+    """True for tables, False for plain text."""
     return is_data_set(str(file)) or file_kind(file) in (*_READERS, ".parquet")
 
 
 def read_table(file: Path | str, field: str) -> Table:
-    """All rows of a file or data set. Raises `InputError` as `iterate_rows` does."""
+    """Reads all rows of a file or data set.
+
+    Raises `InputError` for an unknown kind of file, a broken row, and more than `MAX_ROWS` rows.
+    """
     if is_data_set(str(file)):
         return Table(list(iterate_rows(file, field)), str(file), "row")
     if file_kind(file) in _READERS:
@@ -53,10 +64,11 @@ def read_table(file: Path | str, field: str) -> Table:
 
 
 def iterate_rows(file: Path | str, field: str) -> Iterator[Row]:
-    """The rows of a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, .gz or not, or of a `hub:` data set.
+    """Yields the rows of a file (`.gz` too) or of a `hub:` data set.
 
-    Values of CSV and TSV, which begin with a header, are text. Raises `InputError`, which names `field` and the line,
-    for another kind of file, one that cannot be read, a broken row, and more than `MAX_ROWS` of them.
+    Kinds of files: .jsonl, .ndjson, .json, .csv, .tsv, .parquet. CSV and TSV begin with a header; their values are
+    text. Raises `InputError` for another kind, an unreadable file, a broken row, and more than `MAX_ROWS` rows; the
+    message names `field` and the line.
     """
     if is_data_set(str(file)):
         return capped(_numbered(file_rows(str(file), field)), file, field)
@@ -68,13 +80,13 @@ def iterate_rows(file: Path | str, field: str) -> Iterator[Row]:
 
 
 def hub_table(dataset: str, config: str, split: str) -> Table:
-    """The rows of one split of a Hub data set, downloaded or cached by `datasets`.
+    """Reads one split of a Hub data set, downloaded or cached by `datasets`.
 
-    Raises `InputError` as `load_data_set` does.
+    Raises `InputError` if `datasets` is not installed, or the Hub is out of reach.
     """
     name = f"{dataset} {config} {split}"
-    found = load_data_set(dataset, config, split, field="task", local="in MLPFUSION_DATA", name=name)
-    return Table(list(capped(_numbered(found), name, "task")), name, "row")
+    rows = load_data_set(dataset, config, split, field="task", local="in MLPFUSION_DATA", name=name)
+    return Table(list(capped(_numbered(rows), name, "task")), name, "row")
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:

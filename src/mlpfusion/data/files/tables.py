@@ -1,4 +1,4 @@
-"""Rows of tables in text: CSV as spreadsheets write it, TSV as GLUE writes it."""
+"""Rows of CSV (written by spreadsheets) and of TSV (written like GLUE's files)."""
 
 import csv
 import re
@@ -15,9 +15,10 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def csv_rows(path: Path, field: str) -> Iterator[Row]:
-    """Yields the rows of a CSV file; a header without a comma is divided by semicolons, or tabs, and so is the rest.
+    """Yields the rows of a CSV file, delimited by commas, semicolons or tabs.
 
-    Raises `InputError`, which names `field` and the line, for a row that has not as many cells as the header.
+    The delimiter is a comma if the header has one, else a semicolon, else a tab. Raises `InputError` for a row with
+    more or fewer cells than the header; the message names `field` and the line.
     """
     lines = split_at_returns(text_lines(path, field))
     first = next(lines, "")
@@ -39,11 +40,11 @@ def csv_rows(path: Path, field: str) -> Iterator[Row]:
 
 
 def tsv_rows(path: Path, field: str) -> Iterator[Row]:
-    """Yields the rows of a TSV file: a line is a row, and quotation marks belong to the text, as in GLUE's files.
+    """Yields the rows of a TSV file, one per line; quotation marks belong to the text.
 
-    Only where the header has every name in quotation marks, those around cells are left out. A `DataFileWarning` says
-    so, or that they are kept where all cells with a mark look like a spreadsheet's. Raises `InputError`, which names
-    `field` and the line, for a line that has not as many cells as the header.
+    So GLUE's files need it. Only if every name in the header is quoted, the marks around cells are removed, with a
+    `DataFileWarning`; the same warning says that marks were kept if all of them look like a spreadsheet's quoting.
+    Raises `InputError` for a line with more or fewer cells than the header.
     """
     lines = list(text_lines(path, field))
     if not lines:
@@ -67,9 +68,9 @@ _TSV_CURE = "; a .tsv has no tabs and line breaks within a cell, quoted or not: 
 
 
 def _has_quoting(header: Sequence[str], lines: Sequence[str], end: str, path: Path) -> bool:
-    """Whether marks around the cells of a TSV are no part of them: certain only where all names have them too.
+    """True if the header is quoted like the cells: only then are the marks quoting for sure.
 
-    GLUE's own QQP has texts like a spreadsheet's, doubled marks and all, which are read with them everywhere.
+    GLUE's own QQP has cells that look quoted, doubled marks and all; everybody reads them with the marks.
     """
     marked = [cell for line in lines if '"' in line for cell in line.removesuffix(end).split("\t") if '"' in cell]
     if not marked or not all(_QUOTED.fullmatch(cell) for cell in marked):
@@ -92,7 +93,7 @@ def _delimiter(header: str) -> str:
 
 
 def _column_names(cells: Sequence[str], path: Path, field: str) -> list[str]:
-    """The names in a header, stripped. Raises `InputError` if one is empty or there twice."""
+    """Column names in a header, stripped. Raises `InputError` for an empty or repeated name."""
     names = [cell.strip() for cell in cells]
     if not all(names):
         cure = "pandas leaves it out by `index=False`" if not names[0] else "is there a delimiter too much?"
@@ -105,5 +106,5 @@ def _column_names(cells: Sequence[str], path: Path, field: str) -> list[str]:
 
 def _check_length(cells: Sequence[str], names: Sequence[str], where: str, field: str, cure: str = "") -> None:
     if len(cells) != len(names):
-        found = f"{where} has {len(cells)}, the header {len(names)}"
-        raise InputError(f"`{field}` must have as many fields in every row, {found}{cure}")
+        counts = f"{where} has {len(cells)}, the header {len(names)}"
+        raise InputError(f"`{field}` must have as many fields in every row, {counts}{cure}")

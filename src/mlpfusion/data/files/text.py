@@ -1,4 +1,4 @@
-"""Unlabelled text to measure or to calibrate on."""
+"""Unlabelled texts from plain text files and tables."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,12 +14,11 @@ from mlpfusion.errors import InputError
 def read_texts(
     file: Path | str, *, column: str | None = None, max_samples: int | None = None, field: str = "data"
 ) -> list[str]:
-    """The texts in a file: one a line, or the column `column` of a table; stripped, empty ones left out.
+    """Reads texts: one per line, or the column `column` of a table.
 
-    Tables are the files and data sets of `iterate_rows`; a .json file may be an array of texts, without a column. No
-    more than `max_samples` texts are read where rows come one by one. Raises `InputError` (it names `field`, or
-    `column`) for what cannot be read, a column that is missing, unknown or has no text, one named for plain text, and a
-    file without any text.
+    Texts are stripped, empty ones left out, and at most `max_samples` kept. Tables are the files and data sets of
+    `iterate_rows`; a .json array of texts needs no column. Raises `InputError` for an unreadable file, a column that is
+    missing, unknown or not text, a column named for plain text, and a file without any text.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
