@@ -107,6 +107,8 @@ def test_snippets_parse(page: Path, workplace: Path, checkpoints: dict[str, Path
         assert names or len(words) < 2 or words[1].startswith("-") or words[1] == "COMMAND", " ".join(words)
 
 
+# transformers' Trainer on a machine without a GPU
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.parametrize(
     "page",
     [
