@@ -58,7 +58,7 @@ dist: .venv/test
 	$(BIN)/python -m hatchling build -d dist
 	$(BIN)/python -m pytest tests/package/test_distribution.py
 
-# The tables of the README: a day on two cores, half of it the fine-tuning. MLPFUSION_DATA names the folder of the evaluation data.
+# The tables of the documents: a day on two cores, half of it the fine-tuning. MLPFUSION_DATA names the folder of the evaluation data.
 MLPFUSION_DATA ?= ../shared/data
 SST2 = $(MLPFUSION_DATA)/glue/SST-2
 STORIES = $(MLPFUSION_DATA)/lm/tinystories_sample
