@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
+from mlpfusion.checks import check_finite
 from mlpfusion.errors import InputError
-from mlpfusion.finite import check_weight
 from mlpfusion.sites.sites import check_in_memory
 
 
@@ -38,7 +38,7 @@ def check_parameters(model: nn.Module) -> None:
                 f"`model` must have plain weights, got {type(parameter).__name__} of {parameter.dtype} for {name}: "
                 "start from the model before it was quantised or sharded"
             )
-        check_weight(parameter, name)
+        check_finite(parameter, "the weights", f" in {name}")
 
 
 def _method(data: Any) -> str:

@@ -19,9 +19,9 @@ from transformers.models.auto import modeling_auto
 from mlpfusion.checkpoint.config import CONFIG_ERRORS, read_config
 from mlpfusion.checkpoint.files import FETCHED
 from mlpfusion.checkpoint.weights import INDEX, check_weights, first_misfit, loaded_names, stored_tensors, weight_files
+from mlpfusion.checks import check_finite as check_tensor
 from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, one_line, shown
-from mlpfusion.finite import check_weight
 from mlpfusion.record import Origin
 
 __all__ = [
@@ -92,7 +92,7 @@ def check_finite(file: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118, it is no dictionary
             if name.endswith(("weight", "bias")) and (tensor := opened.get_tensor(name)).is_floating_point():
-                check_weight(tensor, f"{name} of {file}")
+                check_tensor(tensor, "the weights", f" in {name} of {file}")
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -11,14 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlpfusion.checks import check_fields
+from mlpfusion.checks import check_fields, num_not_finite
 from mlpfusion.cluster.block import KMeansResult, OrderedBlock, order_block, summarize
 from mlpfusion.cluster.gram import GramSpace, InnerProducts, PointSpace
 from mlpfusion.cluster.lloyd import lloyd
 from mlpfusion.cluster.partition import Partition, fill_empty_clusters
 from mlpfusion.cluster.refine import refine
 from mlpfusion.cluster.seeding import distances_to_points, draw_uniforms, greedy_kmeans_plusplus
-from mlpfusion.finite import num_not_finite
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from mlpfusion.checks import num_not_finite
 from mlpfusion.compression.plan import Plan
 from mlpfusion.errors import InputError
-from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import LowRank, Masked, Narrowed, Outcome, outcome_tensors
 from mlpfusion.methods import LOW_RANK_METHODS, MASK_METHODS, RESCALED_METHODS, budget_rank, factorise, mask, narrow

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from mlpfusion.checks import num_not_finite
 from mlpfusion.errors import InputError
-from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel.product import Contraction, MakeContraction, sign_product
 
 _MAX_COLUMNS = 32_768

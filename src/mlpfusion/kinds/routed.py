@@ -2,8 +2,8 @@
 
 from transformers import PreTrainedModel
 
+from mlpfusion.checks import num_not_finite
 from mlpfusion.errors import InputError
-from mlpfusion.finite import num_not_finite
 from mlpfusion.kinds.key import RoutedSite
 from mlpfusion.kinds.linear import replace_module
 from mlpfusion.kinds.narrow import copy_weights, make_room

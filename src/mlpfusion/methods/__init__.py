@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from mlpfusion.checks import check_finite
 from mlpfusion.errors import InputError, shown
-from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import LowRank as LowRank
 from mlpfusion.kinds.outcome import Masked as Masked
@@ -220,6 +220,4 @@ def _names(methods: Iterable[type]) -> str:
 
 def _check_finite(mlp: MLP) -> None:
     for name, tensor in mlp.tensors().items():
-        bad = num_not_finite(tensor)
-        if bad:
-            raise InputError(f"`{name}` must be finite, got {bad} NaN or Inf")
+        check_finite(tensor, f"`{name}`")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mlpfusion.checks import num_not_finite
 from mlpfusion.errors import InputError, one_line, shown
-from mlpfusion.finite import num_not_finite
 from mlpfusion.mlp import forward
 from mlpfusion.sites.sites import (
     Site,

@@ -13,11 +13,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from mlpfusion.checks import user_path
+from mlpfusion.checks import num_not_finite, user_path
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.errors import DivergenceError as DivergenceError
 from mlpfusion.errors import InputError
-from mlpfusion.finite import num_not_finite
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import seeded, set_streams, streams
 from mlpfusion.storage.processes import on_cpu

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
+from mlpfusion.checks import check_finite
 from mlpfusion.cluster import kmeans
 from mlpfusion.compression.budget.allocation import Curve
 from mlpfusion.errors import InputError
-from mlpfusion.finite import check_weight
 from mlpfusion.methods.calibrated.ntk_match import NTKMatch, by_energy
 from mlpfusion.methods.calibrated.refit import refit_down
 from mlpfusion.mlp import MLP, forward, in_compute_dtype, neurons, on_device, select_neurons
@@ -35,7 +35,7 @@ def inertia_curve(mlp: MLP, widths: Sequence[int], generator: torch.Generator) -
     Raises `InputError` for NaN or Inf in a weight.
     """
     rows = neurons(mlp)
-    check_weight(rows, "an MLP")
+    check_finite(rows, "the weights", " in an MLP")
     return Curve(tuple(widths), tuple(kmeans(rows, width, generator=generator).inertia_ratio for width in widths))
 
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlpfusion.checks import check_finite
 from mlpfusion.errors import InputError
-from mlpfusion.finite import num_not_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
 
@@ -60,9 +60,7 @@ class Calibration:
         values = {"inputs": self.trace.inputs, "cotangents": self.trace.cotangents, "targets": self.targets}
         values |= {} if self.weights is None else {"weights": self.weights}
         for name, tensor in values.items():
-            bad = num_not_finite(tensor)
-            if bad:
-                raise InputError(f"`calibration` must be finite, got {bad} NaN or Inf in its {name}")
+            check_finite(tensor, "`calibration`", f" in its {name}")
 
 
 def token_weights(cotangents: Float[Tensor, "tokens hidden"], focus: float = FOCUS) -> Float[Tensor, " tokens"]:

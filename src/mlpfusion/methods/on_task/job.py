@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.checks import check_fields, check_range
+from mlpfusion.checks import check_fields, check_range, num_not_finite
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.errors import DivergenceError
-from mlpfusion.finite import num_not_finite
 from mlpfusion.loop.steps import backward, training_batches
 from mlpfusion.progress import Progress
 from mlpfusion.sites.sites import Site, base_model, linear_maps
