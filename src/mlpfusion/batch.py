@@ -1,4 +1,4 @@
-"""A batch of model inputs by name, and what is done to one before it enters a model."""
+"""A batch of model inputs by name, and its preparation for a model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,23 +12,28 @@ Batch = Mapping[str, Tensor]
 
 
 def with_decoder_inputs(batches: Sequence[Batch], config: PreTrainedConfig) -> list[Batch]:
-    """The batches; for a model with encoder and decoder with the same texts, shifted right, as the decoder's inputs.
+    """Adds `decoder_input_ids`, the texts shifted right, for a model with encoder and decoder.
 
-    Raises `InputError` if the config of such a model names no token for the decoder to start with.
+    Batches for other models are returned as given. Raises `InputError` if the config has no
+    `decoder_start_token_id`.
     """
     if not config.is_encoder_decoder:
         return list(batches)
     start = getattr(config, "decoder_start_token_id", None)
     if start is None:
         raise InputError("the config of `model` must have a `decoder_start_token_id`, got none")
-    found: list[Batch] = []
+    prepared: list[Batch] = []
     for batch in batches:
         ids = batch["input_ids"]
         shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
-        found.append({**batch, "decoder_input_ids": shifted, "decoder_attention_mask": batch["attention_mask"]})
-    return found
+        prepared.append({**batch, "decoder_input_ids": shifted, "decoder_attention_mask": batch["attention_mask"]})
+    return prepared
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`."""
+    """Moves every tensor of a batch to `device`.
+
+    >>> to_device({"input_ids": torch.ones(1, 2)}, torch.device("cpu"))["input_ids"].device
+    device(type='cpu')
+    """
     return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,4 +1,8 @@
-"""Arguments checked at the door: numbers, yes or no, text, devices. NumPy's numbers become Python's own."""
+"""Checks of arguments: numbers, bools, text, devices, finite tensors.
+
+Each takes the name of the argument first, for the message of the `InputError`. NumPy's and torch's
+scalars become Python's own.
+"""
 
 import math
 import operator
@@ -14,12 +18,16 @@ from torch import Tensor
 
 from mlpfusion.errors import InputError, one_line, shown
 
-# What NumPy's and torch's generators both take.
+# NumPy's seeds have 32 bits, torch's have 64; transformers' `set_seed` seeds both.
 MAX_SEED = 2**32 - 1
 
 
 def whole_number(name: str, value: Any, least: int | None = None, most: int = 2**63 - 1) -> int:
-    """Returns `value` as an int between `least` and `most`. Raises `InputError`, which names `name`."""
+    """Returns `value` as an int between `least` and `most`.
+
+    >>> whole_number("steps", torch.tensor(3), least=1)
+    3
+    """
     try:
         number = None if _is_flag(value) else operator.index(value)
     except (TypeError, RuntimeError):  # RuntimeError: a tensor on the meta device
@@ -34,12 +42,20 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int = 2*
 
 
 def seed_number(name: str, value: Any) -> int:
-    """Returns `value` as a seed. Raises `InputError`, which names `name`, outside 0 to 2^32 - 1."""
+    """Returns `value` as a seed, an int between 0 and 2^32 - 1.
+
+    >>> seed_number("seed", 7)
+    7
+    """
     return whole_number(name, value, 0, MAX_SEED)
 
 
 def real_number(name: str, value: Any) -> float:
-    """Returns `value` as a finite float. Raises `InputError`, which names `name`."""
+    """Returns `value` as a finite float.
+
+    >>> real_number("keep_ratio", 1)
+    1.0
+    """
     if not isinstance(value, Real) or _is_flag(value):
         raise InputError(f"`{name}` must be a number, got {shown(value)}")
     try:
@@ -52,7 +68,11 @@ def real_number(name: str, value: Any) -> float:
 
 
 def user_path(name: str, value: str) -> Path:
-    """Returns `value` as a path, `~` for the home folder. Raises `InputError`, which names `name`, where it is none."""
+    """Returns `value` as a path, `~` expanded. The path need not exist.
+
+    >>> user_path("out", "folder/small").name
+    'small'
+    """
     try:
         path = Path(value).expanduser()
         path.exists()
@@ -62,21 +82,32 @@ def user_path(name: str, value: str) -> Path:
 
 
 def yes_or_no(name: str, value: Any) -> bool:
-    """Returns `value` as a bool. Raises `InputError`, which names `name`, for anything else."""
+    """Returns `value` as a bool. 0 and 1 are refused.
+
+    >>> yes_or_no("refine", torch.tensor(True))
+    True
+    """
     if not _is_flag(value):
         raise InputError(f"`{name}` must be True or False, got {shown(value)}")
     return bool(value)
 
 
 def some_text(name: str, value: Any) -> str:
-    """Returns `value`, which is a str. Raises `InputError`, which names `name`, for anything else."""
+    """Returns `value`, a str.
+
+    >>> some_text("method", "fusion")
+    'fusion'
+    """
     if not isinstance(value, str):
         raise InputError(f"`{name}` must be text, got {shown(value)}")
     return value
 
 
 def check_range(name: str, value: float, least: float, most: float | None = None) -> None:
-    """Raises `InputError`, which names `name`, unless `value` is at least `least`, and at most `most` if given."""
+    """Raises `InputError` unless `least` <= `value` <= `most`; None is no upper limit.
+
+    >>> check_range("num_steps", 5, 1)
+    """
     if value < least:
         raise InputError(f"`{name}` must be at least {least}, got {shown(value)}")
     if most is not None and value > most:
@@ -84,16 +115,23 @@ def check_range(name: str, value: float, least: float, most: float | None = None
 
 
 def check_above_zero(name: str, value: float) -> None:
-    """Raises `InputError`, which names `name`, unless `value` is above 0."""
+    """Raises `InputError` unless `value` > 0; NaN is refused.
+
+    >>> check_above_zero("ridge", 0.01)
+    """
     if not value > 0:
         raise InputError(f"`{name}` must be above 0, got {shown(value)}")
 
 
 def check_fields(config: Any) -> None:
-    """Checks the fields of a frozen dataclass by their types, and makes Python's own numbers of them.
+    """Checks and converts the fields of a frozen dataclass, by their annotated types.
 
-    For `__post_init__`, before the ranges are looked at. Fields of other types than numbers, bool and str are left.
-    Raises `InputError`, which names the field.
+    Call in `__post_init__`, before the ranges are checked. Numbers, bool and str are converted;
+    fields of other types are left alone. A field with a name that ends in `seed` must be a seed.
+
+    >>> from mlpfusion.methods.data_free.fusion import Fusion
+    >>> Fusion(num_init=torch.tensor(2))  # `Fusion.__post_init__` calls `check_fields(self)`
+    Fusion(num_init=2, max_iter=300, refine=True)
     """
     for item in fields(config):
         kinds = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
@@ -107,21 +145,29 @@ def check_fields(config: Any) -> None:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """Returns the device of that name. Raises `InputError` unless this machine has it."""
+    """Returns the device called `device`. Raises `InputError` unless this machine has it.
+
+    >>> usable_device("cpu")
+    device(type='cpu')
+    """
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        named = torch.device(device)
+        torch.empty(0, device=named)
     except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: torch without CUDA
         here = "cpu or cuda" if torch.cuda.is_available() else "cpu"
         raise InputError(f"`device` must be {here} on this machine, got {shown(device)}") from error
-    if found.type == "meta":
+    if named.type == "meta":
         raise InputError("`device` must be one that computes, got 'meta'")
-    return found
+    return named
 
 
 @torch.no_grad()
 def num_not_finite(tensor: Float[Tensor, "*shape"]) -> int:
-    """Counts the entries that are NaN or infinite."""
+    """Counts the entries that are NaN or infinite.
+
+    >>> num_not_finite(torch.tensor([1.0, torch.nan, -torch.inf]))
+    2
+    """
     # The usual answer is 0, and one pass over the memory proves it: the smallest and the largest entry are finite (both
     # are NaN where any entry is). `torch.isfinite` of every entry takes thirty times as long, and more memory.
     if tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
@@ -133,6 +179,8 @@ def check_finite(tensor: Float[Tensor, "*shape"], name: str, where: str = "") ->
     """Raises `InputError` for NaN or Inf in `tensor`, called `name` in the message.
 
     `where` ends the message: " in encoder.layer.0.output.dense.weight".
+
+    >>> check_finite(torch.zeros(3), "the weights")
     """
     bad = num_not_finite(tensor)
     if bad:
@@ -140,7 +188,7 @@ def check_finite(tensor: Float[Tensor, "*shape"], name: str, where: str = "") ->
 
 
 def _is_flag(value: Any) -> bool:
-    """Whether it is a bool, NumPy's or torch's included."""
+    """Whether `value` is a bool of Python, NumPy or torch."""
     if isinstance(value, bool):
         return True
     return str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and getattr(value, "shape", None) == ()

@@ -1,19 +1,19 @@
-"""The errors that a user can cause and mend, how values look in them, and the warnings."""
+"""Errors and warnings of the package, and how values look in their messages."""
 
 import unicodedata
 from reprlib import Repr
 from typing import Any
 
-# The longest message of an `InputError`; a list of all model types fits.
+# Characters of the longest message of an `InputError`: a list of all model types fits.
 _MAX_LENGTH = 1200
-# Control and format characters, lone surrogates, line and paragraph separators.
+# Unicode categories: control and format characters, lone surrogates, line and paragraph separators.
 _NOT_PRINTED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class InputError(ValueError):
     """Bad input. The message is one line: the field, the allowed values, the value given, the cure.
 
-    Whatever the message quotes, it has no control characters, and it is cut in the middle where it is very long.
+    Control characters are escaped, and a very long message loses its middle.
     """
 
     def __init__(self, message: str):
@@ -21,52 +21,73 @@ class InputError(ValueError):
 
 
 class DivergenceError(InputError):
-    """The loss or the weights became NaN or Inf."""
+    """Training failed: the loss or the weights became NaN or Inf."""
 
 
 class DamageWarning(UserWarning):
-    """A file is not what this program wrote; what an unfinished run lost by that is made again."""
+    """A file on disk differs from the file written; the lost work is done again."""
 
 
 class DegenerateClusteringWarning(UserWarning):
-    """One cluster swallowed a large part of the neurons while most others hold a single one."""
+    """One cluster holds a large part of the neurons, and most others a single neuron."""
 
 
 class DataFileWarning(UserWarning):
-    """How a data file was read where that had to be guessed."""
+    """The format of a data file was ambiguous; says how the file was read."""
 
 
 def one_line(error: BaseException, max_length: int | None = 300) -> str:
-    """The message of an error of another library as one line, cut if it is long."""
+    r"""Formats the message of another library's error as one line.
+
+    >>> one_line(OSError("no space left\non device"))
+    'no space left on device'
+    """
     return printable(" ".join(str(error).split()))[:max_length]
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with backslashes for what could move a terminal's cursor or cannot be encoded; `keep` stays."""
+    r"""Escapes all characters of `text` that move a cursor or cannot be encoded.
+
+    Characters in `keep` stay.
+
+    >>> printable("red \x1b[31m")
+    'red \\x1b[31m'
+    """
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        one if one in keep or unicodedata.category(one) not in _NOT_PRINTED else _escaped(one) for one in text
+        character if character in keep or unicodedata.category(character) not in _NOT_PRINTED else _escaped(character)
+        for character in text
     )
 
 
 def cut(text: str, max_length: int) -> str:
-    """`text`, without its middle if it is longer than `max_length`."""
+    """Cuts the middle out of a text longer than `max_length`.
+
+    >>> cut("abcdefghijklmnopqrstuvwxyz", 12)
+    'abcdefgh ... wxyz'
+    """
     if len(text) <= max_length:
         return text
     return f"{text[: 2 * max_length // 3]} ... {text[-max_length // 3 :]}"
 
 
 class _ShortRepr(Repr):
-    """The standard library's cut repr, which has none for whole numbers of thousands of digits."""
+    """The standard library's short repr, and one for whole numbers of thousands of digits."""
 
     def repr_int(self, x: int, level: int) -> str:
+        # 256 bits are 78 digits; Python itself refuses to print more than 4,300 digits.
         return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length()} bits"
 
 
 def shown(value: Any) -> str:
-    """The repr of any value for a message: one short line, whatever the value holds."""
+    """Formats any value as a short line for a message.
+
+    >>> shown(list(range(100)))
+    '[0, 1, 2, 3, 4, 5, 6, 7, ...]'
+    """
     short = _ShortRepr()
+    # Levels of nesting, characters, entries: a message stays one line of a terminal or two.
     short.maxlevel, short.maxstring, short.maxother, short.maxdict, short.maxlist = 3, 160, 160, 6, 8
     return printable(" ".join(short.repr(value).split()))
 

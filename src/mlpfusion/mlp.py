@@ -1,4 +1,4 @@
-"""One feed-forward block in one layout, whatever the architecture it was read from."""
+"""One feed-forward block, in one layout for all architectures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,9 +12,14 @@ from torch import Tensor
 class MLP:
     """One feed-forward block (paper, Eq. 1 and 5).
 
-    Row i of `up`, `gate` and their biases and column i of `down` belong to neuron i. The two scales are constant
-    diagonals and never trained: `input_scale` multiplies what enters the activation, `output_scale` what leaves it.
-    In MLP Fusion `output_scale` is P, the number of original neurons that neuron i stands for.
+    Row i of `up`, `gate` and their biases and column i of `down` belong to neuron i. The two scales
+    are constant diagonals and never trained: `input_scale` (s1) multiplies the input of the
+    activation, `output_scale` (s2) its output. In MLP Fusion s2 = P, the number of original neurons
+    in cluster i.
+
+    >>> mlp = MLP(up=torch.ones(4, 3), down=torch.ones(3, 4), activation=torch.relu)
+    >>> mlp.num_neurons, mlp.hidden_size, mlp.num_parameters
+    (4, 3, 24)
     """
 
     up: Float[Tensor, "neurons hidden"]
@@ -42,27 +47,37 @@ class MLP:
 
     @property
     def parameters_per_neuron(self) -> int:
-        """Number of trained values that one neuron less saves: all but `down_bias`, which no width changes."""
+        """Number of trained values saved by removing one neuron: all but `down_bias`."""
         shared = 0 if self.down_bias is None else self.down_bias.numel()
         return (self.num_parameters - shared) // self.num_neurons
 
     def tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by field name."""
+        """Returns the trained tensors by field name."""
         names = ("up", "up_bias", "gate", "gate_bias", "down", "down_bias")
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def matrices(self) -> dict[str, Tensor]:
-        """`up`, `gate` (if there is one) and `down` by field name."""
+        """Returns `up`, `gate` (if any) and `down` by field name."""
         return {name: tensor for name, tensor in self.tensors().items() if tensor.ndim == 2}
 
 
 def forward(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-    """The output of the block: down(act(up x * s1) * s2) + b2, or down(act(gate x * s1) * s2 * up x) + b2."""
+    """Computes down(act(up x * s1) * s2) + b2, or, gated, down(act(gate x * s1) * s2 * up x) + b2.
+
+    >>> mlp = MLP(up=torch.eye(2), down=torch.eye(2), activation=torch.relu)
+    >>> forward(mlp, torch.tensor([3.0, -1.0])).tolist()
+    [3.0, 0.0]
+    """
     return torch.nn.functional.linear(hidden_activations(mlp, x), mlp.down, mlp.down_bias)
 
 
 def hidden_activations(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch neurons"]:
-    """What enters `down`, scales included."""
+    """Computes the input of `down`, scales included.
+
+    >>> mlp = MLP(torch.eye(2), torch.eye(2), torch.relu, output_scale=torch.tensor([2.0, 5.0]))
+    >>> hidden_activations(mlp, torch.ones(2)).tolist()
+    [2.0, 5.0]
+    """
     up = torch.nn.functional.linear(x, mlp.up, mlp.up_bias)
     activated = up if mlp.gate is None else torch.nn.functional.linear(x, mlp.gate, mlp.gate_bias)
     if mlp.input_scale is not None:
@@ -74,19 +89,26 @@ def hidden_activations(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Ten
 
 
 def scale_neurons(x: Tensor, scale: Tensor) -> Tensor:
-    """`x * scale` in fp32 or better and back in the dtype of `x`.
+    """Computes `x * scale` in fp32 or better, returned in the dtype of `x`.
 
-    bf16 holds whole numbers only up to 256; a cluster size of 463 would become 464 if the scale were rounded first.
+    bf16 holds whole numbers only up to 256: a cluster size of 463, rounded first, would become 464.
+
+    >>> scale_neurons(torch.ones(1, dtype=torch.float16), torch.tensor([2**17])).isinf().item()
+    True
     """
     compute = torch.promote_types(x.dtype, torch.float32)
     return (x * scale.to(compute)).to(x.dtype)
 
 
 def fold(mlp: MLP) -> MLP:
-    """The same function without scales: `down` takes up `output_scale`, the activation's input takes up `input_scale`.
+    """Folds `output_scale` into `down` and `input_scale` into the map before the activation.
 
-    The forward pass is kept up to rounding; the Adam kernel of `down` is not (paper, section 4.3): fold to deploy,
-    not before fine-tuning.
+    The forward pass is kept up to rounding, the Adam kernel of `down` is not (paper, section 4.3):
+    fold to deploy, not before fine-tuning.
+
+    >>> mlp = MLP(torch.ones(1, 2), torch.ones(2, 1), torch.relu, output_scale=torch.tensor([3.0]))
+    >>> fold(mlp).down.tolist()
+    [[3.0], [3.0]]
     """
     folded = {}
     if mlp.output_scale is not None:
@@ -102,14 +124,27 @@ def fold(mlp: MLP) -> MLP:
 
 
 def neurons(mlp: MLP) -> Float[Tensor, "neurons features"]:
-    """One row a neuron, [gate | gate bias | up | up bias | down] (paper, section 4.2, step 2), in fp32 or better."""
+    """Stacks one row for each neuron, [gate | gate bias | up | up bias | down], in fp32 or better.
+
+    The rows of the paper's section 4.2, step 2.
+
+    >>> neurons(MLP(torch.ones(4, 3), torch.ones(3, 4), torch.relu, up_bias=torch.ones(4))).shape
+    torch.Size([4, 7])
+    """
     parts = [part.unsqueeze(1) if part.ndim == 1 else part for part in _neuron_parts(mlp).values()]
     compute = torch.promote_types(mlp.up.dtype, torch.float32)
     return torch.cat([part.to(compute) for part in parts], dim=1)
 
 
 def replace_neurons(mlp: MLP, rows: Float[Tensor, "clusters features"]) -> MLP:
-    """The block with these neurons in place of its own, in its own dtype; `down_bias` stays. Inverse of `neurons`."""
+    """Rebuilds a block from rows as made by `neurons`, in its own dtype, without scales.
+
+    `down_bias` stays.
+
+    >>> mlp = MLP(torch.ones(4, 3), torch.ones(3, 4), torch.relu)
+    >>> replace_neurons(mlp, neurons(mlp)[:2]).num_neurons
+    2
+    """
     parts = _neuron_parts(mlp)
     widths = [1 if part.ndim == 1 else part.shape[1] for part in parts.values()]
     fields = {}
@@ -120,7 +155,12 @@ def replace_neurons(mlp: MLP, rows: Float[Tensor, "clusters features"]) -> MLP:
 
 
 def select_neurons(mlp: MLP, indices: Int[Tensor, " kept"]) -> MLP:
-    """The block with only these neurons, in this order; rows of `up` and columns of `down` stay paired."""
+    """Selects neurons by index, in the given order, from all tensors and scales.
+
+    >>> mlp = MLP(torch.arange(3.0)[:, None], torch.arange(3.0)[None], torch.relu)
+    >>> select_neurons(mlp, torch.tensor([2, 0])).down.tolist()
+    [[2.0, 0.0]]
+    """
     fields = {name: part[indices].clone() for name, part in _neuron_parts(mlp).items() if name != "down"}
     scales = {
         name: scale[indices].clone()
@@ -131,29 +171,50 @@ def select_neurons(mlp: MLP, indices: Int[Tensor, " kept"]) -> MLP:
 
 
 def canonical_order(mlp: MLP) -> Int[Tensor, " neurons"]:
-    """The neurons by length of their row: with it a seeded method does not depend on the order it is given them in."""
+    """Sorts the neurons by the length of their rows.
+
+    With this order a seeded method does not depend on the order of the neurons in the checkpoint.
+
+    >>> canonical_order(MLP(torch.tensor([[3.0], [1.0]]), torch.ones(1, 2), torch.relu)).tolist()
+    [1, 0]
+    """
     return neurons(mlp).double().square().sum(1).argsort(stable=True)
 
 
 def in_compute_dtype(mlp: MLP) -> MLP:
-    """The block with its tensors in fp32, or as they are if that is better; the scales stay."""
+    """Casts weights and biases to fp32, or leaves float64; the scales stay.
+
+    >>> half = MLP(torch.ones(2, 1).half(), torch.ones(1, 2).half(), torch.relu)
+    >>> in_compute_dtype(half).up.dtype
+    torch.float32
+    """
     compute = torch.promote_types(mlp.up.dtype, torch.float32)
     return replace(mlp, **{name: tensor.to(compute) for name, tensor in mlp.tensors().items()})
 
 
 def copied(mlp: MLP) -> MLP:
-    """The block with tensors of its own; the scales stay."""
+    """Copies the weights and biases; the scales are shared.
+
+    >>> mlp = MLP(torch.ones(2, 1), torch.ones(1, 2), torch.relu)
+    >>> copied(mlp).up is mlp.up
+    False
+    """
     return replace(mlp, **{name: tensor.clone() for name, tensor in mlp.tensors().items()})
 
 
 def _neuron_parts(mlp: MLP) -> dict[str, Tensor]:
-    """Field name -> tensor with one row a neuron, in the order of the row of `neurons`."""
+    """Returns the tensors with one row for each neuron, in the order of `neurons`."""
     parts = {"gate": mlp.gate, "gate_bias": mlp.gate_bias, "up": mlp.up, "up_bias": mlp.up_bias, "down": mlp.down.T}
     return {name: part for name, part in parts.items() if part is not None}
 
 
 def on_device(mlp: MLP, device: torch.device) -> MLP:
-    """The block with its tensors and scales on `device`."""
+    """Moves weights, biases and scales to `device`.
+
+    >>> mlp = MLP(torch.ones(2, 1), torch.ones(1, 2), torch.relu)
+    >>> on_device(mlp, torch.device("cpu")).up.device
+    device(type='cpu')
+    """
     tensors = dict(mlp.tensors())
     scales = {"input_scale": mlp.input_scale, "output_scale": mlp.output_scale}
     tensors |= {name: scale for name, scale in scales.items() if scale is not None}

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a callback `(done, total, what)`."""
+"""Progress of long work: a callback `(done, total, what)`."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,10 @@ Progress = Callable[[int, int, str], None]
 
 
 def shown_progress(progress: Progress | None) -> Progress:
-    """Returns `progress`, or what shows nothing for None. Raises `InputError` for what cannot be called."""
+    """Returns `progress`, or for None a callback that does nothing.
+
+    >>> shown_progress(None)(1, 6, "layers.0.mlp")
+    """
     if progress is None:
         return lambda done, total, path: None
     if not callable(progress):

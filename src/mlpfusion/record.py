@@ -1,4 +1,4 @@
-"""The JSON that a stage leaves: what was done, with what, on what, and what came out."""
+"""The JSON record of a run: settings, versions, sizes, and metrics by site."""
 
 import json
 import platform
@@ -24,7 +24,7 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Size:
-    """Trained parameters of a model, shared ones once, and the bytes of all that it stores."""
+    """Trained parameters of a model, tied ones once, and bytes of everything stored."""
 
     parameters: int
     bytes: int
@@ -32,7 +32,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint came from: its Hub id or the name of its folder, the revision asked for, its commit."""
+    """Source of a checkpoint: Hub id or folder name, revision asked for, commit."""
 
     name: str
     is_hub_id: bool
@@ -42,11 +42,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """One compressed MLP: its widths, its trained parameters, and the numbers of the method.
+    """One compressed MLP: widths, trained parameters, and the metrics of the method.
 
-    `kind` is `narrow`, `low-rank`, `masked` or `routed`, `rank` that of a low-rank block, by matrix where they differ.
-    `parameters` are those that are stored, in a routed block those of all experts, `nonzero_parameters` those of them
-    that no mask holds at zero.
+    `kind` is `narrow`, `low-rank`, `masked` or `routed`. `rank` is set for low-rank blocks only, by
+    matrix where ranks differ. `parameters` counts what is stored, in a routed block all experts;
+    `nonzero_parameters` leaves out masked entries.
     """
 
     path: str
@@ -61,7 +61,7 @@ class SiteRecord:
     nonzero_parameters: int
 
     def size(self) -> str:
-        """What the block is now, in words: width, rank, share of its parameters that are not zero, or experts."""
+        """Describes the block: width, rank, share of non-zero parameters, or number of experts."""
         if self.kind == "narrow":
             return f"{self.width:,}"
         if self.kind == "masked":
@@ -75,11 +75,12 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """What `compress` did; `seconds` is wall time, `peak_bytes` the peak memory of the process (of the GPU on CUDA).
+    """Record of one run of `compress`.
 
-    `threads` are those of torch on the CPU. `budget` is what `budget.Spread` says of a run with one, `model`
-    where the checkpoint of a run of the command came from. Sizes are then those of the files, with what the model's
-    class does not use.
+    `seconds` is wall time. `peak_bytes` is the peak memory of the process, or of the GPU on CUDA.
+    `threads` are torch's on the CPU. `budget` describes a run with a budget, `model` the checkpoint
+    of a run of the command; sizes are then those of the files, with tensors unused by the model's
+    class.
     """
 
     recipe: dict[str, Any]
@@ -97,19 +98,23 @@ class Record:
     model: Origin | None = None
 
     def to_json(self) -> str:
-        """The record as indented JSON text."""
+        """Formats the record as indented JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def model_size(model: nn.Module) -> Size:
-    """Parameters and bytes of a model as it would be saved (buffers count as bytes, not as parameters)."""
+    """Counts parameters and bytes of a model as saved; buffers count as bytes only.
+
+    >>> model_size(nn.Linear(3, 2))
+    Size(parameters=8, bytes=32)
+    """
     parameters = list(model.parameters())
     stored = parameters + [buffer for buffer in model.state_dict().values() if not buffer.is_floating_point()]
     return Size(sum(p.numel() for p in parameters), sum(t.numel() * t.element_size() for t in stored))
 
 
 def warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
-    """Warns once, with advice, if clusterings are degenerate; for what `compress` calls directly."""
+    """Warns once, with advice, if clusterings are degenerate."""
     bad = [record for record in records if record.metrics.get("degenerate")]
     if bad:
         largest = max(record.metrics["largest_cluster"] / record.original_width for record in bad)
@@ -119,22 +124,22 @@ def warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
             f"{100 * largest:.0f} % of the neurons, up to {100 * single:.0f} % of the clusters are single neurons. "
             "Leave these layers out (often they are the first: `layers=last:N`), keep more of them, or try ntk-match",
             DegenerateClusteringWarning,
-            stacklevel=5,
+            stacklevel=5,  # the line of the user's call of `compress`
         )
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
+    """Returns the versions of Python and of all packages that change results."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the CUDA allocator for a CUDA device, else of the process."""
+    """Returns the peak memory so far: of the CUDA allocator on CUDA, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():  # on Linux ru_maxrss begins with that of the process that started this one
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-        if found:
-            return 1024 * int(found[1])
+    if _STATUS.exists():  # on Linux ru_maxrss starts at the peak of the parent process
+        high_water = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        if high_water:
+            return 1024 * int(high_water[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
