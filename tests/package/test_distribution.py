@@ -160,6 +160,15 @@ def test_a_command_without_its_extra_names_it(stranger, command, extra):
     assert f"pip install 'mlpfusion[{extra}]'" in line
 
 
+def test_a_stranger_imports_all_that_is_public_or_reads_which_extra_is_missing(stranger):
+    lines = ("import mlpfusion", "for name in mlpfusion.__dir__():", "  try: getattr(mlpfusion, name)")
+    script = "\n".join((*lines, "  except ImportError as error: print(error)"))
+    done = run(stranger / "python", "-c", script)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in done.stdout.splitlines():
+        assert line.endswith("pip install 'mlpfusion[tune]'")
+
+
 def test_a_stranger_compresses_a_model(stranger, tmp_path):
     pico_model("llama").save_pretrained(tmp_path / "model")
     done = run(stranger / "mlpfusion", "compress", tmp_path / "model", tmp_path / "out", "--keep-ratio", "0.5")
