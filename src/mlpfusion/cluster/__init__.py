@@ -1,4 +1,4 @@
-"""Clustering of neurons: k-means in the space of inner products."""
+"""k-means for neurons, computed on inner products."""
 
 from mlpfusion.cluster.kmeans import KMeansResult as KMeansResult
 from mlpfusion.cluster.kmeans import kmeans as kmeans

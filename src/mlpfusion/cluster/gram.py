@@ -1,8 +1,8 @@
-"""Inner products of the points of a block: from their Gram matrix, or from the points themselves.
+"""Inner products of the points of a block: from the Gram matrix, or from the points.
 
-Lloyd, k-means++ and single-point moves need nothing but inner products. With as many clusters as a quarter of the
-points, building the Gram matrix once (2 n^2 d operations, half of that by symmetry) costs about as much as one or two
-Lloyd iterations by GEMM, and afterwards nothing depends on the number of features any more.
+Lloyd, k-means++ and single-point moves need nothing but inner products. With n / 4 clusters,
+building the Gram matrix once (2 n^2 d operations, half by symmetry) costs about as much as one or
+two Lloyd iterations by GEMM; afterwards no step depends on the number of features d.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Strips of columns of the Gram matrix: 8 leave 9/16 of the full product's work, in GEMMs that stay large. Not tuned.
 _SYMMETRIC_PARTS = 8
 
 
 @runtime_checkable
 class InnerProducts(Protocol):
-    """What k-means asks of a batch of blocks of centred points.
+    """Inner products of the centred points of a batch of blocks, as k-means needs them.
 
-    `rows` is what is summed over a cluster: rows of the Gram matrix, or the points. Clusters are numbered through all
-    blocks (cluster j of block b is `b * clusters + j`), and so are points in `labels`.
+    A cluster sum adds up `rows`: rows of the Gram matrix, or points. Clusters are numbered through
+    all blocks (cluster j of block b is `b * clusters + j`), and so are points in `labels`.
     """
 
     @property
@@ -37,7 +38,7 @@ class InnerProducts(Protocol):
     def with_sums(
         self, sums: Float[Tensor, "chosen width"], blocks: Int[Tensor, " chosen"]
     ) -> Float[Tensor, "chosen neurons"]:
-        """Inner products of every point with cluster sums (added `rows`), each of the block it names; ascending."""
+        """Inner products of cluster sums with every point of their block; `blocks` ascend."""
         ...
 
     def norms_of_sums(
@@ -49,14 +50,22 @@ class InnerProducts(Protocol):
 
 @dataclass(frozen=True)
 class GramSpace:
-    """Blocks of points known by their Gram matrices X X^T; a row of one costs no arithmetic."""
+    """Blocks stored as Gram matrices X X^T: an inner product is a lookup.
+
+    >>> points = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    >>> GramSpace.from_points([points]).with_points(torch.tensor([[1]])).tolist()
+    [[[3.0, 25.0]]]
+    """
 
     rows: Float[Tensor, "blocks neurons neurons"]
     squared_norms: Float[Tensor, "blocks neurons"]
 
     @classmethod
     def from_points(cls, points: Sequence[Float[Tensor, "neurons features"]]) -> "GramSpace":
-        """The Gram matrices, one GEMM a block, so that a block's rounding does not depend on its companions."""
+        """Computes the Gram matrices, one GEMM a block.
+
+        The rounding of a block then does not depend on the other blocks.
+        """
         rows = torch.stack([gram_matrix(block) for block in points])
         return cls(rows, rows.diagonal(dim1=1, dim2=2).contiguous())
 
@@ -75,13 +84,19 @@ class GramSpace:
         self, sums: Float[Tensor, "clusters width"], labels: Int[Tensor, " points"]
     ) -> Float[Tensor, " clusters"]:
         columns = torch.arange(self.rows.shape[1], device=sums.device).repeat(len(self.rows))
-        own = sums[labels, columns].double()
-        return segment_sums(own, labels, len(sums)).to(sums.dtype)
+        # |s_j|^2 is the sum of <s_j, x_i> over the members i, entries of `sums`, added in float64
+        products = sums[labels, columns].double()
+        return segment_sums(products, labels, len(sums)).to(sums.dtype)
 
 
 @dataclass(frozen=True)
 class PointSpace:
-    """Blocks of points kept as they are: every inner product is a GEMM, no Gram matrix is stored."""
+    """Blocks stored as points: an inner product is a GEMM, no Gram matrix is built.
+
+    >>> points = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    >>> PointSpace.from_points([points]).with_points(torch.tensor([[1]])).tolist()
+    [[[3.0, 25.0]]]
+    """
 
     rows: Float[Tensor, "blocks neurons features"]
     squared_norms: Float[Tensor, "blocks neurons"]
@@ -92,7 +107,7 @@ class PointSpace:
         return cls(rows, rows.square().sum(-1))
 
     def with_points(self, indices: Int[Tensor, "blocks chosen"]) -> Float[Tensor, "blocks chosen neurons"]:
-        return torch.stack([block[chosen] @ block.T for block, chosen in zip(self.rows, indices, strict=True)])
+        return torch.stack([block[points] @ block.T for block, points in zip(self.rows, indices, strict=True)])
 
     def with_sums(
         self, sums: Float[Tensor, "chosen width"], blocks: Int[Tensor, " chosen"]
@@ -107,7 +122,11 @@ class PointSpace:
 
 
 def gram_matrix(points: Float[Tensor, "neurons features"]) -> Float[Tensor, "neurons neurons"]:
-    """X X^T: the lower part by GEMMs over strips of columns, the upper part copied."""
+    """Computes X X^T: the lower part by GEMMs over strips of columns, the upper part by copying.
+
+    >>> gram_matrix(torch.tensor([[1.0, 0.0], [3.0, 4.0]])).tolist()
+    [[1.0, 3.0], [3.0, 25.0]]
+    """
     size = len(points)
     gram = points.new_empty(size, size)
     step = -(-size // _SYMMETRIC_PARTS)
@@ -121,18 +140,26 @@ def gram_matrix(points: Float[Tensor, "neurons features"]) -> Float[Tensor, "neu
 def segment_sums(
     values: Float[Tensor, "points *width"], segments: Int[Tensor, " points"], num_segments: int
 ) -> Float[Tensor, "segments *width"]:
-    """The sums of the values that share a segment, always added in the order of the points."""
+    """Sums the values of each segment, in the order of the points.
+
+    >>> segment_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 1, 0]), 2).tolist()
+    [5.0, 2.0]
+    """
     return add_to_segments(values.new_zeros(num_segments, *values.shape[1:]), segments, values)
 
 
 def add_to_segments(
     sums: Float[Tensor, "segments *width"], segments: Int[Tensor, " points"], values: Float[Tensor, "points *width"]
 ) -> Float[Tensor, "segments *width"]:
-    """Adds each value to its segment of `sums`, in place, and returns `sums`.
+    """Adds each value to its segment of `sums`, in place; returns `sums`.
 
-    On a GPU `index_add_` adds by atomics, in any order; the accumulating `index_put_` sorts first and is repeatable.
-    On a CPU it is the other way round (and four times slower).
+    The order of the additions is fixed, so results repeat bit by bit.
+
+    >>> add_to_segments(torch.ones(2), torch.tensor([1, 1]), torch.tensor([2.0, 4.0])).tolist()
+    [1.0, 7.0]
     """
+    # On a GPU `index_add_` adds by atomics, in any order; the accumulating `index_put_` sorts first. On a CPU it is the
+    # other way round, and `index_put_` is four times slower.
     if sums.is_cuda:
         return sums.index_put_((segments,), values, accumulate=True)
     return sums.index_add_(0, segments, values)

@@ -1,4 +1,4 @@
-"""Lloyd's algorithm (1982) on a partition that keeps all distances."""
+"""Lloyd's algorithm (1982) on a partition with all distances."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -8,10 +8,11 @@ from mlpfusion.cluster.partition import Partition, fill_empty_clusters
 
 
 def lloyd(partition: Partition, max_iter: int) -> tuple[Int[Tensor, " blocks"], Bool[Tensor, " blocks"]]:
-    """Moves all points to their nearest centres until none moves; returns iterations and convergence of each block.
+    """Moves all points to their nearest centres until none moves; changes `partition`.
 
-    A point that has its own centre among the nearest stays. A block has also converged when its inertia no longer
-    falls. An empty cluster takes the point farthest from its centre.
+    Returns the number of iterations and the convergence of each block. A point stays if its own
+    centre is among the nearest. A block has also converged when its inertia no longer falls. An
+    empty cluster takes the point farthest from its centre.
     """
     active = torch.ones(partition.num_blocks, dtype=torch.bool, device=partition.labels.device)
     num_iter = torch.zeros_like(active, dtype=torch.int64)
@@ -31,9 +32,10 @@ def lloyd(partition: Partition, max_iter: int) -> tuple[Int[Tensor, " blocks"], 
 
 
 def _reassign(partition: Partition, active: Bool[Tensor, " blocks"]) -> Int[Tensor, " points"]:
-    """The labels after one assignment step of the active blocks."""
+    """Returns the labels after one assignment step of the active blocks."""
     nearest = partition.distances.amin(0)
     gains = partition.own(partition.distances) - nearest
+    # a gain within rounding is a tie, and a tied point stays: otherwise points could move back and forth for ever
     movers = ((gains > partition.resolution) & active[partition.block_of_point]).nonzero()[:, 0]
     labels = partition.labels.clone()
     labels[movers] = partition.best_clusters(partition.distances, movers)
