@@ -19,6 +19,7 @@ from mlpfusion.measure.approximation import Probe
 from mlpfusion.methods import head_pooling, method_label
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import forward
+from mlpfusion.options.selection import Selection
 from mlpfusion.sites.sites import read_mlp
 from mlpfusion.sites.traces import block_traces, mlp_inputs
 
@@ -50,7 +51,7 @@ def watched(
         return compress(mlp, num_neurons, config, generator, calibration)
 
     monkeypatch.setitem(mlpfusion.methods.CALIBRATED_METHODS, type(method), spy)
-    plan = make_plan(sites_of(model), width=9)
+    plan = make_plan(sites_of(model), Selection(width=9))
     job = Job(plan, method, 5, torch.device("cpu"), lambda *_: None)
     outcomes, _ = calibrated_outcomes(model, job, batches, sequential=sequential)
     return {site.path: one for (site, _), one in zip(plan.entries, seen, strict=True)}, outcomes

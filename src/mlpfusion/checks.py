@@ -10,13 +10,14 @@ from dataclasses import fields
 from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, get_args
 
 from mlpfusion.errors import InputError, one_line, shown
+
+if TYPE_CHECKING:  # torch is imported where a tensor is looked at: options are checked before it is there
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
 
 # NumPy's seeds have 32 bits, torch's have 64; transformers' `set_seed` seeds both.
 MAX_SEED = 2**32 - 1
@@ -25,6 +26,7 @@ MAX_SEED = 2**32 - 1
 def whole_number(name: str, value: Any, least: int | None = None, most: int = 2**63 - 1) -> int:
     """Returns `value` as an int between `least` and `most`.
 
+    >>> import torch
     >>> whole_number("steps", torch.tensor(3), least=1)
     3
     """
@@ -84,6 +86,7 @@ def user_path(name: str, value: str) -> Path:
 def yes_or_no(name: str, value: Any) -> bool:
     """Returns `value` as a bool. 0 and 1 are refused.
 
+    >>> import torch
     >>> yes_or_no("refine", torch.tensor(True))
     True
     """
@@ -130,6 +133,7 @@ def check_fields(config: Any) -> None:
     fields of other types are left alone. A field with a name that ends in `seed` must be a seed.
 
     >>> from mlpfusion.methods.data_free.fusion import Fusion
+    >>> import torch
     >>> Fusion(num_init=torch.tensor(2))  # `Fusion.__post_init__` calls `check_fields(self)`
     Fusion(num_init=2, max_iter=300, refine=True)
     """
@@ -144,12 +148,14 @@ def check_fields(config: Any) -> None:
                 object.__setattr__(config, item.name, check(item.name, value))
 
 
-def usable_device(device: torch.device | str) -> torch.device:
+def usable_device(device: "torch.device | str") -> "torch.device":
     """Returns the device called `device`. Raises `InputError` unless this machine has it.
 
     >>> usable_device("cpu")
     device(type='cpu')
     """
+    import torch
+
     try:
         named = torch.device(device)
         torch.empty(0, device=named)
@@ -161,25 +167,29 @@ def usable_device(device: torch.device | str) -> torch.device:
     return named
 
 
-@torch.no_grad()
-def num_not_finite(tensor: Float[Tensor, "*shape"]) -> int:
+def num_not_finite(tensor: "Float[Tensor, '*shape']") -> int:
     """Counts the entries that are NaN or infinite.
 
+    >>> import torch
     >>> num_not_finite(torch.tensor([1.0, torch.nan, -torch.inf]))
     2
     """
+    import torch
+
     # The usual answer is 0, and one pass over the memory proves it: the smallest and the largest entry are finite (both
     # are NaN where any entry is). `torch.isfinite` of every entry takes thirty times as long, and more memory.
-    if tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
-        return 0
-    return int((~torch.isfinite(tensor)).sum())
+    with torch.no_grad():
+        if tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
+            return 0
+        return int((~torch.isfinite(tensor)).sum())
 
 
-def check_finite(tensor: Float[Tensor, "*shape"], name: str, where: str = "") -> None:
+def check_finite(tensor: "Float[Tensor, '*shape']", name: str, where: str = "") -> None:
     """Raises `InputError` for NaN or Inf in `tensor`, called `name` in the message.
 
     `where` ends the message: " in encoder.layer.0.output.dense.weight".
 
+    >>> import torch
     >>> check_finite(torch.zeros(3), "the weights")
     """
     bad = num_not_finite(tensor)

@@ -21,6 +21,7 @@ from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.compression.compress import install_outcomes
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.kinds.outcome import Routed
+from mlpfusion.options.selection import Selection
 from mlpfusion.sites.detect import detect_architecture
 from mlpfusion.sites.sites import find_sites, read_mlp
 from mlpfusion.sites.table import ARCHITECTURES, Architecture
@@ -126,7 +127,7 @@ def compress_whole(source: Path, out: Path, kind: str) -> Any:
     config = read_config(source)
     model, row = load_model(source, config), row_of(config)
     if kind == "routed":
-        plan = make_plan(find_sites(model, row), layers="last:1", keep_ratio=1.0)
+        plan = make_plan(find_sites(model, row), Selection(layers="last:1", keep_ratio=1.0))
         blocks = [read_mlp(model, site) for site, _ in plan.entries]
         draws = torch.Generator().manual_seed(0)
         routers = torch.randn(4, blocks[0].hidden_size, generator=draws), torch.randn(4, 4, generator=draws)

@@ -30,6 +30,7 @@ from mlpfusion.compression.plan import make_plan
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.outcome import Routed
 from mlpfusion.modules.masked import MaskedLinear
+from mlpfusion.options.selection import Selection
 from mlpfusion.sites.sites import read_mlp
 from mlpfusion.sites.table import find_architecture
 
@@ -67,7 +68,7 @@ every_quantiser = pytest.mark.parametrize(
 def routed(model: PreTrainedModel) -> None:
     """Splits the neurons of two layers into four experts by hand; the first two of equal scores compute."""
     row = find_architecture(model.config.model_type)
-    plan = make_plan(sites_of(model), layers="last:2", keep_ratio=0.5)
+    plan = make_plan(sites_of(model), Selection(layers="last:2", keep_ratio=0.5))
     outcomes = [
         Routed(read_mlp(model, site), torch.zeros(4, site.hidden_size), torch.zeros(4, 4), 2, metrics={})
         for site, _ in plan.entries

@@ -16,7 +16,7 @@ from mlpfusion.compression.budget import check_budget
 from mlpfusion.compression.calibration import check_calibration
 from mlpfusion.compression.compress import check_method, check_not_compressed, check_size_options, compress
 from mlpfusion.compression.on_task import install_learned, learn
-from mlpfusion.compression.plan import check_layers_form, check_one_size, check_round_to, make_plan
+from mlpfusion.compression.plan import make_plan
 from mlpfusion.data.calibration_texts import CalibrationTexts
 from mlpfusion.data.chosen import custom_task, task_data
 from mlpfusion.data.encode import EncodedTask
@@ -26,6 +26,7 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.extras import check_training_installed
 from mlpfusion.methods import CALIBRATED_METHODS, METHOD_TYPES, method_from_name, method_name
 from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.options.selection import Selection
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
 from mlpfusion.record import RECORD_FILE, Record
@@ -121,10 +122,8 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     method = _method(recipe)
     sizes = {name: getattr(recipe, name) for name in ("keep_ratio", "width", "budget")}
     check_method(method, recipe.width, recipe.round_to, recipe.budget)
-    check_layers_form(recipe.layers)
     seed_number("seed", recipe.seed)
-    check_round_to(recipe.round_to)
-    check_one_size(sizes)
+    Selection(recipe.layers, recipe.keep_ratio, recipe.width, recipe.budget, recipe.round_to).check_size_given()
     _check_no_task(recipe)
     texts = _calibration_source(recipe, method)
     selection = {"layers": recipe.layers, "round_to": recipe.round_to, **sizes}
@@ -235,7 +234,7 @@ def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection:
     if (budget := sizes.pop("budget")) is not None:
         check_budget(model, sites, budget, sizes["layers"], sizes["round_to"])
         sizes["keep_ratio"] = 1.0
-    check_visited(model, make_plan(sites, **sizes).sites)
+    check_visited(model, make_plan(sites, Selection(**sizes)).sites)
 
 
 # What other kinds of method take.

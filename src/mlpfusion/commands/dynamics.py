@@ -26,6 +26,7 @@ from mlpfusion.data.unlabelled import calibration_batches
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import Dynamics, TrainingPath, distances, lengths, train_path
 from mlpfusion.methods import method_label, method_name, takes_no_data
+from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.report.dynamics import dynamics_markdown, write_dynamics_chart
@@ -299,7 +300,6 @@ def _check_plan(job: DynamicsJob, source: Source, data: EncodedTask) -> None:
     empty = empty_for_task(source, data.task)
     plan = make_plan(
         find_sites(empty, find_architecture(source.config.model_type, job.architecture)),
-        layers=job.layers,
-        keep_ratio=job.keep_ratio,
+        Selection(job.layers, job.keep_ratio),
     )
     check_visited(empty, plan.sites)

@@ -14,6 +14,7 @@ from mlpfusion.compression.plan import make_plan
 from mlpfusion.errors import printable
 from mlpfusion.kinds.key import KEY
 from mlpfusion.modules.scaled import unscaled
+from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
 from mlpfusion.report.console import PlainConsole, bold, wide_console
 from mlpfusion.sites.detect import detect_architecture
@@ -213,7 +214,7 @@ def _mlp_parameters(model: PreTrainedModel, sites: list[Site]) -> int:
 
 
 def _cut(model: PreTrainedModel, sites: list[Site], layers: str, keep_ratio: float) -> Cut:
-    plan = make_plan(sites, layers=layers, keep_ratio=keep_ratio)
+    plan = make_plan(sites, Selection(layers, keep_ratio))
     saved = 0
     for site, width in plan.entries:
         mlp = read_mlp(model, site)

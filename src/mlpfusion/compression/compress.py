@@ -22,7 +22,7 @@ from mlpfusion.compression.calibration import (
     data_free_calibration,
 )
 from mlpfusion.compression.outcomes import Job, check_finite_outcomes, compute_outcomes
-from mlpfusion.compression.plan import Plan, check_layers_form, check_one_size, make_plan
+from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.folding import set_key
 from mlpfusion.kinds.key import KEY, FusionKey, InstalledSite, site_kind
@@ -31,6 +31,7 @@ from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.kinds.table import KINDS
 from mlpfusion.kinds.undo import put_back_on_error
 from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, NARROW_METHODS, method_name
+from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress, shown_progress
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
 from mlpfusion.sites.row_check import check_visited, checked_sites
@@ -80,8 +81,7 @@ def compress(
     keep_ratio = None if keep_ratio is None else real_number("keep_ratio", keep_ratio)
     width = None if width is None else whole_number("width", width)
     check_method(method, width, round_to, budget)
-    check_layers_form(layers)
-    check_one_size({"keep_ratio": keep_ratio, "width": width, "budget": budget})
+    Selection(layers, keep_ratio, width, budget, round_to).check_size_given()
     check_calibration(method, given=calibration is not None, sequential=yes_or_no("sequential", sequential))
     batches = checked_batches(calibration)
     check_model(model)
@@ -215,13 +215,18 @@ def _planned(
 ) -> tuple[Job, Spread | None]:
     """The job with the plan that the recipe asks for, and where that is a budget how it was spread."""
     if "budget" not in recipe:
-        plan, spread = make_plan(sites, **{n: recipe[n] for n in ("layers", "keep_ratio", "width", "round_to")}), None
+        plan, spread = _plan_of(sites, recipe), None
     else:
         selection = {name: recipe[name] for name in ("layers", "round_to", "seed")}
         given = {"calibration": batches, "device": job.device, "progress": job.progress}
         plan, spread = spread_budget(model, sites, recipe["budget"], job.method, **selection, **given)
     check_visited(model, plan.sites)
     return replace(job, plan=plan), spread
+
+
+def _plan_of(sites: Sequence[Site], recipe: dict[str, Any]) -> Plan:
+    selection = Selection(recipe["layers"], recipe["keep_ratio"], recipe["width"], None, recipe["round_to"])
+    return make_plan(sites, selection)
 
 
 def _outcomes(

@@ -19,6 +19,7 @@ from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.methods import method_name
 from mlpfusion.methods.on_task import TASK_METHODS
 from mlpfusion.methods.on_task.job import TaskJob
+from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress, shown_progress
 from mlpfusion.record import Record
 from mlpfusion.seeds import seeded
@@ -99,7 +100,7 @@ def learn(
     _check_examples(data)
     with torch.no_grad():
         row, sites = checked_sites(model, architecture)
-    plan = make_plan(sites, layers=layers, keep_ratio=keep_ratio)
+    plan = make_plan(sites, Selection(layers, keep_ratio))
     check_visited(model, plan.sites)
     with seeded(seed):
         copied = _working_copy(model, place)

@@ -1,17 +1,12 @@
 """Which sites get which width."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mlpfusion.errors import InputError, shown
+from mlpfusion.options.selection import Selection, check_layers_form
 from mlpfusion.sites.sites import Site
-
-# A number of a layer, short enough to be one, and a range of two.
-_NUMBER = "[0-9]{1,9}"
-_RANGE = f"{_NUMBER}(-{_NUMBER})?"
-LAYERS_FORM = "`layers` must be `all`, `last:N`, `first:N`, a range like `4-11` or a list like `0,3,5`"
 
 
 @dataclass(frozen=True)
@@ -27,38 +22,17 @@ class Plan:
         return [site for site, _ in self.entries]
 
 
-def make_plan(
-    sites: Sequence[Site],
-    *,
-    layers: str = "all",
-    keep_ratio: float | None = None,
-    width: int | None = None,
-    round_to: int = 1,
-) -> Plan:
-    """The plan for `sites`. In a model with an encoder and a decoder, `layers` selects in each stack by itself.
+def make_plan(sites: Sequence[Site], selection: Selection) -> Plan:
+    """Returns the plan for `sites`; a budget is spread by `spread_budget` instead.
 
-    Exactly one of `keep_ratio` (0.25 keeps a quarter of the neurons) and `width` (neurons) must be given;
-    `keep_ratio` rounds to the nearest multiple of `round_to`. Raises `InputError` naming the field, its range and
-    the value, also where rounding would leave a whole MLP of a cut.
+    In a model with an encoder and a decoder, the layers are selected in each stack. Raises `InputError` naming the
+    field, its range and the value, also where rounding would leave a whole MLP of a cut.
     """
-    check_one_size({"keep_ratio": keep_ratio, "width": width})
-    check_round_to(round_to)
-    if width is not None and round_to != 1:
-        raise InputError(f"`round_to` must be left out with `width`, which is taken as it is, got {round_to}")
-    chosen = choose_sites(sites, layers)
-    check_step_fits(chosen, round_to)
-    return Plan(tuple((site, _site_width(site, keep_ratio, width, round_to)) for site in chosen), keep_ratio)
-
-
-def check_one_size(given: Mapping[str, Any]) -> None:
-    """Raises `InputError` unless exactly one of the sizes in `given`, by name, is not None."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if not chosen:
-        others = "".join(f", or `{name}`" for name in given if name != "keep_ratio").removeprefix(", ")
-        raise InputError(f"give `keep_ratio=0.25` to keep a quarter of the neurons ({others})")
-    if len(chosen) > 1:
-        names = _listed([f"`{name}`" for name in chosen])
-        raise InputError(f"only one of {names} must be given, got {_listed([shown(one) for one in chosen.values()])}")
+    selection.check_size_given()
+    assert selection.budget is None
+    chosen = choose_sites(sites, selection.layers)
+    check_step_fits(chosen, selection.round_to)
+    return Plan(tuple((site, _site_width(site, selection)) for site in chosen), selection.keep_ratio)
 
 
 def check_round_to(round_to: int) -> None:
@@ -84,12 +58,6 @@ def choose_sites(sites: Sequence[Site], layers: str) -> list[Site]:
         indices = set(parse_layers(layers, len(members)))
         chosen += [site for site in members if site.layer in indices]
     return chosen
-
-
-def check_layers_form(layers: str) -> None:
-    """Raises `InputError` unless `layers` is of a form that may stand for layers, whatever their number."""
-    if not re.fullmatch(rf"all|(first|last):{_NUMBER}|{_RANGE}(\s*,\s*{_RANGE})*", str(layers).strip()):
-        raise InputError(f"{LAYERS_FORM}, got {shown(layers)}")
 
 
 def parse_layers(layers: str, num_layers: int) -> tuple[int, ...]:
@@ -119,20 +87,16 @@ def _parse_list(text: str, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(indices))
 
 
-def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _site_width(site: Site, keep_ratio: float | None, width: int | None, round_to: int) -> int:
-    if keep_ratio is not None:
-        if not 0 < keep_ratio <= 1:
-            raise InputError(f"`keep_ratio` must be above 0 and at most 1, got {keep_ratio}")
-        rounded = max(round_to * round(keep_ratio * site.intermediate_size / round_to), round_to)
-        if round_to > 1 and keep_ratio < 1 and rounded >= site.intermediate_size:
-            got = f"{keep_ratio:g} of {site.intermediate_size} neurons is {rounded} in steps of {round_to}"
-            raise InputError(f"`round_to` must be small enough that {site.path} gets narrower: {got}")
-        return min(rounded, site.intermediate_size)
-    assert width is not None
-    if not 1 <= width <= site.intermediate_size:
-        raise InputError(f"`width` must be between 1 and {site.intermediate_size} at {site.path}, got {width}")
-    return width
+def _site_width(site: Site, selection: Selection) -> int:
+    if selection.width is not None:
+        if not 1 <= selection.width <= site.intermediate_size:
+            allowed = f"between 1 and {site.intermediate_size} at {site.path}"
+            raise InputError(f"`width` must be {allowed}, got {selection.width}")
+        return selection.width
+    assert selection.keep_ratio is not None
+    keep_ratio, round_to = selection.keep_ratio, selection.round_to
+    rounded = max(round_to * round(keep_ratio * site.intermediate_size / round_to), round_to)
+    if round_to > 1 and keep_ratio < 1 and rounded >= site.intermediate_size:
+        got = f"{keep_ratio:g} of {site.intermediate_size} neurons is {rounded} in steps of {round_to}"
+        raise InputError(f"`round_to` must be small enough that {site.path} gets narrower: {got}")
+    return min(rounded, site.intermediate_size)

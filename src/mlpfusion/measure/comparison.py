@@ -18,6 +18,7 @@ from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.measure.approximation import BlockError, Probe, block_errors, references
 from mlpfusion.measure.outputs import outputs_on_inputs_of
 from mlpfusion.methods import head_pooling, method_name, takes_no_data
+from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import Record, SiteRecord
 from mlpfusion.sites.row_check import checked_sites
@@ -73,7 +74,7 @@ def compare_methods(
         check_method(method, None, 1)
     check_model(model)
     row, all_sites = checked_sites(model, architecture)
-    plan = make_plan(all_sites, layers=layers, keep_ratio=keep_ratio)
+    plan = make_plan(all_sites, Selection(layers, keep_ratio))
     sites = plan.sites
     total, rows = len(seeds) * len(sites) * len(methods), []
     for seed in seeds:

@@ -27,6 +27,7 @@ from mlpfusion.data.unlabelled import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods import method_name, takes_no_data
 from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Cell, Experiment
@@ -102,7 +103,7 @@ class Grid:
         if entry.method is not None:
             check_not_compressed(source.config)
             sites = find_sites(empty, self.row(cell))
-            check_visited(empty, make_plan(sites, layers=cell.layers, keep_ratio=cell.keep_ratio).sites)
+            check_visited(empty, make_plan(sites, Selection(cell.layers, cell.keep_ratio)).sites)
         if entry.lora is not None:
             add_lora(empty, entry.lora)
         for rate in self.experiment.rates(entry):
