@@ -88,7 +88,6 @@ bench: .venv/bench
 	cp bench-out/random_tokens/comparison.json benchmarks/results/minilm_ntk_match_random_tokens.json
 	$(DYNAMICS) --out bench-out/dynamics
 	cp bench-out/dynamics/dynamics.json benchmarks/results/dynamics.json
-	cp bench-out/dynamics/dynamics.png docs/images/dynamics.png
 	$(DYNAMICS) --methods ntk-match:pooling=first --out bench-out/dynamics_pooling
 	cp bench-out/dynamics_pooling/dynamics.json benchmarks/results/dynamics_pooling.json
 	$(DYNAMICS) --methods ntk-match:match_ridge=3.0,ntk-match:match_ridge=3.0:pooling=first --calibration-samples 1024 \

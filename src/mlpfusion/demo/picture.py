@@ -1,4 +1,4 @@
-"""The picture of the demo: how the three models learn, and how far apart they are on the way."""
+"""The picture of the demo: accuracy of the three models while they learn, and their distance from the full one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,27 +6,29 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mlpfusion.demo.train import Trained, binomial_error
-from mlpfusion.report.numbers import FULL
+from mlpfusion.report.numbers import FULL, method_colors
 from mlpfusion.storage.atomic import staged_file
 
-_COLORS = {FULL: "black", "Fusion": "#0072B2", "NTKMatch": "#D55E00"}
+_METHODS = {FULL: FULL, "Fusion": "fusion", "NTKMatch": "ntk-match"}  # names of the demo -> names of the methods
 
 
 def write_picture(results: Mapping[str, Trained], path: Path) -> None:
-    """Writes a PNG of two panels over the steps, from step 0: accuracy on held-out sentences, distance from `full`.
+    """Writes a PNG: accuracy on held-out sentences, and distance from `full`, over the steps.
 
     Bands are binomial standard errors.
     """
+    colors = method_colors(list(_METHODS.values()))
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     accuracy, distance = figure.subplots(1, 2)
-    for name, found in results.items():
-        line = {"color": _COLORS[name], "marker": "o", "markersize": 4.5, "linewidth": 1.8, "label": name}
-        shares, count = found.accuracy(), len(found.labels)
-        accuracy.plot(found.steps, [100 * share for share in shares], **line)
+    for name, trained in results.items():
+        color = colors[_METHODS[name]]
+        line = {"color": color, "marker": "o", "markersize": 4.5, "linewidth": 1.8, "label": name}
+        shares, count = trained.accuracy(), len(trained.labels)
+        accuracy.plot(trained.steps, [100 * share for share in shares], **line)
         edges = [[100 * (share + side * binomial_error(share, count)) for share in shares] for side in (-1, 1)]
-        accuracy.fill_between(found.steps, *edges, color=_COLORS[name], alpha=0.13, linewidth=0)
+        accuracy.fill_between(trained.steps, *edges, color=color, alpha=0.13, linewidth=0)
         if name != FULL:
-            distance.plot(found.steps, found.distance(results[FULL]), **line)
+            distance.plot(trained.steps, trained.distance(results[FULL]), **line)
     num_authors = results[FULL].logits.shape[-1]
     accuracy.axhline(100 / num_authors, color="0.6", linestyle=":", linewidth=1.2, label="a guess")
     accuracy.set_ylabel("held-out sentences with the right author, %")

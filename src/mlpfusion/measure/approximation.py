@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from mlpfusion.kernel import (
     BlockKernels,
     BlockTrace,
     KernelComparison,
+    KernelError,
     RandomHead,
     adam_and_plain_kernel,
     adam_kernel,
@@ -83,6 +85,27 @@ class BlockError:
     adam: KernelComparison
     plain: KernelComparison
     authors: AuthorsError | None = None
+
+
+def block_error_from_dict(data: dict[str, Any]) -> BlockError:
+    """Reads a `BlockError` from its JSON data."""
+    authors = data["authors"]
+    return BlockError(
+        **data
+        | {
+            "adam": _comparison_from_dict(data["adam"]),
+            "plain": _comparison_from_dict(data["plain"]),
+            "authors": None if authors is None else AuthorsError(**authors),
+        }
+    )
+
+
+def _comparison_from_dict(data: dict[str, Any]) -> KernelComparison:
+    return KernelComparison(
+        blocks={name: KernelError(**block) for name, block in data["blocks"].items()},
+        total=KernelError(**data["total"]),
+        without_down_bias=KernelError(**data["without_down_bias"]),
+    )
 
 
 def references(

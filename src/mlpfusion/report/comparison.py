@@ -1,69 +1,144 @@
 """The comparison of methods as JSON data and as Markdown tables (paper, Table 1)."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import reduce
-from operator import getitem
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlpfusion.measure.approximation import BlockError, block_error_from_dict
 from mlpfusion.measure.comparison import ComparisonRow
 from mlpfusion.methods import METHOD_TYPES, method_label
 from mlpfusion.report.numbers import markdown_table, mean_and_deviation
 
-# Number of `BlockError` -> title; a dot leads into what it holds.
+
+@dataclass(frozen=True)
+class ErrorColumn:
+    """One number of a `BlockError` and its title."""
+
+    title: str
+    read: Callable[[BlockError], float]
+
+
 COLUMNS = {
-    "output_error": "output error of the MLP, relative",
-    "output_absolute": "output error of the MLP, absolute",
-    "block_output_error": "output error of the layer, relative",
-    "block_output_absolute": "output error of the layer, absolute",
-    "adam_kernel_error": "Adam kernel error, relative",
-    "adam.without_down_bias.relative": "Adam kernel error without b2, relative",
-    "adam.total.absolute": "Adam kernel error, absolute",
-    "adam.total.cosine": "Adam kernel, cosine",
-    "adam_trace_ratio": "Adam kernel, trace after / before",
-    "plain_kernel_error": "plain kernel error, relative",
+    "output_error": ErrorColumn("output error of the MLP, relative", lambda error: error.output_error),
+    "output_absolute": ErrorColumn("output error of the MLP, absolute", lambda error: error.output_absolute),
+    "block_output_error": ErrorColumn("output error of the layer, relative", lambda error: error.block_output_error),
+    "block_output_absolute": ErrorColumn(
+        "output error of the layer, absolute", lambda error: error.block_output_absolute
+    ),
+    "adam_kernel_error": ErrorColumn("Adam kernel error, relative", lambda error: error.adam_kernel_error),
+    "adam_kernel_error_without_b2": ErrorColumn(
+        "Adam kernel error without b2, relative", lambda error: error.adam.without_down_bias.relative
+    ),
+    "adam_kernel_absolute": ErrorColumn("Adam kernel error, absolute", lambda error: error.adam.total.absolute),
+    "adam_kernel_cosine": ErrorColumn("Adam kernel, cosine", lambda error: error.adam.total.cosine),
+    "adam_trace_ratio": ErrorColumn("Adam kernel, trace after / before", lambda error: error.adam_trace_ratio),
+    "plain_kernel_error": ErrorColumn("plain kernel error, relative", lambda error: error.plain_kernel_error),
 }
+
+
+def _authors_output(error: BlockError) -> float:
+    assert error.authors is not None
+    return error.authors.output
+
+
+def _authors_kernel(error: BlockError) -> float:
+    assert error.authors is not None
+    return error.authors.kernel
+
+
+# Only in comparisons with `--authors`.
 AUTHORS_COLUMNS = {
-    "authors.output": "authors' output error: last batch, padding included, absolute",
-    "authors.kernel": "authors' kernel error: prob0, absolute",
+    "authors_output": ErrorColumn("authors' output error: last batch, padding included, absolute", _authors_output),
+    "authors_kernel": ErrorColumn("authors' kernel error: prob0, absolute", _authors_kernel),
 }
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of the record of a comparison, as far as tables and charts show it."""
+
+    label: str
+    kind: str
+    size: str
+    original_parameters: int
+    parameters: int
+    nonzero_parameters: int
+    error: BlockError
 
 
 def comparison_record(rows: Sequence[ComparisonRow], run: dict[str, Any]) -> dict[str, Any]:
-    """The rows with what they were measured on, as JSON data."""
+    """Joins `run` (model, data, options, versions) and the rows to JSON data."""
     return {
         **run,
         "rows": [asdict(row) | {"label": method_label(METHOD_TYPES[row.method](**row.options))} for row in rows],
     }
 
 
+def table_rows(record: dict[str, Any]) -> list[TableRow]:
+    """Reads the rows of a record."""
+    return [
+        TableRow(
+            label=row["label"],
+            kind=row["kind"],
+            size=row["size"],
+            original_parameters=row["original_parameters"],
+            parameters=row["parameters"],
+            nonzero_parameters=row["nonzero_parameters"],
+            error=block_error_from_dict(row["error"]),
+        )
+        for row in record["rows"]
+    ]
+
+
 def comparison_table(record: dict[str, Any], column: str) -> str:
-    """Markdown: methods x layers, mean and standard deviation over the seeds (0 where a method is not random)."""
-    layers = sorted({(row["error"]["layer"], row["error"]["path"]) for row in record["rows"]})
-    lines = [["method", *(path for _, path in layers)], ["---"] * (len(layers) + 1)]
-    for name in dict.fromkeys(row["label"] for row in record["rows"]):
-        lines.append([name, *(mean_and_deviation(values(record, name, path, column)) for _, path in layers)])
-    return markdown_table(lines)
+    """Markdown: methods x layers, mean and standard deviation over the seeds.
+
+    `column` is a key of `COLUMNS` or `AUTHORS_COLUMNS`. The deviation is 0 for one seed, and for methods without
+    randomness.
+    """
+    return _table(table_rows(record), (COLUMNS | AUTHORS_COLUMNS)[column])
 
 
 def size_table(record: dict[str, Any]) -> str:
-    """Markdown: what each method leaves of a block, and how many parameters of it are stored and trained."""
-    lines = [["method", "kind", "block", "parameters", "trained", "before"], ["---"] * 6]
-    for row in {(row["label"], row["original_parameters"]): row for row in record["rows"]}.values():
-        numbers = [f"{row[name]:,}" for name in ("parameters", "nonzero_parameters", "original_parameters")]
-        lines.append([row["label"], row["kind"], row["size"], *numbers])
-    return markdown_table(lines)
+    """Markdown: size of the compressed block by method, stored and trained parameters."""
+    return _size_table(table_rows(record))
 
 
 def comparison_markdown(record: dict[str, Any]) -> str:
-    """All tables, each under a heading; those of the authors' numbers only where they were asked for."""
-    with_authors = record["rows"][0]["error"]["authors"] is not None
-    columns = COLUMNS | (AUTHORS_COLUMNS if with_authors else {})
-    tables = {"sizes": size_table(record)} | {t: comparison_table(record, name) for name, t in columns.items()}
+    """All tables, each under a heading; with the authors' numbers if measured."""
+    rows = table_rows(record)
+    columns = [*COLUMNS.values(), *(AUTHORS_COLUMNS.values() if rows[0].error.authors is not None else ())]
+    tables = {"sizes": _size_table(rows)} | {column.title: _table(rows, column) for column in columns}
     return "\n\n".join(f"## {title[0].upper()}{title[1:]}\n\n{table}" for title, table in tables.items()) + "\n"
 
 
-def values(record: dict[str, Any], name: str, path: str, column: str) -> list[float]:
-    """One number a seed: that of `column` for the method labelled `name` at the block `path`."""
-    rows = [row["error"] for row in record["rows"] if row["label"] == name and row["error"]["path"] == path]
-    return [reduce(getitem, column.split("."), row) for row in rows]
+def labels_of(rows: Sequence[TableRow]) -> list[str]:
+    """Labels of the methods, each once, in the order of the rows."""
+    return list(dict.fromkeys(row.label for row in rows))
+
+
+def paths_of(rows: Sequence[TableRow]) -> list[str]:
+    """Paths of the blocks, each once, by layer."""
+    blocks = sorted({(row.error.layer, row.error.path) for row in rows})
+    return [path for _, path in blocks]
+
+
+def over_seeds(rows: Sequence[TableRow], label: str, path: str, column: ErrorColumn) -> list[float]:
+    """One number per seed: `column` of the method `label` at the block `path`."""
+    return [column.read(row.error) for row in rows if (row.label, row.error.path) == (label, path)]
+
+
+def _table(rows: Sequence[TableRow], column: ErrorColumn) -> str:
+    paths = paths_of(rows)
+    lines = [["method", *paths], ["---"] * (len(paths) + 1)]
+    for label in labels_of(rows):
+        lines.append([label, *(mean_and_deviation(over_seeds(rows, label, path, column)) for path in paths)])
+    return markdown_table(lines)
+
+
+def _size_table(rows: Sequence[TableRow]) -> str:
+    lines = [["method", "kind", "block", "parameters", "trained", "before"], ["---"] * 6]
+    for row in {(row.label, row.original_parameters): row for row in rows}.values():
+        counts = [f"{count:,}" for count in (row.parameters, row.nonzero_parameters, row.original_parameters)]
+        lines.append([row.label, row.kind, row.size, *counts])
+    return markdown_table(lines)

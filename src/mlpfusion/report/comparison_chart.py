@@ -1,85 +1,104 @@
-"""The bar chart of a comparison (paper, Figure 1): every method, its output error and its Adam kernel error."""
+"""The chart of a comparison (paper, Figure 1): output error and Adam kernel error of every method."""
 
 import math
 import statistics
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.report.comparison import values
+from mlpfusion.extras import CHARTS
+from mlpfusion.report.comparison import COLUMNS, ErrorColumn, TableRow, labels_of, over_seeds, paths_of, table_rows
+from mlpfusion.report.numbers import deviation
 
-PANELS = {"output_error": "output error of the MLP, relative", "adam_kernel_error": "Adam kernel error, relative"}
-_INCHES = {"width": 10.0, "frame": 1.3, "method": 0.16, "bar": 0.1}
+_PANELS = (COLUMNS["output_error"], COLUMNS["adam_kernel_error"])
+_WIDTH, _FRAME = 10.0, 1.4  # inches; the frame is titles, axes and the legend
+_ROW, _DOT = 0.12, 0.034  # inches of a method, and more per layer: 16 methods x 6 layers fit a screen of 800 pixels
+_LEAST_ROW = 0.28  # inches: a dot and the number above
+_DPI = 120
 
 
 def chart_note(name: str) -> str:
-    """A line that says why there is no chart; nothing where matplotlib is installed."""
-    if find_spec("matplotlib") is not None:
-        return ""
-    return f"{name} was not drawn, that needs matplotlib: pip install 'mlpfusion[report]'\n"
+    """One line about a missing matplotlib; empty if installed."""
+    missing = CHARTS.missing()
+    return f"{name} was not drawn, that needs {missing}: {CHARTS.install}\n" if missing else ""
 
 
 def write_chart(record: dict[str, Any], path: Path) -> list[Path]:
-    """Writes the chart where matplotlib is installed. Bars are means over the seeds, lines standard deviations.
+    """Writes the chart to `path`; returns [] without matplotlib.
 
-    A row a method, in it a bar a layer; methods lie a factor of fifty apart, so the axes are logarithmic.
+    Dots are means over the seeds, one per layer; lines reach one standard deviation to both sides. The best method is
+    on top. Methods lie a factor of fifty apart, so the axes are logarithmic.
     """
-    if find_spec("matplotlib") is None:
+    if CHARTS.missing():
         return []
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(row["label"] for row in record["rows"]))
-    paths = list(dict.fromkeys(row["error"]["path"] for row in record["rows"]))
-    height = _INCHES["frame"] + len(names) * (_INCHES["method"] + _INCHES["bar"] * len(paths))
-    figure = Figure(figsize=(_INCHES["width"], height), layout="constrained")
-    panels = figure.subplots(1, len(PANELS), sharey=True)
-    for axes, (column, title) in zip(panels, PANELS.items(), strict=True):
-        _draw(axes, record, names, paths, column)
-        axes.set_xlabel(title)
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
+    rows = table_rows(record)
+    paths = paths_of(rows)
+    labels = _best_first(rows, _PANELS[0])
+    height = _FRAME + len(labels) * max(_LEAST_ROW, _ROW + _DOT * len(paths))
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
+    for axes, column in zip(panels, _PANELS, strict=True):
+        _draw(axes, rows, labels, paths, column)
+        axes.set_xlabel(column.title)
+        axes.set_title(f"smallest on average: {_best_first(rows, column)[0]}", fontsize=11, loc="left")
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
     if len(paths) > 1:
         handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=min(6, len(paths)), fontsize=8)
+        figure.legend(*handles, loc="outside lower center", ncols=min(6, len(paths)), fontsize=8, frameon=False)
     else:
         figure.suptitle(f"{record.get('model', '')} {paths[0]}".strip(), fontsize=11)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})  # the same bytes from the same record
     return [path]
 
 
-def _draw(axes: Any, record: dict[str, Any], names: Sequence[str], paths: Sequence[str], column: str) -> None:
+def _best_first(rows: Sequence[TableRow], column: ErrorColumn) -> list[str]:
+    """Labels sorted by the mean of `column` over layers and seeds."""
+    means = {
+        label: statistics.mean(column.read(row.error) for row in rows if row.label == label)
+        for label in labels_of(rows)
+    }
+    return sorted(means, key=lambda label: means[label])
+
+
+def _draw(
+    axes: Any, rows: Sequence[TableRow], labels: Sequence[str], paths: Sequence[str], column: ErrorColumn
+) -> None:
     from matplotlib import colormaps
 
-    thickness = 0.8 / len(paths)
-    shades = colormaps["viridis"]([0.2 + 0.7 * index / len(paths) for index in range(len(paths))])
-    reached: list[float] = []
+    shades = colormaps["viridis"]([0.9 * index / max(1, len(paths) - 1) for index in range(len(paths))])
+    edges: list[float] = []
     for index, path in enumerate(paths):
-        found = [values(record, name, path, column) for name in names]
-        places = [row - 0.4 + thickness * (index + 0.5) for row in range(len(names))]
-        means = [statistics.mean(of_seeds) for of_seeds in found]
-        spread = [statistics.stdev(of_seeds) if len(of_seeds) > 1 else 0.0 for of_seeds in found]
-        lines = {"ecolor": "black", "elinewidth": 0.8}
-        bars = axes.barh(places, means, height=thickness, xerr=spread, color=shades[index], label=path, error_kw=lines)
+        of_methods = [over_seeds(rows, label, path, column) for label in labels]
+        means, spreads = [statistics.mean(seeds) for seeds in of_methods], [deviation(seeds) for seeds in of_methods]
+        # Layers of a method lie below each other within the middle 70 % of its row, so that no dot hides another.
+        places = [row + 0.7 * ((index + 0.5) / len(paths) - 0.5) for row in range(len(labels))]
+        axes.errorbar(
+            means, places, xerr=spreads, fmt="o", markersize=3.5, color=shades[index], label=path, elinewidth=1
+        )
         if len(paths) == 1:
-            axes.bar_label(bars, [f"{mean:.2f}" for mean in means], padding=4, fontsize=8)
-        reached += means + [mean + deviation for mean, deviation in zip(means, spread, strict=True)]
-    axes.margins(y=0.01)
-    _set_log_axis(axes, [value for value in reached if 0 < value < math.inf])
+            for mean, place in zip(means, places, strict=True):
+                axes.annotate(f"{mean:.2f}", (mean, place), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        edges += [mean + side * spread for mean, spread in zip(means, spreads, strict=True) for side in (0, 1)]
+    for row in range(0, len(labels), 2):  # every other row is shaded, to lead the eye from the name to its dots
+        axes.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0)
+    _set_log_axis(axes, [edge for edge in edges if 0 < edge < math.inf])
 
 
-def _set_log_axis(axes: Any, reached: Sequence[float]) -> None:
-    """From a power of ten below all bars, with round numbers for ticks and room for labels."""
+def _set_log_axis(axes: Any, edges: Sequence[float]) -> None:
+    """Sets a logarithmic axis around all dots, with ticks at 1, 2 and 5 times powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    if not reached:  # nothing but zeros has no logarithm
+    if not edges:  # all errors are zero, which has no logarithm
         return
     axes.set_xscale("log")
-    left = 10 ** math.floor(math.log10(min(reached)))
-    axes.set_xlim(left, max(reached) * (max(reached) / left) ** 0.1)
+    margin = 1.25 * (max(edges) / min(edges)) ** 0.03  # room for half a dot, and for the numbers beside one layer's
+    axes.set_xlim(min(edges) / margin, max(edges) * margin)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="x", linewidth=0.3)
+    axes.grid(axis="x", linewidth=0.4)
     axes.set_axisbelow(True)

@@ -1,27 +1,31 @@
-"""The record of training dynamics as tables, on the terminal, and as a chart."""
+"""The record of training dynamics as tables and as a chart."""
 
 import statistics
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.report.numbers import FULL, markdown_table, mean_and_deviation
+from mlpfusion.extras import CHARTS
+from mlpfusion.report.numbers import FULL, markdown_table, mean_and_deviation, method_colors, trailing_means
 
-# Steps of the table: more columns are not read.
-_SHOWN = (1, 2, 5, 10, 25, 50, 75, 100)
-# The steps that are averaged into one number, and those that a loss on the chart is the mean of.
-FIRST, _SMOOTHED = 10, 10
-_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22")
+_SHOWN = (1, 2, 5, 10, 25, 50, 75, 100)  # steps of the table, as many as a page has room for, and the last step
+FIRST = 10  # steps averaged into one number: there the kernel of the start still describes the training
+_SMOOTHED = 10  # batches averaged into one point of a loss curve: batches of 32 alone differ by more than methods do
 
 
 def curves(record: dict[str, Any], name: str, column: str) -> list[list[float]]:
-    """One curve a seed of the method labelled `name`: `distance`, `length` or `training_loss`."""
+    """One curve per seed of the method `name`.
+
+    `column` is `distance`, `length` or `training_loss`.
+    """
     return [row[column] for row in record["rows"] if row["label"] == name]
 
 
 def distance_table(record: dict[str, Any], column: str = "distance") -> str:
-    """Markdown: methods x steps, mean and standard deviation over the seeds; the mean of steps 1 to 10 first."""
+    """Markdown: methods x steps, mean and standard deviation over the seeds.
+
+    The first column is the mean of the steps 1 to `FIRST`.
+    """
     steps = record["measured_at"]
     shown = [step for step in steps if step in _SHOWN or step == steps[-1]]
     lines = [["method", f"mean of 1 to {FIRST}", *(f"step {step}" for step in shown)]]
@@ -33,37 +37,36 @@ def distance_table(record: dict[str, Any], column: str = "distance") -> str:
 
 
 def first_steps(record: dict[str, Any], name: str, column: str = "distance") -> list[float]:
-    """The mean of the measured values up to step 10, one a seed."""
+    """Mean of the measured values up to step `FIRST`, one per seed."""
     early = [index for index, step in enumerate(record["measured_at"]) if step <= FIRST]
     return [statistics.mean([curve[index] for index in early]) for curve in curves(record, name, column)]
 
 
 def at_step(record: dict[str, Any], name: str, step: int, column: str = "distance") -> list[float]:
-    """The values measured after `step`, one a seed."""
+    """Values measured after `step`, one per seed."""
     index = record["measured_at"].index(step)
     return [curve[index] for curve in curves(record, name, column)]
 
 
 def loss_table(record: dict[str, Any]) -> str:
-    """Markdown: the mean training loss of the first and of the last ten batches, and what trains."""
+    """Markdown: training loss of the first and last ten batches, trained parameters, time."""
     lines = [["method", "first 10 batches", "last 10 batches", "trained parameters", "seconds a step"], ["---"] * 5]
     for name in (FULL, *_methods(record)):
-        found = curves(record, name, "training_loss")
-        ends = [
-            [statistics.mean(part) for part in parts] for parts in ([c[:10] for c in found], [c[-10:] for c in found])
-        ]
+        losses = curves(record, name, "training_loss")
+        first = mean_and_deviation([statistics.mean(curve[:10]) for curve in losses])
+        last = mean_and_deviation([statistics.mean(curve[-10:]) for curve in losses])
         rows = [row for row in record["rows"] if row["label"] == name]
         seconds = statistics.median([row["seconds_per_step"] for row in rows])
-        lines.append([name, *map(mean_and_deviation, ends), f"{rows[0]['trained_parameters']:,}", f"{seconds:.2f}"])
+        lines.append([name, first, last, f"{rows[0]['trained_parameters']:,}", f"{seconds:.2f}"])
     return markdown_table(lines)
 
 
 def dynamics_markdown(record: dict[str, Any]) -> str:
-    """All tables, each under a heading."""
+    """All tables, each under a heading, after one paragraph on the settings."""
     recipe, held_out = record["recipe"], record["held_out"]
     where = f"{held_out['samples']} examples of {held_out['split']}"
     seeds = ", ".join(map(str, recipe["seeds"]))
-    told = (
+    settings = (
         f"{record['model']} on {record['task']}, layers {recipe['layers']} at {100 * recipe['keep_ratio']:g} %, "
         f"{recipe['steps']} steps, batches of {recipe['batch_size']}, rate {recipe['learning_rate']:g}, seeds {seeds}. "
         f"{record['optimizer']}. df is the change of the logits on {where} since the beginning."
@@ -73,27 +76,42 @@ def dynamics_markdown(record: dict[str, Any]) -> str:
         "Length of the change, ||df_c|| / ||df||": distance_table(record, "length"),
         "Training loss": loss_table(record),
     }
-    return "\n\n".join([told, *(f"## {title}\n\n{table}" for title, table in tables.items())]) + "\n"
+    return "\n\n".join([settings, *(f"## {title}\n\n{table}" for title, table in tables.items())]) + "\n"
 
 
 def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
-    """Writes the chart where matplotlib is installed: distance, with steps on a logarithmic axis, and training loss.
+    """Writes the chart to `path`; returns [] without matplotlib.
 
-    Lines are means over the seeds, bands reach from the smallest to the largest.
+    Left the distance from the full model's change of the logits, right the training loss. Lines are means over the
+    seeds. Bands reach from the smallest to the largest seed, for the nearest and the farthest method only.
     """
-    if find_spec("matplotlib") is None:
+    if CHARTS.missing():
         return []
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     distance, loss = figure.subplots(1, 2)
     names, steps = _methods(record), record["measured_at"]
-    colors = {name: _COLORS[index % len(_COLORS)] for index, name in enumerate(names)} | {FULL: "black"}
+    early = {name: statistics.mean(first_steps(record, name)) for name in names}
+    nearest, farthest = min(names, key=lambda name: early[name]), max(names, key=lambda name: early[name])
+    colors = method_colors([FULL, *names])
     for name in names:
-        _draw(distance, steps, curves(record, name, "distance"), colors[name], name, marker="o", markersize=4)
+        found = curves(record, name, "distance")
+        _draw_mean(distance, steps, found, colors[name], label=name, marker="o", markersize=4)
+        if name in (nearest, farthest):
+            _draw_band(distance, steps, found, colors[name])
     for name in (FULL, *names):
-        smooth = [_trailing_mean(curve) for curve in curves(record, name, "training_loss")]
-        _draw(loss, range(1, len(smooth[0]) + 1), smooth, colors[name], name)
+        smooth = [trailing_means(curve, _SMOOTHED) for curve in curves(record, name, "training_loss")]
+        _draw_mean(loss, range(1, len(smooth[0]) + 1), smooth, colors[name], label=name)
+    distance.set_title(
+        f"{nearest} stays nearest to the full model: distance {early[nearest]:.2f}\n"
+        f"over the first {FIRST} steps, {farthest} {early[farthest]:.2f}"
+        if len(names) > 1
+        else f"distance {early[nearest]:.2f} over the first {FIRST} steps",
+        fontsize=10,
+        loc="left",
+    )
+    loss.set_title("training loss of the same runs", fontsize=10, loc="left")
     distance.set_ylabel("distance of the logits' change from the full model's")
     loss.set_ylabel(f"training loss, mean of the last {_SMOOTHED} batches")
     for axes in (distance, loss):
@@ -102,8 +120,8 @@ def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
     _set_logarithmic_steps(distance, record["recipe"]["steps"])
     distance.set_ylim(bottom=0)
     handles, labels = loss.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(7, len(labels)), fontsize=9)
-    figure.savefig(path, dpi=120)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)), fontsize=9, frameon=False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
     return [path]
 
 
@@ -111,19 +129,14 @@ def _methods(record: dict[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys(row["label"] for row in record["rows"]) if name != FULL]
 
 
-def _draw(
-    axes: Any, steps: Sequence[int], found: Sequence[Sequence[float]], color: str, name: str, **line: Any
-) -> None:
-    columns = list(zip(*found, strict=True))
-    means = [statistics.mean(column) for column in columns]
-    axes.plot(steps, means, color=color, linewidth=1.8, label=name, zorder=3, **line)
-    if len(found) > 1:
-        lowest, highest = [min(column) for column in columns], [max(column) for column in columns]
-        axes.fill_between(steps, lowest, highest, color=color, alpha=0.13, linewidth=0)
+def _draw_mean(axes: Any, steps: Sequence[int], seeds: Sequence[Sequence[float]], color: str, **line: Any) -> None:
+    means = [statistics.mean(step) for step in zip(*seeds, strict=True)]
+    axes.plot(steps, means, color=color, linewidth=1.8, zorder=3, **line)
 
 
-def _trailing_mean(losses: Sequence[float]) -> list[float]:
-    return [statistics.mean(losses[max(0, end - _SMOOTHED) : end]) for end in range(1, len(losses) + 1)]
+def _draw_band(axes: Any, steps: Sequence[int], seeds: Sequence[Sequence[float]], color: str) -> None:
+    of_steps = list(zip(*seeds, strict=True))
+    axes.fill_between(steps, list(map(min, of_steps)), list(map(max, of_steps)), color=color, alpha=0.1, linewidth=0)
 
 
 def _set_logarithmic_steps(axes: Any, last: int) -> None:

@@ -3,23 +3,22 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.report.experiment import Column, Row, columns, labels
-from mlpfusion.report.numbers import FULL
+from mlpfusion.extras import CHARTS
+from mlpfusion.report.experiment import Row, ScoreColumn, columns, labels
+from mlpfusion.report.numbers import FULL, deviation, method_colors, trailing_means
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22")
-_SMOOTHED = 5  # entries of the loss log that a point of the curve is the mean of
+_SMOOTHED = 5  # entries of the loss log averaged into one point of a curve: 50 batches
 
 
 def write_experiment_chart(record: Row, path: Path) -> list[Path]:
-    """Writes the chart that `record["chart"]` names, one panel a task, where matplotlib is installed.
+    """Writes the chart of kind `record["chart"]` to `path`; returns [] without matplotlib.
 
-    Error bars and bands are sample standard deviations over the seeds.
+    One panel per task. Error bars are sample standard deviations over the seeds.
     """
-    if find_spec("matplotlib") is None:
+    if CHARTS.missing():
         return []
     from matplotlib.figure import Figure
 
@@ -29,8 +28,8 @@ def write_experiment_chart(record: Row, path: Path) -> list[Path]:
     figure = Figure(figsize=(max(6.5, 4.6 * len(panels)), height), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharey="row" if of_scores else "none")[0]
     draw = {"scores": _scores, "training_loss": _losses}.get(record["chart"], _lines)
-    for axes, (title, found) in zip(all_axes, panels.items(), strict=True):
-        draw(axes, record, found)
+    for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
+        draw(axes, record, panel)
         axes.set_title(title, fontsize=11)
         axes.grid(linewidth=0.3, axis="both")
     if not of_scores:
@@ -38,26 +37,26 @@ def write_experiment_chart(record: Row, path: Path) -> list[Path]:
             label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2 + len(panels), fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
     return [path]
 
 
-def _panels(record: Row) -> dict[str, list[Column]]:
-    """Title -> its columns: a panel a split of a task, for scores also one a place and size."""
-    found: dict[str, list[Column]] = {}
+def _panels(record: Row) -> dict[str, list[ScoreColumn]]:
+    """Title -> columns: one panel per split of a task, for scores also per layers and ratio."""
+    panels: dict[str, list[ScoreColumn]] = {}
     for column in columns(record):
         place = column if record["chart"] == "scores" else replace(column, layers=None, keep_ratio=None)
-        found.setdefault(place.title(), []).append(column)
-    return found
+        panels.setdefault(place.title(), []).append(column)
+    return panels
 
 
-def _scores(axes: Any, record: Row, found: Sequence[Column]) -> None:
-    """A dot a method, and a line where the full model is."""
-    (column,) = found
+def _scores(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
+    """Draws one dot per method, and a line at the full model's score."""
+    (column,) = panel
     names = [label for label in labels(record) if column.scores(record, label)]
     scores = [column.scores(record, label) for label in names]
-    means, deviations = [statistics.mean(values) for values in scores], [_deviation(values) for values in scores]
-    axes.errorbar(means, range(len(names)), xerr=deviations, fmt="o", color=_COLORS[0], capsize=3)
+    means, deviations = [statistics.mean(values) for values in scores], [deviation(values) for values in scores]
+    axes.errorbar(means, range(len(names)), xerr=deviations, fmt="o", color="#0072B2", capsize=3)
     if FULL in names:
         axes.axvline(means[names.index(FULL)], color="black", linewidth=1.0, linestyle="--", zorder=0)
     axes.set_yticks(range(len(names)), names)
@@ -66,46 +65,42 @@ def _scores(axes: Any, record: Row, found: Sequence[Column]) -> None:
     axes.set_xlabel("score, percent")
 
 
-def _lines(axes: Any, record: Row, found: Sequence[Column]) -> None:
-    """Scores over the layers or the ratio."""
-    over_layers = record["chart"] == "layers"
-    places = [column.layers if over_layers else 100 * (column.keep_ratio or 0) for column in found]
-    for index, label in enumerate(name for name in labels(record) if name != FULL):
-        scores = [column.scores(record, label) for column in found]
-        kept = [number for number, values in enumerate(scores) if values]
-        means = [statistics.mean(scores[number]) for number in kept]
-        deviations = [_deviation(scores[number]) for number in kept]
-        x = [places[number] for number in kept]
-        axes.errorbar(x, means, deviations, color=_COLORS[index % len(_COLORS)], marker="o", capsize=3, label=label)
-    full = found[0].scores(record, FULL)
+def _lines(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
+    """Draws scores over the layers or the ratio."""
+    over_layers, colors = record["chart"] == "layers", method_colors(labels(record))
+    for label in (name for name in labels(record) if name != FULL):
+        finished = [column for column in panel if column.scores(record, label)]
+        scores = [column.scores(record, label) for column in finished]
+        places = [column.layers if over_layers else 100 * (column.keep_ratio or 0) for column in finished]
+        means, deviations = [statistics.mean(values) for values in scores], [deviation(values) for values in scores]
+        axes.errorbar(places, means, deviations, color=colors[label], marker="o", capsize=3, label=label)
+    full = panel[0].scores(record, FULL)
     if full:
         axes.axhline(statistics.mean(full), color="black", linewidth=1.2, linestyle="--", label=FULL)
     axes.set_xlabel("compressed layers" if over_layers else "share of the MLP kept, percent")
     axes.set_ylabel("score, percent")
 
 
-def _losses(axes: Any, record: Row, found: Sequence[Column]) -> None:
-    """Training loss over the steps: the mean over the seeds, smoothed; a curve a label and column."""
-    curves = [(FULL, found[0])] if FULL in labels(record) else []
-    curves += [(label, column) for label in labels(record) if label != FULL for column in found]
-    for index, (label, column) in enumerate(curves):
+def _losses(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
+    """Draws the training loss, mean over the seeds, one curve per method and column."""
+    curves = [(FULL, panel[0])] if FULL in labels(record) else []
+    curves += [(label, column) for label in labels(record) if label != FULL for column in panel]
+    names = {curve: _curve_name(*curve, alone=len(panel) == 1) for curve in curves}
+    colors = method_colors(list(names.values()))
+    for label, column in curves:
         logs = [row["run"]["training_loss"] for row in column.rows(record, label)]
         if not logs:
             continue
         steps = [step for step, _ in logs[0]]
         means = [statistics.mean(log[number][1] for log in logs) for number in range(min(map(len, logs)))]
-        smooth = [statistics.mean(means[max(0, end - _SMOOTHED) : end]) for end in range(1, len(means) + 1)]
-        name = label if label == FULL or len(found) == 1 else f"{label} {_place(column)}"
-        color = "black" if label == FULL else _COLORS[index % len(_COLORS)]
-        axes.plot(steps[: len(smooth)], smooth, color=color, linewidth=1.6, label=name)
+        smooth, name = trailing_means(means, _SMOOTHED), names[label, column]
+        axes.plot(steps[: len(smooth)], smooth, color=colors[name], linewidth=1.6, label=name)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
 
 
-def _place(column: Column) -> str:
+def _curve_name(label: str, column: ScoreColumn, *, alone: bool) -> str:
+    if label == FULL or alone:
+        return label
     layers = "" if column.layers is None else f"layers {column.layers} "
-    return layers + ("" if column.keep_ratio is None else f"at {100 * column.keep_ratio:.4g} %")
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{label} {layers}" + ("" if column.keep_ratio is None else f"at {100 * column.keep_ratio:.4g} %")

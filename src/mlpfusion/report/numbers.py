@@ -1,20 +1,74 @@
-"""What the reports share: numbers in words, tables, and the label of the model that was not compressed."""
+"""Shared by all reports: numbers as text, Markdown tables, colours, and the label of the original model."""
 
 import statistics
 from collections.abc import Sequence
 
-# The label of the model in which nothing was compressed.
+# Label of the model without any compressed block.
 FULL = "full"
-_SMALL = 0.01  # below it three decimals say too little
+_SMALL = 0.01  # below it three decimals leave fewer than two digits
+# Okabe and Ito 2008, without black and yellow, then four more of matplotlib's: told apart by the colour-blind.
+COLORS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22")
+_FIXED = {FULL: "black", "fusion": "#0072B2", "ntk-match": "#D55E00"}  # the same in every chart
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """The lines, the second of which is the rule, as Markdown."""
+    """Joins cells to a Markdown table; the second line is the rule.
+
+    >>> print(markdown_table([["method", "error"], ["---", "---"], ["fusion", "0.48"]]))
+    | method | error |
+    | --- | --- |
+    | fusion | 0.48 |
+    """
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def deviation(numbers: Sequence[float]) -> float:
+    """Sample standard deviation (n - 1); 0 for one number.
+
+    >>> deviation([1.0, 2.0, 3.0]), deviation([5.0])
+    (1.0, 0.0)
+    """
+    return statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+
+
 def mean_and_deviation(numbers: Sequence[float]) -> str:
-    """As in `0.480 +- 0.002`, over the seeds; 0 where a method is not random, or there is one seed."""
-    mean, deviation = statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    """Writes mean +- sample deviation with three decimals, small means with three digits.
+
+    >>> mean_and_deviation([0.25, 0.75]), mean_and_deviation([0.001])
+    ('0.500 +- 0.354', '0.001 +- 0')
+    """
+    mean = statistics.mean(numbers)
     form = ".3f" if abs(mean) >= _SMALL or not mean else ".3g"
-    return f"{mean:{form}} +- {deviation:{form}}"
+    return f"{mean:{form}} +- {deviation(numbers):{form}}"
+
+
+def score_and_deviation(scores: Sequence[float]) -> str:
+    """Writes mean +- sample deviation of scores in percent; one score alone, `-` for none.
+
+    >>> score_and_deviation([84.0, 85.0]), score_and_deviation([84.0]), score_and_deviation([])
+    ('84.50 +- 0.71', '84.00', '-')
+    """
+    if not scores:
+        return "-"
+    spread = f" +- {deviation(scores):.2f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.2f}{spread}"
+
+
+def trailing_means(numbers: Sequence[float], window: int) -> list[float]:
+    """Mean of the last `window` numbers at every place; of fewer at the beginning.
+
+    >>> trailing_means([1.0, 3.0, 5.0], 2)
+    [1.0, 2.0, 4.0]
+    """
+    return [statistics.mean(numbers[max(0, end - window) : end]) for end in range(1, len(numbers) + 1)]
+
+
+def method_colors(labels: Sequence[str]) -> dict[str, str]:
+    """Picks one colour per label: fixed for `full`, `fusion` and `ntk-match`.
+
+    >>> method_colors(["fusion", "svd", "sketch"])
+    {'fusion': '#0072B2', 'svd': '#009E73', 'sketch': '#E69F00'}
+    """
+    others = [label for label in labels if label not in _FIXED]
+    colors = {label: COLORS[index % len(COLORS)] for index, label in enumerate(others)}
+    return {label: _FIXED.get(label) or colors[label] for label in labels}

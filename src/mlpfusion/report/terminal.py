@@ -1,4 +1,4 @@
-"""What the commands print for people on stdout: a table of the result, and what to do next."""
+"""Printed on stdout for people: a table of the result, and the next command to type."""
 
 import shlex
 import statistics
@@ -10,23 +10,33 @@ from rich.text import Text
 
 from mlpfusion.measure.approximation import BlockError
 from mlpfusion.record import Record
-from mlpfusion.report.comparison import AUTHORS_COLUMNS, comparison_table, values
+from mlpfusion.report.comparison import (
+    AUTHORS_COLUMNS,
+    COLUMNS,
+    comparison_table,
+    labels_of,
+    over_seeds,
+    paths_of,
+    table_rows,
+)
 from mlpfusion.report.console import PlainConsole, bold, wide_console
+from mlpfusion.report.numbers import deviation
 
-# Numbers of `BlockError` -> short title.
+# Short title -> column: five numbers fit beside the block in 100 columns of text.
 _SHORT = {
-    "output_error": "MLP",
-    "block_output_error": "layer",
-    "adam_kernel_error": "Adam",
-    "adam_trace_ratio": "trace",
-    "plain_kernel_error": "plain",
+    "MLP": COLUMNS["output_error"],
+    "layer": COLUMNS["block_output_error"],
+    "Adam": COLUMNS["adam_kernel_error"],
+    "trace": COLUMNS["adam_trace_ratio"],
+    "plain": COLUMNS["plain_kernel_error"],
 }
-_WITH_DEVIATION = ("output_error", "block_output_error", "adam_kernel_error")
+_WITH_DEVIATION = ("MLP", "layer", "Adam")
 _LEGEND = (
     "MLP, layer: relative output error. Adam, plain: relative Frobenius error of the kernel; trace: that of the Adam "
     "kernel, after / before."
 )
-# Relative output error of a layer from which on a model should not be used as it is.
+# Relative output error of a layer above which a model should not be used untrained. A round number, not tuned: the
+# layers of MiniLM at 25 % have 0.1 to 0.9.
 _LARGE_ERROR = 0.5
 _ADVICE = (
     "The cut changes what a layer gives out by more than half: fine-tune the model (`mlpfusion tune`) before it is "
@@ -35,7 +45,7 @@ _ADVICE = (
 
 
 def print_record(record: Record, model: str, out: str) -> None:
-    """Prints what the compression of `model` did, layer by layer, what it left in `out`, and what comes next."""
+    """Prints the sizes layer by layer, the size of `out`, and the next commands."""
     console = PlainConsole()
     console.print(_site_table(record))
     if record.budget is not None:
@@ -45,8 +55,8 @@ def print_record(record: Record, model: str, out: str) -> None:
         f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes "
         f"({100 * after.bytes / before.bytes:.1f} %), {record.seconds:.1f} s"
     )
-    told = " is complete. `import mlpfusion`, then load it by any Auto class of transformers."
-    console.print(Text.assemble(bold(out), told))
+    loading = " is complete. `import mlpfusion`, then load it by any Auto class of transformers."
+    console.print(Text.assemble(bold(out), loading))
     source, target = shlex.quote(model), shlex.quote(out)
     console.print(
         f"Next: `mlpfusion measure {source} {target} --data TEXTS` shows what the cut changed, "
@@ -56,29 +66,27 @@ def print_record(record: Record, model: str, out: str) -> None:
 
 
 def print_comparison(record: dict[str, Any]) -> None:
-    """Prints one table a layer: methods, what they leave of the block, and their errors over the seeds."""
-    console = wide_console()
-    names = list(dict.fromkeys(row["label"] for row in record["rows"]))
-    for path in dict.fromkeys(row["error"]["path"] for row in record["rows"]):
-        sizes = {row["label"]: row["size"] for row in record["rows"] if row["error"]["path"] == path}
-        table = _table((path, "block", *_SHORT.values()))
-        for name in names:
-            found = [values(record, name, path, column) for column in _SHORT]
-            numbers = [_over_seeds(one, column) for one, column in zip(found, _SHORT, strict=True)]
-            table.add_row(name, sizes[name], *numbers)
+    """Prints one table per layer: methods, sizes of the block, errors over the seeds."""
+    console, rows = wide_console(), table_rows(record)
+    for path in paths_of(rows):
+        sizes = {row.label: row.size for row in rows if row.error.path == path}
+        table = _table((path, "block", *_SHORT))
+        for label in labels_of(rows):
+            cells = [_cell(over_seeds(rows, label, path, column), title) for title, column in _SHORT.items()]
+            table.add_row(label, sizes[label], *cells)
         console.print(table)
         console.print()
     console.print(_LEGEND)
-    if record["rows"][0]["error"]["authors"] is not None:
-        for column, title in AUTHORS_COLUMNS.items():
-            console.print(f"\n{title}\n{comparison_table(record, column)}", soft_wrap=True)
+    if rows[0].error.authors is not None:
+        for name, column in AUTHORS_COLUMNS.items():
+            console.print(f"\n{column.title}\n{comparison_table(record, name)}", soft_wrap=True)
 
 
 def print_block_errors(errors: Sequence[BlockError]) -> None:
-    """Prints the errors of compressed blocks, one a line."""
-    table = _table(("block", *_SHORT.values()))
+    """Prints the errors of compressed blocks, one per line."""
+    table = _table(("block", *_SHORT))
     for error in errors:
-        table.add_row(error.path, *(f"{getattr(error, column):.3f}" for column in _SHORT))
+        table.add_row(error.path, *(f"{column.read(error):.3f}" for column in _SHORT.values()))
     console = wide_console()
     console.print(table)
     console.print(_LEGEND)
@@ -92,14 +100,14 @@ def print_block_errors(errors: Sequence[BlockError]) -> None:
         console.print(table)
 
 
-def _over_seeds(numbers: Sequence[float], column: str) -> str:
-    """The mean, in the columns that matter most with the deviation in brackets."""
+def _cell(numbers: Sequence[float], title: str) -> str:
+    """Mean over the seeds, in the main columns with the deviation in brackets."""
     mean = f"{statistics.mean(numbers):.3f}"
-    return f"{mean} ({statistics.stdev(numbers):.3f})" if len(numbers) > 1 and column in _WITH_DEVIATION else mean
+    return f"{mean} ({deviation(numbers):.3f})" if len(numbers) > 1 and title in _WITH_DEVIATION else mean
 
 
 def _table(columns: Sequence[str]) -> Table:
-    """A table without lines; the first column to the left, numbers to the right."""
+    """Table without lines; the first column aligned left, numbers right."""
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
@@ -117,7 +125,7 @@ def _site_table(record: Record) -> Table:
 
 
 def _print_budget(console: PlainConsole, budget: dict[str, Any]) -> None:
-    """What each layer got, and what its curve says that it costs."""
+    """Prints the width of each layer, and the error read off its curve."""
     table = _table(("budget", "width", "share", "error"))
     for site in budget["sites"]:
         table.add_row(site["path"], f"{site['width']:,}", f"{100 * site['share']:.1f} %", f"{site['error']:.3g}")

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, one_line
+from mlpfusion.extras import LORA
 from mlpfusion.kinds.key import MaskedSite
 from mlpfusion.kinds.model_key import model_key
 from mlpfusion.modules.low_rank import LowRankLinear
@@ -43,10 +44,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
 
 
 def _check(config: PreTrainedConfig) -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise InputError("`lora` needs peft: pip install peft") from error
+    LORA.check()
     key = model_key(config)
     if key is not None and any(isinstance(site, MaskedSite) for site in key.sites.values()):
         raise InputError("`lora` must be left out for a masked model: what is merged into it fills its zeros")

@@ -17,6 +17,7 @@ from mlpfusion.checks import num_not_finite, user_path
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.errors import DivergenceError as DivergenceError
 from mlpfusion.errors import InputError
+from mlpfusion.extras import TENSORBOARD
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import seeded, set_streams, streams
 from mlpfusion.storage.processes import on_cpu
@@ -300,10 +301,8 @@ def log_callbacks(log_dir: str | None, name: str) -> list[TrainerCallback]:
     if log_dir is None:
         return []
     folder = user_path("log_dir", log_dir)
-    from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
-
-    if not is_tensorboard_available():
-        raise InputError("`log_dir` needs TensorBoard: pip install tensorboard")
+    TENSORBOARD.check()
     from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(folder / name)))] if name else []

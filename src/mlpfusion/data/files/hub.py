@@ -6,6 +6,7 @@ from typing import Any
 
 from mlpfusion.data.files.lines import check_regular
 from mlpfusion.errors import InputError, one_line
+from mlpfusion.extras import DATA_SETS
 
 PREFIX = "hub:"
 LOCAL = "a text, JSON, CSV or TSV file"
@@ -56,8 +57,7 @@ def load_data_set(
     try:
         datasets: Any = import_module("datasets")
     except ImportError as error:
-        cure = "`pip install 'mlpfusion[data]'`"
-        raise InputError(f"`{field}` must be {local} unless {cure} is done, got {name}") from error
+        raise InputError(f"`{field}` must be {local} unless `{DATA_SETS.install}` is done, got {name}") from error
     try:
         return datasets.load_dataset(path, config, split=split, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
