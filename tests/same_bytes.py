@@ -225,7 +225,7 @@ def recorded_runs() -> Digests:
         experiment = read_experiment(name, flags)
         opened, names = grid.Grid(experiment), []
         for cell in cells(experiment):
-            for rate in experiment.rates(cell.entry):
+            for rate in experiment.rates(cell.row):
                 names += [grid.run_name(opened.identity(cell, rate, seed)) for seed in experiment.seeds]
         found[f"runs of {name}"] = digest("\n".join(names))
     return found

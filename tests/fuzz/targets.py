@@ -26,7 +26,7 @@ from mlpfusion.data.load import load_files
 from mlpfusion.methods import METHOD_TYPES, method_from_name
 from mlpfusion.options.fields import read_recipe
 from mlpfusion.options.training import parse_lora
-from mlpfusion.reproduce.experiment import parse_entry, read_experiment
+from mlpfusion.reproduce.experiment import parse_table_row, read_experiment
 from mlpfusion.sites.table import read_architecture
 from mlpfusion.storage.yaml import parse_option
 
@@ -37,7 +37,10 @@ _STRINGS: tuple[tuple[Callable[[str], object], tuple[str, ...]], ...] = (
     (parse_methods, ("all", "fusion,svd", "fusion:refine=false", "ntk-match:pooling=first:match_ridge=3.0")),
     (parse_seeds, ("0", "0,1,2", "17")),
     (parse_lora, ("r=8", "r=8,alpha=16,dropout=0.1", "r=4,targets=query+value")),
-    (lambda text: parse_entry(text, "model"), ("full", "fusion+layerwise=2", "svd+lora=8", "fusion:refine=false+lora")),
+    (
+        lambda text: parse_table_row(text, "model"),
+        ("full", "fusion+layerwise=2", "svd+lora=8", "fusion:refine=false+lora"),
+    ),
 )
 
 

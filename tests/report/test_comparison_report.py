@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpfusion.report.comparison import COLUMNS, comparison_table, over_seeds, size_table, table_rows
+from mlpfusion.report.comparison import COLUMNS, comparison_table, labelled_rows, over_seeds, size_table
 from mlpfusion.report.comparison_chart import chart_note, write_chart
 from mlpfusion.report.numbers import mean_and_deviation
 from mlpfusion.report.terminal import print_comparison
@@ -49,7 +49,7 @@ def test_a_table_has_means_and_deviations_over_the_seeds():
     assert table[0] == "| method | encoder.layer.0 | encoder.layer.1 |"
     assert table[2] == "| fusion | 0.550 +- 0.071 | 1.550 +- 0.071 |"
     column = COLUMNS["adam_kernel_absolute"]
-    assert over_seeds(table_rows(record()), "svd", "encoder.layer.1", column) == [3e-5, 3e-5]
+    assert over_seeds(labelled_rows(record()), "svd", "encoder.layer.1", column) == [3e-5, 3e-5]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mlpfusion.commands.inspect import inspect_checkpoint
 from mlpfusion.data.glue import GLUE
 from mlpfusion.report.experiment import columns, experiment_markdown, labels, shares
 from mlpfusion.report.experiment_chart import write_experiment_chart
-from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_entry, read_experiment
+from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_table_row, read_experiment
 
 
 def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
@@ -137,12 +137,12 @@ def test_every_recipe_of_the_package_is_a_valid_grid(name):
     assert experiment.title
     found = list(cells(experiment))
     assert {cell.task for cell in found} == set(experiment.tasks) <= GLUE.keys()
-    assert any(cell.entry.method is None for cell in found)
+    assert any(cell.row.method is None for cell in found)
 
 
 def test_the_full_model_has_one_cell_whatever_varies():
     experiment = Experiment(model="m", tasks=("sst2",), methods=("full", "svd"), keep_ratio=(0.25, 0.5))
-    assert [(cell.entry.label, cell.keep_ratio) for cell in cells(experiment)] == [
+    assert [(cell.row.label, cell.keep_ratio) for cell in cells(experiment)] == [
         ("full", 1.0),
         ("svd", 0.25),
         ("svd", 0.5),
@@ -150,6 +150,6 @@ def test_the_full_model_has_one_cell_whatever_varies():
 
 
 def test_entries_say_what_they_are():
-    entry = parse_entry("fusion:refine=false+layerwise=2", "m")
+    entry = parse_table_row("fusion:refine=false+layerwise=2", "m")
     assert entry.label == "fusion refine=False + layer-wise, 2 epochs"
-    assert parse_entry("full+lora=4", "m").label == "full + LoRA"
+    assert parse_table_row("full+lora=4", "m").label == "full + LoRA"

@@ -16,7 +16,7 @@ from command import call, refused
 from filelock import FileLock
 
 from mlpfusion.reproduce import grid, schedule
-from mlpfusion.reproduce.experiment import Cell, cells, read_experiment
+from mlpfusion.reproduce.experiment import GridCell, cells, read_experiment
 from mlpfusion.storage.manifest import sealed_json
 from mlpfusion.tune.trainer import DivergenceError
 
@@ -106,8 +106,8 @@ def test_processes_that_share_a_folder_share_the_runs(recipe, tmp_path, monkeypa
     """Two at once: every run is made once, and both end with all of them."""
     made, together = [], threading.Barrier(2, timeout=60)
 
-    def train(self: grid.Grid, cell: Cell, rate: float, seed: int, states: Path, progress: Any) -> dict[str, Any]:
-        made.append((cell.entry.label, rate, seed))
+    def train(self: grid.Grid, cell: GridCell, rate: float, seed: int, states: Path, progress: Any) -> dict[str, Any]:
+        made.append((cell.row.label, rate, seed))
         if len(made) <= 2:
             together.wait()  # the first run of each: at the same time
         time.sleep(0.02)
@@ -156,7 +156,7 @@ def test_what_another_process_has_begun_is_waited_for(recipe, tmp_path, monkeypa
 def untrained(monkeypatch) -> None:
     """Runs that take no time."""
 
-    def train(self: grid.Grid, cell: Cell, rate: float, seed: int, states: Path, progress: Any) -> dict[str, Any]:
+    def train(self: grid.Grid, cell: GridCell, rate: float, seed: int, states: Path, progress: Any) -> dict[str, Any]:
         states.mkdir(parents=True, exist_ok=True)
         return {"run": {"selection_score": 0.5, "seed": seed}}
 
@@ -216,7 +216,7 @@ def test_the_recorded_runs_are_found_again(name, minilm, evaluation_data, monkey
     experiment = read_experiment(name, {"model": str(minilm), "device": "cpu", "out": str(results)})
     recorded = grid.Grid(experiment)
     for cell in cells(experiment):
-        (rate,) = experiment.rates(cell.entry)
+        (rate,) = experiment.rates(cell.row)
         for seed in experiment.seeds:
             identity = recorded.identity(cell, rate, seed)
             assert grid.read_run(results / "runs" / f"{grid.run_name(identity)}.json", identity)

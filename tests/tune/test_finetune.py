@@ -15,7 +15,7 @@ from mlpfusion.data.encode import EncodedTask
 from mlpfusion.errors import InputError
 from mlpfusion.options.training import parse_lora
 from mlpfusion.tune import Finetune, Lora, finetune
-from mlpfusion.tune.finetune import Where, split_train
+from mlpfusion.tune.finetune import RunContext, split_train
 from mlpfusion.tune.trainer import DivergenceError, LengthGroupedOrder
 
 FAST = Finetune(learning_rate=2e-3, epochs=2, batch_size=8, device="cpu")
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(rate, task, tmp_path):
     else:
         model.register_forward_hook(_explode_after(14))
     with pytest.raises(DivergenceError, match="`learning_rate` must be small enough for a finite loss") as caught:
-        finetune(model, task, with_fields(FAST, learning_rate=rate), Where(tmp_path))
+        finetune(model, task, with_fields(FAST, learning_rate=rate), RunContext(tmp_path))
     saved = [path.name for path in tmp_path.glob("checkpoint-*/complete")]
     if rate == 1e-3:
         assert not saved

@@ -12,7 +12,7 @@ from tiny_task import make_task, save_checkpoint, write_files
 from mlpfusion.data.task_model import load_for_task, open_source
 from mlpfusion.options.training import Finetune
 from mlpfusion.storage.processes import on_cpu
-from mlpfusion.tune.finetune import Where, finetune
+from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.trainer import StageTrainer, training_arguments
 
 
@@ -45,7 +45,7 @@ def test_weights_without_a_gradient_are_known_before_training(monkeypatch, tmp_p
     data = make_task()
     model = load_for_task(open_source(str(save_checkpoint(tmp_path / "model"))), data.task, 0)
     with pytest.raises(KeyboardInterrupt):
-        finetune(model, data, Finetune(epochs=1, device="cpu"), Where(tmp_path / "states"))
+        finetune(model, data, Finetune(epochs=1, device="cpu"), RunContext(tmp_path / "states"))
     assert found == [False, True]
     assert torch.equal(torch.get_rng_state(), started)
 

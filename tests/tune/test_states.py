@@ -20,7 +20,7 @@ from mlpfusion.errors import DamageWarning
 from mlpfusion.options.training import Finetune, Lora
 from mlpfusion.storage.manifest import damage, seal
 from mlpfusion.storage.states import newest_state
-from mlpfusion.tune.finetune import Where, finetune
+from mlpfusion.tune.finetune import RunContext, finetune
 
 TASK = make_task()
 CONFIG = Finetune(learning_rate=2e-3, epochs=3, batch_size=16, save_steps=2, device="cpu", seed=3)  # 6 steps an epoch
@@ -43,7 +43,7 @@ class StopAfter(TrainerCallback):
 
 def train(folder: Path | None = None, config: Finetune = CONFIG, stop: int | None = None) -> Result:
     model = pico_model("bert", AutoModelForSequenceClassification)
-    where = Where(folder, callbacks=[] if stop is None else [StopAfter(stop)])
+    where = RunContext(folder, callbacks=[] if stop is None else [StopAfter(stop)])
     trained, record = finetune(model, TASK, config, where)
     weights = {name: value.numpy().tobytes() for name, value in trained.state_dict().items()}
     return weights, {name: value for name, value in asdict(record).items() if name not in CLOCK}

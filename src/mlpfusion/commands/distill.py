@@ -27,7 +27,7 @@ from mlpfusion.storage.output import check_output
 from mlpfusion.storage.processes import join_processes
 from mlpfusion.storage.unfinished import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
 from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
-from mlpfusion.tune.finetune import Where
+from mlpfusion.tune.finetune import RunContext
 from mlpfusion.tune.record import (
     DISTILL_RECORD_FILE,
     DistillRecord,
@@ -108,7 +108,7 @@ def run_distillation(job: DistillJob, progress: Progress = lambda done, total, w
 
         def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
             collate = DataCollatorWithPadding(compressed.tokenizer)
-            where = Where(states, progress, log_callbacks(job.log_dir, "distill"))
+            where = RunContext(states, progress, log_callbacks(job.log_dir, "distill"))
             cache = None if job.cache is None else user_path("cache", job.cache)
             return student, distill(student, teacher, examples, collate, config, where, cache)
 

@@ -24,7 +24,7 @@ from mlpfusion.storage.output import Occupant, check_output
 from mlpfusion.storage.processes import join_processes
 from mlpfusion.storage.unfinished import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
 from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
-from mlpfusion.tune.finetune import Where, finetune, split_train
+from mlpfusion.tune.finetune import RunContext, finetune, split_train
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.record import (
     TUNE_RECORD_FILE,
@@ -188,7 +188,7 @@ class _Runner:
         train, _ = split_train(self.data, self.job.finetune(self.job.learning_rate[0], self.job.seeds[0]))
 
         def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
-            where = Where(states, self.progress, log_callbacks(self.job.log_dir, states.name))
+            where = RunContext(states, self.progress, log_callbacks(self.job.log_dir, states.name))
             cached = None if cache is None else user_path("cache", cache)
             return student, distill(student, teacher, train, self.data.collate, config, where, cached)
 
@@ -199,7 +199,7 @@ class _Runner:
 
         def stage(states: Path) -> tuple[PreTrainedModel, RunRecord]:
             model = load_for_task(self.source, self.data.task, seed)
-            where = Where(states, self.progress, log_callbacks(self.job.log_dir, name))
+            where = RunContext(states, self.progress, log_callbacks(self.job.log_dir, name))
             return finetune(model, self.data, self.job.finetune(rate, seed), where)
 
         folder = work_folder(user_path("out", self.job.out)) / name

@@ -24,7 +24,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import held_out_logits
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
-from mlpfusion.tune.finetune import Where, finetune
+from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.record import RunRecord, run_from_dict
 
 MAX_LENGTH = 64
@@ -90,7 +90,7 @@ def train(checkpoint: Path, data: Path, seed: int, progress: Progress) -> Traine
     model = load_for_task(source, encoded.task, seed)
     test = encoded.evaluation["test"]
     reported = replace(encoded, evaluation={"test": test})
-    _, record = finetune(model, reported, replace(CONFIG, seed=seed), Where(None, progress, [watch]))
+    _, record = finetune(model, reported, replace(CONFIG, seed=seed), RunContext(None, progress, [watch]))
     labels = torch.tensor([item["labels"] for item in held_out.items])
     return Trained(record, tuple(watch.logits), torch.stack(list(watch.logits.values())), labels, len(test))
 

@@ -52,7 +52,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Reference:
+class BlockReference:
     """The kernels of one block of a model, and what leaves it and its layer; `authors`: for their two numbers."""
 
     adam: BlockKernels
@@ -114,7 +114,7 @@ def references(
     batches: Sequence[Batch],
     probe: Probe,
     authors_batch: Batch | None = None,
-) -> dict[str, Reference]:
+) -> dict[str, BlockReference]:
     """The reference of every site, by path; `authors_batch` is the last batch of the authors' evaluation.
 
     Raises `InputError` as `block_traces` does, and for fewer than two classes if there is such a batch.
@@ -123,7 +123,7 @@ def references(
         traces = probe.traces(model, sites, batches)
     blocks = {site.path: trained_block(model, site) for site in sites}
     kernels = {path: adam_and_plain_kernel(block, traces[path]) for path, block in blocks.items()}
-    found = {path: Reference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
+    found = {path: BlockReference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
     if authors_batch is None:
         return found
     hidden = padded_outputs(model, sites, authors_batch)
@@ -135,7 +135,7 @@ def references(
 
 
 def block_errors(
-    originals: Mapping[str, Reference],
+    originals: Mapping[str, BlockReference],
     compressed: PreTrainedModel,
     architecture: Architecture,
     batches: Sequence[Batch],
@@ -157,7 +157,7 @@ def block_errors(
     return [_block_error(originals[site.path], found[site.path], site) for site in sites]
 
 
-def _block_error(before: Reference, after: Reference, site: Site) -> BlockError:
+def _block_error(before: BlockReference, after: BlockReference, site: Site) -> BlockError:
     adam, plain = compare_kernels(before.adam, after.adam), compare_kernels(before.plain, after.plain)
     mlp = output_error(before.outputs.mlp, after.outputs.mlp)
     block = output_error(before.outputs.block, after.outputs.block)

@@ -54,7 +54,7 @@ AUTHORS_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class TableRow:
+class LabelledRow:
     """One row of the record of a comparison, as far as tables and charts show it."""
 
     label: str
@@ -74,10 +74,10 @@ def comparison_record(rows: Sequence[ComparisonRow], run: dict[str, Any]) -> dic
     }
 
 
-def table_rows(record: dict[str, Any]) -> list[TableRow]:
+def labelled_rows(record: dict[str, Any]) -> list[LabelledRow]:
     """Reads the rows of a record."""
     return [
-        TableRow(
+        LabelledRow(
             label=row["label"],
             kind=row["kind"],
             size=row["size"],
@@ -96,39 +96,39 @@ def comparison_table(record: dict[str, Any], column: str) -> str:
     `column` is a key of `COLUMNS` or `AUTHORS_COLUMNS`. The deviation is 0 for one seed, and for methods without
     randomness.
     """
-    return _table(table_rows(record), (COLUMNS | AUTHORS_COLUMNS)[column])
+    return _table(labelled_rows(record), (COLUMNS | AUTHORS_COLUMNS)[column])
 
 
 def size_table(record: dict[str, Any]) -> str:
     """Markdown: size of the compressed block by method, stored and trained parameters."""
-    return _size_table(table_rows(record))
+    return _size_table(labelled_rows(record))
 
 
 def comparison_markdown(record: dict[str, Any]) -> str:
     """All tables, each under a heading; with the authors' numbers if measured."""
-    rows = table_rows(record)
+    rows = labelled_rows(record)
     columns = [*COLUMNS.values(), *(AUTHORS_COLUMNS.values() if rows[0].error.authors is not None else ())]
     tables = {"sizes": _size_table(rows)} | {column.title: _table(rows, column) for column in columns}
     return "\n\n".join(f"## {title[0].upper()}{title[1:]}\n\n{table}" for title, table in tables.items()) + "\n"
 
 
-def labels_of(rows: Sequence[TableRow]) -> list[str]:
+def labels_of(rows: Sequence[LabelledRow]) -> list[str]:
     """Labels of the methods, each once, in the order of the rows."""
     return list(dict.fromkeys(row.label for row in rows))
 
 
-def paths_of(rows: Sequence[TableRow]) -> list[str]:
+def paths_of(rows: Sequence[LabelledRow]) -> list[str]:
     """Paths of the blocks, each once, by layer."""
     blocks = sorted({(row.error.layer, row.error.path) for row in rows})
     return [path for _, path in blocks]
 
 
-def over_seeds(rows: Sequence[TableRow], label: str, path: str, column: ErrorColumn) -> list[float]:
+def over_seeds(rows: Sequence[LabelledRow], label: str, path: str, column: ErrorColumn) -> list[float]:
     """One number per seed: `column` of the method `label` at the block `path`."""
     return [column.read(row.error) for row in rows if (row.label, row.error.path) == (label, path)]
 
 
-def _table(rows: Sequence[TableRow], column: ErrorColumn) -> str:
+def _table(rows: Sequence[LabelledRow], column: ErrorColumn) -> str:
     paths = paths_of(rows)
     lines = [["method", *paths], ["---"] * (len(paths) + 1)]
     for label in labels_of(rows):
@@ -136,7 +136,7 @@ def _table(rows: Sequence[TableRow], column: ErrorColumn) -> str:
     return markdown_table(lines)
 
 
-def _size_table(rows: Sequence[TableRow]) -> str:
+def _size_table(rows: Sequence[LabelledRow]) -> str:
     lines = [["method", "kind", "block", "parameters", "trained", "before"], ["---"] * 6]
     for row in {(row.label, row.original_parameters): row for row in rows}.values():
         counts = [f"{count:,}" for count in (row.parameters, row.nonzero_parameters, row.original_parameters)]

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.extras import CHARTS
-from mlpfusion.report.comparison import COLUMNS, ErrorColumn, TableRow, labels_of, over_seeds, paths_of, table_rows
+from mlpfusion.report.comparison import (
+    COLUMNS,
+    ErrorColumn,
+    LabelledRow,
+    labelled_rows,
+    labels_of,
+    over_seeds,
+    paths_of,
+)
 from mlpfusion.report.numbers import deviation
 
 _PANELS = (COLUMNS["output_error"], COLUMNS["adam_kernel_error"])
@@ -33,7 +41,7 @@ def write_chart(record: dict[str, Any], path: Path) -> list[Path]:
         return []
     from matplotlib.figure import Figure
 
-    rows = table_rows(record)
+    rows = labelled_rows(record)
     paths = paths_of(rows)
     labels = _best_first(rows, _PANELS[0])
     height = _FRAME + len(labels) * max(_LEAST_ROW, _ROW + _DOT * len(paths))
@@ -54,7 +62,7 @@ def write_chart(record: dict[str, Any], path: Path) -> list[Path]:
     return [path]
 
 
-def _best_first(rows: Sequence[TableRow], column: ErrorColumn) -> list[str]:
+def _best_first(rows: Sequence[LabelledRow], column: ErrorColumn) -> list[str]:
     """Labels sorted by the mean of `column` over layers and seeds."""
     means = {
         label: statistics.mean(column.read(row.error) for row in rows if row.label == label)
@@ -64,7 +72,7 @@ def _best_first(rows: Sequence[TableRow], column: ErrorColumn) -> list[str]:
 
 
 def _draw(
-    axes: Any, rows: Sequence[TableRow], labels: Sequence[str], paths: Sequence[str], column: ErrorColumn
+    axes: Any, rows: Sequence[LabelledRow], labels: Sequence[str], paths: Sequence[str], column: ErrorColumn
 ) -> None:
     from matplotlib import colormaps
 

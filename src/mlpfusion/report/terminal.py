@@ -14,10 +14,10 @@ from mlpfusion.report.comparison import (
     AUTHORS_COLUMNS,
     COLUMNS,
     comparison_table,
+    labelled_rows,
     labels_of,
     over_seeds,
     paths_of,
-    table_rows,
 )
 from mlpfusion.report.console import PlainConsole, bold, wide_console
 from mlpfusion.report.numbers import deviation
@@ -67,7 +67,7 @@ def print_record(record: Record, model: str, out: str) -> None:
 
 def print_comparison(record: dict[str, Any]) -> None:
     """Prints one table per layer: methods, sizes of the block, errors over the seeds."""
-    console, rows = wide_console(), table_rows(record)
+    console, rows = wide_console(), labelled_rows(record)
     for path in paths_of(rows):
         sizes = {row.label: row.size for row in rows if row.error.path == path}
         table = _table((path, "block", *_SHORT))

@@ -1,4 +1,4 @@
-"""An experiment: a grid of fine-tuning runs, described by a YAML file, and what one run of it is told."""
+"""An experiment: a grid of fine-tuning runs, described by a YAML file, and the configs of its runs."""
 
 import re
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A grid: every method on every task, at all `layers` and `keep_ratio`, over `seeds`.
+    """A grid: methods x tasks x `layers` x `keep_ratio` x `seeds`.
 
-    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]` or `full` (nothing compressed) with the same
-    additions. `references` are other models, fine-tuned in full beside it. The rate is chosen for every cell with its
-    first seed, among `learning_rate` (with LoRA `lora_learning_rate`, if given). Calibrated methods and the layer-wise
-    tuning see training texts without labels, the former `calibration_samples` of them. `chart` says what is drawn: the
-    `scores`, or these over the `layers` or the `keep_ratio`, or the `training_loss` over the steps. `architecture` is
-    the path of a row file for a model type that has no row. `name` is that of the files of the report. `max_length` and
-    `new_head` are those of `tune`. The other fields are those of `Finetune`.
+    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]`, or `full` (nothing compressed) with the same
+    additions. `references` are other models, fine-tuned in full. Every cell chooses its learning rate with the first
+    seed, among `learning_rate` (with LoRA `lora_learning_rate`, if given). Calibrated methods see
+    `calibration_samples` training texts without labels, layer-wise tuning sees all of them. `chart` is `scores`,
+    `layers` or `keep_ratio` (scores over either), or `training_loss`. `architecture` is a row file for a model type
+    outside the table. `name` begins the file names of the report. `max_length` and `new_head` are options of `tune`,
+    all other fields of `Finetune`.
     """
 
     name: str = ""
@@ -62,26 +62,29 @@ class Experiment:
     architecture: str | None = None
     chart: str = "scores"
 
-    def rates(self, entry: "Entry") -> tuple[float, ...]:
-        """The learning rates that are tried for `entry`."""
-        return self.lora_learning_rate if entry.lora and self.lora_learning_rate else self.learning_rate
+    def rates(self, row: "TableRow") -> tuple[float, ...]:
+        """Learning rates to try for one row of the table."""
+        return self.lora_learning_rate if row.lora and self.lora_learning_rate else self.learning_rate
 
     def finetune(self, learning_rate: float, seed: int, lora: Lora | None) -> Finetune:
-        """The config of one run. Raises `InputError` for a value out of range."""
+        """Config of one run. Raises `InputError` for a value out of range."""
         shared = {item.name for item in fields(Finetune)} & {item.name for item in fields(Experiment)}
         values = {name: getattr(self, name) for name in shared - {"learning_rate"}}
         return Finetune(learning_rate=learning_rate, seed=seed, lora=lora, **values)
 
     def distill(self, learning_rate: float, seed: int, epochs: int) -> Distill:
-        """The config of the layer-wise stage of one run. Raises `InputError` for a value out of range."""
+        """Config of the layer-wise stage of one run. Raises `InputError` for a value out of range."""
         rate = self.layerwise_learning_rate or learning_rate
         shared = {name: getattr(self, name) for name in ("batch_size", "precision", "device")}
         return Distill(learning_rate=rate, seed=seed, epochs=epochs, **shared)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One row of the table: a method (None: nothing is compressed), and what happens before and in fine-tuning."""
+class TableRow:
+    """One row of the table: a method, epochs of layer-wise tuning, LoRA.
+
+    `method` is None for a model in which nothing is compressed.
+    """
 
     model: str
     method: Any = None
@@ -90,26 +93,30 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Its name in tables."""
+        """Name in tables.
+
+        >>> parse_table_row("fusion+layerwise=2+lora=8", "model").label
+        'fusion + layer-wise, 2 epochs + LoRA'
+        """
         name = FULL if self.method is None else method_label(self.method)
         epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
         return name + (f" + layer-wise{epochs}" if self.layerwise else "") + (" + LoRA" if self.lora else "")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The runs of one entry on one task at one place and size; they differ in rate and seed."""
+class GridCell:
+    """One row, task, choice of layers and ratio; the runs differ in rate and seed."""
 
     task: str
-    entry: Entry
+    row: TableRow
     layers: str
     keep_ratio: float
 
 
 def read_experiment(recipe: str, flags: dict[str, Any]) -> Experiment:
-    """The experiment of that name, or in that YAML file, with the fields that were given as flags over it.
+    """Reads an experiment by name or YAML file; `flags` replace its fields.
 
-    Raises `InputError` for an unknown name, and as `read_job` and `check_experiment` do.
+    Raises `InputError` for an unknown name or field, and for values that no run could have.
     """
     known = named_recipes()
     file = known.get(recipe) or user_path("recipe", recipe)
@@ -121,7 +128,7 @@ def read_experiment(recipe: str, flags: dict[str, Any]) -> Experiment:
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Raises `InputError` for anything wrong that shows without the model and the data."""
+    """Raises `InputError` for wrong fields; reads no model and no data."""
     for name in ("model", "out", "tasks", "methods", "layers", "keep_ratio", "seeds", "learning_rate"):
         given = getattr(experiment, name)
         if not given:
@@ -136,34 +143,37 @@ def check_experiment(experiment: Experiment) -> None:
         raise InputError("`select_on` must be holdout or validation to choose among several rates, got 'last'")
     for task in experiment.tasks:
         find_task(task)
-    for entry in entries(experiment):
-        for rate in experiment.rates(entry):
+    for row in table_rows(experiment):
+        for rate in experiment.rates(row):
             for seed in experiment.seeds:
-                experiment.finetune(rate, seed, entry.lora)
-            if entry.layerwise:
-                experiment.distill(rate, experiment.seeds[0], entry.layerwise)
+                experiment.finetune(rate, seed, row.lora)
+            if row.layerwise:
+                experiment.distill(rate, experiment.seeds[0], row.layerwise)
 
 
-def entries(experiment: Experiment) -> list[Entry]:
-    """The rows of the table, references first. Raises `InputError` as `parse_entry` does."""
-    references = [Entry(model) for model in experiment.references]
-    return references + [parse_entry(text, experiment.model) for text in experiment.methods]
+def table_rows(experiment: Experiment) -> list[TableRow]:
+    """Rows of the table, references first. Raises `InputError` for an unknown method or addition."""
+    references = [TableRow(model) for model in experiment.references]
+    return references + [parse_table_row(text, experiment.model) for text in experiment.methods]
 
 
-def cells(experiment: Experiment) -> Iterator[Cell]:
-    """The grid; a model that is not compressed has one cell a task, with all layers and a ratio of 1."""
+def cells(experiment: Experiment) -> Iterator[GridCell]:
+    """Yields the grid; uncompressed models have one cell per task (all layers, ratio 1)."""
     for task in experiment.tasks:
-        for entry in entries(experiment):
-            if entry.method is None:
-                yield Cell(task, entry, "all", 1.0)
+        for row in table_rows(experiment):
+            if row.method is None:
+                yield GridCell(task, row, "all", 1.0)
                 continue
             for layers in experiment.layers:
                 for keep_ratio in experiment.keep_ratio:
-                    yield Cell(task, entry, layers, keep_ratio)
+                    yield GridCell(task, row, layers, keep_ratio)
 
 
-def parse_entry(text: str, model: str) -> Entry:
-    """`fusion:refine=false+layerwise=1` as an entry. Raises `InputError` for an unknown method, option or addition."""
+def parse_table_row(text: str, model: str) -> TableRow:
+    """Parses `fusion:refine=false+layerwise=1`.
+
+    Raises `InputError` for an unknown method, option or addition.
+    """
     name, *additions = (part.strip() for part in text.split("+"))
     method = None if name == FULL else parse_method(name, METHOD_TYPES | TASK_METHOD_TYPES)
     values: dict[str, Any] = {}
@@ -178,4 +188,4 @@ def parse_entry(text: str, model: str) -> Entry:
             raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
     if "lora" in values and type(method) in MASK_METHODS:
         raise InputError(f"`methods` must have lora with methods that mask nothing, got {shown(text)}")
-    return Entry(model, method, **values)
+    return TableRow(model, method, **values)

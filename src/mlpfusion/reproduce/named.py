@@ -1,4 +1,4 @@
-"""The recipes that the package carries; listing them needs nothing of what training needs."""
+"""The experiments in the package, by name; listing them needs no extra."""
 
 from importlib import resources
 from pathlib import Path
@@ -7,13 +7,17 @@ from mlpfusion.storage.yaml import read_yaml
 
 
 def named_recipes() -> dict[str, Path]:
-    """The recipes, by name."""
+    """Maps the names of the experiments in the package to their YAML files.
+
+    >>> named_recipes()["table2"].name
+    'table2.yaml'
+    """
     folder = Path(str(resources.files("mlpfusion.reproduce"))) / "recipes"
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def recipe_list() -> str:
-    """A line a recipe: name, title."""
-    found = {name: read_yaml(file, "recipe")["title"] for name, file in named_recipes().items()}
-    width = max(map(len, found))
-    return "\n".join(f"{name:{width}}  {title}" for name, title in found.items())
+    """Lists names and titles, one experiment per line."""
+    titles = {name: read_yaml(file, "recipe")["title"] for name, file in named_recipes().items()}
+    width = max(map(len, titles))
+    return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())

@@ -1,4 +1,4 @@
-"""Which run of an experiment comes next, and which are another process's."""
+"""Runs all runs of an experiment, shared with other processes on the same folder."""
 
 import json
 import time
@@ -11,17 +11,17 @@ from accelerate import PartialState
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.errors import InputError
 from mlpfusion.progress import Progress
-from mlpfusion.reproduce.experiment import Cell, Experiment, cells
+from mlpfusion.reproduce.experiment import Experiment, GridCell, cells
 from mlpfusion.reproduce.grid import Grid, Row, sweep
 from mlpfusion.storage.processes import join_processes
 from mlpfusion.tune.trainer import training_arguments
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0  # between looks for the runs of other processes, each of which takes minutes
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run: a cell with a rate and a seed."""
+class ScheduledRun:
+    """One cell of the grid (its index) with a learning rate and a seed."""
 
     cell: int
     rate: float
@@ -29,29 +29,30 @@ class Run:
 
 
 def run_experiment(experiment: Experiment, progress: Progress = lambda done, total, what: None) -> Row:
-    """The record of the experiment: its fields and the rows of all runs, those at the chosen rate marked `chosen`.
+    """Runs an experiment, or its unfinished part, and returns the record.
 
-    All that can be checked is checked before the first step. Started again after a kill it repeats no finished run;
-    processes that share `out` share the work, and each waits in the end for the others' runs. Raises `InputError` as
-    `Grid.check` does, and if `out` holds something else.
+    The record holds the fields of the experiment and one row per run; rows at the chosen rate have `chosen`. Processes
+    with the same `out` share the work, and each waits for the others at the end. Raises `InputError`, before the first
+    step, for cells that cannot run (no head, no such layers or data), and an `out` with other contents.
     """
-    grid, found = Grid(experiment), list(cells(experiment))
+    grid, grid_cells = Grid(experiment), list(cells(experiment))
     _check_out(grid.out)
     training_arguments(grid.out, device=experiment.device, precision=experiment.precision)
     join_processes(experiment.device)
-    for cell in sorted(found, key=lambda cell: cell.entry.lora is not None):  # a model type without a row is told first
+    # LoRA last: without a row for the model type its error would come before the one with the cure.
+    for cell in sorted(grid_cells, key=lambda cell: cell.row.lora is not None):
         grid.check(cell)
     (grid.out / "runs").mkdir(parents=True, exist_ok=True)
-    rows: dict[Run, Row] = {}
+    rows: dict[ScheduledRun, Row] = {}
     tried = [
-        [Run(index, rate, experiment.seeds[0]) for rate in experiment.rates(cell.entry)]
-        for index, cell in enumerate(found)
+        [ScheduledRun(index, rate, experiment.seeds[0]) for rate in experiment.rates(cell.row)]
+        for index, cell in enumerate(grid_cells)
     ]
     total = sum(map(len, tried)) + len(tried) * (len(experiment.seeds) - 1)
     while waiting := [run for run in _known_runs(tried, experiment.seeds[1:], rows) if run not in rows]:
         before = len(rows)
         for run in waiting:
-            cell = found[run.cell]
+            cell = grid_cells[run.cell]
             row = grid.run(cell, run.rate, run.seed, _within(progress, len(rows), total, cell, run.seed))
             if row is not None:
                 rows[run] = row
@@ -61,25 +62,30 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     progress(total, total, "")
     if PartialState().is_main_process:
         sweep(grid.out)
-    told = {name: value for name, value in asdict(experiment).items() if name not in ("out", "architecture")}
+    settings = {name: value for name, value in asdict(experiment).items() if name not in ("out", "architecture")}
     in_order = [
         rows[run] | {"chosen": run not in tried[run.cell] or run == _best(tried[run.cell], rows)}
         for run in _known_runs(tried, experiment.seeds[1:], rows)
     ]
-    return json.loads(json.dumps(told | {"model": display_name(experiment.model), "rows": in_order}))
+    return json.loads(json.dumps(settings | {"model": display_name(experiment.model), "rows": in_order}))
 
 
-def _known_runs(tried: list[list[Run]], seeds: tuple[int, ...], rows: dict[Run, Row]) -> Iterator[Run]:
-    """The runs `tried` for each cell to choose its rate, then, where these are there, those of `seeds` at the best."""
+def _known_runs(
+    tried: list[list[ScheduledRun]], seeds: tuple[int, ...], rows: dict[ScheduledRun, Row]
+) -> Iterator[ScheduledRun]:
+    """Yields the runs `tried` for the rate of each cell, then `seeds` at the best rate.
+
+    The best rate of a cell is known once `rows` has all its tried runs.
+    """
     for runs in tried:
         yield from runs
     for seed in seeds:
         for index, runs in enumerate(tried):
             if all(run in rows for run in runs):
-                yield Run(index, _best(runs, rows).rate, seed)
+                yield ScheduledRun(index, _best(runs, rows).rate, seed)
 
 
-def _best(runs: list[Run], rows: dict[Run, Row]) -> Run:
+def _best(runs: list[ScheduledRun], rows: dict[ScheduledRun, Row]) -> ScheduledRun:
     return max(runs, key=lambda run: _selection_score(rows[run]))
 
 
@@ -88,9 +94,9 @@ def _selection_score(row: Row) -> float:
     return 0.0 if score is None else score
 
 
-def _within(progress: Progress, finished: int, runs: int, cell: Cell, seed: int) -> Progress:
-    """The progress within a run."""
-    run = f"{cell.task}, {cell.entry.label}, seed {seed}"
+def _within(progress: Progress, finished: int, runs: int, cell: GridCell, seed: int) -> Progress:
+    """Callback for the steps within one run."""
+    run = f"{cell.task}, {cell.row.label}, seed {seed}"
     return lambda done, total, what: progress(finished, runs, f"{run}, step {done} of {total}")
 
 

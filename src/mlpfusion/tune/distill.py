@@ -21,7 +21,7 @@ from mlpfusion.options.training import PRECISIONS
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import base_model, check_in_memory
-from mlpfusion.tune.finetune import Where
+from mlpfusion.tune.finetune import RunContext
 from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
 from mlpfusion.tune.record import DistillRun
 from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states
@@ -77,7 +77,7 @@ def distill(
     examples: EncodedExamples,
     collate: DataCollatorWithPadding,
     config: Distill,
-    where: Where | None = None,
+    where: RunContext | None = None,
     cache: Path | None = None,
 ) -> DistillRun:
     """Trains `student`, in place, on unlabelled examples; labels are not looked at. It ends in eval mode.
@@ -93,13 +93,13 @@ def distill(
     check_pair(student, teacher, config)
     if cache is not None and config.objective.startswith("logits"):
         raise InputError(f"`cache` must be left out for the objective {config.objective}: only hidden states are kept")
-    where = where or Where()
+    where = where or RunContext()
     started, (train, held_out) = time.perf_counter(), split_examples(examples, config)
     frozen = only_blocks_trained(student) if config.objective == "layerwise" else nullcontext()
     watch = StepWatch(where.progress, config.objective)
     with TemporaryDirectory() as scratch, seeded(config.seed), frozen:
         loss = make_loss(Teacher(teacher.eval()), student, config)
-        kept = Where(where.folder or Path(scratch), where.progress, [watch, *where.callbacks])
+        kept = RunContext(where.folder or Path(scratch), where.progress, [watch, *where.callbacks])
         trainer = _trainer(student, loss, train, collate, config, kept)
         cast(nn.Module, teacher).to(trainer.args.device)
         before = mean_loss(trainer, loss, held_out)
@@ -129,7 +129,7 @@ def _trainer(
     train: EncodedExamples,
     collate: DataCollatorWithPadding,
     config: Distill,
-    where: Where,
+    where: RunContext,
 ) -> StageTrainer:
     assert where.folder is not None
     whole = config.objective.startswith("logits")

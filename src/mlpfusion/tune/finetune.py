@@ -25,7 +25,7 @@ from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, Ste
 
 
 @dataclass(frozen=True)
-class Where:
+class RunContext:
     """Where a run keeps its states (a temporary folder if None), what it reports to, and what else listens to it.
 
     With states in the folder already, the run goes on from the newest complete one.
@@ -37,7 +37,7 @@ class Where:
 
 
 def finetune(
-    model: PreTrainedModel, data: EncodedTask, config: Finetune, where: Where | None = None
+    model: PreTrainedModel, data: EncodedTask, config: Finetune, where: RunContext | None = None
 ) -> tuple[PreTrainedModel, RunRecord]:
     """Fine-tunes `model`, which must have the head of the task. Changes it, hands it back with the record of the run.
 
@@ -48,7 +48,7 @@ def finetune(
     that is not there. Where training itself ends in an exception (a `DivergenceError` for a loss of NaN or Inf, an
     interrupt), the model is what the steps so far have made of it: no copy of its weights is kept.
     """
-    where = where or Where()
+    where = where or RunContext()
     metric = check_metric(data.task, config.metric_for_best_model)
     check_head(model, data.task.num_labels)
     check_in_memory(model)
