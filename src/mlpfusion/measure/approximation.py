@@ -31,7 +31,10 @@ from mlpfusion.sites.traces import block_traces, random_head
 
 @dataclass(frozen=True)
 class Probe:
-    """The scalar f whose kernel is measured: its name, and the seed of the random head of a model that has none."""
+    """The scalar output f of the kernel: its name, and the seed of a random head.
+
+    The random head serves models without a classification head.
+    """
 
     scalar: str = "logit"
     seed: int = 0
@@ -41,19 +44,22 @@ class Probe:
             raise InputError(f"`scalar` must be one of {', '.join(SCALARS)}, got {self.scalar!r}")
 
     def head(self, model: PreTrainedModel) -> RandomHead | None:
-        """None for a classification model, whose own logits serve; else a random head, one and the same for a seed."""
+        """Draws the random head; None for a classification model (f is computed from its logits)."""
         if type(model).__name__.endswith("ForSequenceClassification"):
             return None
         return random_head(model, torch.Generator().manual_seed(self.seed))
 
     def traces(self, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]) -> dict[str, BlockTrace]:
-        """The traces of the sites, by path, for this f. Raises `InputError` as `block_traces` does."""
+        """Records inputs and gradients of f at the sites, by path."""
         return block_traces(model, sites, batches, SCALARS[self.scalar], self.head(model))
 
 
 @dataclass(frozen=True)
 class BlockReference:
-    """The kernels of one block of a model, and what leaves it and its layer; `authors`: for their two numbers."""
+    """The original block, for comparison: kernels, MLP output, layer output.
+
+    `authors` holds the extra inputs of the two error numbers in the paper authors' code.
+    """
 
     adam: BlockKernels
     plain: BlockKernels
@@ -63,14 +69,14 @@ class BlockReference:
 
 @dataclass(frozen=True)
 class BlockError:
-    """How far a compressed block is from the original's.
+    """Errors of a compressed block against the original block.
 
-    The output errors are of the raw MLP output (`output_error` relative, `output_absolute`) and of the hidden state
-    that leaves the layer (`block_output_error`, `block_output_absolute`), both on the inputs that the layer has in the
-    original model, padding left out. The kernel errors are relative Frobenius errors over the samples of the block's
-    Adam and plain kernel, b2 included, each with the gradients of its own model; `adam_trace_ratio` is the trace after
-    over before. `adam` and `plain` have all measures, by tensor and in total, with b2 and without. `authors` are the
-    numbers of the authors' code, where they were asked for.
+    - `output_error` (relative), `output_absolute`: the raw MLP output; `block_output_error`, `block_output_absolute`:
+      the hidden state after the layer. Inputs are the layer's inputs in the original model, without padding.
+    - `adam_kernel_error`, `plain_kernel_error`: ||K_c - K||_F / ||K||_F over the samples, b2 included, every kernel
+      with the gradients of its own model. `adam_trace_ratio`: tr K_c / tr K.
+    - `adam`, `plain`: all measures, by tensor and in total, with and without b2.
+    - `authors`: the numbers of the paper authors' code, if measured.
     """
 
     path: str
@@ -115,23 +121,27 @@ def references(
     probe: Probe,
     authors_batch: Batch | None = None,
 ) -> dict[str, BlockReference]:
-    """The reference of every site, by path; `authors_batch` is the last batch of the authors' evaluation.
+    """Kernels and outputs of every site, by path.
 
-    Raises `InputError` as `block_traces` does, and for fewer than two classes if there is such a batch.
+    `authors_batch`, the last batch of the authors' evaluation, adds the inputs of their numbers. Raises `InputError`
+    for a scalar unknown to the model, and with `authors_batch` for fewer than two classes.
     """
     with recorded_outputs(model, sites, batches) as recorder:
         traces = probe.traces(model, sites, batches)
     blocks = {site.path: trained_block(model, site) for site in sites}
     kernels = {path: adam_and_plain_kernel(block, traces[path]) for path, block in blocks.items()}
-    found = {path: BlockReference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
+    blocks_before = {path: BlockReference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
     if authors_batch is None:
-        return found
+        return blocks_before
     hidden = padded_outputs(model, sites, authors_batch)
     adam = {path: both[0] for path, both in kernels.items()}
     if probe.scalar != SCALAR:
         traces = Probe(SCALAR, probe.seed).traces(model, sites, batches)
         adam = {path: adam_kernel(block, traces[path]) for path, block in blocks.items()}
-    return {path: replace(one, authors=AuthorsReference(adam[path], hidden[path])) for path, one in found.items()}
+    return {
+        path: replace(block, authors=AuthorsReference(adam[path], hidden[path]))
+        for path, block in blocks_before.items()
+    }
 
 
 def block_errors(
@@ -144,17 +154,17 @@ def block_errors(
     outputs: Mapping[str, SiteOutputs] | None = None,
     authors_batch: Batch | None = None,
 ) -> list[BlockError]:
-    """The errors of the blocks of `compressed` at the sites of `originals`, on the same batches.
+    """Errors of the blocks of `compressed` at the sites of `originals`.
 
-    `outputs` are those of `compressed` on the original's inputs (`outputs_on_inputs_of`); they may be left out where
-    one block alone is compressed: what enters its layer is the original's then. `authors_batch` is that of
-    `references`.
+    `batches`, `probe` and `authors_batch` must be those of `originals`. `outputs`: outputs of `compressed` on the
+    original's inputs (`outputs_on_inputs_of`); not needed if only one block is compressed, because its layer has the
+    original's inputs anyway.
     """
     sites = [site for site in find_sites(compressed, architecture) if site.path in originals]
-    found = references(compressed, sites, batches, probe, authors_batch)
+    after = references(compressed, sites, batches, probe, authors_batch)
     if outputs is not None:
-        found = {path: replace(one, outputs=outputs[path]) for path, one in found.items()}
-    return [_block_error(originals[site.path], found[site.path], site) for site in sites]
+        after = {path: replace(block, outputs=outputs[path]) for path, block in after.items()}
+    return [_block_error(originals[site.path], after[site.path], site) for site in sites]
 
 
 def _block_error(before: BlockReference, after: BlockReference, site: Site) -> BlockError:

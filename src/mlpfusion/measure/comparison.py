@@ -28,10 +28,10 @@ from mlpfusion.sites.table import Architecture
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method on one layer with one seed, which drives the random head and the compression.
+    """One method on one layer with one seed (of the compression and of the random head).
 
-    `parameters` are those that the block stores, `nonzero_parameters` those of them that train: no mask holds them at
-    zero. `size` says in words what the block is now: its width, its rank, or the share that is not zero.
+    `parameters` counts the stored parameters of the block, `nonzero_parameters` those not held at zero by a mask.
+    `size` is text: the width, the rank, or the share that is not zero.
     """
 
     method: str
@@ -63,12 +63,12 @@ def compare_methods(
     architecture: Architecture | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> list[ComparisonRow]:
-    """Cuts every chosen layer alone by every method with every seed, and measures it on `batches`.
+    """Cuts every chosen layer alone, by every method with every seed, and measures it.
 
-    `calibration` has the batches for the calibrated methods, by seed; a layer is calibrated by itself, on traces that
-    all methods of one `pooling` share. `model` is left as it is. With the last batch of the authors' evaluation every
-    row has their numbers too. `architecture` is the row of a model type that has none. A warning of one cut (a
-    degenerate clustering) is left to its row's metrics. Raises `InputError` as `compress`, `Probe` and `references` do.
+    `model` is not changed: every cut is made in a copy. `calibration`: batches of the calibrated methods, by seed; all
+    methods of one `pooling` share the traces. `authors_batch`: the last batch of the authors' evaluation, for their
+    numbers. `architecture`: row of a model type outside the table. Warnings of degenerate clusterings are silenced,
+    the metrics of the row show them. Raises `InputError` for layers, methods or a scalar impossible for this model.
     """
     for method in methods:
         check_method(method, None, 1)
@@ -98,11 +98,11 @@ def compare_methods(
 def measure_checkpoint(
     original: str, compressed: str, batches: Sequence[Batch], probe: Probe, authors_batch: Batch | None = None
 ) -> list[BlockError]:
-    """The errors of every compressed block of the checkpoint `compressed`, with all of them in place.
+    """Measures every compressed block of a checkpoint, with all cuts in place.
 
-    Kernels are those of the whole model, outputs are measured block by block on what enters the original's. Raises
-    `InputError` if one of the two cannot be read, `compressed` is not compressed, or `original` is not its source: the
-    hash of the source weights stands in the key of a compressed checkpoint.
+    Kernels are those of the whole model; outputs are measured block by block, on the inputs of the original's block.
+    Raises `InputError` if a checkpoint cannot be read, `compressed` is not compressed, or `original` is not its source
+    (by the hash of the source weights in the key of a compressed checkpoint).
     """
     before, after = _load(original), _load(compressed)
     key = check_source(before, after, (original, compressed))
@@ -115,7 +115,7 @@ def measure_checkpoint(
 
 
 def load_checkpoint(model: str) -> tuple[Path, PreTrainedModel]:
-    """The folder and the model of a checkpoint, in eval mode. Raises `InputError` as the readers do."""
+    """Folder and model of a checkpoint, in eval mode. Raises `InputError` if unreadable."""
     return resolve(model), _load(model)
 
 
@@ -128,15 +128,18 @@ def _load(model: str) -> PreTrainedModel:
 def _traced(
     model: PreTrainedModel, sites: Sequence[Site], methods: Sequence[Any], batches: Sequence[Batch], seed: int
 ) -> dict[str, TracedCalibration]:
-    """The traces that the calibrated ones of `methods` need, by the pooling of the head."""
-    wanted = dict.fromkeys(head_pooling(method) for method in methods if not takes_no_data(method))
-    return {pooling: trace_calibration(model, sites, batches, seed, pooling) for pooling in wanted}
+    """Traces for the calibrated methods, by the pooling of their head."""
+    poolings = dict.fromkeys(head_pooling(method) for method in methods if not takes_no_data(method))
+    return {pooling: trace_calibration(model, sites, batches, seed, pooling) for pooling in poolings}
 
 
 def _cut(
     model: PreTrainedModel, method: Any, layer: str, traced: Mapping[str, TracedCalibration], options: dict[str, Any]
 ) -> tuple[PreTrainedModel, Record]:
-    """A copy with this layer cut; the seconds of its record are those of a cut by itself, its calibration traced."""
+    """Copy of the model with one layer cut, and its record.
+
+    The seconds of the record include the tracing of the calibration, although several cuts share it.
+    """
     small = copy.deepcopy(model)
     calibration = None if takes_no_data(method) else traced.get(head_pooling(method))
     with warnings.catch_warnings():

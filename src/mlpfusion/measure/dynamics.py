@@ -1,4 +1,4 @@
-"""Training dynamics: the logits of a model on held-out inputs along a run that others repeat batch by batch."""
+"""Training dynamics: logits on held-out inputs along a training run, the same batches for every model."""
 
 import statistics
 import time
@@ -19,17 +19,17 @@ from mlpfusion.loop.steps import adamw, backward, training_batches
 from mlpfusion.progress import Progress
 from mlpfusion.sites.sites import check_in_memory
 
-# Where the kernel rules, the first steps, is measured whatever `every` is.
+# Always measured: in the first steps the kernel of the start describes the training best.
 FIRST_STEPS = (1, 2, 5, 10)
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """One run: `steps` of AdamW at a constant rate in eval mode, so without dropout, in fp32, all parameters trained.
+    """One run: `steps` of AdamW at a constant rate on all parameters, fp32, no dropout.
 
-    The betas and the epsilon are those of `Finetune`; there is no weight decay and no clipping, so that nothing but the
-    gradients moves the logits. `seed` draws the order of the data, and nothing else. The logits are kept before the
-    first step, after steps 1, 2, 5 and 10, after each multiple of `every`, and after the last.
+    Betas and epsilon are those of `Finetune`; no weight decay and no clipping, so that only gradients move the logits.
+    `seed` draws the order of the data, nothing else. Logits are kept before the first step, after steps 1, 2, 5 and 10,
+    after every multiple of `every`, and after the last step.
     """
 
     steps: int = 100
@@ -51,16 +51,20 @@ class Dynamics:
                 raise InputError(f"`{name}` must be {allowed}, got {shown(getattr(self, name))}")
 
     def measured_at(self) -> tuple[int, ...]:
-        """The steps after which the logits are kept, ascending; the beginning (0) is not among them."""
-        found = {*FIRST_STEPS, *range(self.every, self.steps, self.every), self.steps}
-        return tuple(sorted(step for step in found if step <= self.steps))
+        """Steps with kept logits, ascending, without step 0.
+
+        >>> Dynamics(steps=60).measured_at()
+        (1, 2, 5, 10, 25, 50, 60)
+        """
+        steps = {*FIRST_STEPS, *range(self.every, self.steps, self.every), self.steps}
+        return tuple(sorted(step for step in steps if step <= self.steps))
 
 
 @dataclass(frozen=True)
 class TrainingPath:
-    """What a run leaves: the held-out logits at the beginning and after the measured steps, and the loss of each batch.
+    """Held-out logits at step 0 and after the measured steps, and the training losses.
 
-    A loss is that of the batch before the step on it. `seconds_per_step` is the median of forward, backward and update.
+    A loss is taken before the step on its batch. `seconds_per_step` is the median of forward, backward and update.
     """
 
     logits: Float[Tensor, "measured samples outputs"]
@@ -76,11 +80,11 @@ def train_path(
     config: Dynamics,
     progress: Progress = lambda done, total, what: None,
 ) -> TrainingPath:
-    """Trains `model`, in place and where it is, on `examples` with labels, and keeps its logits on `held_out`.
+    """Trains `model` in place on `examples`, and keeps its logits on `held_out`.
 
-    The batches depend on `examples` and `config` alone: they are the same for every model. On the CPU the same model
-    gives the same bytes. Raises `InputError`, before anything is changed, for an offloaded model, and `DivergenceError`
-    at the first loss that is not finite.
+    Batches depend on `examples` and `config` alone, so they are the same for every model. On the CPU the same model
+    gives the same bytes. Raises `InputError` for an offloaded model (before any change), and `DivergenceError` at the
+    first loss that is not finite.
     """
     check_in_memory(model)
     model.eval()
@@ -104,16 +108,16 @@ def train_path(
 
 
 def distances(path: TrainingPath, full: TrainingPath) -> list[float]:
-    """||df_c(t) - df(t)|| / ||df(t)|| after each measured step: df is the change of the logits since the beginning.
+    """||df_c(t) - df(t)|| / ||df(t)|| after each measured step t.
 
-    The norms run over all held-out samples and outputs (Frobenius).
+    df(t) = logits(t) - logits(0); Frobenius norms over all held-out samples and outputs.
     """
     ours, theirs = _changes(path), _changes(full)
     return ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).tolist()
 
 
 def lengths(path: TrainingPath, full: TrainingPath) -> list[float]:
-    """||df_c(t)|| / ||df(t)|| after each measured step: 1 for a model whose logits move as far as the full model's."""
+    """||df_c(t)|| / ||df(t)|| after each measured step t; 1 for logits moving equally far."""
     return (_changes(path).norm(dim=1) / _changes(full).norm(dim=1)).tolist()
 
 
@@ -125,5 +129,5 @@ def _changes(path: TrainingPath) -> Float[Tensor, "steps numbers"]:
 def held_out_logits(
     model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
 ) -> Float[Tensor, "samples outputs"]:
-    """The logits of all batches in fp32 on the CPU; the model keeps its mode."""
+    """Logits of all batches, fp32 on the CPU; the mode of the model stays."""
     return torch.cat([model(**to_device(batch, model.device)).logits for batch in batches]).float().cpu()

@@ -1,4 +1,4 @@
-"""How far the output of a compressed block is from the original's, on inputs that the original model really sees."""
+"""Output error of a compressed block, on inputs of the original model."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OutputError:
-    """Means over the tokens: `absolute` of |H~ - H|_2, `relative` the same over that of |H|_2.
+    """`absolute` = mean |H~ - H|_2 over the tokens, `relative` = `absolute` / mean |H|_2.
 
-    Means of norms, not norms over all tokens: real models give a few tokens outputs a hundred times as long as the
-    rest, and a Frobenius norm would see nothing but these.
+    Means of norms, not one Frobenius norm: in real models a few tokens have outputs a hundred times as long as the
+    rest, and would decide a Frobenius norm alone.
     """
 
     relative: float
@@ -19,7 +19,12 @@ class OutputError:
 
 
 def output_error(exact: Float[Tensor, "tokens hidden"], approximate: Float[Tensor, "tokens hidden"]) -> OutputError:
-    """How far `approximate` is from `exact`, token by token, in float64."""
+    """Compares `approximate` with `exact` token by token, in float64.
+
+    >>> import torch
+    >>> output_error(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.0]]))
+    OutputError(relative=0.2, absolute=1.0)
+    """
     exact, approximate = exact.double(), approximate.double()
     absolute = float((approximate - exact).norm(dim=1).mean())
     return OutputError(absolute / float(exact.norm(dim=1).mean()), absolute)

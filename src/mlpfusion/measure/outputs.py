@@ -1,4 +1,4 @@
-"""What leaves the MLP and what leaves the layer at a site, token by token."""
+"""Outputs of the MLP and of the layer at every site, token by token."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +20,10 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class SiteOutputs:
-    """The tokens of all batches that no mask hides, one after the other.
+    """Outputs at all visible tokens of all batches, concatenated.
 
-    `mlp` leaves the linear map `down`, raw; `block` leaves the layer: after the residual and, in a post-LayerNorm
-    model, the LayerNorm. It is the hidden state that the next layer takes in.
+    `mlp` is the raw output of `down`; `block` is the hidden state after the layer, the next layer's input (with the
+    residual, and in a post-LayerNorm model the LayerNorm).
     """
 
     mlp: Float[Tensor, "tokens hidden"]
@@ -31,20 +31,20 @@ class SiteOutputs:
 
 
 class OutputRecorder:
-    """Collects the outputs of sites, batch by batch, while the model runs (`recorded_outputs`)."""
+    """Collects the outputs of sites, batch by batch, inside `recorded_outputs`."""
 
     def __init__(self, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]):
         self._model, self._batches = model, batches
         self._parts: dict[str, tuple[list[Tensor], list[Tensor]]] = {site.path: ([], []) for site in sites}
 
     def take(self, site: Site, part: int, output: Any) -> None:
-        """Takes in what leaves the MLP (`part` 0) or the layer (1) of a site for its next batch."""
+        """Adds the output of the MLP (`part` 0) or of the layer (1) for the next batch."""
         parts = self._parts[site.path][part]
         hidden = first_tensor(output).detach()
         parts.append(visible_tokens(self._model, site, self._batches[len(parts)], hidden).clone())
 
     def outputs(self) -> dict[str, SiteOutputs]:
-        """By path. Raises `InputError` if there was no batch."""
+        """Outputs by path. Raises `InputError` without any batch."""
         if not self._batches:
             raise InputError("`batches` must hold at least one batch, got none")
         return {path: SiteOutputs(torch.cat(mlp), torch.cat(block)) for path, (mlp, block) in self._parts.items()}
@@ -54,9 +54,9 @@ class OutputRecorder:
 def recorded_outputs(
     model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]
 ) -> Iterator[OutputRecorder]:
-    """Records while the context is open; inside it the model must run on `batches`, once on each, in their order.
+    """Records outputs while open; run the model once on each of `batches`, in order.
 
-    Hooks go on any way out of it. Two tensors of tokens x hidden size a site stand in memory.
+    Memory: two tensors of tokens x hidden size per site. The hooks are removed on exit, also after an exception.
     """
     base, hooks = base_model(model), []
     recorder = OutputRecorder(model, sites, batches)
@@ -77,10 +77,10 @@ def outputs_on_inputs_of(
     sites: Sequence[Site],
     batches: Sequence[Batch],
 ) -> dict[str, SiteOutputs]:
-    """What leaves the sites of `compressed` if every one of their layers takes in what it takes in in `original`.
+    """Outputs of `compressed` when every layer gets its input from `original`.
 
-    So the error of one block does not count in those after it. A forward pass of both models a batch; both must be in
-    eval mode, and two objects. Raises `InputError` if there is no batch.
+    So the error of one block does not count in the blocks after it. Both models run once per batch; they must be two
+    objects, in eval mode. Raises `InputError` without any batch.
     """
     with recorded_outputs(compressed, sites, batches) as recorder:
         for batch in batches:
@@ -92,7 +92,7 @@ def outputs_on_inputs_of(
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden states of what a layer gives: the tensor itself, or the first of a tuple."""
+    """Hidden states in the output of a layer: a tensor, or the first of a tuple."""
     return output if isinstance(output, Tensor) else output[0]
 
 
@@ -102,24 +102,24 @@ def _take(recorder: OutputRecorder, site: Site, part: int) -> Any:
 
 @contextmanager
 def _layer_inputs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dict[str, Inputs]]:
-    """What enters the layer of every site, by path."""
-    seen: dict[str, Inputs] = {}
+    """Arguments of every site's layer in the next forward pass, by path."""
+    inputs: dict[str, Inputs] = {}
 
     def keep(path: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen[path] = args, kwargs
+            inputs[path] = args, kwargs
 
         return hook
 
     with _layer_hooks(model, {site.path: keep(site.path) for site in sites}):
-        yield seen
+        yield inputs
 
 
 @contextmanager
 def _forced_inputs(model: PreTrainedModel, sites: Sequence[Site], inputs: Mapping[str, Inputs]) -> Iterator[None]:
-    """Puts these tensors (hidden states, those of an encoder too) in the place of what enters the layers.
+    """Replaces the tensor arguments of the layers by `inputs`, the encoder's states included.
 
-    What is no tensor, such as a cache, stays the model's own.
+    Other arguments, such as a cache, stay the model's own.
     """
 
     def put(path: str) -> Any:

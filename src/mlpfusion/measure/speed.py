@@ -1,4 +1,7 @@
-"""Time of models, measured in turns so that a busy machine slows all alike, and the FLOPs that a step needs."""
+"""Time per forward pass and training step, and the FLOPs of a step.
+
+Models are timed in turns, so that a busy machine slows all of them alike.
+"""
 
 import statistics
 import time
@@ -10,14 +13,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-# What is timed; what it returns is thrown away.
+# A callable to be timed; its result is thrown away.
 Step = Callable[[], object]
 
 
 def seconds_in_turns(steps: Sequence[Step], repeats: int = 5, warm_up: int = 1) -> list[list[float]]:
-    """Wall seconds of every run of each step: `warm_up` runs of each that do not count, then `repeats` in turns.
+    """Wall seconds of `repeats` runs of each step, in turns, after `warm_up` untimed runs.
 
-    Waits for the GPU, if there is one that was used, before the clock stops.
+    The clock stops after the GPU has finished, if CUDA was used.
     """
     seconds: list[list[float]] = [[] for _ in steps]
     for repeat in range(warm_up + repeats):
@@ -32,25 +35,25 @@ def seconds_in_turns(steps: Sequence[Step], repeats: int = 5, warm_up: int = 1) 
 
 
 def forward_seconds(models: Sequence[PreTrainedModel], batch: Mapping[str, Tensor], repeats: int = 5) -> list[float]:
-    """Median wall seconds of a forward pass of each model on `batch`, after one pass to warm up."""
+    """Median wall seconds of a forward pass of each model, after one untimed pass."""
 
     def forward(model: PreTrainedModel) -> Step:
         return lambda: model(**batch)
 
     with torch.no_grad():
         taken = seconds_in_turns([forward(model) for model in models], repeats)
-    return [statistics.median(one) for one in taken]
+    return [statistics.median(seconds) for seconds in taken]
 
 
 def training_step(
     model: PreTrainedModel, batch: Mapping[str, Tensor], *, autocast: torch.dtype | None = None
 ) -> Callable[[], Tensor]:
-    """One optimiser step on `batch`, which holds `labels`: forward, backward, AdamW; every call trains `model`.
+    """Makes a function of one optimiser step on `batch`: forward, backward, AdamW.
 
-    AdamW is torch's fused one, as in transformers' Trainer. The model keeps its mode (dropout). `autocast` is the
-    dtype of the arithmetic if it is another than that of the weights. The call gives the loss.
+    Every call trains `model` and returns the loss; `batch` needs `labels`. AdamW is torch's fused one, as in
+    transformers' Trainer. The mode of the model (dropout) stays. `autocast`: dtype of the arithmetic.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # any small rate: only the time counts
 
     def step() -> Tensor:
         with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
@@ -64,10 +67,10 @@ def training_step(
 
 
 def training_step_flops(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
-    """FLOPs of a forward and a backward pass on `batch` by torch's counter: matrix products, two FLOPs each.
+    """FLOPs of the matrix products of a forward and a backward pass (torch's counter).
 
-    `model` and `batch` may be on the meta device, then nothing is computed. The model must have eager attention: the
-    counter knows no other one on the CPU. Leaves the gradients of the model empty.
+    A multiplication and an addition are two FLOPs. On the meta device nothing is computed. The model must have eager
+    attention (the counter knows no other on the CPU). The gradients of the model are cleared.
     """
     assert model.config._attn_implementation == "eager", model.config._attn_implementation
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""The block at a site of a model as what trains there: dense, of two factors, or masked."""
+"""The trainable form of the block at a site: dense, two factors, or masked."""
 
 from transformers import PreTrainedModel
 
@@ -10,9 +10,9 @@ from mlpfusion.sites.traces import read_block
 
 
 def trained_block(model: PreTrainedModel, site: Site) -> Block:
-    """The block for `adam_kernel`: its parameters are exactly those that `model` trains there.
+    """Reads the block at a site, with exactly the parameters trained by `model`.
 
-    Shares memory with the model, but for the products of factors. Raises `InputError` as `read_mlp` does.
+    Dense weights share memory with the model; products of factors are new.
     """
     mlp = read_block(model, site)
     maps = {path: base_model(model).get_submodule(path) for path in linear_maps(site)}
