@@ -21,7 +21,8 @@ from click.testing import CliRunner
 from verdict import paper_order, shares_of_tasks, verdict_on
 
 from mlpfusion.cli import main as cli
-from mlpfusion.methods import CALIBRATED_METHODS, method_name
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.table import CALIBRATED
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.comparison_chart import write_chart
 from mlpfusion.report.dynamics import (
@@ -66,7 +67,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def labelled_rows(records: dict[str, str]) -> list[dict[str, Any]]:
     """The rows of several records, the labels of the calibrated methods of each with its suffix."""
-    calibrated = {method_name(kind) for kind in CALIBRATED_METHODS}
+    calibrated = {method_name(kind) for kind in CALIBRATED}
     return [
         row | {"label": row["label"] + suffix * (row["method"] in calibrated)}
         for name, suffix in records.items()

@@ -32,8 +32,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 import mlpfusion
-from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS
-from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.methods.table import CALIBRATED, ON_TASK, ONE_SHOT
 
 Digests = dict[str, str]
 # Entries of records that differ from run to run, or with the installed packages.
@@ -84,17 +83,17 @@ def compressed_models(work: Path) -> Digests:
     """Every pico model by every one-shot method; by the methods that learn on a task where it takes a text."""
     found: Digests = {}
     for name in PICO:
-        for method in ALL_METHODS:
+        for method in ONE_SHOT:
             model = pico_model(name, AutoModel)
-            batches = [pico_inputs(name, seed) for seed in (0, 1)] if method in CALIBRATED_METHODS else None
+            batches = [pico_inputs(name, seed) for seed in (0, 1)] if method in CALIBRATED else None
             options = {"layers": "last:2", "keep_ratio": 0.4, "seed": 3, "calibration": batches}
             found |= saved(model, mlpfusion.compress(model, method(), **options), work, f"{name} {method.__name__}")
-        for method in TASK_METHODS if name in ("bert", "gpt2", "llama", "modernbert", "t5") else ():
+        for method in ON_TASK if name in ("bert", "gpt2", "llama", "modernbert", "t5") else ():
             model, config = (
                 pico_model(name, AutoModelForSequenceClassification),
                 method(**_TASK_OPTIONS[method.__name__]),
             )
-            record = mlpfusion.compress_on_task(model, config, _TASK, layers="last:2", keep_ratio=0.25, seed=3)
+            record = mlpfusion.compress(model, config, data=_TASK, layers="last:2", keep_ratio=0.25, seed=3)
             found |= saved(model, record, work, f"{name} {method.__name__}")
     return found
 

@@ -17,12 +17,11 @@ from mlpfusion.cluster import kmeans
 from mlpfusion.compression.calibration import trace_calibration
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import Dynamics
-from mlpfusion.methods import ALL_METHODS
-from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.methods.table import ON_TASK, ONE_SHOT
 from mlpfusion.options.training import Finetune, Lora
 from mlpfusion.tune.distill import Distill
 
-CONFIGS: tuple[type, ...] = (*ALL_METHODS, *TASK_METHODS, Finetune, Lora, Distill, Dynamics)
+CONFIGS: tuple[type, ...] = (*ONE_SHOT, *ON_TASK, Finetune, Lora, Distill, Dynamics)
 IDS = torch.ones(2, 5, dtype=torch.long)
 BATCH = {"input_ids": IDS, "attention_mask": IDS}
 

@@ -10,14 +10,17 @@ from pico import HIDDEN, others_slow, pico_inputs, pico_model, pico_outputs, sit
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.compression.calibration import calibrated_outcomes, calibration_head, trace_calibration
-from mlpfusion.compression.outcomes import Job
+from mlpfusion.compression.calibration import calibrated_outcomes, calibration_head, trace_calibration, traced_for
 from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.run import MethodRun
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import alternating_logit
 from mlpfusion.measure.approximation import Probe
-from mlpfusion.methods import head_pooling, method_label
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.calibrated.calibration import Calibration
+from mlpfusion.methods.names import method_label
+from mlpfusion.methods.needs import head_pooling
+from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import forward
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.sites import read_mlp
@@ -44,17 +47,18 @@ def watched(
 ) -> tuple[dict[str, Calibration], Any]:
     """What the method was given at every site, by the order of the calls, and the outcomes."""
     seen: list[Calibration] = []
-    compress = mlpfusion.methods.CALIBRATED_METHODS[type(method)]
+    row = METHODS[type(method)]
 
-    def spy(mlp: Any, num_neurons: int, config: Any, generator: Any, calibration: Calibration) -> Any:
-        seen.append(calibration)
-        return compress(mlp, num_neurons, config, generator, calibration)
+    def spy(block: Block, config: Any) -> Any:
+        seen.append(block.inputs)
+        return row.compress(block, config)
 
-    monkeypatch.setitem(mlpfusion.methods.CALIBRATED_METHODS, type(method), spy)
+    monkeypatch.setitem(METHODS, type(method), replace(row, compress=spy))
     plan = make_plan(sites_of(model), Selection(width=9))
-    job = Job(plan, method, 5, torch.device("cpu"), lambda *_: None)
-    outcomes, _ = calibrated_outcomes(model, job, batches, sequential=sequential)
-    return {site.path: one for (site, _), one in zip(plan.entries, seen, strict=True)}, outcomes
+    run = MethodRun(plan, method, 5, torch.device("cpu"), lambda *_: None)
+    traced = traced_for(model, plan.sites, batches, 5, method)
+    outcomes = calibrated_outcomes(model, run, traced, sequential=sequential)
+    return {site.path: one for site, one in zip(plan.sites, seen, strict=True)}, outcomes
 
 
 @pytest.mark.parametrize("name", others_slow())
@@ -214,11 +218,15 @@ def test_bf16_batches_and_padding_are_taken():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        (METHOD, {}, "`calibration` must be given for maintain-output, or `data_free`, got none"),
+        (METHOD, {}, "`calibration` must be given for maintain-output, got none: texts, random tokens"),
         (METHOD, {"calibration": []}, "`calibration` must hold at least one batch, got none"),
         (mlpfusion.Fusion(), {"calibration": []}, "`calibration` must be left out for fusion, which takes none"),
         (mlpfusion.Fusion(), {"sequential": True}, "`sequential` must be left out for fusion"),
-        (replace(METHOD, data_free=True), {"calibration": []}, "which draws its inputs itself"),
+        (
+            replace(METHOD, data_free=True),
+            {"calibration": []},
+            "is told by its option `data_free` to draw its inputs itself",
+        ),
         (replace(METHOD, data_free=True), {"sequential": True}, "`sequential` must be left out for maintain-output"),
     ],
 )

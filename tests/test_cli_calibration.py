@@ -10,7 +10,8 @@ from pico import pico_model
 from safetensors.torch import load_file
 from tiny_task import tiny_tokenizer
 
-from mlpfusion.methods import ALL_METHODS, method_name
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.table import ONE_SHOT
 
 WORDS = ["the", "film", "is", "a", "quiet", "delight", "and", "nobody", "saw", "it", "coming"]
 
@@ -182,7 +183,7 @@ def test_compare_calibrates_per_seed_and_layer_and_without_data_by_the_norms(che
 @pytest.mark.slow
 def test_all_methods_without_a_file_are_calibrated_on_random_tokens(checkpoint, sentences):
     result = compare(checkpoint, sentences, "--methods", "all", "--calibration-samples", 9)
-    assert {name for name, _ in rows_of(result)} == {method_name(method) for method in ALL_METHODS}
+    assert {name for name, _ in rows_of(result)} == {method_name(method) for method in ONE_SHOT}
     assert json.loads(result.stdout)["calibration"] == {"file": "random tokens", "samples": 9}
     record = json.loads(compare(checkpoint, sentences, "--methods", "fusion").stdout)
     assert "calibration" not in record

@@ -273,7 +273,7 @@ def test_recipes_are_listed_without_the_packages_of_training():
         "import sys; sys.modules['accelerate'] = sys.modules['sklearn'] = None; "
         "from click.testing import CliRunner; from mlpfusion.cli import main; "
         "result = CliRunner().invoke(main, ['reproduce']); assert 'table2' in result.output, result; import mlpfusion\n"
-        "try: mlpfusion.compress_on_task\n"
+        "try: from mlpfusion.tune import finetune\n"
         "except ImportError as error: assert \"pip install 'mlpfusion[tune]'\" in str(error), error\n"
         "else: assert False"
     )

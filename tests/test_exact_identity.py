@@ -8,12 +8,15 @@ import functools
 
 import pytest
 import torch
+from blocks import narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_mlp import make_mlp
 from reference import adam_kernel, expanded
 
-from mlpfusion.methods.data_free import clustering, folded_fusion, fusion
+from mlpfusion.methods.data_free import fusion
+from mlpfusion.methods.data_free.clustering import Clustering
+from mlpfusion.methods.data_free.folded_fusion import FoldedFusion
 from mlpfusion.mlp import MLP, forward
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
@@ -35,7 +38,7 @@ def fuse(mlp: MLP, num_neurons: int, seed: int) -> tuple[MLP, MLP]:
     """The fused block and the expanded one of the same clustering."""
     config = fusion.Fusion()
     clusters = fusion.cluster_neurons(mlp, num_neurons, config, torch.Generator().manual_seed(seed))
-    fused = fusion.compress(mlp, num_neurons, config, torch.Generator().manual_seed(seed)).mlp
+    fused = narrow(mlp, num_neurons, config, torch.Generator().manual_seed(seed)).mlp
     return fused, expanded(mlp, clusters.labels)
 
 
@@ -58,7 +61,7 @@ def test_folded_p_keeps_the_forward_but_shrinks_the_kernel_of_down(gated, biased
     mlp = make_mlp(gated=gated, biased=biased, activation=activation)
     x, cotangents = inputs(0, mlp.hidden_size)
     _, wide = fuse(mlp, 4, 0)
-    folded = folded_fusion.compress(mlp, 4, folded_fusion.FoldedFusion(), torch.Generator().manual_seed(0)).mlp
+    folded = narrow(mlp, 4, FoldedFusion(), torch.Generator().manual_seed(0)).mlp
     assert_equal(forward(folded, x), forward(wide, x))
     found, wanted = adam_kernel(folded, x, cotangents), adam_kernel(wide, x, cotangents)
     for block in set(found) - {"down"}:
@@ -71,7 +74,7 @@ def test_the_root_of_p_keeps_the_forward_for_relu_only_and_never_the_adam_kernel
     mlp = make_mlp(gated=gated, biased=biased, activation=activation)
     x, cotangents = inputs(0, mlp.hidden_size)
     _, wide = fuse(mlp, 4, 0)
-    rooted = clustering.compress(mlp, 4, clustering.Clustering(), torch.Generator().manual_seed(0)).mlp
+    rooted = narrow(mlp, 4, Clustering(), torch.Generator().manual_seed(0)).mlp
     same_forward = torch.allclose(forward(rooted, x), forward(wide, x), rtol=1e-6, atol=1e-6)
     assert same_forward == (activation == "relu")
     found, wanted = adam_kernel(rooted, x, cotangents), adam_kernel(wide, x, cotangents)

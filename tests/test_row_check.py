@@ -11,7 +11,7 @@ from detected import detected_model
 from pico import pico_model
 
 import mlpfusion
-from mlpfusion.compression.compress import check_source
+from mlpfusion.compression.provenance import check_source
 from mlpfusion.errors import InputError
 from mlpfusion.measure.comparison import compare_methods
 from mlpfusion.sites.detect import detect_architecture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.methods import method_from_name, parse_method
-from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.methods.names import method_from_name, parse_method
+from mlpfusion.methods.table import ON_TASK
 from mlpfusion.storage.yaml import parse_option, read_yaml
 
 
@@ -34,11 +34,11 @@ def test_no_object_is_made():
 
 
 def test_options_that_are_fractions_take_whole_numbers_and_exponents():
-    assert parse_method("gem-miner:learning_rate=1e-3", TASK_METHOD_TYPES).learning_rate == 1e-3
-    whole = method_from_name("gem-miner", {"regularization": 1}, TASK_METHOD_TYPES).regularization
+    assert parse_method("gem-miner:learning_rate=1e-3", ON_TASK).learning_rate == 1e-3
+    whole = method_from_name("gem-miner", {"regularization": 1}, ON_TASK).regularization
     assert (whole, type(whole)) == (1.0, float)
     with pytest.raises(InputError, match="`regularization` of gem-miner must be of type float, got True"):
-        method_from_name("gem-miner", {"regularization": True}, TASK_METHOD_TYPES)
+        method_from_name("gem-miner", {"regularization": True}, ON_TASK)
 
 
 BOMBS = {

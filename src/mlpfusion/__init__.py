@@ -11,7 +11,6 @@ from mlpfusion.kinds.hook import register as _register
 
 if TYPE_CHECKING:
     from mlpfusion.compression.compress import compress as compress
-    from mlpfusion.compression.on_task import compress_on_task as compress_on_task
     from mlpfusion.errors import InputError as InputError
     from mlpfusion.kinds.folding import fold as fold
     from mlpfusion.methods.calibrated.maintain_ntk_gradient import MaintainNTKGradient as MaintainNTKGradient
@@ -37,7 +36,6 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "compress": "mlpfusion.compression.compress",
-    "compress_on_task": "mlpfusion.compression.on_task",
     "fold": "mlpfusion.kinds.folding",
     "Clustering": "mlpfusion.methods.data_free.clustering",
     "FoldedFusion": "mlpfusion.methods.data_free.folded_fusion",

@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 import mlpfusion
 from mlpfusion.checkpoint.read import empty_model, load_model, read_config
 from mlpfusion.checkpoint.save import save_compressed
-from mlpfusion.compression.compress import install_outcomes
+from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.kinds.outcome import Routed
 from mlpfusion.options.selection import Selection

@@ -59,7 +59,7 @@ def cases() -> tuple[Case, ...]:
             mlpfusion.compress(model, method, calibration=data_free, **small)
             found.append(_case(name, AutoModel, model))
     model = pico_model("bert", AutoModelForSequenceClassification)
-    mlpfusion.compress_on_task(model, MoEfication(epochs=1, batch_size=64), HALF, layers="last:2", keep_ratio=0.5)
+    mlpfusion.compress(model, MoEfication(epochs=1, batch_size=64), data=HALF, layers="last:2", keep_ratio=0.5)
     return (*found, _case("bert", AutoModelForSequenceClassification, model))
 
 

@@ -23,7 +23,8 @@ from mlpfusion.compression.plan import parse_layers
 from mlpfusion.data.files.text import read_texts
 from mlpfusion.data.glue import CustomTask
 from mlpfusion.data.load import load_files
-from mlpfusion.methods import METHOD_TYPES, method_from_name
+from mlpfusion.methods.names import method_from_name, method_name
+from mlpfusion.methods.table import ONE_SHOT
 from mlpfusion.options.fields import read_recipe
 from mlpfusion.options.training import parse_lora
 from mlpfusion.reproduce.experiment import parse_table_row, read_experiment
@@ -51,8 +52,9 @@ def _string(rng: random.Random, folder: Path) -> Callable[[], object]:
 
 
 def _option(rng: random.Random, folder: Path) -> Callable[[], object]:
-    method = rng.choice(sorted(METHOD_TYPES))
-    option = rng.choice([*fields(METHOD_TYPES[method]), None])
+    types = {method_name(config): config for config in ONE_SHOT}
+    method = rng.choice(sorted(types))
+    option = rng.choice([*fields(types[method]), None])
     good = f"x={rng.choice(('1', 'true', '2.5', 'first'))}" if option is None else f"{option.name}={option.default}"
     text = damaged(rng, good) if rng.random() < 0.8 else good
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from blocks import narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_mlp import make_mlp
@@ -95,7 +96,7 @@ def test_the_fused_block_has_the_adam_kernel_of_the_expanded_one(gated, biased, 
     mlp = make_mlp(gated=gated, biased=biased, activation=activation, seed=seed)
     trace = make_trace(seed, [3, 1, 4, 3], mlp.hidden_size)
     clusters = fusion.cluster_neurons(mlp, num_neurons, fusion.Fusion(), torch.Generator().manual_seed(seed))
-    fused = fusion.compress(mlp, num_neurons, fusion.Fusion(), torch.Generator().manual_seed(seed)).mlp
+    fused = narrow(mlp, num_neurons, fusion.Fusion(), torch.Generator().manual_seed(seed)).mlp
     found, wanted = adam_kernel(fused, trace), adam_kernel(expanded(mlp, clusters.labels), trace)
     assert list(found.blocks) == list(wanted.blocks)
     for name in wanted.blocks:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from blocks import narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_mlp import make_mlp
@@ -80,7 +81,7 @@ def test_the_kernels_are_those_of_the_effective_weights(gated, biased, seed):
 def test_cluster_sizes_as_the_diagonal_give_the_kernel_of_mlp_fusion():
     mlp = make_mlp(20)
     trace = make_trace(0, mlp.hidden_size)
-    fused = fusion.compress(mlp, 6, fusion.Fusion(), torch.Generator().manual_seed(0)).mlp
+    fused = narrow(mlp, 6, fusion.Fusion(), torch.Generator().manual_seed(0)).mlp
     assert fused.output_scale is not None
     ones = torch.ones(6, dtype=torch.float64)
     assert_equal(neuron_kernels(fused, trace).combine(ones, fused.output_scale), adam_kernel(fused, trace).total)

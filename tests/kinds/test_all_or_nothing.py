@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.errors import DegenerateClusteringWarning
-from mlpfusion.methods import ALL_METHODS, CALIBRATED_METHODS, method_name
-from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.table import CALIBRATED, ON_TASK, ONE_SHOT
 
 BATCHES = [pico_inputs("bert")]
 QUICK: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "NTKMatch": {"refine_epochs": 1},
     "NTKSAP": {"num_rounds": 2},
 }
-METHODS = [method(**QUICK.get(method.__name__, {})) for method in (*ALL_METHODS, *TASK_METHODS)]
+METHODS = [method(**QUICK.get(method.__name__, {})) for method in (*ONE_SHOT, *ON_TASK)]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method_name(type(method)))
 SHARES = (0.0, 0.4)
 FROM_THE_END = (1, 4, 13)  # operations that install blocks
@@ -81,9 +81,9 @@ def check_unchanged_by(change: Callable[[Any], object], model: Any) -> None:
 
 
 def compress(model: Any, method: Any) -> object:
-    if type(method) in TASK_METHODS:
-        return mlpfusion.compress_on_task(model, method, HALF, layers="last:2", keep_ratio=0.5)
-    batches = BATCHES if type(method) in CALIBRATED_METHODS else None
+    if type(method) in ON_TASK:
+        return mlpfusion.compress(model, method, data=HALF, layers="last:2", keep_ratio=0.5)
+    batches = BATCHES if type(method) in CALIBRATED else None
     return mlpfusion.compress(model, method, layers="last:2", keep_ratio=0.5, calibration=batches)
 
 

@@ -27,7 +27,7 @@ def compressed(name: str, method: Any, **options: Any) -> Any:
 
 def routed() -> Any:
     model = pico_model("bert", AutoModelForSequenceClassification)
-    mlpfusion.compress_on_task(model, MoEfication(epochs=1, batch_size=64), HALF, layers="last:1", keep_ratio=0.25)
+    mlpfusion.compress(model, MoEfication(epochs=1, batch_size=64), data=HALF, layers="last:1", keep_ratio=0.25)
     return model
 
 

@@ -85,7 +85,7 @@ def test_fold_refuses_weights_that_are_not_in_memory(kind, place, tmp_path):
 
 ENTRIES: dict[str, Callable[[Any], object]] = {
     "compress": lambda model: mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5),
-    "compress_on_task": lambda model: mlpfusion.compress_on_task(model, mlpfusion.LTH(), HALF, keep_ratio=0.5),
+    "compress on a task": lambda model: mlpfusion.compress(model, mlpfusion.LTH(), data=HALF, keep_ratio=0.5),
     "finetune": lambda model: finetune(model, HALF, Finetune(device="cpu")),
     "train_path": lambda model: train_path(model, HALF.train, HALF.train, COLLATE, Dynamics(steps=1)),
     "distill": lambda model: distill(model, with_head(), HALF.train, COLLATE, Distill(device="cpu")),

@@ -25,7 +25,7 @@ from transformers import (
 
 import mlpfusion
 from mlpfusion.cli import main
-from mlpfusion.compression.compress import install_outcomes
+from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.outcome import Routed

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from blocks import narrow
 from transformers import AutoModel
 
 from mlpfusion.checkpoint.tokenizer import token_batches
 from mlpfusion.data.files.text import read_texts
 from mlpfusion.measure.output_error import output_error
-from mlpfusion.methods import narrow
 from mlpfusion.methods.data_free.neuron_pruning import NeuronPruning
 from mlpfusion.mlp import forward
 from mlpfusion.sites.sites import find_sites, read_mlp

@@ -4,31 +4,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from blocks import narrow
 from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed
-from mlpfusion.methods import (
-    CALIBRATED_METHODS,
-    NARROW_METHODS,
-    NOT_EXACT_AT_FULL_WIDTH,
-    method_from_name,
-    method_name,
-    narrow,
-)
 from mlpfusion.methods.calibrated.calibration import Calibration
+from mlpfusion.methods.names import method_from_name, method_name
+from mlpfusion.methods.table import CALIBRATED, METHODS, ONE_SHOT
 from mlpfusion.mlp import MLP, forward, neurons
 
-every_method = pytest.mark.parametrize(
-    "method", [method() for method in NARROW_METHODS], ids=lambda m: method_name(type(m))
-)
+NARROWING = [method for method in ONE_SHOT if METHODS[method].makes is Narrowed]
+every_method = pytest.mark.parametrize("method", [method() for method in NARROWING], ids=lambda m: method_name(type(m)))
 every_calibrated_method = pytest.mark.parametrize(
-    "method", [method() for method in CALIBRATED_METHODS], ids=lambda m: method_name(type(m))
+    "method", [method() for method in CALIBRATED], ids=lambda m: method_name(type(m))
 )
 every_exact_method = pytest.mark.parametrize(
     "method",
-    [method() for method in NARROW_METHODS if method not in NOT_EXACT_AT_FULL_WIDTH],
+    [method() for method in NARROWING if not METHODS[method].why_inexact],
     ids=lambda m: method_name(type(m)),
 )
 every_layout = pytest.mark.parametrize(
@@ -38,7 +32,7 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def run(mlp: MLP, num_neurons: int, method, seed: int = 0) -> Narrowed:
-    calibration = calibration_of(mlp) if type(method) in CALIBRATED_METHODS else None
+    calibration = calibration_of(mlp) if type(method) in CALIBRATED else None
     return narrow(mlp, num_neurons, method, torch.Generator().manual_seed(seed), calibration)
 
 

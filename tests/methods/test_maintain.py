@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_mlp import make_mlp
@@ -12,7 +13,6 @@ from random_mlp import make_mlp
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed
-from mlpfusion.methods import narrow
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.calibrated.maintain_ntk_gradient import GradientTarget, MaintainNTKGradient
 from mlpfusion.methods.calibrated.maintain_output import MaintainOutput

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from blocks import narrow
 from random_mlp import make_mlp
 
-from mlpfusion.methods import narrow
-from mlpfusion.methods.data_free.mmd import MMD, compress, mmd_gradient, optimise_points, squared_mmd
+from mlpfusion.methods.data_free.mmd import MMD, mmd_gradient, optimise_points, squared_mmd
 from mlpfusion.mlp import neurons
 
 
@@ -55,7 +55,7 @@ def test_the_points_move_and_the_loss_falls():
     moved = optimise_points(rows, points, 100)
     assert not torch.allclose(moved, points, atol=1e-2)
     assert squared_mmd(rows, moved) < 0.9 * squared_mmd(rows, points)
-    metrics = compress(make_mlp(40), 10, MMD(), torch.Generator().manual_seed(0)).metrics
+    metrics = narrow(make_mlp(40), 10, MMD(), torch.Generator().manual_seed(0)).metrics
     assert metrics["mmd"] < metrics["mmd_start"]
 
 
@@ -84,7 +84,7 @@ def test_the_variants_differ_by_where_the_factor_stands(gated):
 
 def test_a_factor_of_num_neurons_over_points_stands_on_down():
     mlp = make_mlp()
-    small = compress(mlp, 12, MMD(num_steps=1), torch.Generator().manual_seed(0)).mlp
+    small = narrow(mlp, 12, MMD(num_steps=1), torch.Generator().manual_seed(0)).mlp
     distances = torch.cdist(neurons(small), neurons(mlp))
     assert distances.min(1).values.max() < 0.05  # at full width the factor is 1 and one step is short
 

@@ -1,19 +1,20 @@
 from dataclasses import replace
 
 import torch
+from blocks import narrow
 from random_mlp import make_mlp
 
-from mlpfusion.methods.data_free.neuron_pruning import NeuronPruning, compress, joint_score
+from mlpfusion.methods.data_free.neuron_pruning import NeuronPruning, joint_score
 
 
 def kept(mlp, num_neurons: int) -> torch.Tensor:
-    small = compress(mlp, num_neurons, NeuronPruning(), torch.Generator()).mlp
+    small = narrow(mlp, num_neurons, NeuronPruning(), torch.Generator()).mlp
     return torch.tensor([int((mlp.up == row).all(1).nonzero()) for row in small.up])
 
 
 def test_rows_of_up_and_columns_of_down_stay_paired():
     mlp = make_mlp(gated=True)
-    small = compress(mlp, 5, NeuronPruning(), torch.Generator()).mlp
+    small = narrow(mlp, 5, NeuronPruning(), torch.Generator()).mlp
     index = kept(mlp, 5)
     assert torch.equal(small.down, mlp.down[:, index])
     assert small.gate is not None

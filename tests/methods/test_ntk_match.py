@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from blocks import narrow
 from random_mlp import make_mlp
 
 from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kernels, random_trace, with_scales
 from mlpfusion.kernel.matching import Matching, match_kernel
-from mlpfusion.methods import method_from_name, narrow
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.calibrated.ntk_match import CHOICES, NTKMatch
 from mlpfusion.methods.calibrated.refit import Refinement, output_error, refine, refit_down
+from mlpfusion.methods.names import method_from_name
 from mlpfusion.mlp import MLP, fold, forward, hidden_activations, select_neurons
 
 NOTHING = NTKMatch(refit=False, refine_epochs=0, match="none")

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from blocks import narrow
 from random_mlp import make_mlp
 
 from mlpfusion.errors import InputError
-from mlpfusion.methods import narrow
 from mlpfusion.methods.data_free.neuron_pruning import NeuronPruning
 from mlpfusion.methods.data_free.sketch import Sketch, apply_sketch, gaussian_sketch
 from mlpfusion.mlp import forward, neurons

@@ -19,7 +19,7 @@ from mlpfusion.commands.dynamics import DynamicsJob, Runner, run_dynamics
 from mlpfusion.data.encode import encode_task
 from mlpfusion.data.load import TaskData
 from mlpfusion.data.task_model import load_for_task, open_source
-from mlpfusion.methods import method_from_name
+from mlpfusion.methods.names import method_from_name
 from mlpfusion.report.dynamics import distance_table, first_steps, loss_table, write_dynamics_chart
 
 METHODS = "fusion,svd,ntk-match:refine_epochs=1"

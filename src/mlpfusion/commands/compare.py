@@ -20,8 +20,9 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.measure.approximation import Probe
 from mlpfusion.measure.comparison import compare_methods, load_checkpoint
 from mlpfusion.measure.paper_numbers import last_texts
-from mlpfusion.methods import ALL_METHODS, parse_method, takes_no_data
-from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.methods.names import method_name, parse_method
+from mlpfusion.methods.needs import needs_batches
+from mlpfusion.methods.table import ON_TASK, ONE_SHOT
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.report.comparison import comparison_markdown, comparison_record
@@ -41,7 +42,7 @@ def run_comparison(
     weights are read. Raises `InputError`.
     """
     methods, seeds = parse_methods(run["methods"]), parse_seeds(run["seeds"])
-    wanted = any(not takes_no_data(method) for method in methods)
+    wanted = any(needs_batches(method) for method in methods)
     for name in ("calibration", "calibration_samples"):
         if not wanted and run.get(name) is not None:
             raise InputError(f"`{name}` must be left out where no method is calibrated, got {run['methods']}")
@@ -84,7 +85,7 @@ def parse_methods(text: str) -> list[Any]:
     methods: list[Any] = []
     for item in text.split(","):
         every = item.strip() == "all"
-        methods += [method() for method in ALL_METHODS] if every else [_one_shot(item.strip())]
+        methods += [method() for method in ONE_SHOT] if every else [_one_shot(item.strip())]
     return methods
 
 
@@ -110,7 +111,7 @@ def _authors_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig)
 
 def _one_shot(text: str) -> Any:
     name = text.partition(":")[0]
-    if name in TASK_METHOD_TYPES:
+    if name in [method_name(method) for method in ON_TASK]:
         raise InputError(
             f"`methods` must need no labels here, got {name}, which learns on a task: "
             "`mlpfusion compress --task`, then `mlpfusion tune` its result"

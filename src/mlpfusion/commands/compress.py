@@ -14,9 +14,10 @@ from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.checks import seed_number, user_path
 from mlpfusion.compression.budget import check_budget
 from mlpfusion.compression.calibration import check_calibration
-from mlpfusion.compression.compress import check_method, check_not_compressed, check_size_options, compress
+from mlpfusion.compression.checks import check_not_compressed, check_sizes
+from mlpfusion.compression.compress import compress
 from mlpfusion.compression.on_task import install_learned, learn
-from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.plan import choose_sites, make_plan
 from mlpfusion.data.calibration_texts import CalibrationTexts
 from mlpfusion.data.chosen import custom_task, task_data
 from mlpfusion.data.encode import EncodedTask
@@ -24,8 +25,9 @@ from mlpfusion.data.random_tokens import RandomTokens
 from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
 from mlpfusion.errors import InputError, shown
 from mlpfusion.extras import check_training_installed
-from mlpfusion.methods import CALIBRATED_METHODS, METHOD_TYPES, method_from_name, method_name
-from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.methods.names import method_from_name, method_name
+from mlpfusion.methods.needs import needs_batches
+from mlpfusion.methods.table import CALIBRATED, METHODS, ON_TASK
 from mlpfusion.options.selection import Selection
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
@@ -115,25 +117,40 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     for name in ("model", "out"):
         if not getattr(recipe, name):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
-    if recipe.method in TASK_METHOD_TYPES:
+    if recipe.method in [method_name(method) for method in ON_TASK]:
         check_training_installed()
         return run_task_recipe(recipe, progress)
     replaced = check_recipe_output(recipe)
     method = _method(recipe)
-    sizes = {name: getattr(recipe, name) for name in ("keep_ratio", "width", "budget")}
-    check_method(method, recipe.width, recipe.round_to, recipe.budget)
+    selection = _selection(recipe)
+    selection.check_size_given()
+    check_sizes(method, selection)
     seed_number("seed", recipe.seed)
-    Selection(recipe.layers, recipe.keep_ratio, recipe.width, recipe.budget, recipe.round_to).check_size_given()
     _check_no_task(recipe)
     texts = _calibration_source(recipe, method)
-    selection = {"layers": recipe.layers, "round_to": recipe.round_to, **sizes}
     source, config, architecture = check_source_model(recipe, selection)
     batches = None if texts is None else texts.batches(source, config, recipe.seed)
     model = load_model(source, config)
-    chosen = {name: getattr(recipe, name) for name in ("seed", "sequential", "device")}
-    given = {"architecture": architecture, "progress": progress, "calibration": batches}
-    record = _with_source(compress(model, method, **selection, **chosen, **given), texts, recipe.seed)
-    return write_result(recipe, source, model, record, replaced)
+    record = compress(
+        model,
+        method,
+        layers=recipe.layers,
+        keep_ratio=recipe.keep_ratio,
+        width=recipe.width,
+        budget=recipe.budget,
+        round_to=recipe.round_to,
+        seed=recipe.seed,
+        calibration=batches,
+        sequential=recipe.sequential,
+        architecture=architecture,
+        device=recipe.device,
+        progress=progress,
+    )
+    return write_result(recipe, source, model, _with_source(record, texts, recipe.seed), replaced)
+
+
+def _selection(recipe: Recipe) -> Selection:
+    return Selection(recipe.layers, recipe.keep_ratio, recipe.width, recipe.budget, recipe.round_to)
 
 
 def check_recipe_output(recipe: Recipe) -> Occupant | None:
@@ -142,7 +159,7 @@ def check_recipe_output(recipe: Recipe) -> Occupant | None:
     return check_output(user_path("out", recipe.out), overwrite=recipe.overwrite, reads=reads)
 
 
-def check_source_model(recipe: Recipe, selection: dict[str, Any]) -> tuple[Path, PreTrainedConfig, Architecture]:
+def check_source_model(recipe: Recipe, selection: Selection) -> tuple[Path, PreTrainedConfig, Architecture]:
     """Folder, config and row of `recipe.model`, checked; no weight is read.
 
     `selection` holds layers and sizes. Raises `InputError`.
@@ -177,9 +194,9 @@ def write_result(
 
 def _method(recipe: Recipe) -> Any:
     """The config of the method. Raises `InputError` as `method_from_name` does, and for a wrong `data_free`."""
-    method = method_from_name(recipe.method, recipe.options, METHOD_TYPES | TASK_METHOD_TYPES)
-    if recipe.data_free and type(method) not in CALIBRATED_METHODS:
-        able = ", ".join(method_name(one) for one in CALIBRATED_METHODS)
+    method = method_from_name(recipe.method, recipe.options, METHODS)
+    if recipe.data_free and type(method) not in CALIBRATED:
+        able = ", ".join(method_name(one) for one in CALIBRATED)
         raise InputError(f"`data_free` must be left out but for {able}, got the method {recipe.method}")
     return method
 
@@ -187,6 +204,11 @@ def _method(recipe: Recipe) -> Any:
 def _calibration_source(recipe: Recipe, method: Any) -> CalibrationTexts | RandomTokens | None:
     """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
     given = recipe.calibration is not None or recipe.data_free
+    if recipe.data_free and not needs_batches(method):
+        raise InputError(
+            "`data_free` must be given once: the flag calibrates on random tokens, the option of the method on what "
+            "the norms of the model let through"
+        )
     check_calibration(method, given=given, sequential=recipe.sequential)
     if recipe.data_free and recipe.calibration is not None:
         raise InputError(f"`calibration` must be left out with `data_free`, got {recipe.calibration}")
@@ -226,15 +248,16 @@ def _check_device(device: str) -> None:
         raise InputError("`device` must be cpu on this machine, got 'cuda', but torch sees no CUDA device")
 
 
-def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection: dict[str, Any]) -> None:
+def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection: Selection) -> None:
     """Raises `InputError` for a bad layer or width, or a row that does not fit, with shapes only: no weight is read."""
     check_not_compressed(config)
     model = empty_model(config)
-    sites, sizes = find_sites(model, architecture), dict(selection)
-    if (budget := sizes.pop("budget")) is not None:
-        check_budget(model, sites, budget, sizes["layers"], sizes["round_to"])
-        sizes["keep_ratio"] = 1.0
-    check_visited(model, make_plan(sites, Selection(**sizes)).sites)
+    sites = find_sites(model, architecture)
+    if selection.budget is None:
+        make_plan(sites, selection)
+    else:
+        check_budget(model, sites, selection)
+    check_visited(model, choose_sites(sites, selection.layers))
 
 
 # What other kinds of method take.
@@ -251,15 +274,15 @@ def run_task_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
     """
     replaced = check_recipe_output(recipe)
     method = _checked_method(recipe)
-    selection = {name: getattr(recipe, name) for name in ("layers", "keep_ratio", "width", "budget", "round_to")}
+    selection = _selection(recipe)
     folder, config, architecture = check_source_model(recipe, selection)
     source = open_source(str(folder), new_head=recipe.new_head)
     data = _training_part(recipe, source)
     empty_for_task(source, data.task)
     model = load_for_task(source, data.task, recipe.seed)
-    assert recipe.keep_ratio is not None
-    chosen = {"layers": recipe.layers, "keep_ratio": recipe.keep_ratio, "seed": recipe.seed, "device": recipe.device}
-    learned = learn(model, method, data, architecture=architecture, progress=progress, **chosen)
+    learned = learn(
+        model, method, data, selection, recipe.seed, architecture=architecture, device=recipe.device, progress=progress
+    )
     del model
     compressed = load_model(folder, config)
     return write_result(recipe, folder, compressed, install_learned(compressed, learned), replaced)
@@ -267,10 +290,10 @@ def run_task_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
 
 def _checked_method(recipe: Recipe) -> Any:
     """The config of the method. Raises `InputError` for a bad option, and for what does not go with the kind."""
-    method = method_from_name(recipe.method, recipe.options, TASK_METHOD_TYPES)
-    check_size_options(method, recipe.width, recipe.round_to, recipe.budget)
-    if recipe.keep_ratio is None:
+    method = method_from_name(recipe.method, recipe.options, ON_TASK)
+    if recipe.keep_ratio is None and recipe.width is None and recipe.budget is None:
         raise InputError(f"`keep_ratio` must be given for {recipe.method}, got none")
+    check_sizes(method, _selection(recipe))
     for name in _REFUSED:
         if getattr(recipe, name):
             raise InputError(f"`{name}` must be left out for {recipe.method}, which learns on a task")

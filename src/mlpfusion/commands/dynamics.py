@@ -16,7 +16,7 @@ from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checks import user_path
 from mlpfusion.commands.compare import parse_methods
-from mlpfusion.compression.compress import check_method, check_not_compressed
+from mlpfusion.compression.checks import check_not_compressed, known_method
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.data.calibration_texts import CalibrationTexts, check_samples
 from mlpfusion.data.chosen import custom_task, task_data
@@ -25,7 +25,8 @@ from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_f
 from mlpfusion.data.unlabelled import calibration_batches
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import Dynamics, TrainingPath, distances, lengths, train_path
-from mlpfusion.methods import method_label, method_name, takes_no_data
+from mlpfusion.methods.names import method_label, method_name
+from mlpfusion.methods.needs import needs_batches
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
@@ -163,7 +164,7 @@ class Runner:
             model = load_for_task(self.source, self.data.task, seed)
             parameters = model.num_parameters()
             return model.eval(), {"parameters": parameters, "trained_parameters": parameters}
-        calibrated = not takes_no_data(method)
+        calibrated = needs_batches(method)
         calibration = self.calibration(seed) if calibrated else None
         selection = {name: getattr(self.job, name) for name in ("layers", "keep_ratio")}
         selection["architecture"] = self.row()
@@ -264,7 +265,7 @@ def _check_job(job: DynamicsJob) -> list[Any]:
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
     methods = parse_methods(",".join(job.methods))
     for method in methods:
-        check_method(method, None, 1)
+        known_method(method)
     for name, values in (("seeds", job.seeds), ("methods", [repr(method) for method in methods])):
         if len(set(values)) < len(values):
             raise InputError(f"`{name}` must not repeat, got {','.join(map(str, getattr(job, name)))}")
@@ -288,7 +289,7 @@ def _check_calibration(job: DynamicsJob, methods: Sequence[Any]) -> None:
         "calibration_samples": job.calibration_samples != DynamicsJob.calibration_samples,
     }
     for name, is_given in given.items():
-        if is_given and all(takes_no_data(method) for method in methods):
+        if is_given and all(not needs_batches(method) for method in methods):
             raise InputError(f"`{name}` must be left out where no method is calibrated, got {','.join(job.methods)}")
     if job.column is not None and job.calibration is None:
         raise InputError(f"`column` must be left out without `calibration`, got {job.column!r}")

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -10,46 +10,42 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mlpfusion.batch import Batch
+from mlpfusion.batch import Batch, to_device
 from mlpfusion.checks import seed_number
-from mlpfusion.compression.outcomes import Job, compute_outcomes, rescaled_outcomes
-from mlpfusion.compression.plan import Plan
+from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
+from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError, one_line, shown
-from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit, random_trace
+from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit
 from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.kinds.table import KINDS
-from mlpfusion.methods import (
-    CALIBRATED_METHODS,
-    can_be_data_free,
-    head_pooling,
-    is_rescaled,
-    method_name,
-    takes_no_data,
-)
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.needs import head_pooling, needs_batches
+from mlpfusion.methods.table import METHODS
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
-from mlpfusion.sites.traces import block_traces, eval_mode, mlp_inputs, random_head, watch_sites
+from mlpfusion.sites.traces import block_traces, eval_mode, mlp_inputs, random_head
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
-# What a data-free calibration draws for every block.
-NUM_SAMPLES, NUM_TOKENS = 256, 24
 
 
 def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
     """Raises `InputError` unless a calibration is given for a method that takes one, and for no other."""
     name = method_name(type(method))
-    if takes_no_data(method):
-        reason = "draws its inputs itself" if type(method) in CALIBRATED_METHODS else "takes none"
-        if given:
-            raise InputError(f"`calibration` must be left out for {name}, which {reason}")
-        if sequential:
-            raise InputError(f"`sequential` must be left out for {name}, which has no calibration data to pass on")
+    if needs_batches(method):
+        if not given:
+            raise InputError(
+                f"`calibration` must be given for {name}, got none: texts, random tokens (`--data-free`), or "
+                "`data_free=true` as an option of the method, which draws from the norms of the model"
+            )
         return
-    if not given:
-        free = ", or `data_free`" if can_be_data_free(type(method)) else ""
-        raise InputError(f"`calibration` must be given for {name}{free}, got none")
+    sees_inputs = METHODS[type(method)].sees == "inputs"
+    reason = "is told by its option `data_free` to draw its inputs itself" if sees_inputs else "takes none"
+    if given:
+        raise InputError(f"`calibration` must be left out for {name}, which {reason}")
+    if sequential:
+        raise InputError(f"`sequential` must be left out for {name}, which has no calibration data to pass on")
 
 
 def checked_batches(calibration: Any) -> Sequence[Batch] | None:
@@ -123,6 +119,11 @@ class TracedCalibration:
     pooling: str = "mean"
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def size(self, site: Site) -> CalibrationSize:
+        """How many samples and tokens were seen at a site."""
+        trace = self.traces[site.path]
+        return CalibrationSize(trace.num_samples, trace.num_tokens)
+
     def check(self, sites: Sequence[Site], seed: int, pooling: str) -> None:
         """Raises `InputError` unless it was made with this seed and pooling, and for these sites among others."""
         if self.seed != seed:
@@ -143,16 +144,46 @@ def trace_calibration(
     mean of the last hidden states. With another `pooling`, which must be that of the method (`head_pooling`), a second
     such pass, with a head that reads by it, gives the weights of the tokens. A pass takes two tensors a site of tokens
     x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises
-    `InputError` as `block_traces` does, and if there is no batch.
+    `InputError` as `block_traces` does, for batches that the model does not take, and if there is none.
     """
     check_transformers_model(model)
     checked_batches(batches)
     seed = seed_number("seed", seed)
+    check_some(batches)
+    check_taken(model, batches)
+    return _traced(model, sites, batches, seed, pooling)
+
+
+def traced_for(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    calibration: Sequence[Batch] | TracedCalibration,
+    seed: int,
+    method: Any,
+) -> TracedCalibration:
+    """The traces that `method` sees at `sites`, made of checked batches unless they are made already.
+
+    Raises `InputError` if there is no batch, or for traces with another seed or pooling, or of other sites.
+    """
+    pooling = head_pooling(method)
+    if isinstance(calibration, TracedCalibration):
+        calibration.check(sites, seed, pooling)
+        return calibration
+    check_some(calibration)
+    return _traced(model, sites, calibration, seed, pooling)
+
+
+def check_some(batches: Sequence[Batch]) -> None:
+    """Raises `InputError` if there is no batch."""
     if not len(batches):
         raise InputError("`calibration` must hold at least one batch, got none")
-    check_taken(model, batches)
+
+
+def _traced(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str
+) -> TracedCalibration:
     started = time.perf_counter()
-    home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
+    home = [to_device(batch, model.device) for batch in batches]
     with eval_mode(model):
         traces, weights = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed)), {}
         if pooling != "mean":
@@ -162,37 +193,28 @@ def trace_calibration(
 
 
 def calibrated_outcomes(
-    model: PreTrainedModel, job: Job, calibration: Sequence[Batch] | TracedCalibration, *, sequential: bool
-) -> tuple[Sequence[Outcome], dict[str, int]]:
-    """The outcomes of a calibrated method, and the number of samples and of tokens that it saw; the model is only read.
+    model: PreTrainedModel, run: MethodRun, traced: TracedCalibration, *, sequential: bool
+) -> list[Outcome]:
+    """The outcomes of a calibrated method; the model is only read.
 
-    One forward and one backward pass of the model give the traces of all sites (`trace_calibration`), unless they are
-    there. With `sequential` the blocks are compressed in the order of the plan in a copy of the model, and each sees
-    the inputs that those before it leave: a forward pass a site more, and the memory of the copy. A method that chooses
-    its scales in a second step does so by the gradients of a copy with all blocks in place: another such pass. Raises
-    `InputError` as `trace_calibration`, `TracedCalibration.check` and the method do.
+    With `sequential` the blocks are compressed in the order of the plan in a copy of the model, and each sees the
+    inputs that those before it leave: a forward pass a site more, and the memory of the copy. A second step of the
+    method sees the gradients of a copy with all blocks in place: one forward and one backward pass more. Raises
+    `InputError` as the method does.
     """
-    sites = job.plan.sites
-    if isinstance(calibration, TracedCalibration):
-        calibration.check(sites, job.seed, head_pooling(job.method))
-        traced = calibration
-    else:
-        traced = trace_calibration(model, sites, calibration, job.seed, head_pooling(job.method))
-    one = traced.traces[sites[0].path]
-    counts = {"samples": one.num_samples, "tokens": one.num_tokens}
 
-    def calibrate(site: Site) -> Calibration:
+    def calibration(site: Site) -> Calibration:
         return Calibration.of(read_mlp(model, site), traced.traces[site.path], traced.weights.get(site.path))
 
-    calibrated = replace(job, calibrate=calibrate, rescaled=False)
     if sequential:
-        outcomes = _sequential_outcomes(model, calibrated, traced.batches)
+        outcomes = _sequential_outcomes(model, run, traced.batches, calibration)
     else:
-        outcomes = compute_outcomes(model, calibrated)
-    if is_rescaled(job.method):
-        after = _compressed_traces(model, job, outcomes, traced.batches)
-        outcomes = rescaled_outcomes(model, job, cast("Sequence[Narrowed]", outcomes), traced.traces, after)
-    return outcomes, counts
+        outcomes = run_method(model, run, calibration)
+    step = run.second_step()
+    if step is None:
+        return outcomes
+    after = _compressed_traces(model, run, outcomes, traced.batches)
+    return finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traced.traces, after)
 
 
 def calibration_head(model: PreTrainedModel, seed: int, pooling: str = "mean") -> RandomHead:
@@ -200,105 +222,35 @@ def calibration_head(model: PreTrainedModel, seed: int, pooling: str = "mean") -
     return random_head(model, site_generator(seed, "calibration head"), NUM_LOGITS, pooling)
 
 
-def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: int) -> Callable[[Site], Calibration]:
-    """The calibration of a site from the statistics of the normalisation that feeds it, by the site's own generator.
-
-    Standard normal numbers go through the norm: a LayerNorm of weight w and bias b gives b + w * g, every token of g
-    with mean 0 and variance 1, an RMSNorm w * g with a root mean square of 1. `NUM_SAMPLES` samples of `NUM_TOKENS`
-    tokens, standard normal cotangents. Raises `InputError` as `feeding_norms` does.
-    """
-    norms = feeding_norms(model, sites)
-
-    def calibrate(site: Site) -> Calibration:
-        mlp, generator = read_mlp(model, site), site_generator(seed, f"{site.path} calibration")
-        trace = norm_trace(norms[site.path], mlp.up, generator)
-        return Calibration.of(mlp, trace)
-
-    return calibrate
-
-
-@torch.no_grad()
-def norm_trace(norm: nn.Module, like: Tensor, generator: torch.Generator) -> BlockTrace:
-    """What `norm` makes of standard normal tokens as long as the rows of `like`, on its device, in fp32 or better."""
-    compute = torch.promote_types(like.dtype, torch.float32)
-    drawn = torch.randn(NUM_SAMPLES * NUM_TOKENS, like.shape[1], generator=generator, dtype=compute)
-    inputs = copy.deepcopy(norm).to(compute)(drawn.to(like.device))
-    lengths = torch.full((NUM_SAMPLES,), NUM_TOKENS, device=like.device)
-    return random_trace(inputs, lengths, generator)
-
-
-@torch.no_grad()
-def feeding_norms(model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, nn.Module]:
-    """For every site, by path, the normalisation whose output is, bit for bit, what enters the MLP.
-
-    Found by one forward pass on dummy inputs, in eval mode. Raises `InputError` for a site that none feeds directly, as
-    in models that normalise after the MLP only.
-    """
-    norms: list[tuple[nn.Module, Tensor]] = []
-
-    def keep(module: nn.Module, _args: Any, output: Tensor) -> None:
-        norms.append((module, output))
-
-    modules = [module for module in model.modules() if "Norm" in type(module).__name__]
-    hooks = [module.register_forward_hook(keep) for module in modules]
-    try:
-        with eval_mode(model), watch_sites(model, sites) as seen:
-            base_model(model)(**dummy_inputs(model))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    pairs = zip(sites, seen, strict=True)
-    return {site.path: _norm_with_output(norms, one.inputs[0], site) for site, one in pairs}
-
-
-def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Inputs on which any model runs: transformers' dummy ids, or two random images for a vision model."""
-    if model.main_input_name != "pixel_values":
-        return {name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()}
-    size, channels = model.config.image_size, model.config.num_channels
-    height, width = (size, size) if isinstance(size, int) else size
-    images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-    return {"pixel_values": images.to(model.device, model.dtype)}
-
-
-def _norm_with_output(norms: Sequence[tuple[nn.Module, Tensor]], inputs: Tensor, site: Site) -> nn.Module:
-    for norm, output in norms:
-        if output.numel() == inputs.numel() and torch.equal(output.reshape(inputs.shape), inputs):
-            return norm
-    raise InputError(
-        f"`data_free` must be left out where no normalisation feeds the MLP, as at {site.path}; give `calibration`"
-    )
-
-
 def _compressed_traces(
-    model: PreTrainedModel, job: Job, outcomes: Sequence[Outcome], batches: Sequence[Batch]
+    model: PreTrainedModel, run: MethodRun, outcomes: Sequence[Outcome], batches: Sequence[Batch]
 ) -> dict[str, BlockTrace]:
     """The traces of the sites, on the same samples, in the model with all blocks in place."""
-    work, sites = copy.deepcopy(model), job.plan.sites
-    for site, outcome in zip(sites, outcomes, strict=True):
+    work = copy.deepcopy(model)
+    for site, outcome in zip(run.plan.sites, outcomes, strict=True):
         KINDS[type(outcome)].install(work, site, outcome)
     with eval_mode(work):
-        return block_traces(work, sites, batches, alternating_logit, calibration_head(model, job.seed))
+        return block_traces(work, run.plan.sites, batches, alternating_logit, calibration_head(model, run.seed))
 
 
-def _sequential_outcomes(model: PreTrainedModel, job: Job, batches: Sequence[Batch]) -> list[Outcome]:
+def _sequential_outcomes(
+    model: PreTrainedModel, run: MethodRun, batches: Sequence[Batch], calibration: Provider
+) -> list[Outcome]:
     """The blocks one after the other, each calibrated on the inputs that it gets in the model compressed so far."""
-    work, outcomes = copy.deepcopy(model), []
-    original = job.calibrate
-    assert original is not None
+    work, outcomes, total = copy.deepcopy(model), [], len(run.plan.entries)
 
-    def calibrate(site: Site) -> Calibration:
+    def on_new_inputs(site: Site) -> Calibration:
         with eval_mode(work):
             inputs = mlp_inputs(work, [site], batches)[site.path]
-        calibration = original(site)
-        return replace(calibration, trace=replace(calibration.trace, inputs=inputs))
+        original = calibration(site)
+        return replace(original, trace=replace(original.trace, inputs=inputs))
 
-    total = len(job.plan.entries)
-    for done, entry in enumerate(job.plan.entries):
-        job.progress(done, total, entry[0].path)
-        step = replace(job, plan=Plan((entry,)), progress=lambda *_: None, calibrate=calibrate)
-        (outcome,) = compute_outcomes(work, step)
-        KINDS[type(outcome)].install(work, entry[0], outcome)
+    for done, entry in enumerate(run.plan.entries):
+        site, _ = entry
+        run.progress(done, total, site.path)
+        alone = replace(run, plan=replace(run.plan, entries=(entry,)), progress=lambda done, total, what: None)
+        (outcome,) = run_method(work, alone, on_new_inputs)
+        KINDS[type(outcome)].install(work, site, outcome)
         outcomes.append(outcome)
-    job.progress(total, total, "")
+    run.progress(total, total, "")
     return outcomes

@@ -1,11 +1,12 @@
 """What a method hands back, one class a kind of outcome."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlpfusion.mlp import MLP
+from mlpfusion.mlp import MLP, on_device
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Routed:
 
 
 Outcome = Narrowed | LowRank | Masked | Routed
+
+
+def outcome_on(outcome: Outcome, device: torch.device) -> Outcome:
+    """The outcome with all its tensors on `device`."""
+    if isinstance(outcome, LowRank):
+        pairs = {name: (left.to(device), right.to(device)) for name, (left, right) in outcome.factors.items()}
+        return replace(outcome, factors=pairs)
+    return replace(outcome, mlp=on_device(outcome.mlp, device))
 
 
 def outcome_tensors(outcome: Outcome) -> dict[str, Tensor]:

@@ -12,12 +12,16 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
 from mlpfusion.compression.calibration import TracedCalibration, trace_calibration
-from mlpfusion.compression.compress import check_method, check_model, check_source, compress
+from mlpfusion.compression.checks import check_model
+from mlpfusion.compression.compress import compress
 from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.provenance import check_source
 from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.measure.approximation import BlockError, Probe, block_errors, references
 from mlpfusion.measure.outputs import outputs_on_inputs_of
-from mlpfusion.methods import head_pooling, method_name, takes_no_data
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.needs import head_pooling, needs_batches
+from mlpfusion.methods.run import one_shot_method
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import Record, SiteRecord
@@ -71,7 +75,7 @@ def compare_methods(
     the metrics of the row show them. Raises `InputError` for layers, methods or a scalar impossible for this model.
     """
     for method in methods:
-        check_method(method, None, 1)
+        one_shot_method(method)
     check_model(model)
     row, all_sites = checked_sites(model, architecture)
     plan = make_plan(all_sites, Selection(layers, keep_ratio))
@@ -129,7 +133,7 @@ def _traced(
     model: PreTrainedModel, sites: Sequence[Site], methods: Sequence[Any], batches: Sequence[Batch], seed: int
 ) -> dict[str, TracedCalibration]:
     """Traces for the calibrated methods, by the pooling of their head."""
-    poolings = dict.fromkeys(head_pooling(method) for method in methods if not takes_no_data(method))
+    poolings = dict.fromkeys(head_pooling(method) for method in methods if needs_batches(method))
     return {pooling: trace_calibration(model, sites, batches, seed, pooling) for pooling in poolings}
 
 
@@ -141,7 +145,7 @@ def _cut(
     The seconds of the record include the tracing of the calibration, although several cuts share it.
     """
     small = copy.deepcopy(model)
-    calibration = None if takes_no_data(method) else traced.get(head_pooling(method))
+    calibration = None if not needs_batches(method) else traced.get(head_pooling(method))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusteringWarning)
         record = compress(small, method, layers=layer, calibration=calibration, **options)

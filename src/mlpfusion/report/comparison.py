@@ -6,7 +6,7 @@ from typing import Any
 
 from mlpfusion.measure.approximation import BlockError, block_error_from_dict
 from mlpfusion.measure.comparison import ComparisonRow
-from mlpfusion.methods import METHOD_TYPES, method_label
+from mlpfusion.methods.names import method_from_name, method_label
 from mlpfusion.report.numbers import markdown_table, mean_and_deviation
 
 
@@ -70,7 +70,7 @@ def comparison_record(rows: Sequence[ComparisonRow], run: dict[str, Any]) -> dic
     """Joins `run` (model, data, options, versions) and the rows to JSON data."""
     return {
         **run,
-        "rows": [asdict(row) | {"label": method_label(METHOD_TYPES[row.method](**row.options))} for row in rows],
+        "rows": [asdict(row) | {"label": method_label(method_from_name(row.method, row.options))} for row in rows],
     }
 
 

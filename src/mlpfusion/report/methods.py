@@ -6,9 +6,12 @@ from dataclasses import dataclass, fields
 from rich.table import Table
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.methods import CALIBRATED_METHODS, LOW_RANK_METHODS, METHOD_TYPES, NARROW_METHODS, can_be_data_free
-from mlpfusion.methods.on_task import TASK_KINDS, TASK_METHOD_TYPES
+from mlpfusion.kinds.outcome import LowRank, Masked, Narrowed, Routed
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.table import METHODS
 from mlpfusion.report.console import PlainConsole, bold
+
+_KINDS: dict[type, str] = {Narrowed: "narrow", LowRank: "low-rank", Masked: "masked", Routed: "routed"}
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,11 @@ class OptionEntry:
 
 def method_entries() -> list[MethodEntry]:
     """All methods, in the order of the tables."""
-    entries = []
-    for name, config in METHOD_TYPES.items():
-        kind = "narrow" if config in NARROW_METHODS else "low-rank" if config in LOW_RANK_METHODS else "masked"
-        needs = "nothing"
-        if config in CALIBRATED_METHODS:
-            needs = "texts, or --data-free" if can_be_data_free(config) else "texts"
-        entries.append(MethodEntry(name, config, kind, needs))
-    return entries + [MethodEntry(name, kind, TASK_KINDS[kind], "a task") for name, kind in TASK_METHOD_TYPES.items()]
+    needs = {"nothing": "nothing", "inputs": "texts, or --data-free", "labels": "a task"}
+    return [
+        MethodEntry(method_name(config), config, _KINDS[method.makes], needs[method.sees])
+        for config, method in METHODS.items()
+    ]
 
 
 def option_entries(config: type) -> list[OptionEntry]:

@@ -8,8 +8,9 @@ from typing import Any
 from mlpfusion.checks import user_path
 from mlpfusion.data.glue import find_task
 from mlpfusion.errors import InputError, shown
-from mlpfusion.methods import MASK_METHODS, METHOD_TYPES, method_label, parse_method
-from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.kinds.outcome import Masked
+from mlpfusion.methods.names import method_label, parse_method
+from mlpfusion.methods.table import METHODS
 from mlpfusion.options.fields import read_job
 from mlpfusion.options.training import Finetune, Lora, parse_lora
 from mlpfusion.report.numbers import FULL
@@ -175,7 +176,7 @@ def parse_table_row(text: str, model: str) -> TableRow:
     Raises `InputError` for an unknown method, option or addition.
     """
     name, *additions = (part.strip() for part in text.split("+"))
-    method = None if name == FULL else parse_method(name, METHOD_TYPES | TASK_METHOD_TYPES)
+    method = None if name == FULL else parse_method(name, METHODS)
     values: dict[str, Any] = {}
     for addition in additions:
         kind, _, value = addition.partition("=")
@@ -186,6 +187,6 @@ def parse_table_row(text: str, model: str) -> TableRow:
         else:
             allowed = "lora[=R]" + ("" if method is None else ", layerwise[=EPOCHS]")
             raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
-    if "lora" in values and type(method) in MASK_METHODS:
+    if "lora" in values and method is not None and METHODS[type(method)].makes is Masked:
         raise InputError(f"`methods` must have lora with methods that mask nothing, got {shown(text)}")
     return TableRow(model, method, **values)

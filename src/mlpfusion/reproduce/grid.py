@@ -17,16 +17,17 @@ from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checks import user_path
-from mlpfusion.compression.compress import check_not_compressed
-from mlpfusion.compression.on_task import compress_on_task
+from mlpfusion.compression.checks import check_not_compressed
+from mlpfusion.compression.compress import compress
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.load import load_task
 from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
 from mlpfusion.data.unlabelled import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
-from mlpfusion.methods import method_name, takes_no_data
-from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.needs import needs_batches
+from mlpfusion.methods.table import ON_TASK
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
@@ -118,7 +119,7 @@ class Grid:
     def identity(self, cell: GridCell, rate: float, seed: int) -> Row:
         """Everything the numbers of a run depend on, except machine and versions."""
         row, experiment = cell.row, self.experiment
-        unused = {"calibration_samples"} if row.method is None or takes_no_data(row.method) else set()
+        unused = {"calibration_samples"} if row.method is None or not needs_batches(row.method) else set()
         unused |= set() if row.layerwise else {"layerwise_learning_rate"}
         unused |= set() if experiment.new_head else {"new_head"}
         settings = {name: value for name, value in asdict(experiment).items() if name not in {*_FREE, *unused}}
@@ -187,17 +188,17 @@ class Grid:
         """Model to fine-tune, and its counts of parameters; methods learn from `train`."""
         method, source, (data, _) = cell.row.method, self.source(cell.row.model), self.data(cell)
         selection: dict[str, Any] = {"layers": cell.layers, "keep_ratio": cell.keep_ratio}
-        if method is None or type(method) in TASK_METHODS:
+        if method is None or type(method) in ON_TASK:
             model = load_for_task(source, data.task, seed)
             if method is None:
                 return model, {"parameters": model.num_parameters(), "nonzero_parameters": model.num_parameters()}
             seen = replace(data, train=train)
             selection["architecture"] = self.architecture(cell)
-            record = compress_on_task(model, method, seen, **selection, seed=seed, progress=progress)
+            record = compress(model, method, data=seen, **selection, seed=seed, progress=progress)
         else:
             calibration, count = None, self.experiment.calibration_samples
             selection["architecture"] = self.architecture(cell)
-            if not takes_no_data(method):
+            if needs_batches(method):
                 calibration = calibration_batches(train, data.collate, source.config, count, seed)
             model, record = compressed_start(source, data.task, method, seed, selection, calibration)
         sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}

@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.batch import to_device
 from mlpfusion.checks import check_fields
-from mlpfusion.compression.compress import check_source
+from mlpfusion.compression.provenance import check_source
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.heads import teacher_order
 from mlpfusion.errors import InputError, shown

@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import mlpfusion
 from mlpfusion.cli import main
-from mlpfusion.methods.on_task import TASK_METHOD_TYPES
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.table import ON_TASK
 from mlpfusion.tune import Finetune
 from mlpfusion.tune.finetune import split_train
 
@@ -45,7 +46,10 @@ def data(tmp_path) -> list[object]:
     return ["--train", train, "--text-column", "sentence", "--label-column", "label", "--max-length", 16]
 
 
-@pytest.mark.parametrize("method", TASK_METHOD_TYPES)
+TASK_METHODS = [method_name(method) for method in ON_TASK]
+
+
+@pytest.mark.parametrize("method", TASK_METHODS)
 def test_the_checkpoint_keeps_its_class_and_all_but_the_mlps(method, checkpoint, data, tmp_path):
     out, flags = tmp_path / "out", ["--method", method, "--option", OPTIONS[method], "--keep-ratio", 0.25]
     result = call("compress", checkpoint, out, *flags, *data, "--layers", "last:1", "--max-train-samples", 40, "--json")
@@ -161,7 +165,5 @@ def test_what_is_held_out_by_tune_is_not_learned_on():
 
 
 def test_the_public_names_are_those_of_the_table():
-    assert {getattr(mlpfusion, name) for name in ("LTH", "GemMiner", "FLOP", "MoEfication")} == set(
-        TASK_METHOD_TYPES.values()
-    )
-    assert list(TASK_METHOD_TYPES) == ["lth", "gem-miner", "flop", "moefication"]
+    assert {getattr(mlpfusion, name) for name in ("LTH", "GemMiner", "FLOP", "MoEfication")} == set(ON_TASK)
+    assert TASK_METHODS == ["lth", "gem-miner", "flop", "moefication"]

@@ -139,7 +139,7 @@ def test_the_largest_gates_stay_but_one_in_every_matrix():
 
 def test_ranks_differ_and_the_checkpoint_says_so(tmp_path):
     model: Any = pico_model("bert", AutoModelForSequenceClassification)
-    record = mlpfusion.compress_on_task(model, FLOP(batch_size=8, learning_rate=1e-3), HALF, keep_ratio=0.25)
+    record = mlpfusion.compress(model, FLOP(batch_size=8, learning_rate=1e-3), data=HALF, keep_ratio=0.25)
     ranks = [site.rank for site in record.sites]
     assert all(isinstance(rank, dict) and rank.keys() == {"up", "down"} for rank in ranks)
     assert sum(sum(rank.values()) for rank in ranks if isinstance(rank, dict)) == 6 * 5
@@ -168,7 +168,7 @@ def test_ranks_differ_and_the_checkpoint_says_so(tmp_path):
 
 def test_gate_and_up_in_one_map_have_ranks_of_their_own():
     model: Any = pico_model("modernbert", AutoModelForSequenceClassification)
-    mlpfusion.compress_on_task(model, FLOP(batch_size=8, learning_rate=1e-3), HALF, keep_ratio=0.5)
+    mlpfusion.compress(model, FLOP(batch_size=8, learning_rate=1e-3), data=HALF, keep_ratio=0.5)
     for path, site in model.config.mlp_fusion["sites"].items():
         linear = base_model(model).get_submodule(f"{path}.mlp.Wi")
         assert isinstance(linear, LowRankLinear)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import mask
 from task_job import HALF, make_job
 from torch.func import functional_call
 
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.kinds import masked
 from mlpfusion.methods.data_free.magnitude import Magnitude
-from mlpfusion.methods.data_free.magnitude import compress as prune_by_magnitude
 from mlpfusion.methods.masking import best_masks
 from mlpfusion.methods.on_task import gem_miner
 from mlpfusion.methods.on_task.gem_miner import GemMiner, initial_scores
@@ -47,7 +47,7 @@ def test_scores_start_in_the_order_of_magnitude_and_all_count():
     flat = torch.cat([q.flatten() for block in scores for q in block.values()])
     assert float(flat.min()) > 0.5
     assert float(flat.max()) == 1.0
-    expected = masks(prune_by_magnitude(mlps, 0.3, Magnitude(), []))
+    expected = masks(mask(mlps, 0.3, Magnitude(), [torch.Generator()] * len(mlps)))
     assert equal([part for block in best_masks(scores, 0.3) for part in block.values()], expected)
 
 
@@ -93,7 +93,7 @@ def test_the_mask_follows_the_data_and_not_the_magnitude_alone():
     assert not equal(found, masks(gem_miner.compress(other, CONFIG)))
     job = make_job()
     mlps = [copied(read_mlp(job.model, site)) for site in job.sites]
-    expected = masks(prune_by_magnitude(mlps, 0.25, Magnitude(), []))
+    expected = masks(mask(mlps, 0.25, Magnitude(), [torch.Generator()] * len(mlps)))
     assert not equal(found, expected)
     still = GemMiner(learning_rate=1e-9, batch_size=8, spread=0.5)
     assert equal(masks(gem_miner.compress(make_job(), still)), expected)
@@ -136,7 +136,7 @@ def test_mining_lowers_the_loss_at_the_same_density():
         mined: Any = gem_miner.compress(job, config)
     mlps = [copied(read_mlp(job.model, site)) for site in job.sites]
     batch = job.data.collate([HALF.train[index] for index in range(96)])
-    for outcomes in (mined, prune_by_magnitude(mlps, 0.5, Magnitude(), [])):
+    for outcomes in (mined, mask(mlps, 0.5, Magnitude(), [torch.Generator()] * len(mlps))):
         for site, outcome in zip(job.sites, outcomes, strict=True):
             masked.install(job.model, site, outcome)
         with torch.no_grad():

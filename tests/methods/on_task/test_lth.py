@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import mask
 from pico import pico_model
 from task_job import HALF, make_job
 from transformers import AutoModelForSequenceClassification
@@ -13,7 +14,6 @@ from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.loop.steps import training_batches
 from mlpfusion.measure.dynamics import Dynamics
 from mlpfusion.methods.data_free.magnitude import Magnitude
-from mlpfusion.methods.data_free.magnitude import compress as prune_by_magnitude
 from mlpfusion.methods.on_task import lth
 from mlpfusion.methods.on_task.job import TaskJob
 from mlpfusion.methods.on_task.lth import LTH
@@ -105,9 +105,9 @@ def _plain(job: TaskJob, config: LTH) -> list[torch.Tensor]:
             optimizer.zero_grad()
             for part in parts:
                 (model(**part).loss * len(part["labels"]) / 8).backward()
-            for weight, mask in zip(weights, kept, strict=True):
+            for weight, part in zip(weights, kept, strict=True):
                 assert weight.grad is not None
-                weight.grad.mul_(mask)
+                weight.grad.mul_(part)
             optimizer.step()
         flat = torch.cat([w.detach().abs().masked_fill(~k, -1).flatten() for w, k in zip(weights, kept, strict=True)])
         number = round((1 - 0.25 ** (round_ / 2)) * len(flat))
@@ -116,7 +116,7 @@ def _plain(job: TaskJob, config: LTH) -> list[torch.Tensor]:
         kept = [p.view_as(w) for p, w in zip(left.split([w.numel() for w in weights]), weights, strict=True)]
         model.bert.load_state_dict(start)
         with torch.no_grad():
-            for weight, mask in zip(weights, kept, strict=True):
+            for weight, part in zip(weights, kept, strict=True):
                 weight.mul_(mask)
     return kept
 
@@ -128,10 +128,13 @@ def test_the_mask_depends_on_the_data_and_is_not_that_of_one_shot_magnitude():
     assert not equal(found, masks(lth.compress(other, CONFIG)))
     model = pico_model("bert", AutoModelForSequenceClassification)
     mlps = [copied(read_mlp(model, site)) for site in make_job().sites]
-    assert not equal(found, masks(prune_by_magnitude(mlps, 0.25, Magnitude(), [])))
+    assert not equal(found, masks(mask(mlps, 0.25, Magnitude(), [torch.Generator()] * len(mlps))))
     for number in (0, 1):  # with steps too small to change the order it is
         still = LTH(learning_rate=1e-12, batch_size=8, rounds=1 + number)
-        assert equal(masks(lth.compress(make_job(), still)), masks(prune_by_magnitude(mlps, 0.25, Magnitude(), [])))
+        assert equal(
+            masks(lth.compress(make_job(), still)),
+            masks(mask(mlps, 0.25, Magnitude(), [torch.Generator()] * len(mlps))),
+        )
 
 
 def test_every_round_has_a_step_even_with_little_data():

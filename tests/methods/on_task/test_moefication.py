@@ -75,7 +75,7 @@ def test_all_experts_on_give_the_original_output(name):
 def test_one_expert_of_four_computes_for_a_token_and_it_is_that_of_the_highest_score(name):
     model = with_head(name, dtype=torch.float64)
     original = with_head(name, dtype=torch.float64)
-    record = mlpfusion.compress_on_task(model, FAST, HALF, layers="last:1", keep_ratio=0.25)
+    record = mlpfusion.compress(model, FAST, data=HALF, layers="last:1", keep_ratio=0.25)
     assert record.sites[0].size() == "1 of 4 experts"
     (linear,) = routed_linears(model)
     x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -147,7 +147,7 @@ def test_labels_sum_what_the_neurons_of_an_expert_let_through():
 
 def test_the_router_is_exact_in_bf16_and_never_trained(tmp_path):
     model = with_head()
-    mlpfusion.compress_on_task(model, FAST, HALF, layers="last:2", keep_ratio=0.25)
+    mlpfusion.compress(model, FAST, data=HALF, layers="last:2", keep_ratio=0.25)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for one, two in zip(routed_linears(model), routed_linears(loaded), strict=True):
@@ -163,7 +163,7 @@ def test_the_router_is_exact_in_bf16_and_never_trained(tmp_path):
 
 def test_experts_that_are_not_chosen_get_no_gradient():
     model = with_head()
-    mlpfusion.compress_on_task(model, FAST, HALF, layers="last:1", keep_ratio=0.25)
+    mlpfusion.compress(model, FAST, data=HALF, layers="last:1", keep_ratio=0.25)
     (linear,) = routed_linears(model)
     x = torch.randn(1, 32)
     linear(x).sum().backward()
@@ -175,7 +175,7 @@ def test_experts_that_are_not_chosen_get_no_gradient():
 
 def test_more_experts_are_chosen_in_proportion():
     model = with_head()
-    record = mlpfusion.compress_on_task(model, MoEfication(epochs=1, num_experts=8), HALF, keep_ratio=0.5)
+    record = mlpfusion.compress(model, MoEfication(epochs=1, num_experts=8), data=HALF, keep_ratio=0.5)
     assert {site.size() for site in record.sites} == {"4 of 8 experts"}
     assert {linear.num_selected for linear in routed_linears(model)} == {4}
 
@@ -186,11 +186,11 @@ def test_what_cannot_be_experts_is_refused():
         (MoEfication(num_experts=5), 0.2, "`num_experts` must divide the 56 neurons of encoder.layer.0, got 5"),
     ]:
         with pytest.raises(InputError, match=message):
-            mlpfusion.compress_on_task(with_head(), config, HALF, keep_ratio=keep_ratio)
+            mlpfusion.compress(with_head(), config, data=HALF, keep_ratio=keep_ratio)
     model = with_head()
     model.bert.encoder.layer[2].intermediate.intermediate_act_fn = torch.nn.Sigmoid()
     with pytest.raises(InputError, match="the activation at encoder.layer.2 must be 0 at 0, .* got 0.5"):
-        mlpfusion.compress_on_task(model, MoEfication(), HALF, keep_ratio=0.25)
+        mlpfusion.compress(model, MoEfication(), data=HALF, keep_ratio=0.25)
     for field, value in (("num_tokens", 0), ("num_experts", -1)):
         with pytest.raises(ValueError, match=f"`{field}` must be at least 1"):
             MoEfication(**{field: value})
@@ -199,7 +199,7 @@ def test_what_cannot_be_experts_is_refused():
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 asks for it
 def test_lora_goes_on_the_map_behind_the_router_and_is_merged_into_it():
     model = with_head()
-    mlpfusion.compress_on_task(model, FAST, HALF, layers="last:1", keep_ratio=0.25)
+    mlpfusion.compress(model, FAST, data=HALF, layers="last:1", keep_ratio=0.25)
     weight = model.bert.encoder.layer[2].intermediate.dense.linear.weight.detach().clone()
     config = Finetune(epochs=1, lora=Lora(r=2, targets="all-linear"), device="cpu", learning_rate=2e-3)
     trained, _ = finetune(model, HALF, config)
@@ -210,7 +210,7 @@ def test_lora_goes_on_the_map_behind_the_router_and_is_merged_into_it():
 
 def test_a_routed_model_has_no_stock_form_and_is_no_plain_mlp(tmp_path):
     model = with_head()
-    mlpfusion.compress_on_task(model, FAST, HALF, keep_ratio=0.25)
+    mlpfusion.compress(model, FAST, data=HALF, keep_ratio=0.25)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(InputError, match="`model` must have a stock form to be folded, got one with routed experts"):
         mlpfusion.fold(model)
@@ -232,7 +232,7 @@ def test_a_routed_model_has_no_stock_form_and_is_no_plain_mlp(tmp_path):
 )
 def test_a_damaged_checkpoint_is_refused_at_load(spoil, message, tmp_path):
     model = with_head()
-    mlpfusion.compress_on_task(model, FAST, HALF, layers="last:2", keep_ratio=0.25)
+    mlpfusion.compress(model, FAST, data=HALF, layers="last:2", keep_ratio=0.25)
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     spoil(weights)

@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 import mlpfusion
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.errors import DivergenceError, InputError
-from mlpfusion.methods import method_name
-from mlpfusion.methods.on_task import TASK_METHODS
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.table import ON_TASK
 from mlpfusion.sites.sites import base_model, linear_maps
 from mlpfusion.tune import Finetune, finetune
 
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FLOP": {"learning_rate": 1e-3, "batch_size": 16},
     "MoEfication": {"epochs": 3, "batch_size": 64},
 }
-METHODS = [method(**OPTIONS[method.__name__]) for method in TASK_METHODS]
+METHODS = [method(**OPTIONS[method.__name__]) for method in ON_TASK]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: method_name(type(m)))
 every_name = pytest.mark.parametrize("name", others_slow(NAMES))
 
@@ -45,7 +45,7 @@ def compressed(name: str, method: Any, task: EncodedTask, **options: Any) -> Any
 
 
 def run(model: Any, method: Any, task: EncodedTask, **options: Any) -> mlpfusion.Record:
-    return mlpfusion.compress_on_task(model, method, task, **{"layers": "last:2", "keep_ratio": 0.25, **options})
+    return mlpfusion.compress(model, method, data=task, **{"layers": "last:2", "keep_ratio": 0.25, **options})
 
 
 def values(model: Any) -> dict[str, torch.Tensor]:
@@ -260,5 +260,5 @@ def test_options_out_of_range_are_refused(field, value, method):
 
 
 def test_a_method_that_does_not_learn_on_a_task_is_refused():
-    with pytest.raises(InputError, match="`method` must be a config of LTH, .*, got Magnitude"):
+    with pytest.raises(InputError, match="`data` must be left out for magnitude, which does not learn on a task"):
         run(with_head(), mlpfusion.Magnitude(), HALF)

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mlpfusion.batch import Batch
+from mlpfusion.batch import Batch, to_device
 from mlpfusion.compression.budget.allocation import Curve, allocate, possible_widths
 from mlpfusion.compression.budget.amount import Amounts, Budget, count_amounts, parse_budget, spendable
 from mlpfusion.compression.budget.curves import grid, inertia_curve, refit_curve
-from mlpfusion.compression.plan import Plan, check_round_to, check_step_fits, choose_sites
-from mlpfusion.methods import takes_no_data
+from mlpfusion.compression.plan import Plan, check_step_fits, choose_sites
+from mlpfusion.methods.needs import needs_batches
 from mlpfusion.mlp import on_device
+from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, read_mlp
@@ -37,53 +38,49 @@ class Spread:
     sites: tuple[dict[str, Any], ...]
 
 
-def check_budget(model: PreTrainedModel, sites: Sequence[Site], budget: str, layers: str, round_to: int) -> None:
+def check_budget(model: PreTrainedModel, sites: Sequence[Site], selection: Selection) -> None:
     """Raises `InputError` for a malformed budget, and one of parameters that cannot be reached; no weight is read.
 
     A budget of FLOPs needs a run of the model: `spread_budget` checks it before any other work.
     """
-    check_round_to(round_to)
-    wanted, chosen = parse_budget(budget), choose_sites(sites, layers)
-    check_step_fits(chosen, round_to)
-    if wanted.unit == "parameters":
-        spendable(wanted, count_amounts(model, chosen, wanted.unit), chosen, round_to)
+    budget, chosen = parse_budget(selection.budget), choose_sites(sites, selection.layers)
+    check_step_fits(chosen, selection.round_to)
+    if budget.unit == "parameters":
+        spendable(budget, count_amounts(model, chosen, budget.unit), chosen, selection.round_to)
 
 
 @torch.no_grad()
 def spread_budget(
     model: PreTrainedModel,
     sites: Sequence[Site],
-    budget: str,
+    selection: Selection,
     method: Any,
     *,
-    layers: str = "all",
-    round_to: int = 1,
     seed: int = 0,
     calibration: Sequence[Batch] | None = None,
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> tuple[Plan, Spread]:
-    """The plan that keeps the share `budget` of `model` (`parse_budget`), for a method that narrows.
+    """The plan that keeps the share `selection.budget` of `model`, for a method that narrows.
 
     Every one of the chosen sites gets a multiple of `round_to`, at least one, or its own width, so that the sum of the
     errors on the curves is least (`allocate`). The curves are those of `inertia_curve`, and for a method that sees data
     of `refit_curve` on `calibration`. The whole is never above the budget, and below it by less than one step. The
     model is only read. Raises `InputError` as `check_budget` does, for FLOPs as well, and for NaN or Inf.
     """
-    check_round_to(round_to)
-    wanted, chosen = parse_budget(budget), choose_sites(sites, layers)
+    budget, chosen, round_to = parse_budget(selection.budget), choose_sites(sites, selection.layers), selection.round_to
     check_step_fits(chosen, round_to)
-    amounts = count_amounts(model, chosen, wanted.unit)
-    left = spendable(wanted, amounts, chosen, round_to)
+    amounts = count_amounts(model, chosen, budget.unit)
+    left = spendable(budget, amounts, chosen, round_to)
     grids = [grid(site.intermediate_size, possible_widths(site.intermediate_size, round_to)[0]) for site in chosen]
-    compute, calibrated = device or model.device, not takes_no_data(method)
+    compute, calibrated = device or model.device, needs_batches(method)
     if calibrated:
         assert calibration is not None
         curves = _refit_curves(model, chosen, grids, calibration, compute, progress)
     else:
         curves = _inertia_curves(model, chosen, grids, seed, compute, progress)
     widths = allocate(curves, amounts.neurons, round_to=round_to, budget=left)
-    spread = _describe(wanted, amounts, MEASURES[calibrated], chosen, widths, curves)
+    spread = _describe(budget, amounts, MEASURES[calibrated], chosen, widths, curves)
     return Plan(tuple(zip(chosen, widths, strict=True))), spread
 
 
@@ -111,7 +108,7 @@ def _refit_curves(
     device: torch.device,
     progress: Progress | None,
 ) -> list[Curve]:
-    home = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
+    home = [to_device(batch, model.device) for batch in batches]
     curves = []
     with eval_mode(model):
         for done, (site, widths) in enumerate(zip(sites, grids, strict=True)):

@@ -14,6 +14,7 @@ from torch import Tensor
 from mlpfusion.kernel.gradient import WeightGradient, check_block, neuron_slab, weight_gradients
 from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.calibrated.student import TrainedMethod, fused_start, total_loss, train_student
 from mlpfusion.methods.data_free import fusion
@@ -32,17 +33,17 @@ class MaintainNTKGradient(TrainedMethod):
     batch_tokens: int = 64
 
 
-def compress(
-    mlp: MLP, num_neurons: int, config: MaintainNTKGradient, generator: torch.Generator, calibration: Calibration
-) -> Narrowed:
+def compress(block: Block, config: MaintainNTKGradient) -> Narrowed:
     """The fused block trained on the calibration; the metrics are squared errors of the gradients over their squares.
 
     Minimises the sum over the samples x of |grad_W~ f_c(x) - C grad_W f(x)|_F^2 over all tensors but b2, with C the
     membership of the clusters, which stays, and f what the cotangents of the calibration are the gradients of. Raises
     `InputError` if the activation is not element-wise.
     """
+    calibration = block.inputs
+    mlp = block.mlp
     check_block(mlp, calibration.trace)
-    start, training = fused_start(mlp, num_neurons, generator), config.training()
+    start, training = fused_start(mlp, block.num_neurons, block.generator), config.training()
     target = GradientTarget(start.original, start.clusters.labels.long())
     compute = calibration.to(mlp.up.device, torch.promote_types(mlp.up.dtype, torch.float32))
     size = total_loss(start.student, compute, lambda _student, part: target.squares(part.trace), training) or 1.0
@@ -50,7 +51,7 @@ def compress(
     def loss(student: MLP, part: Calibration) -> Float[Tensor, ""]:
         return target.squared_gap(student, part.trace) / size
 
-    student, before, after = train_student(start.student, calibration, loss, training, generator)
+    student, before, after = train_student(start.student, calibration, loss, training, block.generator)
     metrics = {"gradient_error_start": before, "gradient_error": after}
     return Narrowed(student, metrics | fusion.cluster_metrics(start.clusters))
 

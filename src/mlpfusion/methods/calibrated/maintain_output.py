@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.calibrated.student import TrainedMethod, fused_start, train_student
 from mlpfusion.methods.data_free import fusion
@@ -25,16 +25,14 @@ class MaintainOutput(TrainedMethod):
     batch_tokens: int = 64
 
 
-def compress(
-    mlp: MLP, num_neurons: int, config: MaintainOutput, generator: torch.Generator, calibration: Calibration
-) -> Narrowed:
+def compress(block: Block, config: MaintainOutput) -> Narrowed:
     """The fused block trained on the calibration; the metrics are squared errors over the squared outputs."""
-    start = fused_start(mlp, num_neurons, generator)
-    size = float(calibration.targets.double().square().sum()) or 1.0
+    start = fused_start(block.mlp, block.num_neurons, block.generator)
+    size = float(block.inputs.targets.double().square().sum()) or 1.0
 
     def loss(student: MLP, part: Calibration) -> Float[Tensor, ""]:
         return (forward(student, part.trace.inputs) - part.targets).square().sum() / size
 
-    student, before, after = train_student(start.student, calibration, loss, config.training(), generator)
+    student, before, after = train_student(start.student, block.inputs, loss, config.training(), block.generator)
     metrics = {"squared_error_start": before, "squared_error": after}
     return Narrowed(student, metrics | fusion.cluster_metrics(start.clusters))

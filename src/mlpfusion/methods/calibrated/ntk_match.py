@@ -12,6 +12,7 @@ from mlpfusion.kernel import BlockTrace, adam_kernel
 from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.kernel.scalar import check_pooling
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block, CalibrationNeeds, SecondStep
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.calibrated.refit import (
     Refinement,
@@ -71,28 +72,42 @@ class NTKMatch:
         if self.data_free and self.pooling != "mean":
             raise ValueError(f"`pooling` must be mean with `data_free`, which knows no position, got {self.pooling!r}")
 
+    def needs(self) -> CalibrationNeeds:
+        """What the method is calibrated on."""
+        return CalibrationNeeds(not self.data_free, self.pooling)
+
     def refinement(self) -> Refinement:
         """The options of the refinement."""
         return Refinement(self.refine_epochs, self.refine_rate)
 
 
-def compress(
-    mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, calibration: Calibration
-) -> Narrowed:
+def compress(block: Block, config: NTKMatch) -> Narrowed:
     """The block before its diagonals are matched (`rescale`); the metrics are output errors, held-out where refined.
 
     All of them, and the fits, weigh the tokens as the calibration does.
     """
-    used, held = split_samples(calibration, generator) if config.refine_epochs else (calibration, calibration)
-    small = _choose(mlp, num_neurons, config, generator, used)
+    calibration = block.inputs
+    used, held = split_samples(calibration, block.generator) if config.refine_epochs else (calibration, calibration)
+    small = _choose(block.mlp, block.num_neurons, config, block.generator, used)
     metrics = {"output_error_chosen": output_error(small, held)}
     if config.refit:
         small = refit_down(small, used.trace.inputs, used.targets, config.ridge, used.weights)
         metrics["output_error_refit"] = output_error(small, held)
     if config.refine_epochs:
-        small = refine(small, used, held, config.refinement(), generator)
+        small = refine(small, used, held, config.refinement(), block.generator)
         metrics["output_error_refined"] = output_error(small, held)
     return Narrowed(small, metrics)
+
+
+def second_step(config: NTKMatch) -> SecondStep | None:
+    """Matches the diagonals (`rescale`); None where they are to stay 1."""
+    if config.match == "none":
+        return None
+
+    def step(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockTrace) -> Narrowed:
+        return rescale(original, before, narrowed, after, config)
+
+    return step
 
 
 def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockTrace, config: NTKMatch) -> Narrowed:
@@ -101,8 +116,6 @@ def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockT
     The two are the traces of the same samples in the original model and in the compressed one, whose gradients have
     changed with it; of a block by itself they are one and the same.
     """
-    if config.match == "none":
-        return narrowed
     samples = _spread(before.num_samples, config.match_samples)
     target = adam_kernel(original, before.select(samples))
     matching = Matching(config.match, config.match_ridge)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlpfusion.checks import check_above_zero, check_fields, check_range
 from mlpfusion.cluster import KMeansResult
+from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.data_free import fusion
 from mlpfusion.mlp import MLP, canonical_order, in_compute_dtype, select_neurons
@@ -46,6 +47,10 @@ class TrainedMethod:
     def __post_init__(self) -> None:
         check_fields(self)
         self.training()
+
+    def needs(self) -> CalibrationNeeds:
+        """What the method is calibrated on."""
+        return CalibrationNeeds(batches=not self.data_free)
 
     def training(self) -> Training:
         """The options of the steps. Raises `ValueError` for a bad one."""

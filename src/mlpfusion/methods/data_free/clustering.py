@@ -1,11 +1,12 @@
 """The paper's Clustering ablation (section 5.3): the same centroids, the square root of P on both sides."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
 from mlpfusion.checks import check_fields
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.data_free import fusion
 from mlpfusion.mlp import MLP, neurons, replace_neurons
 
@@ -26,12 +27,15 @@ class Clustering:
         fusion.check_restarts(self.num_init, self.max_iter)
 
 
-def compress(mlp: MLP, num_neurons: int, config: Clustering, generator: torch.Generator) -> Narrowed:
+def compress(block: Block, config: Clustering) -> Narrowed:
     """The block of `num_neurons` centroids, every row (first map, its bias, second map) times sqrt(cluster size).
 
     With a gate there are three factors of which only the activated one and `down` carry the root; `up` stays.
     """
-    clusters = fusion.cluster_neurons(mlp, num_neurons, fusion.Fusion(**asdict(config)), generator)
+    mlp = block.mlp
+    clusters = fusion.cluster_neurons(
+        mlp, block.num_neurons, fusion.Fusion(config.num_init, config.max_iter, config.refine), block.generator
+    )
     centroids = replace_neurons(mlp, clusters.centroids)
     roots = clusters.cluster_sizes.to(clusters.centroids.dtype).sqrt()
     columns = torch.ones_like(clusters.centroids) * roots[:, None]

@@ -1,13 +1,12 @@
 """Fusion with P folded into `down`: same forward as `Fusion`, smaller Adam kernel of `down` (paper, section 4.3)."""
 
-from dataclasses import asdict, dataclass
-
-import torch
+from dataclasses import dataclass
 
 from mlpfusion.checks import check_fields
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.data_free import fusion
-from mlpfusion.mlp import MLP, fold
+from mlpfusion.mlp import fold
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class FoldedFusion:
         fusion.check_restarts(self.num_init, self.max_iter)
 
 
-def compress(mlp: MLP, num_neurons: int, config: FoldedFusion, generator: torch.Generator) -> Narrowed:
+def compress(block: Block, config: FoldedFusion) -> Narrowed:
     """The block of `num_neurons` centroids with `down` times the cluster sizes, no scale."""
-    fused = fusion.compress(mlp, num_neurons, fusion.Fusion(**asdict(config)), generator)
+    fused = fusion.compress(block, fusion.Fusion(config.num_init, config.max_iter, config.refine))
     return Narrowed(fold(fused.mlp), fused.metrics)

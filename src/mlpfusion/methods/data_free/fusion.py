@@ -1,12 +1,13 @@
 """MLP Fusion: neurons become cluster centroids, a stand-alone constant P keeps the Adam kernel (paper, Eq. 5)."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from mlpfusion.checks import check_fields, check_range
 from mlpfusion.cluster import KMeansResult, kmeans
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.mlp import MLP, neurons, replace_neurons
 
 # All restarts are drawn before the first.
@@ -36,10 +37,10 @@ def check_restarts(num_init: int, max_iter: int) -> None:
     check_range("max_iter", max_iter, 1)
 
 
-def compress(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> Narrowed:
+def compress(block: Block, config: Fusion) -> Narrowed:
     """The block of `num_neurons` centroids with the cluster sizes as its `output_scale` (int32)."""
-    clusters = cluster_neurons(mlp, num_neurons, config, generator)
-    return Narrowed(fused_block(mlp, clusters), cluster_metrics(clusters))
+    clusters = cluster_neurons(block.mlp, block.num_neurons, config, block.generator)
+    return Narrowed(fused_block(block.mlp, clusters), cluster_metrics(clusters))
 
 
 def fused_block(mlp: MLP, clusters: KMeansResult) -> MLP:
@@ -50,7 +51,14 @@ def fused_block(mlp: MLP, clusters: KMeansResult) -> MLP:
 
 def cluster_neurons(mlp: MLP, num_neurons: int, config: Fusion, generator: torch.Generator) -> KMeansResult:
     """k-means on the rows [gate | up | b1 | down] of all neurons; raw, unscaled rows as in the paper's code."""
-    return kmeans(neurons(mlp), num_neurons, generator=generator, **asdict(config))
+    return kmeans(
+        neurons(mlp),
+        num_neurons,
+        generator=generator,
+        num_init=config.num_init,
+        max_iter=config.max_iter,
+        refine=config.refine,
+    )
 
 
 def cluster_metrics(clusters: KMeansResult) -> dict[str, float]:

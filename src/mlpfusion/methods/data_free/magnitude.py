@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from mlpfusion.kinds.outcome import Masked
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.masking import apply_mask, best_masks
-from mlpfusion.mlp import MLP
 
 
 @dataclass(frozen=True)
@@ -15,9 +13,8 @@ class Magnitude:
     """Zeroes the smallest weights, ranked over all chosen blocks: masked, same width, no gain on dense hardware."""
 
 
-def compress(
-    mlps: Sequence[MLP], keep_ratio: float, config: Magnitude, generators: Sequence[torch.Generator]
-) -> list[Masked]:
+def compress(blocks: Sequence[Block], config: Magnitude) -> list[Masked]:
     """The blocks with zeros for the smallest |w| of all their matrices ranked together; biases stay. No randomness."""
-    masks = best_masks([{name: w.abs() for name, w in mlp.matrices().items()} for mlp in mlps], keep_ratio)
-    return [apply_mask(mlp, mask) for mlp, mask in zip(mlps, masks, strict=True)]
+    sizes = [{name: w.abs() for name, w in block.mlp.matrices().items()} for block in blocks]
+    masks = best_masks(sizes, blocks[0].keep_ratio)
+    return [apply_mask(block.mlp, mask) for block, mask in zip(blocks, masks, strict=True)]

@@ -9,6 +9,7 @@ from torch import Tensor
 from mlpfusion.checks import check_fields, check_range
 from mlpfusion.errors import shown
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.mlp import MLP, canonical_order, neurons, replace_neurons
 
 VARIANTS = ("down", "eq10", "code")
@@ -36,15 +37,16 @@ class MMD:
             raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}, got {shown(self.variant)}")
 
 
-def compress(mlp: MLP, num_neurons: int, config: MMD, generator: torch.Generator) -> Narrowed:
+def compress(block: Block, config: MMD) -> Narrowed:
     """The block of `num_neurons` points, started from neurons drawn without repetition; the metrics are MMD^2."""
+    mlp = block.mlp
     order = canonical_order(mlp)
     rows = neurons(mlp)[order]
-    chosen = torch.randperm(len(rows), generator=generator)[:num_neurons].to(rows.device)
+    chosen = torch.randperm(len(rows), generator=block.generator)[: block.num_neurons].to(rows.device)
     start = rows[chosen]
     points = optimise_points(rows, start, config.num_steps)
     metrics = {"mmd_start": squared_mmd(rows, start), "mmd": squared_mmd(rows, points)}
-    return Narrowed(_scaled(replace_neurons(mlp, points), mlp.num_neurons / num_neurons, config.variant), metrics)
+    return Narrowed(_scaled(replace_neurons(mlp, points), mlp.num_neurons / block.num_neurons, config.variant), metrics)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 
 from mlpfusion.checks import check_fields
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.mlp import MLP, select_neurons
 
 
@@ -24,11 +25,13 @@ class NeuronPruning:
             raise ValueError(f"`norm` must be 1 or 2, got {self.norm}")
 
 
-def compress(mlp: MLP, num_neurons: int, config: NeuronPruning, generator: torch.Generator) -> Narrowed:
+def compress(block: Block, config: NeuronPruning) -> Narrowed:
     """The `num_neurons` neurons with the best score in their old order; ties go to the lower index. No randomness."""
-    score = joint_score(mlp, config.norm)
-    best = torch.sort(score, descending=True, stable=True).indices[:num_neurons]
-    return Narrowed(select_neurons(mlp, best.sort().values), {"kept_score": float(score[best].sum() / score.sum())})
+    score = joint_score(block.mlp, config.norm)
+    best = torch.sort(score, descending=True, stable=True).indices[: block.num_neurons]
+    return Narrowed(
+        select_neurons(block.mlp, best.sort().values), {"kept_score": float(score[best].sum() / score.sum())}
+    )
 
 
 def joint_score(mlp: MLP, norm: int) -> torch.Tensor:

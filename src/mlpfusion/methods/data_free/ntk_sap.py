@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlpfusion.checks import check_above_zero, check_fields, check_range
 from mlpfusion.kinds.outcome import Masked
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.masking import apply_mask, best_masks
 from mlpfusion.mlp import MLP, canonical_order, forward, in_compute_dtype, select_neurons
 
@@ -43,12 +44,17 @@ class NTKSAP:
         check_above_zero("std", self.std)
 
 
-def compress(
-    mlps: Sequence[MLP], keep_ratio: float, config: NTKSAP, generators: Sequence[torch.Generator]
-) -> list[Masked]:
-    """The blocks with zeros for the lowest scores, ranked in each block by itself, so that none is emptied."""
-    pairs = zip(mlps, generators, strict=True)
-    return [_compress_one(mlp, keep_ratio, config, generator) for mlp, generator in pairs]
+def compress(block: Block, config: NTKSAP) -> Masked:
+    """The block with zeros for its lowest scores; ranked by itself, so that no block is emptied."""
+    order = canonical_order(block.mlp)
+    ordered = in_compute_dtype(select_neurons(block.mlp, order))
+    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in ordered.matrices().items()}
+    for step in range(1, config.num_rounds + 1):
+        scores = saliency(ordered, mask, config, block.generator)
+        scores = {name: score.masked_fill(~mask[name], -1.0) for name, score in scores.items()}  # none comes back
+        mask = best_masks([scores], block.keep_ratio ** (step / config.num_rounds))[0]
+    back = order.argsort()
+    return apply_mask(block.mlp, {name: part[:, back] if name == "down" else part[back] for name, part in mask.items()})
 
 
 def saliency(mlp: MLP, mask: Mask, config: NTKSAP, generator: torch.Generator) -> Matrices:
@@ -81,18 +87,6 @@ def output_change(
     at_rest = replace(mlp, **{name: weights[name] * part for name, part in mask.items()})
     moved = replace(mlp, **{name: (weights[name] + epsilon * noise[name]) * part for name, part in mask.items()})
     return (forward(at_rest, x) - forward(moved, x)).square().sum()
-
-
-def _compress_one(mlp: MLP, keep_ratio: float, config: NTKSAP, generator: torch.Generator) -> Masked:
-    order = canonical_order(mlp)
-    ordered = in_compute_dtype(select_neurons(mlp, order))
-    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in ordered.matrices().items()}
-    for step in range(1, config.num_rounds + 1):
-        scores = saliency(ordered, mask, config, generator)
-        scores = {name: score.masked_fill(~mask[name], -1.0) for name, score in scores.items()}  # none comes back
-        mask = best_masks([scores], keep_ratio ** (step / config.num_rounds))[0]
-    back = order.argsort()
-    return apply_mask(mlp, {name: part[:, back] if name == "down" else part[back] for name, part in mask.items()})
 
 
 def _gaussian(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:

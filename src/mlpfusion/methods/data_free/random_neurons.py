@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from mlpfusion.kinds.outcome import Narrowed
-from mlpfusion.mlp import MLP, canonical_order, select_neurons
+from mlpfusion.methods.block import Block
+from mlpfusion.mlp import canonical_order, select_neurons
 
 
 @dataclass(frozen=True)
@@ -13,8 +14,9 @@ class RandomNeurons:
     """Keeps neurons chosen uniformly at random."""
 
 
-def compress(mlp: MLP, num_neurons: int, config: RandomNeurons, generator: torch.Generator) -> Narrowed:
+def compress(block: Block, config: RandomNeurons) -> Narrowed:
     """`num_neurons` different neurons drawn from `generator`, in their old order."""
+    mlp = block.mlp
     canonical = canonical_order(mlp)
-    chosen = torch.randperm(mlp.num_neurons, generator=generator)[:num_neurons].to(canonical.device)
+    chosen = torch.randperm(mlp.num_neurons, generator=block.generator)[: block.num_neurons].to(canonical.device)
     return Narrowed(select_neurons(mlp, canonical[chosen].sort().values))

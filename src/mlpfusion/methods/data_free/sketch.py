@@ -9,6 +9,7 @@ from torch import Tensor
 from mlpfusion.checks import check_fields, check_range
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import Block
 from mlpfusion.methods.data_free.neuron_pruning import joint_score
 from mlpfusion.mlp import MLP, canonical_order, neurons, replace_neurons
 
@@ -27,18 +28,19 @@ class Sketch:
         check_range("top", self.top, 0)
 
 
-def compress(mlp: MLP, num_neurons: int, config: Sketch, generator: torch.Generator) -> Narrowed:
+def compress(block: Block, config: Sketch) -> Narrowed:
     """The `top` best neurons, then `num_neurons - top` sketches of all the others.
 
     Raises `InputError` unless `top` is below `num_neurons`.
     """
-    if config.top >= num_neurons:
-        raise InputError(f"`top` must be below the {num_neurons} neurons to keep, got {config.top}")
+    mlp = block.mlp
+    if config.top >= block.num_neurons:
+        raise InputError(f"`top` must be below the {block.num_neurons} neurons to keep, got {config.top}")
     canonical = canonical_order(mlp)
     by_score = canonical[joint_score(mlp, 2)[canonical].argsort(descending=True, stable=True)]
     top, rest = by_score[: config.top], by_score[config.top :]
-    mixture = gaussian_sketch(len(rest), num_neurons - config.top, generator).to(mlp.up.device)
-    sketch = mixture.new_zeros(mlp.num_neurons, num_neurons)
+    mixture = gaussian_sketch(len(rest), block.num_neurons - config.top, block.generator).to(mlp.up.device)
+    sketch = mixture.new_zeros(mlp.num_neurons, block.num_neurons)
     sketch[top, torch.arange(config.top, device=top.device)] = 1.0
     sketch[rest, config.top :] = mixture
     return Narrowed(apply_sketch(mlp, sketch))

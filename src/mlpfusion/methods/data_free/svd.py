@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlpfusion.errors import InputError
 from mlpfusion.kinds.outcome import LowRank
+from mlpfusion.methods.block import Block
 from mlpfusion.mlp import MLP
 
 
@@ -15,11 +17,19 @@ class SVD:
     """Every matrix becomes two trained factors, the closest product of its rank: low-rank, the width stays."""
 
 
-def compress(mlp: MLP, rank: int, config: SVD, generator: torch.Generator) -> LowRank:
-    """The factors U_t diag(S_t) and V_t^T of `up`, `down` (and `gate`) for t = `rank`. No randomness.
+def compress(block: Block, config: SVD) -> LowRank:
+    """The factors of `factorise` at the rank of the block. No randomness."""
+    return factorise(block.mlp, block.rank)
 
-    The metric is the share of the squared singular values that is dropped, over all matrices.
+
+def factorise(mlp: MLP, rank: int) -> LowRank:
+    """The factors U_t diag(S_t) and V_t^T of `up`, `down` (and `gate`) for t = `rank`.
+
+    The metric is the share of the squared singular values that is dropped, over all matrices. Raises `InputError` for a
+    rank out of range.
     """
+    if not 1 <= rank <= min(mlp.up.shape):
+        raise InputError(f"`rank` must be between 1 and {min(mlp.up.shape)}, got {rank}")
     factors, dropped, total = {}, 0.0, 0.0
     for name, weight in mlp.matrices().items():
         left, right, values = truncated_svd(weight, rank)

@@ -12,7 +12,7 @@ from mlpfusion.checks import check_above_zero
 from mlpfusion.kinds import low_rank
 from mlpfusion.kinds.outcome import LowRank, Outcome
 from mlpfusion.loop.steps import adamw
-from mlpfusion.methods import budget_rank
+from mlpfusion.methods.block import factor_rank
 from mlpfusion.methods.data_free.svd import truncated_svd
 from mlpfusion.methods.on_task.hard_concrete import HardConcrete
 from mlpfusion.methods.on_task.job import Steps, TaskJob, TaskTraining, check_finite, train_only
@@ -117,7 +117,7 @@ def insert_gates(job: TaskJob) -> list[dict[str, GatedMatrix]]:
     gated = []
     generator = torch.Generator().manual_seed(job.seed)
     for site in job.sites:
-        rank = budget_rank(site.hidden_size, site.intermediate_size, 1.0)
+        rank = factor_rank(site.hidden_size, site.intermediate_size, 1.0)
         matrices = read_mlp(job.model, site).matrices()
         low_rank.install(job.model, site, LowRank({n: truncated_svd(w, rank)[:2] for n, w in matrices.items()}))
         block = {}
@@ -180,6 +180,6 @@ def _budget(job: TaskJob) -> list[int]:
     """The rank that `SVD` gives every matrix, in the order of sites and matrices."""
     ranks = []
     for site in job.sites:
-        rank = budget_rank(site.hidden_size, site.intermediate_size, job.keep_ratio)
+        rank = factor_rank(site.hidden_size, site.intermediate_size, job.keep_ratio)
         ranks += [rank] * sum(len(names) for names in linear_maps(site).values())
     return ranks

@@ -1,0 +1,48 @@
+"""What must hold of a model and a method before anything is compressed."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mlpfusion.checkpoint.quantisation import check_not_quantised, check_parameters
+from mlpfusion.errors import InputError, shown
+from mlpfusion.kinds.key import KEY
+from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.names import known_methods, method_name
+from mlpfusion.methods.table import METHODS, Method
+from mlpfusion.options.selection import Selection
+from mlpfusion.sites.sites import check_transformers_model
+
+
+def known_method(method: Any) -> Method:
+    """The row of the config `method`. Raises `InputError` for what is no config of the table."""
+    if type(method) not in METHODS:
+        raise InputError(f"`method` must be a config of {known_methods()}, got {shown(method)}")
+    return METHODS[type(method)]
+
+
+def check_sizes(method: Any, selection: Selection) -> None:
+    """Raises `InputError` if a method that keeps the width is given a width, a budget or a step of widths."""
+    given = {"width": selection.width, "budget": selection.budget}
+    given["round_to"] = None if selection.round_to == 1 else selection.round_to
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong and METHODS[type(method)].makes is not Narrowed:
+        raise InputError(
+            f"`{wrong[0]}` must be left out for {method_name(type(method))}, which keeps the width: give `keep_ratio`"
+        )
+
+
+def check_not_compressed(config: PreTrainedConfig) -> None:
+    """Raises `InputError` if the config is that of a compressed model."""
+    if getattr(config, KEY, None) is not None:
+        raise InputError("`model` must not be compressed already, got one with the config key `mlp_fusion`")
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raises `InputError` unless all weights are there, plain, finite, on one device, and neither cut nor wrapped."""
+    check_transformers_model(model)
+    check_not_compressed(model.config)
+    check_not_quantised(model.config)
+    if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
+        raise InputError("`model` must be on one device, got one dispatched by `device_map`")
+    check_parameters(model)

@@ -1,0 +1,76 @@
+"""Puts outcomes into a model, all or none, and makes the record."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from transformers import PreTrainedModel
+
+from mlpfusion.compression.plan import Plan
+from mlpfusion.compression.provenance import source_hash
+from mlpfusion.compression.run import check_finite_outcomes
+from mlpfusion.compression.settings import Settings
+from mlpfusion.kinds.folding import set_key
+from mlpfusion.kinds.key import FusionKey, InstalledSite, site_kind
+from mlpfusion.kinds.outcome import Outcome
+from mlpfusion.kinds.table import KINDS
+from mlpfusion.kinds.undo import put_back_on_error
+from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
+from mlpfusion.sites.sites import Site, read_mlp
+from mlpfusion.sites.table import Architecture
+
+
+def install_outcomes(
+    model: PreTrainedModel,
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    architecture: Architecture,
+    settings: Settings,
+    device: torch.device,
+) -> Record:
+    """Puts the blocks of a plan in place and the key into the config. Changes the model.
+
+    The record lacks the time; `device` is where the outcomes were computed. Warns once if clusterings among them were
+    degenerate. Any exception leaves the model as it was, also a warning that is one; raises `InputError` for NaN or Inf
+    in an outcome.
+    """
+    check_finite_outcomes(plan, outcomes, settings.method_name)
+    original, digest = model_size(model), source_hash(model, plan.sites)
+    records, installed = [], {}
+    with put_back_on_error(model):
+        for site, outcome in zip(plan.sites, outcomes, strict=True):
+            before = read_mlp(model, site).num_parameters
+            entry = KINDS[type(outcome)].install(model, site, outcome)
+            records.append(_site_record(site, before, entry, outcome.metrics))
+            installed[site.path] = entry
+        warn_if_degenerate(records)
+        set_key(model, FusionKey(architecture, installed, settings.method_name, settings.seed, digest))
+        return Record(
+            recipe=settings.recipe(),
+            source_sha256=digest,
+            device=str(device),
+            threads=torch.get_num_threads(),
+            dtype=str(model.dtype).removeprefix("torch."),
+            versions=versions(),
+            seconds=0.0,
+            peak_bytes=peak_bytes(device),
+            original=original,
+            compressed=model_size(model),
+            sites=tuple(records),
+        )
+
+
+def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[str, float]) -> SiteRecord:
+    data = asdict(entry)
+    return SiteRecord(
+        path=site.path,
+        layer=site.layer,
+        original_width=site.intermediate_size,
+        width=data.get("intermediate_size", site.intermediate_size),
+        original_parameters=before,
+        parameters=entry.num_parameters,
+        metrics=metrics,
+        kind=site_kind(entry),
+        rank=data.get("rank"),
+        nonzero_parameters=entry.num_parameters - data.get("num_zeros", 0),
+    )

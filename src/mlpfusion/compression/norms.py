@@ -1,0 +1,89 @@
+"""Calibration without data: standard normal numbers through the normalisation that feeds a block."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mlpfusion.errors import InputError
+from mlpfusion.kernel.trace import BlockTrace, random_trace
+from mlpfusion.methods.calibrated.calibration import Calibration
+from mlpfusion.seeds import site_generator
+from mlpfusion.sites.sites import Site, base_model, read_mlp
+from mlpfusion.sites.traces import eval_mode, watch_sites
+
+# What is drawn for every block: about as many tokens as 256 sentences have.
+NUM_SAMPLES, NUM_TOKENS = 256, 24
+
+
+def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: int) -> Callable[[Site], Calibration]:
+    """The calibration of a site from the statistics of the normalisation that feeds it, by the site's own generator.
+
+    Standard normal numbers go through the norm: a LayerNorm of weight w and bias b gives b + w * g, every token of g
+    with mean 0 and variance 1, an RMSNorm w * g with a root mean square of 1. `NUM_SAMPLES` samples of `NUM_TOKENS`
+    tokens, standard normal cotangents. Raises `InputError` as `feeding_norms` does.
+    """
+    norms = feeding_norms(model, sites)
+
+    def calibrate(site: Site) -> Calibration:
+        mlp, generator = read_mlp(model, site), site_generator(seed, f"{site.path} calibration")
+        trace = norm_trace(norms[site.path], mlp.up, generator)
+        return Calibration.of(mlp, trace)
+
+    return calibrate
+
+
+@torch.no_grad()
+def norm_trace(norm: nn.Module, like: Tensor, generator: torch.Generator) -> BlockTrace:
+    """What `norm` makes of standard normal tokens as long as the rows of `like`, on its device, in fp32 or better."""
+    compute = torch.promote_types(like.dtype, torch.float32)
+    drawn = torch.randn(NUM_SAMPLES * NUM_TOKENS, like.shape[1], generator=generator, dtype=compute)
+    inputs = copy.deepcopy(norm).to(compute)(drawn.to(like.device))
+    lengths = torch.full((NUM_SAMPLES,), NUM_TOKENS, device=like.device)
+    return random_trace(inputs, lengths, generator)
+
+
+@torch.no_grad()
+def feeding_norms(model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, nn.Module]:
+    """For every site, by path, the normalisation whose output is, bit for bit, what enters the MLP.
+
+    Found by one forward pass on dummy inputs, in eval mode. Raises `InputError` for a site that none feeds directly, as
+    in models that normalise after the MLP only.
+    """
+    norms: list[tuple[nn.Module, Tensor]] = []
+
+    def keep(module: nn.Module, _args: Any, output: Tensor) -> None:
+        norms.append((module, output))
+
+    modules = [module for module in model.modules() if "Norm" in type(module).__name__]
+    hooks = [module.register_forward_hook(keep) for module in modules]
+    try:
+        with eval_mode(model), watch_sites(model, sites) as seen:
+            base_model(model)(**dummy_inputs(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = zip(sites, seen, strict=True)
+    return {site.path: _norm_with_output(norms, one.inputs[0], site) for site, one in pairs}
+
+
+def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Inputs on which any model runs: transformers' dummy ids, or two random images for a vision model."""
+    if model.main_input_name != "pixel_values":
+        return {name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()}
+    size, channels = model.config.image_size, model.config.num_channels
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    return {"pixel_values": images.to(model.device, model.dtype)}
+
+
+def _norm_with_output(norms: Sequence[tuple[nn.Module, Tensor]], inputs: Tensor, site: Site) -> nn.Module:
+    for norm, output in norms:
+        if output.numel() == inputs.numel() and torch.equal(output.reshape(inputs.shape), inputs):
+            return norm
+    raise InputError(
+        f"`data_free` must be left out where no normalisation feeds the MLP, as at {site.path}; give `calibration`"
+    )

@@ -1,0 +1,107 @@
+"""Runs a method on the blocks of a plan; the model is only read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mlpfusion.checks import num_not_finite
+from mlpfusion.compression.plan import Plan
+from mlpfusion.errors import InputError
+from mlpfusion.kernel import BlockTrace
+from mlpfusion.kinds.outcome import Narrowed, Outcome, outcome_on, outcome_tensors
+from mlpfusion.methods.block import Block, SecondStep
+from mlpfusion.methods.calibrated.calibration import Calibration
+from mlpfusion.methods.run import compress_block, compress_blocks, one_shot_method
+from mlpfusion.mlp import on_device
+from mlpfusion.progress import Progress
+from mlpfusion.seeds import site_generator
+from mlpfusion.sites.sites import Site, read_mlp
+
+# The calibration of a site, on any device.
+Provider = Callable[[Site], Calibration]
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """One method on the blocks of one plan; the arithmetic is done on `device`."""
+
+    plan: Plan
+    method: Any
+    seed: int
+    device: torch.device
+    progress: Progress
+
+    def second_step(self) -> SecondStep | None:
+        """The step that needs the gradients of the compressed model, None without one."""
+        return one_shot_method(self.method).second_step(self.method)
+
+
+def run_method(
+    model: PreTrainedModel, run: MethodRun, calibration: Provider | None = None, *, with_second_step: bool = False
+) -> list[Outcome]:
+    """The outcome of every block of the plan, on the device of the model.
+
+    `calibration` gives what a calibrated method sees at a site; `with_second_step` does the second step of such a
+    method on the calibration of each block itself. Raises `InputError` for what the method refuses.
+    """
+    entries = run.plan.entries
+    if one_shot_method(run.method).ranked_together:
+        run.progress(0, len(entries), entries[0][0].path)
+        blocks = [_block(model, run, site, width, calibration) for site, width in entries]
+        outcomes = [outcome_on(outcome, model.device) for outcome in compress_blocks(blocks, run.method)]
+    else:
+        outcomes = []
+        for done, (site, width) in enumerate(entries):
+            run.progress(done, len(entries), site.path)
+            block = _block(model, run, site, width, calibration)
+            outcome = compress_block(block, run.method, with_second_step=with_second_step)
+            outcomes.append(outcome_on(outcome, model.device))
+    run.progress(len(entries), len(entries), "")
+    return outcomes
+
+
+def finish_blocks(
+    model: PreTrainedModel,
+    run: MethodRun,
+    step: SecondStep,
+    narrowed: Sequence[Narrowed],
+    before: Mapping[str, BlockTrace],
+    after: Mapping[str, BlockTrace],
+) -> list[Outcome]:
+    """The blocks after the second step of a method.
+
+    `before` are the traces of `model` by path, `after` those of the same samples in the model with the blocks
+    `narrowed` in place.
+    """
+    finished: list[Outcome] = []
+    for site, outcome in zip(run.plan.sites, narrowed, strict=True):
+        original = on_device(read_mlp(model, site), run.device)
+        small = replace(outcome, mlp=on_device(outcome.mlp, run.device))
+        result = step(original, before[site.path].to(run.device), small, after[site.path].to(run.device))
+        finished.append(outcome_on(result, outcome.mlp.up.device))
+    return finished
+
+
+def check_finite_outcomes(plan: Plan, outcomes: Sequence[Outcome], method: str) -> None:
+    """Raises `InputError` for NaN or Inf in what `method` made: its arithmetic overflowed."""
+    for site, outcome in zip(plan.sites, outcomes, strict=True):
+        for name, tensor in outcome_tensors(outcome).items():
+            bad = num_not_finite(tensor) if tensor.is_floating_point() else 0
+            if bad:
+                raise InputError(
+                    f"`method` must be one that can cope with the weights at {site.path}, {method} made {bad} NaN or "
+                    f"Inf of `{name}`: some weights are very large or very small; fp32 or another method may help"
+                )
+
+
+def _block(model: PreTrainedModel, run: MethodRun, site: Site, width: int, calibration: Provider | None) -> Block:
+    return Block(
+        mlp=on_device(read_mlp(model, site), run.device),
+        num_neurons=width,
+        generator=site_generator(run.seed, site.path),
+        keep_ratio=1.0 if run.plan.keep_ratio is None else run.plan.keep_ratio,
+        calibration=None if calibration is None else calibration(site).to(run.device),
+    )

@@ -1,0 +1,69 @@
+"""Runs a one-shot method on blocks, with the checks that every method needs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlpfusion.checks import num_not_finite
+from mlpfusion.errors import InputError, shown
+from mlpfusion.kinds.outcome import Narrowed, Outcome
+from mlpfusion.methods.block import Block
+from mlpfusion.methods.names import known_methods, method_name
+from mlpfusion.methods.table import METHODS, ONE_SHOT, Method
+from mlpfusion.mlp import MLP
+
+
+def one_shot_method(config: Any) -> Method:
+    """The row of a config. Raises `InputError` for what is no config of a method that works without labels."""
+    if type(config) not in ONE_SHOT:
+        raise InputError(f"`method` must be a config of {known_methods(ONE_SHOT)}, got {shown(config)}")
+    return METHODS[type(config)]
+
+
+def compress_block(block: Block, config: Any, *, with_second_step: bool = False) -> Outcome:
+    """What the method `config` makes of one block, which is left as it is.
+
+    `with_second_step` adds the second step of a method that has one, on the calibration of the block itself: in a
+    model the step sees the gradients that come back through the compressed blocks instead.
+
+    Raises `InputError` for what is no one-shot method, a width or a share out of range, NaN or Inf in a weight or in
+    the calibration, and a calibration where the method takes none, or none where it needs one.
+    """
+    (outcome,) = compress_blocks([block], config)
+    step = METHODS[type(config)].second_step(config) if with_second_step else None
+    if step is None:
+        return outcome
+    assert isinstance(outcome, Narrowed)
+    return step(block.mlp, block.inputs.trace, outcome, block.inputs.trace)
+
+
+def compress_blocks(blocks: Sequence[Block], config: Any) -> list[Outcome]:
+    """What the method `config` makes of all blocks, ranked together where the method does so.
+
+    Raises `InputError` as `compress_block` does.
+    """
+    method = one_shot_method(config)
+    for block in blocks:
+        _check(block, method, config)
+    if method.ranked_together:
+        return method.compress(blocks, config)
+    return [method.compress(block, config) for block in blocks]
+
+
+def _check(block: Block, method: Method, config: Any) -> None:
+    if (method.sees == "inputs") != (block.calibration is not None):
+        wanted = "must be given" if block.calibration is None else "must be left out"
+        raise InputError(f"`calibration` {wanted} for {method_name(type(config))}")
+    if not 1 <= block.num_neurons <= block.mlp.num_neurons:
+        raise InputError(f"`num_neurons` must be between 1 and {block.mlp.num_neurons}, got {block.num_neurons}")
+    if not 0 < block.keep_ratio <= 1:
+        raise InputError(f"`keep_ratio` must be above 0 and at most 1, got {block.keep_ratio}")
+    _check_finite(block.mlp)
+    if block.calibration is not None:
+        block.calibration.check(block.mlp)
+
+
+def _check_finite(mlp: MLP) -> None:
+    for name, tensor in mlp.tensors().items():
+        bad = num_not_finite(tensor)
+        if bad:
+            raise InputError(f"`{name}` must be finite, got {bad} NaN or Inf")
