@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mlpfusion.checks import num_not_finite
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.methods.block import Block
@@ -64,6 +63,4 @@ def _check(block: Block, method: Method, config: Any) -> None:
 
 def _check_finite(mlp: MLP) -> None:
     for name, tensor in mlp.tensors().items():
-        bad = num_not_finite(tensor)
-        if bad:
-            raise InputError(f"`{name}` must be finite, got {bad} NaN or Inf")
+        check_finite(tensor, f"`{name}`")

@@ -117,7 +117,7 @@ def _plain(job: TaskJob, config: LTH) -> list[torch.Tensor]:
         model.bert.load_state_dict(start)
         with torch.no_grad():
             for weight, part in zip(weights, kept, strict=True):
-                weight.mul_(mask)
+                weight.mul_(part)
     return kept
 
 
