@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mlpfusion.checks import check_finite
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.methods.block import Block
