@@ -218,14 +218,14 @@ def test_bf16_batches_and_padding_are_taken():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        (METHOD, {}, "`calibration` must be given for maintain-output, got none: texts, random tokens"),
+        (METHOD, {}, "`calibration` must be given for maintain-output, or `data_free`, got none"),
         (METHOD, {"calibration": []}, "`calibration` must hold at least one batch, got none"),
         (mlpfusion.Fusion(), {"calibration": []}, "`calibration` must be left out for fusion, which takes none"),
         (mlpfusion.Fusion(), {"sequential": True}, "`sequential` must be left out for fusion"),
         (
             replace(METHOD, data_free=True),
             {"calibration": []},
-            "is told by its option `data_free` to draw its inputs itself",
+            "which draws its inputs itself",
         ),
         (replace(METHOD, data_free=True), {"sequential": True}, "`sequential` must be left out for maintain-output"),
     ],

@@ -35,13 +35,10 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
     name = method_name(type(method))
     if needs_batches(method):
         if not given:
-            raise InputError(
-                f"`calibration` must be given for {name}, got none: texts, random tokens (`--data-free`), or "
-                "`data_free=true` as an option of the method, which draws from the norms of the model"
-            )
+            raise InputError(f"`calibration` must be given for {name}, or `data_free`, got none")
         return
     sees_inputs = METHODS[type(method)].sees == "inputs"
-    reason = "is told by its option `data_free` to draw its inputs itself" if sees_inputs else "takes none"
+    reason = "draws its inputs itself" if sees_inputs else "takes none"
     if given:
         raise InputError(f"`calibration` must be left out for {name}, which {reason}")
     if sequential:
