@@ -160,13 +160,9 @@ def test_a_command_without_its_extra_names_it(stranger, command, extra):
     assert f"pip install 'mlpfusion[{extra}]'" in line
 
 
-def test_a_stranger_imports_all_that_is_public_or_reads_which_extra_is_missing(stranger):
-    lines = ("import mlpfusion", "for name in mlpfusion.__dir__():", "  try: getattr(mlpfusion, name)")
-    script = "\n".join((*lines, "  except ImportError as error: print(error)"))
-    done = run(stranger / "python", "-c", script)
-    assert (done.returncode, done.stderr) == (0, "")
-    for line in done.stdout.splitlines():
-        assert line.endswith("pip install 'mlpfusion[tune]'")
+def test_a_stranger_imports_every_public_name(stranger):
+    done = run(stranger / "python", "-c", "import mlpfusion\nfor name in dir(mlpfusion): getattr(mlpfusion, name)")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stranger_compresses_a_model(stranger, tmp_path):
