@@ -173,8 +173,9 @@ def test_a_degenerate_clustering_is_told():
     message = (
         "degenerate at 1 of 1 layers: one cluster holds up to 54 % .* up to 96 % of the clusters are single neurons"
     )
-    with pytest.warns(DegenerateClusteringWarning, match=message):
+    with pytest.warns(DegenerateClusteringWarning, match=message) as told:
         mlpfusion.compress(model, mlpfusion.Fusion(), layers="0", width=27)
+    assert [warning.filename for warning in told] == [__file__]
 
 
 def test_full_width_changes_nothing():
