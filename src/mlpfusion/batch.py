@@ -19,15 +19,25 @@ def with_decoder_inputs(batches: Sequence[Batch], config: PreTrainedConfig) -> l
     """
     if not config.is_encoder_decoder:
         return list(batches)
+    return [
+        {
+            **batch,
+            "decoder_input_ids": shifted_right(batch["input_ids"], config),
+            "decoder_attention_mask": batch["attention_mask"],
+        }
+        for batch in batches
+    ]
+
+
+def shifted_right(ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Moves token ids one place to the right, behind the decoder's start token.
+
+    Raises `InputError` if the config has no `decoder_start_token_id`.
+    """
     start = getattr(config, "decoder_start_token_id", None)
     if start is None:
         raise InputError("the config of `model` must have a `decoder_start_token_id`, got none")
-    prepared: list[Batch] = []
-    for batch in batches:
-        ids = batch["input_ids"]
-        shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
-        prepared.append({**batch, "decoder_input_ids": shifted, "decoder_attention_mask": batch["attention_mask"]})
-    return prepared
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

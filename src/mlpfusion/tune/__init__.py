@@ -1,4 +1,4 @@
-"""Trains compressed models, and any others, as the paper does: fine-tuning, layer-wise tuning, distillation."""
+"""Training, as in the paper: fine-tuning, layer-wise tuning, distillation."""
 
 from mlpfusion.options.training import Finetune as Finetune
 from mlpfusion.options.training import Lora as Lora

@@ -1,6 +1,7 @@
-"""Trains a compressed model to say what the original says, without labels: layer-wise (Eq. 6), or as a whole."""
+"""Trains a compressed model on the original's hidden states or logits, without labels."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel, TrainerCallback
 
 from mlpfusion.batch import to_device
 from mlpfusion.checks import check_fields
@@ -17,7 +18,7 @@ from mlpfusion.compression.provenance import check_source
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.heads import teacher_order
 from mlpfusion.errors import InputError, shown
-from mlpfusion.options.training import PRECISIONS
+from mlpfusion.options.training import PRECISIONS, Finetune
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import base_model, check_in_memory
@@ -32,12 +33,12 @@ OBJECTIVES = ("layerwise", "hidden", "logits", "logits+hidden")
 
 @dataclass(frozen=True)
 class Distill:
-    """How a compressed model learns from the original.
+    """Options of learning from the original model.
 
-    `layerwise` is the paper's tuning: Eq. 6, only the compressed blocks train, both models in eval mode, Adam at a
-    constant rate. The others train all parameters, with dropout and a linear schedule: `hidden` on the same loss,
-    `logits` on the Kullback-Leibler divergence at `temperature`, times its square (Hinton et al. 2015), or on the sum.
-    A part `holdout` of the data is not trained on; the loss before and after is measured there.
+    Objectives: `layerwise` is the paper's tuning (Eq. 6; only compressed blocks train, eval mode, Adam at a constant
+    rate). The others train all parameters with dropout and a linear schedule: `hidden` on the same loss, `logits` on
+    T^2 KL(teacher / T || student / T) at T = `temperature` (Hinton et al. 2015), `logits+hidden` on the sum. The share
+    `holdout` of the data is held out to measure the loss before and after.
     """
 
     objective: str = "layerwise"
@@ -77,30 +78,30 @@ def distill(
     examples: EncodedExamples,
     collate: DataCollatorWithPadding,
     config: Distill,
-    where: RunContext | None = None,
+    context: RunContext | None = None,
     cache: Path | None = None,
 ) -> DistillRun:
-    """Trains `student`, in place, on unlabelled examples; labels are not looked at. It ends in eval mode.
+    """Trains `student` in place to match `teacher`; labels are ignored.
 
-    `cache` is a folder for the teacher's states, if the objective has no logits. The same seed gives the same bytes on
-    the CPU, also after a kill and a resumed run. Raises `InputError`, before anything is changed, as `check_pair`
-    does, for an offloaded model, if too few examples are there to hold some out, and if a cache for logits is asked
-    for. Where training itself ends in an exception (a `DivergenceError` for a loss of NaN or Inf), the student is what
-    the steps so far have made of it.
+    The student ends in eval mode. `cache` is a folder for the teacher's hidden states (objectives without logits). On
+    the CPU the same seed gives the same bytes, also after a kill and a resumed run. Raises `InputError`, before any
+    change, for a teacher that does not fit (`check_pair`), an offloaded model, too few examples to hold some out, and
+    a cache for logits. Raises `DivergenceError` for a loss of NaN or Inf; the student then has the weights of the last
+    step.
     """
     for model in (student, teacher):
         check_in_memory(model)
     check_pair(student, teacher, config)
     if cache is not None and config.objective.startswith("logits"):
         raise InputError(f"`cache` must be left out for the objective {config.objective}: only hidden states are kept")
-    where = where or RunContext()
+    context = context or RunContext()
     started, (train, held_out) = time.perf_counter(), split_examples(examples, config)
     frozen = only_blocks_trained(student) if config.objective == "layerwise" else nullcontext()
-    watch = StepWatch(where.progress, config.objective)
+    watch = StepWatch(context.progress, config.objective)
     with TemporaryDirectory() as scratch, seeded(config.seed), frozen:
         loss = make_loss(Teacher(teacher.eval()), student, config)
-        kept = RunContext(where.folder or Path(scratch), where.progress, [watch, *where.callbacks])
-        trainer = _trainer(student, loss, train, collate, config, kept)
+        callbacks = [watch, *context.callbacks]
+        trainer = _trainer(student, loss, train, collate, config, context.folder or Path(scratch), callbacks)
         cast(nn.Module, teacher).to(trainer.args.device)
         before = mean_loss(trainer, loss, held_out)
         if cache is not None:
@@ -129,28 +130,27 @@ def _trainer(
     train: EncodedExamples,
     collate: DataCollatorWithPadding,
     config: Distill,
-    where: RunContext,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
 ) -> StageTrainer:
-    assert where.folder is not None
     whole = config.objective.startswith("logits")
     within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
     return StageTrainer(
         model=student if whole else base_model(student),
-        args=_arguments(where.folder, config),
+        args=_arguments(folder, config),
         train_dataset=numbered(train),
         data_collator=collate,
         loss=loss,
         dropout=config.objective != "layerwise",
-        callbacks=[*where.callbacks, *within],
+        callbacks=[*callbacks, *within],
     )
 
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Distill, field: str = "original") -> None:
-    """Raises `InputError` unless `teacher` can teach `student` what `config` asks for.
+    """Raises `InputError` unless `teacher` fits `student` for the objective.
 
-    Layer-wise, the student must be compressed and the teacher what it was made from; for hidden states both must have
-    as many layers of the same size, for logits the same class, outputs and names of these, in any order. `field` is the
-    teacher's in a message.
+    Layer-wise: the student must be compressed, the teacher its source. Hidden states: equal number of layers and
+    hidden size. Logits: equal class, number of outputs and class names, in any order. Messages call the teacher `field`.
     """
     if config.objective == "layerwise":
         check_source(teacher, student, ("the teacher", "the student"), field)
@@ -173,7 +173,7 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Disti
 
 
 def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config: Distill) -> Loss:
-    """The loss of `config.objective` as a function of the student (wrapped, on its device) and a batch."""
+    """Loss of `config.objective`: a function of the student (as wrapped for training) and a batch."""
     student_config = student.config
     whole = config.objective.startswith("logits")
     order = teacher_order(student, cast(Teacher, teacher).model) if whole else None
@@ -183,27 +183,34 @@ def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config
 
     def logits_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         outputs, states = layer_states(model, student_config, batch)
-        wanted, others = cast(Teacher, teacher).outputs(batch)
-        same = wanted.logits if order is None else wanted.logits[..., order]
-        loss = logits_divergence(outputs.logits, same, batch["attention_mask"], config.temperature)
-        return loss + layerwise_loss(states, others) if "hidden" in config.objective else loss
+        target, target_states = cast(Teacher, teacher).outputs(batch)
+        logits = target.logits if order is None else target.logits[..., order]
+        loss = logits_divergence(outputs.logits, logits, batch["attention_mask"], config.temperature)
+        return loss + layerwise_loss(states, target_states) if "hidden" in config.objective else loss
 
     return logits_loss if whole else states_loss
 
 
 def logits_divergence(logits: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher / T || student / T), the mean over the samples, or over the visible tokens of a language model.
+    """T^2 KL(teacher / T || student / T), mean over samples, or over visible tokens.
 
-    `logits` has shape (samples, classes) or (samples, tokens, classes), `mask` (samples, tokens).
+    `logits` has shape (samples, classes), or (samples, tokens, classes) with `mask` (samples, tokens).
+
+    >>> logits = torch.tensor([[1.0, -1.0]])
+    >>> float(logits_divergence(logits, logits, torch.ones(1, 3), temperature=2.0))
+    0.0
     """
     if logits.ndim == 3:
         logits, teacher = logits[mask.bool()], teacher[mask.bool()]
-    own, wanted = (torch.log_softmax(one.float() / temperature, dim=-1) for one in (logits, teacher))
-    return temperature**2 * nn.functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
+    student_log, teacher_log = (torch.log_softmax(x.float() / temperature, dim=-1) for x in (logits, teacher))
+    return temperature**2 * nn.functional.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
 
 
 def split_examples(examples: EncodedExamples, config: Distill) -> tuple[EncodedExamples, EncodedExamples]:
-    """What is trained on, and what is held out, by `seed`. Raises `InputError` if a part would be empty."""
+    """Returns (training examples, held-out examples), split at random by `seed`.
+
+    Raises `InputError` if a part would be empty.
+    """
     num_held_out = round(config.holdout * len(examples))
     if not 1 <= num_held_out < len(examples):
         raise InputError(f"`holdout` must leave examples on both sides, got {config.holdout:g} of {len(examples)}")
@@ -212,14 +219,17 @@ def split_examples(examples: EncodedExamples, config: Distill) -> tuple[EncodedE
 
 
 def numbered(examples: EncodedExamples) -> EncodedExamples:
-    """The examples with their numbers as `index`, and without labels."""
+    """Replaces the labels of the examples by their numbers, as `index`."""
     items = [{name: value for name, value in item.items() if name != "labels"} for item in examples.items]
     return EncodedExamples([item | {"index": number} for number, item in enumerate(items)])
 
 
 @torch.no_grad()
 def mean_loss(trainer: StageTrainer, loss: Loss, examples: EncodedExamples) -> float:
-    """The loss over `examples`, weighted by visible tokens; for Eq. 6 that is the loss of all of them as one batch."""
+    """Mean loss over `examples`, weighted by visible tokens.
+
+    For Eq. 6 that equals the loss of all examples as one batch.
+    """
     model, device = trainer.network.eval(), trainer.args.device
     order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
     total, tokens = 0.0, 0
@@ -242,7 +252,7 @@ def _arguments(folder: Path, config: Distill) -> Any:
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant" if layerwise else "linear",
-        warmup_steps=0 if layerwise else 0.06,
+        warmup_steps=0 if layerwise else Finetune.warmup_ratio,  # the paper's for fine-tuning; not tuned here
         weight_decay=0.0,
         seed=config.seed,
         save_strategy="epoch",

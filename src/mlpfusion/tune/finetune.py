@@ -1,4 +1,4 @@
-"""Fine-tunes a model on a task: one run, one seed, the best epoch chosen on what is not reported."""
+"""Fine-tunes a model on a task: one run, one seed, the best epoch chosen on held-out examples."""
 
 import time
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, Ste
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a run keeps its states (a temporary folder if None), what it reports to, and what else listens to it.
+    """Folder for the states of a run (None: temporary), progress callback, Trainer callbacks.
 
-    With states in the folder already, the run goes on from the newest complete one.
+    If the folder holds states, the run resumes from the newest complete one.
     """
 
     folder: Path | None = None
@@ -37,27 +37,27 @@ class RunContext:
 
 
 def finetune(
-    model: PreTrainedModel, data: EncodedTask, config: Finetune, where: RunContext | None = None
+    model: PreTrainedModel, data: EncodedTask, config: Finetune, context: RunContext | None = None
 ) -> tuple[PreTrainedModel, RunRecord]:
-    """Fine-tunes `model`, which must have the head of the task. Changes it, hands it back with the record of the run.
+    """Fine-tunes `model` in place and returns (model, record of the run).
 
-    The model ends in eval mode with the weights of the best epoch. With LoRA the adapter is saved as `adapter` in the
-    folder of `where`, if that names one, and merged. On the CPU the same seed gives the same bytes, also after a kill
-    and a resumed run. The global random streams are left as they were. Raises `InputError`, before anything is changed,
-    for a head of another size, an offloaded model, too few examples to hold some out, an unknown metric, and a device
-    that is not there. Where training itself ends in an exception (a `DivergenceError` for a loss of NaN or Inf, an
-    interrupt), the model is what the steps so far have made of it: no copy of its weights is kept.
+    The model needs the head of the task, and ends in eval mode with the weights of the best epoch. With LoRA the
+    adapter is saved as `adapter` in the folder of `context`, if given, and merged. On the CPU the same seed gives the
+    same bytes, also after a kill and a resumed run. Global random streams are restored. Raises `InputError`, before any
+    change, for a head of another size, an offloaded model, too few examples to hold some out, an unknown metric, and a
+    missing device. After a `DivergenceError` (loss of NaN or Inf) or an interrupt the model has the weights of the last
+    step: no copy is kept.
     """
-    where = where or RunContext()
+    context = context or RunContext()
     metric = check_metric(data.task, config.metric_for_best_model)
     check_head(model, data.task.num_labels)
     check_in_memory(model)
     train, selection = split_train(data, config)
     use_cache = getattr(model.config, "use_cache", None)
     with TemporaryDirectory() as scratch, seeded(config.seed):
-        arguments = _arguments(where.folder or Path(scratch), config, metric, evaluated=selection is not None)
+        arguments = _arguments(context.folder or Path(scratch), config, metric, evaluated=selection is not None)
         trained = model if config.lora is None else add_lora(model, config.lora)
-        watch = StepWatch(where.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
+        watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, f"eval_{metric}")]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
         trainer = StageTrainer(
@@ -66,9 +66,9 @@ def finetune(
             train_dataset=train,
             eval_dataset=selection,
             data_collator=data.collate,
-            compute_metrics=lambda found: score(data.task, found.predictions, found.label_ids),
+            compute_metrics=lambda output: score(data.task, output.predictions, output.label_ids),
             preprocess_logits_for_metrics=lambda logits, _: logits[0] if isinstance(logits, tuple) else logits,
-            callbacks=[watch, *patience, *within, *where.callbacks],
+            callbacks=[watch, *patience, *within, *context.callbacks],
         )
         seconds = _train(trainer, patience)
         scores = {name: _scores(trainer, data, examples) for name, examples in data.evaluation.items()}
@@ -76,29 +76,29 @@ def finetune(
     if use_cache is not None:  # the Trainer switches it off
         model.config.use_cache = use_cache
     if config.lora is not None:
-        if where.folder is not None and trainer.is_world_process_zero():
-            trained.save_pretrained(where.folder / "adapter")
+        if context.folder is not None and trainer.is_world_process_zero():
+            trained.save_pretrained(context.folder / "adapter")
         model = merge_lora(trained)
     return model.eval(), record
 
 
 def split_train(data: EncodedTask, config: Finetune) -> tuple[EncodedExamples, EncodedExamples | None]:
-    """What is trained on, and what the best epoch is chosen on; both from `split_seed` alone, not from `seed`.
+    """Returns (training examples, examples for choosing the best epoch).
 
-    Raises `InputError` if a part would be empty.
+    The split depends on `split_seed` alone, not on `seed`. Raises `InputError` if a part would be empty.
     """
-    chosen = list(range(len(data.train))) if data.is_chosen else training_order(len(data.train), config)
+    order = list(range(len(data.train))) if data.is_chosen else training_order(len(data.train), config)
     if config.select_on == "last":
-        return data.train.subset(chosen), None
+        return data.train.subset(order), None
     if config.select_on == "validation":
-        return data.train.subset(chosen), next(iter(data.evaluation.values()))
-    num_held_out = round(config.holdout * len(chosen))
-    if not 2 <= num_held_out < len(chosen):
+        return data.train.subset(order), next(iter(data.evaluation.values()))
+    num_held_out = round(config.holdout * len(order))
+    if not 2 <= num_held_out < len(order):
         raise InputError(
             f"`holdout` must leave at least 2 examples to choose on and 1 to train on, "
-            f"got {config.holdout:g} of {len(chosen)} examples"
+            f"got {config.holdout:g} of {len(order)} examples"
         )
-    return data.train.subset(chosen[num_held_out:]), data.train.subset(chosen[:num_held_out])
+    return data.train.subset(order[num_held_out:]), data.train.subset(order[:num_held_out])
 
 
 def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) -> Any:
@@ -121,11 +121,14 @@ def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) 
 
 
 def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
-    """Trains from the newest state on, if there is one; wall seconds. A run that was over is only completed."""
+    """Trains from the newest state, if any, and returns the wall seconds.
+
+    A run ended by `patience` before the kill trains no further.
+    """
     state = trainer.newest_state()
     if state is not None:
         log = TrainerState.load_from_json(str(state / "trainer_state.json"))
-        if any(one.is_over(log.log_history) for one in patience):
+        if any(callback.is_over(log.log_history) for callback in patience):
             assert log.epoch is not None
             trainer.args.num_train_epochs = round(log.epoch)
     started = time.perf_counter()
@@ -134,15 +137,15 @@ def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
 
 
 def _scores(trainer: StageTrainer, data: EncodedTask, examples: EncodedExamples) -> dict[str, float]:
-    found = trainer.predict(cast(Any, examples))
-    return score(data.task, cast(Any, found.predictions), cast(Any, found.label_ids))
+    output = trainer.predict(cast(Any, examples))
+    return score(data.task, cast(Any, output.predictions), cast(Any, output.label_ids))
 
 
 def _run_record(
     trainer: StageTrainer, config: Finetune, metric: str, scores: dict[str, Any], seconds: float, watch: StepWatch
 ) -> RunRecord:
     state = trainer.state
-    epochs = [entry for entry in state.log_history if "eval_loss" in entry]
+    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
     names = next(iter(scores.values()))
     trained = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
     return RunRecord(
@@ -155,8 +158,13 @@ def _run_record(
         steps=state.global_step,
         train_samples=len(cast(Any, trainer.train_dataset)),
         epochs=tuple(
-            EpochRecord(one["epoch"], int(one["step"]), one["eval_loss"], {name: one[f"eval_{name}"] for name in names})
-            for one in epochs
+            EpochRecord(
+                epoch=entry["epoch"],
+                step=int(entry["step"]),
+                loss=entry["eval_loss"],
+                scores={name: entry[f"eval_{name}"] for name in names},
+            )
+            for entry in evaluations
         ),
         training_loss=trainer.loss_log(),
         scores=scores,

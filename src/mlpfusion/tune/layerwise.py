@@ -1,4 +1,4 @@
-"""Layer-wise task-specific tuning (paper, Eq. 6): the compressed blocks learn the original's hidden states."""
+"""Layer-wise tuning (paper, Eq. 6): compressed blocks learn the original's hidden states."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,25 +10,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.batch import Batch
+from mlpfusion.batch import Batch, shifted_right
 from mlpfusion.kinds.model_key import model_key
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.sites.sites import base_model, site_parameters
 
-# One tensor a layer: the hidden states of the visible tokens of a batch, sample by sample.
+# One tensor per layer: the hidden states of the visible tokens of a batch, sample by sample.
 States = Sequence[Float[Tensor, "visible hidden"]]
 _NOT_INPUTS = ("labels", "index")
 
 
 def layer_states(model: nn.Module, config: PreTrainedConfig, batch: Batch) -> tuple[Any, States]:
-    """The model's outputs, and the states after every layer (those of the encoder first), padding left out.
+    """Returns (model outputs, hidden states after every layer without padding).
 
-    The embeddings are not among them (Eq. 6 starts at l = 1); where a model puts its final norm into the last state,
-    it is in there. An encoder-decoder reads its input again, shifted by one, as its classifiers do.
+    Encoder layers come first. Embeddings are left out (Eq. 6 starts at l = 1); if transformers applies the final norm
+    to the last state, it is included. The decoder of an encoder-decoder reads the same texts, shifted by one, like its
+    classifiers.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name not in _NOT_INPUTS}
     if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = _shifted(batch["input_ids"], config)
+        inputs["decoder_input_ids"] = shifted_right(batch["input_ids"], config)
     outputs = model(**inputs, output_hidden_states=True)
     names = ("encoder_hidden_states", "decoder_hidden_states") if config.is_encoder_decoder else ("hidden_states",)
     visible = batch["attention_mask"].bool()
@@ -36,17 +37,20 @@ def layer_states(model: nn.Module, config: PreTrainedConfig, batch: Batch) -> tu
 
 
 def layerwise_loss(states: States, teacher: States) -> Tensor:
-    """Eq. 6: the sum over the layers of the mean squared difference, over the features and the visible tokens."""
+    """Eq. 6: sum over the layers of the mean squared difference of the states.
+
+    >>> float(layerwise_loss([torch.ones(2, 3), torch.zeros(2, 3)], [torch.zeros(2, 3), torch.zeros(2, 3)]))
+    1.0
+    """
     pairs = zip(states, teacher, strict=True)
-    return torch.stack([nn.functional.mse_loss(state.float(), other.float()) for state, other in pairs]).sum()
+    return torch.stack([nn.functional.mse_loss(state.float(), target.float()) for state, target in pairs]).sum()
 
 
 @contextmanager
 def only_blocks_trained(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, only the linear maps of the compressed blocks have `requires_grad`; nothing else may move.
+    """Freezes everything but the linear maps of the compressed blocks while open.
 
-    Outside, the flags are what they were. Asserts that all other parameters, and all buffers, have the same bytes
-    after as before.
+    Restores all flags on exit, and asserts that no other parameter and no buffer changed a byte.
     """
     key = model_key(model.config)
     assert key is not None
@@ -71,8 +75,3 @@ def _digest(model: nn.Module, without: set[int]) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _shifted(ids: Tensor, config: PreTrainedConfig) -> Tensor:
-    start = torch.full_like(ids[:, :1], config.decoder_start_token_id)
-    return torch.cat([start, ids[:, :-1]], dim=1)

@@ -1,4 +1,4 @@
-"""LoRA by PEFT, on a model before or after it was compressed."""
+"""LoRA by PEFT, for original and compressed models."""
 
 import warnings
 from typing import Any
@@ -15,10 +15,10 @@ from mlpfusion.options.training import Lora
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
-    """The `PeftModel` around `model`: only the factors and the head are trained. Changes the modules of `model`.
+    """Wraps `model` into a `PeftModel`: only LoRA factors and the head train.
 
-    Draws from the global random stream. Raises `InputError` if peft is not installed or finds no map to adapt, and for
-    a masked model.
+    Changes the modules of `model`; draws from the global random stream. Raises `InputError` without peft, without a
+    linear map to adapt, and for a masked model (merging would fill the zeros).
     """
     _check(model.config)
     from peft import LoraConfig, TaskType, get_peft_model
@@ -33,7 +33,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
         task_type=TaskType.SEQ_CLS,
     )
     try:
-        with warnings.catch_warnings():  # peft asks transformers for what is going to have another name
+        with warnings.catch_warnings():  # PEFT reads a property of transformers under its deprecated name
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             return get_peft_model(model, config)
     except ValueError as error:
@@ -51,10 +51,10 @@ def _check(config: PreTrainedConfig) -> None:
 
 
 def _check_targets(model: PreTrainedModel, targets: str | None) -> None:
-    """Raises `InputError` for the name of a map that is made of others: PEFT adapts these."""
-    wanted = [] if targets in (None, "all-linear") else targets.split("+")
+    """Raises `InputError` for a composite linear map; PEFT adapts only the maps inside."""
+    names = [] if targets in (None, "all-linear") else targets.split("+")
     for path, module in model.named_modules():
-        if isinstance(module, LowRankLinear | RoutedLinear) and any(f".{path}".endswith(f".{one}") for one in wanted):
+        if isinstance(module, LowRankLinear | RoutedLinear) and any(f".{path}".endswith(f".{name}") for name in names):
             inner = "left+right" if isinstance(module, LowRankLinear) else "linear"
             raise InputError(
                 f"`lora targets` must name linear maps that are not made of others, got {targets} for {path}: "
@@ -63,5 +63,5 @@ def _check_targets(model: PreTrainedModel, targets: str | None) -> None:
 
 
 def merge_lora(model: Any) -> PreTrainedModel:
-    """The model with its adapter multiplied into the weights: the modules it had before. Changes the model."""
+    """Merges the adapter into the weights, in place; returns the model with plain modules."""
     return model.merge_and_unload()

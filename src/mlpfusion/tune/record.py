@@ -1,4 +1,4 @@
-"""What runs of training leave: plain data, JSON in the end."""
+"""Records of training runs: plain data, written as JSON."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Loss and scores on the split that the epoch is chosen on, after an epoch (a fraction if it was not the whole)."""
+    """Loss and scores on the selection split after an epoch (fractional if interrupted)."""
 
     epoch: float
     step: int
@@ -26,9 +26,9 @@ class EpochRecord:
 class RunRecord:
     """One run: one learning rate, one seed.
 
-    `selected_on` is the split that the best epoch was chosen on (None: the last one was taken), `selection_score` its
-    score there, `scores` those of the reported splits. `training_loss` holds pairs of step and mean loss since the
-    last pair. `seconds_per_step` is the median of forward, backward and update; None where it was not measured.
+    `selected_on`: split for choosing the best epoch (None: the last epoch was taken), with `selection_score` there.
+    `scores`: metrics by reported split. `training_loss`: pairs (step, mean loss since the last pair).
+    `seconds_per_step`: median of forward, backward and update; None if not measured.
     """
 
     learning_rate: float
@@ -50,7 +50,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class DistillRun:
-    """One stage of learning from the original; the losses before and after are those of held-out examples."""
+    """One run of learning from the original; `loss_before` and `loss_after` are on held-out examples."""
 
     objective: str
     seed: int
@@ -67,10 +67,10 @@ class DistillRun:
 
 @dataclass(frozen=True)
 class TuneRecord:
-    """What `mlpfusion tune` did: `runs` in the order they were run, `learning_rate` and `saved_seed` the chosen ones.
+    """Record of `mlpfusion tune`: all runs in order, the chosen rate and seed, the scores.
 
-    `scores` are mean and sample standard deviation over the seeds at the chosen rate, by split and metric; `diverged`
-    are the learning rates that gave NaN or Inf. `f1_class` is the class whose F1 is measured, None without F1.
+    `scores`: split -> metric -> (mean, sample standard deviation) over the seeds at the chosen rate. `diverged`:
+    learning rates with a loss of NaN or Inf. `f1_class`: name of the class of the F1 score, None without F1.
     """
 
     recipe: dict[str, Any]
@@ -90,7 +90,7 @@ class TuneRecord:
     f1_class: str | None = None
 
     def metric_name(self, name: str) -> str:
-        """The name of a metric for people: that of F1 says of which class it is."""
+        """Name of a metric for people, as in `f1 of equivalent`."""
         return f"f1 of {self.f1_class}" if name == "f1" and self.f1_class is not None else name
 
     def to_json(self) -> str:
@@ -100,7 +100,7 @@ class TuneRecord:
 
 @dataclass(frozen=True)
 class DistillRecord:
-    """What `mlpfusion distill` did; the hashes are those of the two checkpoints."""
+    """Record of `mlpfusion distill`, with the hashes of both checkpoints."""
 
     recipe: dict[str, Any]
     data: str
@@ -117,25 +117,25 @@ class DistillRecord:
 
 
 def distill_run_from_dict(data: dict[str, Any]) -> DistillRun:
-    """A stage from its JSON data."""
+    """Reads a `DistillRun` from its JSON data."""
     losses: Any = tuple((step, loss) for step, loss in data["training_loss"])
     return DistillRun(**{**data, "training_loss": losses})
 
 
 def distill_record_from_dict(data: dict[str, Any]) -> DistillRecord:
-    """The record from its JSON data."""
+    """Reads a `DistillRecord` from its JSON data."""
     return DistillRecord(**data | {"size": Size(**data["size"]), "run": distill_run_from_dict(data["run"])})
 
 
 def run_from_dict(data: dict[str, Any]) -> RunRecord:
-    """A run from its JSON data."""
+    """Reads a `RunRecord` from its JSON data."""
     epochs = tuple(EpochRecord(**epoch) for epoch in data["epochs"])
     losses = tuple((step, loss) for step, loss in data["training_loss"])
     return RunRecord(**data | {"epochs": epochs, "training_loss": losses})
 
 
 def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
-    """The record from its JSON data."""
+    """Reads a `TuneRecord` from its JSON data."""
     runs = tuple(run_from_dict(run) for run in data["runs"])
     layerwise = None if data["layerwise"] is None else distill_run_from_dict(data["layerwise"])
     parts = {"size": Size(**data["size"]), "diverged": tuple(data["diverged"]), "layerwise": layerwise, "runs": runs}
@@ -143,7 +143,7 @@ def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
 
 
 def summarise(runs: list[RunRecord]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Split -> metric -> mean and standard deviation over `runs`."""
+    """Computes split -> metric -> (mean, sample standard deviation) over `runs`."""
     splits = {split: list(scores) for split, scores in runs[0].scores.items()}
     return {
         split: {name: mean_and_deviation([run.scores[split][name] for run in runs]) for name in names}

@@ -1,4 +1,4 @@
-"""What the original model says to a batch: computed anew, or read from a file that was computed once."""
+"""Hidden states and logits of the original model: computed per batch, or read from a cache."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.batch import Batch, to_device
 from mlpfusion.checkpoint.stage import is_whole
+from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.sites.sites import base_model
 from mlpfusion.storage.manifest import seal
@@ -20,35 +21,38 @@ from mlpfusion.storage.processes import of_first
 from mlpfusion.storage.unfinished import give_back
 from mlpfusion.tune.layerwise import States, layer_states
 
-_BATCH_SIZE, _STATES = 32, "states.npy"
+_STATES = "states.npy"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The original model, in eval mode; no gradient flows into it."""
+    """The original model in eval mode, without gradients."""
 
     model: PreTrainedModel
 
     @torch.no_grad()
     def states(self, batch: Batch) -> States:
-        """The states after every layer, as `layer_states` gives them."""
+        """Hidden states after every layer, without padding."""
         return layer_states(base_model(self.model), self.model.config, batch)[1]
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> tuple[Any, States]:
-        """Outputs with logits, and the states."""
+        """Outputs with logits, and the hidden states."""
         return layer_states(self.model, self.model.config, batch)
 
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """States of all examples in a file on disk, mapped into memory: (tokens of all examples, layers, hidden) fp32."""
+    """Hidden states of all examples in a memory-mapped file: (tokens, layers, hidden), fp32.
+
+    `lengths` are the numbers of tokens of the examples, in their order.
+    """
 
     file: Path
     lengths: tuple[int, ...]
 
     def states(self, batch: Batch) -> States:
-        """The states of the examples whose numbers are in `batch["index"]`."""
+        """Hidden states of the examples numbered in `batch["index"]`."""
         mapped = np.load(self.file, mmap_mode="r", allow_pickle=False)
         ends = np.cumsum(self.lengths)
         numbers = batch["index"].tolist()
@@ -60,10 +64,10 @@ class CachedTeacher:
 def cache_states(
     teacher: PreTrainedModel, examples: EncodedExamples, collate: DataCollatorWithPadding, folder: Path
 ) -> CachedTeacher:
-    """The states of `examples`, in a folder in `folder` whose name is a hash of the teacher and of the examples.
+    """Writes the teacher's hidden states of `examples` below `folder`, or finds them there.
 
-    It is read if it is there, and appears complete or not at all; one that was damaged is written again. It takes 4
-    bytes for every token, layer and feature.
+    The name holds a hash of teacher and examples. A cache appears complete or not at all; a damaged one is written
+    again. Size: 4 bytes x tokens x layers x hidden size.
     """
     key = hashlib.sha256(f"{model_sha256(teacher)} {examples.sha256()}".encode()).hexdigest()
     cache = folder / f"teacher-states-{key[:32]}"
@@ -74,7 +78,7 @@ def cache_states(
 def _fill_cache(cache: Path, teacher: Teacher, examples: EncodedExamples, collate: DataCollatorWithPadding) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache.with_name(f".{cache.name}.lock"))
-    lock.acquire()  # another job may be writing it: then it is there when its lock is free
+    lock.acquire()  # while another process writes the same cache, wait: then it is there
     try:
         if not is_whole(cache):
             with staged_folder(cache, listed=False) as staged:
@@ -97,8 +101,8 @@ def _write_states(teacher: Teacher, examples: EncodedExamples, collate: DataColl
     order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
     ends = np.cumsum(examples.lengths)
     mapped = None
-    for start in range(0, len(order), _BATCH_SIZE):
-        numbers = order[start : start + _BATCH_SIZE]
+    for start in range(0, len(order), BATCH_SIZE):
+        numbers = order[start : start + BATCH_SIZE]
         batch = to_device(collate([examples[number] for number in numbers]), teacher.model.device)
         states = torch.stack(list(teacher.states(batch)), dim=1).float().cpu().numpy()
         if mapped is None:

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what a run needs here: order by seed and epoch, complete states, a stop at NaN."""
+"""transformers' Trainer with a data order by seed and epoch, complete states, and a stop at NaN."""
 
 import statistics
 import time
@@ -24,15 +24,15 @@ from mlpfusion.storage.processes import on_cpu
 from mlpfusion.storage.states import keep_states, last_sealed, newest_state, remove_state, seal_state, state_folder
 from mlpfusion.storage.trees import load_tree, save_tree
 
-# What a loss function gets: the model, wrapped as it trains, and a batch on its device.
+# Arguments of a loss function: the model, as wrapped for training, and a batch on its device.
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 _OPTIMIZER, _SCHEDULE, _SCALER = "optimizer", "schedule", "scaler"
 
 
 class LengthGroupedOrder(Sampler[int]):
-    """A new random order every epoch, texts of like length side by side: a function of the seed and the epoch alone.
+    """Random order of similar lengths side by side, a function of seed and epoch.
 
-    That of transformers draws from the global stream, so that an epoch resumed in the middle would go on in another
+    transformers' own sampler draws from the global random stream: an epoch resumed in the middle would go on in another
     order.
     """
 
@@ -40,7 +40,7 @@ class LengthGroupedOrder(Sampler[int]):
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order is drawn next."""
+        """Sets the epoch for the next order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -52,11 +52,11 @@ class LengthGroupedOrder(Sampler[int]):
 
 
 class StageTrainer(Trainer):
-    """One stage of training: fine-tuning, layer-wise tuning or distillation.
+    """Trainer of one stage: fine-tuning, layer-wise tuning or distillation.
 
-    `loss` replaces the model's own. States are saved whole and without pickles (but for DeepSpeed's and FSDP's own),
-    marked, and pruned to the last and the best one. Raises `DivergenceError` at the first loss, or before the first
-    state, that is not finite.
+    `loss` replaces the model's own loss. States are sealed, without pickles (except DeepSpeed's and FSDP's own), and
+    pruned to the last and the best. Raises `DivergenceError` at the first loss of NaN or Inf, and before saving a state
+    with such weights.
     """
 
     def __init__(self, *, loss: Loss | None = None, dropout: bool = True, **options: Any):
@@ -68,11 +68,11 @@ class StageTrainer(Trainer):
         self.add_callback(_Resumption(self))
 
     def newest_state(self) -> Path | None:
-        """The newest state that can be trusted, None without one; others are removed."""
+        """Finds the newest undamaged state and removes damaged ones; None without any."""
         return newest_state(self.folder, pickles=self._is_sharded())
 
     def train_on(self, state: Path | None) -> None:
-        """Trains from a saved state on, from the beginning without one."""
+        """Trains from a saved state, or from the beginning for None."""
         self.resumed = state
         if self.args.world_size > 1 and not self._is_sharded():
             handler: Any = self.accelerator.ddp_handler  # the Trainer looks at its argument before the model is there
@@ -80,25 +80,25 @@ class StageTrainer(Trainer):
         self.train(resume_from_checkpoint=None if state is None else str(state))
 
     def loss_log(self) -> tuple[tuple[int, float], ...]:
-        """Step and mean training loss since the last such pair."""
+        """Pairs (step, mean training loss since the last pair)."""
         return tuple((int(entry["step"]), entry["loss"]) for entry in self.state.log_history if "loss" in entry)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The loss of one batch, that of the model unless another was given."""
+        """Loss of one batch: `loss` if given, else the model's own."""
         if self.loss is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         model.train(self.dropout)  # training_step has called train()
         return self.loss(model, inputs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of one batch."""
+        """Runs forward and backward of one batch. Raises `DivergenceError` for a loss of NaN or Inf."""
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             self._diverged(f"the loss became {loss.item()}")
         return loss
 
     def leaves_some_idle(self) -> bool:
-        """Whether a parameter that trains gets no gradient of a batch: only then DDP has to look for such ones."""
+        """True if a trainable parameter gets no gradient; only then must DDP search for some."""
         examples = cast(EncodedExamples, self.train_dataset)
         batch = self._prepare_inputs(cast(Any, self.data_collator)([examples[0]]))
         network = self.network.to(self.args.device)
@@ -129,7 +129,7 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled, and read by nobody
+        (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, never read
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._is_sharded():
@@ -156,8 +156,8 @@ class StageTrainer(Trainer):
             scaler.load_state_dict(load_tree(Path(checkpoint), _SCALER))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Of every process: its random streams, and its sum of losses since the last entry of the log."""
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # by the first process that comes here
+        """Saves random streams and the sum of losses since the last log entry, per process."""
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # several processes come here, in any order
         loss = {"sum": float(cast(Tensor, self._tr_loss)), "since": self._globalstep_last_logged}
         save_tree(
             {"streams": streams(self.args.device), "loss": loss}, Path(output_dir), f"process-{self.args.process_index}"
@@ -174,7 +174,7 @@ class StageTrainer(Trainer):
         return load_tree(state, name)
 
     def go_on(self) -> None:
-        """Puts back what the Trainer forgets: the sum of losses that is not in the log yet, and where the best is."""
+        """Restores two things forgotten by the Trainer: unlogged losses, and the best state."""
         if self.resumed is not None:
             loss = self._of_this_process(self.resumed)["loss"]
             self._tr_loss += loss["sum"]
@@ -186,7 +186,7 @@ class StageTrainer(Trainer):
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Where transformers warns, a state that does not fit the model is an error; tied weights are stored once."""
+        """Asserts that a state fits the model, instead of a warning; tied weights are stored once."""
         values = dict(self.network.named_parameters(remove_duplicate=False)) | dict(self.network.named_buffers())
         loaded = {id(value) for name, value in values.items() if name not in load_result.missing_keys}
         lost = [name for name in load_result.missing_keys if name not in values or id(values[name]) not in loaded]
@@ -203,7 +203,7 @@ class StageTrainer(Trainer):
 
 
 class _Resumption(TrainerCallback):
-    """Tells its trainer when a run begins, after the Trainer has set its counts to zero."""
+    """Calls `go_on` when a run begins, after the Trainer has reset its counts."""
 
     def __init__(self, trainer: StageTrainer):
         self.trainer = trainer
@@ -213,7 +213,7 @@ class _Resumption(TrainerCallback):
 
 
 class StepWatch(TrainerCallback):
-    """Reports the progress, and keeps the wall seconds of every step (forward, backward, update)."""
+    """Reports progress and records the wall seconds of every step (forward, backward, update)."""
 
     def __init__(self, progress: Progress, what: str):
         self.progress, self.what, self.started = progress, what, 0.0
@@ -225,28 +225,28 @@ class StepWatch(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stops it."""
+        """Stops the clock, after the GPU has finished."""
         if args.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.started)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Completes the progress."""
+        """Reports the end of the run."""
         self.progress(state.max_steps, state.max_steps, "")
 
     def seconds_per_step(self) -> float | None:
-        """Median; None where no step was run (a run that was resumed at its end)."""
+        """Median seconds; None without any step (a run resumed at its end)."""
         return statistics.median(self.seconds) if self.seconds else None
 
 
 class SaveWithinEpochs(TrainerCallback):
-    """Has a state saved every `steps` steps too; that of the end of an epoch is saved after its evaluation."""
+    """Saves a state every `steps` steps, except at the end of an epoch (saved after evaluation)."""
 
     def __init__(self, steps: int):
         self.steps = steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asks for a state."""
+        """Asks the Trainer for a state every `steps` steps."""
         if state.global_step % self.steps == 0 and state.epoch % 1 != 0:
             control.should_save = True
 
@@ -254,26 +254,30 @@ class SaveWithinEpochs(TrainerCallback):
 class Patience(TrainerCallback):
     """Ends a run after `patience` evaluations without a better score.
 
-    It reads the log, which every state holds: transformers' own counts in memory.
+    Unlike transformers' own callback it counts in the log, a part of every state, so it survives a kill.
     """
 
     def __init__(self, patience: int, metric: str):
         self.patience, self.metric = patience, metric
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stops if it is time."""
+        """Stops the run if the best score is old enough."""
         control.should_training_stop = self.is_over(state.log_history)
 
     def is_over(self, log: list[dict[str, float]]) -> bool:
-        """Whether the best score of `log` is `patience` evaluations old."""
+        """True if the best score in `log` is `patience` evaluations old.
+
+        >>> Patience(2, "score").is_over([{"score": 0.5}, {"score": 0.4}, {"score": 0.3}])
+        True
+        """
         scores = [entry[self.metric] for entry in log if self.metric in entry]
         return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
 
 
 def training_arguments(folder: Path, *, device: str, precision: str, **options: Any) -> TrainingArguments:
-    """Arguments of a stage that saves its states in `folder` and prints nothing.
+    """Arguments of a silent Trainer with states in `folder`.
 
-    Raises `InputError` for a device or a precision that this machine does not have.
+    Raises `InputError` for a missing device, and for fp16 on the CPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("`device` must be cpu or auto on this machine, got 'cuda', but torch sees no CUDA device")
@@ -288,7 +292,7 @@ def training_arguments(folder: Path, *, device: str, precision: str, **options: 
         disable_tqdm=True,
         report_to="none",
         log_level_replica="passive",  # or every process but the first prints transformers' warnings
-        logging_steps=10,
+        logging_steps=10,  # a curve of a hundred points for a thousand steps
         logging_nan_inf_filter=False,
         dataloader_pin_memory=cuda,
         save_total_limit=None,
@@ -297,7 +301,7 @@ def training_arguments(folder: Path, *, device: str, precision: str, **options: 
 
 
 def log_callbacks(log_dir: str | None, name: str) -> list[TrainerCallback]:
-    """A writer for TensorBoard, if one is asked for. Raises `InputError` if TensorBoard is not installed."""
+    """Callback for TensorBoard; none without `log_dir`. Raises `InputError` if not installed."""
     if log_dir is None:
         return []
     folder = user_path("log_dir", log_dir)
