@@ -1,4 +1,4 @@
-"""Reads config.json, which anybody may have written: no code of it runs, no number in it costs time or memory."""
+"""Reads config.json from an untrusted source: its code never runs, its numbers cost no time or memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +12,22 @@ from mlpfusion.checkpoint.quantisation import check_not_quantised
 from mlpfusion.errors import InputError, one_line, shown
 
 CONFIG = "config.json"
-# What transformers raises, over all model types, for a config that makes no sense or names what is not installed.
+# Raised by transformers, over all model types, for a config without sense or with a missing package.
 CONFIG_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
     *(ImportError, MemoryError, OSError, StrictDataclassError),
 )
-# A Python loop runs over each of these when the config or the model is built. The largest models have 128 layers,
-# 16,384 experts a layer and 22,000 labels; the caps leave room and keep the loops below some seconds.
+# Building a config or a model loops over these numbers in Python. The largest models have 128 layers, 16,384 experts a
+# layer and 22,000 labels; the caps leave room and keep the loops below some seconds. Bytes: of config.json.
 _MOST_LABELS, _MOST_LAYERS, _MOST_EXPERTS, _MOST_BYTES = 1_000_000, 4096, 2**14, 64 * 2**20
 _LOOPED = ("layer", "block", "depth", "stage", "experts", "codebooks")
 _NO_LOOP = ("_size", "_dim", "_token_id", "theta")  # as in `vocab_size_per_layer_input` and `layer_rope_theta`
 
 
 def read_config(folder: Path, *, allow_quantised: bool = False) -> PreTrainedConfig:
-    """The config of a checkpoint. Code named in it is never run.
+    """Reads the config of a checkpoint, without running code named in it.
 
-    Raises `InputError` if it is missing or malformed, or, unless allowed, if it is that of quantised weights.
+    Raises `InputError` for a missing or malformed config, and for quantised weights unless allowed.
     """
     data = config_data(folder)
     where = folder / CONFIG
@@ -48,7 +48,7 @@ def read_config(folder: Path, *, allow_quantised: bool = False) -> PreTrainedCon
 
 
 def config_data(folder: Path) -> dict[str, Any]:
-    """The object in config.json, as it stands there. Raises `InputError` where there is none."""
+    """Reads config.json as a dict. Raises `InputError` without the file, or for an adapter."""
     where = folder / CONFIG
     if (folder / "adapter_config.json").exists():
         raise InputError(
@@ -64,7 +64,7 @@ def config_data(folder: Path) -> dict[str, Any]:
 
 
 def _check_entry(where: Path, name: str, value: Any) -> None:
-    if name == "transformers_weights":  # would load other files than those that were checked
+    if name == "transformers_weights":  # transformers would load unchecked files
         raise InputError(
             f"{where} must not name `transformers_weights`, got {shown(value)}: name the file model.safetensors"
         )
@@ -80,18 +80,18 @@ def _check_entry(where: Path, name: str, value: Any) -> None:
 
 
 def _entries(data: Any) -> Iterator[tuple[str, Any]]:
-    """Every name in a nest of objects and lists, with its value. Depth-first without recursion."""
+    """Yields every name in nested objects and lists, with its value; without recursion."""
     waiting = [data]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            yield from ((str(name), value) for name, value in one.items())
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from ((str(name), part) for name, part in value.items())
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _subfolders(folder: Path) -> str:
-    """A hint where a model lies one folder further down, as in old checkpoints of sentence-transformers."""
-    found = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "model_type" in read_json(path))
-    return f"; its folder {found[0]} does" if found else ""
+    """Hint at a model one folder down, as in old checkpoints of sentence-transformers."""
+    folders = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}") if "model_type" in read_json(path))
+    return f"; its folder {folders[0]} does" if folders else ""

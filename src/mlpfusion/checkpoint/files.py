@@ -1,4 +1,4 @@
-"""The files of a checkpoint that are not weights: which go along with it, and what is never followed or copied."""
+"""Files of a checkpoint beside its weights: copied along by name, links out of the folder refused."""
 
 import json
 import shutil
@@ -9,9 +9,9 @@ from typing import Any
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.storage.listing import LISTING
 
-# What goes along is a list of what transformers and sentence-transformers read, not all but a list of what they do not:
-# OUT is made to be published, and a folder may hold anything beside a checkpoint (credentials.json, notes, data). The
-# price is that a new kind of file must be added here; a test holds the list against the names in transformers.
+# Files read by transformers and sentence-transformers are copied, unknown ones are not: OUT is made to be published,
+# and a folder may hold anything beside a checkpoint (credentials.json, notes, data). The price: a new kind of file must
+# be added here; a test compares the list with the names in transformers.
 CARRIED = (
     *("generation_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
     *("*vocab*.json", "word_shape.json", "word_pronunciation.json", "normalizer.json", "emoji.json", "byte_maps.json"),
@@ -21,41 +21,41 @@ CARRIED = (
     *("LICEN[CS]E*", "*[Ll]icen[cs]e*", "NOTICE*", "[Nn]otice*", "COPYING*", "USE_POLICY*"),
     "mlp_fusion_*record.json",
 )
-# Known for what they are: other forms of the weights, states of a training, code, and what OUT has its own of.
+# Known and not copied: other forms of the weights, training states, code, and files that OUT has its own of.
 _KNOWN = (
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack"),
     *("*.onnx", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.ot", "*.tflite", "*.mlmodel", "*.npz"),
     *("trainer_state.json", "*.py", "README*", "config.json", LISTING),
 )
-_MAX_DEPTH = 32  # levels of a JSON file; those of real configs have below ten, and transformers walks them recursively
+_MAX_DEPTH = 32  # levels of a JSON file: real configs have below ten, and transformers walks them recursively
 _TEMPLATES = "additional_chat_templates"
-# What to fetch of a repository on the Hub beside its weights.
+# Patterns of files to fetch from the Hub beside the weights.
 FETCHED = (*CARRIED, *(f"*/{pattern}" for pattern in CARRIED), "README.md", "config.json", "*/config.json")
 
 
 def carried_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint that go along, without its config and its weights, in the order of their names.
+    """Lists the files to copy along (tokenizer, licence, modules, ..), sorted by name.
 
-    Raises `InputError` for one that is no plain file, or is a link to a file outside the checkpoint.
+    Raises `InputError` for anything but a plain file inside the checkpoint.
     """
     files = [file for file in folder.iterdir() if _is_carried(file.name)]
     files += folder.glob(f"{_TEMPLATES}/*.jinja")
     for module in _module_folders(folder):
         files += _module_files(module)
-    card = [folder / "README.md"] if (folder / "README.md").exists() else []  # its front matter goes along
+    card = [folder / "README.md"] if (folder / "README.md").exists() else []  # the new card takes over its front matter
     for file in [*files, *card]:
         check_plain_file(folder, file)
     return sorted(set(files))
 
 
 def left_files(folder: Path) -> list[str]:
-    """The names of files beside a checkpoint that nothing is known of; they do not go along."""
+    """Names of unknown files beside a checkpoint; they are not copied."""
     files = [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
     return sorted(file.name for file in files if not _is_carried(file.name) and not _matches(file.name, _KNOWN))
 
 
 def copy_carried(source: Path, folder: Path) -> None:
-    """Copies the files that go along with the checkpoint `source` into `folder`, where they are not there yet."""
+    """Copies the files of `carried_files(source)` into `folder`; existing ones stay."""
     for file in carried_files(source):
         target = folder / file.relative_to(source)
         if not target.exists():
@@ -64,9 +64,9 @@ def copy_carried(source: Path, folder: Path) -> None:
 
 
 def check_plain_file(folder: Path, file: Path) -> None:
-    """Raises `InputError` unless `file` is a plain file that lies in the checkpoint.
+    """Raises `InputError` unless `file` is a plain file in the checkpoint.
 
-    A link may stay inside the folder, or lead to the blobs that the cache of the Hub keeps for its snapshots.
+    Links may lead to other files of the folder, or to the blobs of the Hub's cache.
     """
     root, target = folder.resolve(), file.resolve()
     if not target.is_file():
@@ -77,7 +77,7 @@ def check_plain_file(folder: Path, file: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `InputError` if it is missing, no JSON, no object, or nested too deeply."""
+    """Reads a JSON object. Raises `InputError` for a missing file, and for any other content."""
     if not path.is_file():
         raise InputError(f"{path.parent} must hold {path.name}, it does not")
     too_deep = f"{path} must be at most {_MAX_DEPTH} levels deep, got more"
@@ -95,18 +95,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_deeper(data: Any, levels: int) -> bool:
-    """Whether objects and lists of JSON data lie more than `levels` deep in each other; told without recursion."""
+    """True if objects and lists are nested more than `levels` deep; without recursion."""
     layer = [data]
     for _ in range(levels):
-        holders = [one for one in layer if isinstance(one, dict | list)]
-        layer = [part for one in holders for part in (one.values() if isinstance(one, dict) else one)]
-    return any(isinstance(one, dict | list) for one in layer)
+        holders = [value for value in layer if isinstance(value, dict | list)]
+        layer = [part for value in holders for part in (value.values() if isinstance(value, dict) else value)]
+    return any(isinstance(value, dict | list) for value in layer)
 
 
 def _module_folders(folder: Path) -> list[Path]:
-    """The folders of the modules of a sentence-transformers model, without the model's own.
+    """Folders of the modules of a sentence-transformers model, except the transformer itself.
 
-    Raises `InputError` for a `modules.json` that names anything else.
+    Raises `InputError` for a `modules.json` with anything but folders of the checkpoint.
     """
     if not (folder / "modules.json").is_file():
         return []
@@ -122,7 +122,10 @@ def _module_folders(folder: Path) -> list[Path]:
 
 
 def _module_files(module: Path) -> list[Path]:
-    """The files of one module, with its weights: as `.bin` only where there is no other form; nobody reads it here."""
+    """Files of one module with its weights; `pytorch_model.bin` only without safetensors.
+
+    A pickle is copied here, never read.
+    """
     files = [file for file in module.rglob("*") if not file.is_dir() and not file.name.startswith(".")]
     weights = [file for file in files if file.suffix == ".safetensors"]
     weights = weights or [file for file in files if file.name == "pytorch_model.bin"]

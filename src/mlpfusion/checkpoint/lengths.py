@@ -1,4 +1,4 @@
-"""How long a text may be for a model, and how long texts are taken."""
+"""Lengths of texts in tokens: the limit of a model, and the default."""
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -6,8 +6,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from mlpfusion.checkpoint.read import empty_model
 from mlpfusion.errors import InputError
 
-MAX_LENGTH = 128
-SHORTEST = 8
+MAX_LENGTH = (
+    128  # default cut of every command: covers almost all sentence pairs of GLUE; the step of 128 is the paper's
+)
+SHORTEST = 8  # a sentence pair has three special tokens; below this nearly nothing of the text is left
 _POSITIONS = (
     "max_position_embeddings",
     "n_positions",
@@ -17,11 +19,11 @@ _POSITIONS = (
 
 
 def longest_text(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int | None:
-    """Counts the tokens that a text may have at most, special ones included; None where nothing limits them.
+    """Limit of a text in tokens, special ones included; None without any limit.
 
-    It is the smaller of what the tokenizer says and of the positions that `config` states. Models like RoBERTa count
-    positions from one above the padding id, so they take as many fewer. Where the positions are relative (T5) there is
-    no limit but the tokenizer's.
+    It is the smaller of the tokenizer's limit and the number of positions in `config`. Models like RoBERTa count
+    positions from one above the padding id, so their texts are shorter by as many. With relative positions (T5) only
+    the tokenizer limits.
     """
     limits = [tokenizer.model_max_length, *(() if config is None else _positions(config))]
     whole = [int(limit) for limit in limits if type(limit) in (int, float) and 1 <= limit < 1e9]
@@ -29,9 +31,12 @@ def longest_text(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | 
 
 
 def text_length(asked: int | None, limit: int | None, field: str = "max_length") -> int:
-    """Says at how many tokens texts are cut: at `asked`, else at 128 or at `limit` if that is less.
+    """Length at which texts are cut: `asked`, else the smaller of `MAX_LENGTH` and `limit`.
 
-    Raises `InputError`, which names `field`, if `asked` is below 8 or above `limit`.
+    Raises `InputError`, with the name `field`, if `asked` is below `SHORTEST` or above `limit`.
+
+    >>> text_length(None, 512), text_length(None, 77), text_length(256, 512)
+    (128, 77, 256)
     """
     if asked is None:
         return MAX_LENGTH if limit is None else min(MAX_LENGTH, limit)
@@ -43,10 +48,7 @@ def text_length(asked: int | None, limit: int | None, field: str = "max_length")
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """Gives the position of a text's first token: not 0 where positions are counted from above the padding id.
-
-    Raises `InputError` as `empty_model` does.
-    """
+    """Position of a text's first token: 0, or padding id + 1 in models like RoBERTa."""
     for name, module in empty_model(config).named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
             return module.padding_idx + 1
@@ -59,8 +61,8 @@ def _positions(config: PreTrainedConfig) -> list[int]:
         name for name in _POSITIONS if name != "n_positions" or not hasattr(text, "relative_attention_num_buckets")
     ]
     stated = [getattr(text, name, None) for name in names]
-    found = [limit for limit in stated if isinstance(limit, int) and limit > 0]
-    if not found:
+    limits = [limit for limit in stated if isinstance(limit, int) and limit > 0]
+    if not limits:
         return []
     first = first_position(config)
-    return [limit - first for limit in found]
+    return [limit - first for limit in limits]

@@ -1,4 +1,7 @@
-"""One padding id in tokenizer, config and generation config: decoder classifiers read the last token that is not it."""
+"""One padding id in tokenizer, config and generation config.
+
+Decoder classifiers read the last token before the padding, so a second id would change their scores.
+"""
 
 import json
 from pathlib import Path
@@ -11,26 +14,26 @@ from mlpfusion.checkpoint.tokenizer import load_tokenizer, read_tokenizer
 
 
 def agree_on_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """Gives `config` with the padding id of `tokenizer`, in nested configs too; a copy.
+    """Copies `config` with the padding id of `tokenizer`, in nested configs too.
 
-    Models that count positions from above their padding id (RoBERTa) keep their own: it is part of what was trained,
-    and their heads do not look at it.
+    Models that count positions from above their padding id (RoBERTa) keep their id: positions were trained with it, and
+    their heads do not use it.
     """
-    agreed = type(config).from_dict(config.to_dict())
+    copied = type(config).from_dict(config.to_dict())
     own, size = getattr(config, "pad_token_id", None), getattr(config.get_text_config(), "vocab_size", 0)
     usable = isinstance(own, int) and 0 <= own < size
     if usable and own != tokenizer.pad_token_id and first_position(config) > 0:
-        return agreed
-    for part in _parts(agreed):
+        return copied
+    for part in _parts(copied):
         part.pad_token_id = tokenizer.pad_token_id
-    return agreed
+    return copied
 
 
 def save_padding(model: PreTrainedModel, folder: Path) -> None:
-    """Writes the padding token into the tokenizer's config in `folder`, where `model` was saved, if it has none.
+    """Writes the padding token of the training into a saved tokenizer without one.
 
-    So batches of texts can be made of what was saved as in training; a classifier's tokenizer pads on the right. A
-    generation config that is there gets the padding id. What agrees already keeps its bytes.
+    A classifier's tokenizer is set to pad on the right; config and generation config get the padding id. Files that
+    agree already keep their bytes. `folder` must hold the saved `model`.
     """
     own, used = read_tokenizer(folder), load_tokenizer(folder, model.config)
     changes: dict[str, Any] = {} if own.pad_token else {"pad_token": used.pad_token}
@@ -43,7 +46,7 @@ def save_padding(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _padding_of(config: PreTrainedConfig, data: dict[str, Any]) -> dict[str, Any]:
-    """What is to be changed in the config `data`: padding ids that are not those of `config`."""
+    """Entries of the config `data` with another padding id than `config`, corrected."""
     token = getattr(config.get_text_config(), "pad_token_id", None)
     nested = {name: value for name, value in data.items() if isinstance(value, dict) and "pad_token_id" in value}
     changes = {name: value | _padding_of(config, value) for name, value in nested.items()}
@@ -57,8 +60,8 @@ def _change(file: Path, values: dict[str, Any]) -> None:
 
 
 def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    """The config, and the configs in it that have a padding id."""
+    """The config and all nested configs with a padding id."""
     nested = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
     text = [config.get_text_config()]
-    inner = [part for one in nested for part in _parts(one)]
+    inner = [part for value in nested for part in _parts(value)]
     return [config, *(part for part in (*text, *inner) if part is not config and hasattr(part, "pad_token_id"))]

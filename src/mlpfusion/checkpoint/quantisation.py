@@ -1,4 +1,4 @@
-"""Whether weights are quantised, told from a config or from a model."""
+"""Quantised weights, recognised in a config or in a model, and refused."""
 
 import re
 from typing import Any
@@ -13,14 +13,14 @@ from mlpfusion.sites.sites import check_in_memory
 
 
 def quantisation(config: PreTrainedConfig) -> str | None:
-    """The method that the weights are quantised by, None for plain weights. No quantiser need be installed."""
+    """Name of the quantisation method; None for plain weights. Needs no quantiser installed."""
     parts = [config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))]
-    found = [part.quantization_config for part in parts if getattr(part, "quantization_config", None) is not None]
-    return _method(found[0]) if found else None
+    configs = [part.quantization_config for part in parts if getattr(part, "quantization_config", None) is not None]
+    return _method(configs[0]) if configs else None
 
 
 def check_not_quantised(config: PreTrainedConfig, where: str = "") -> None:
-    """Raises `InputError` if the config is that of a quantised model; `where` it is, for the message."""
+    """Raises `InputError` for the config of a quantised model; `where` is its place for the message."""
     method = quantisation(config)
     if method is not None:
         raise InputError(
@@ -30,7 +30,7 @@ def check_not_quantised(config: PreTrainedConfig, where: str = "") -> None:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Raises `InputError` unless every parameter is in memory, a plain tensor of floating point, and finite."""
+    """Raises `InputError` unless every parameter is in memory, floating point and finite."""
     check_in_memory(model)
     for name, parameter in model.named_parameters():
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
@@ -42,7 +42,7 @@ def check_parameters(model: nn.Module) -> None:
 
 
 def _method(data: Any) -> str:
-    """The name in `quantization_config`, as it is in a file or as transformers reads it."""
+    """Name in `quantization_config`, a dict from a file or an object of transformers."""
     entry = data.to_dict() if isinstance(data, QuantizationConfigMixin) else data if isinstance(data, dict) else {}
     for bits in (4, 8):
         if entry.get(f"load_in_{bits}bit") is True:

@@ -1,4 +1,4 @@
-"""Writes the files of a checkpoint: the tensors of its source by their own names, but for those that were changed."""
+"""Writes checkpoints: unchanged tensors keep the names and bytes of the source."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
-    """Writes all of `model` into `folder`, and the tokenizer's and other small files of `source` beside it."""
+    """Saves `model` into `folder`, with tokenizer and other small files of `source`."""
     model.save_pretrained(folder)
     _make_readable(folder)
     copy_carried(source, folder)
@@ -45,10 +45,9 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
 def save_compressed(
     model: PreTrainedModel, source: Path, config: PreTrainedConfig, record: Record, folder: Path
 ) -> Record:
-    """Writes the checkpoint `source`, of which `model` is the compressed form, into `folder`.
+    """Writes `source` with the compressed MLPs of `model` into `folder`; returns the record with file sizes.
 
-    The files are those of `source`, tensor for tensor and byte for byte, but for the MLPs that were cut; so is its
-    config, `config`, but for the key `mlp_fusion`. The record comes back with the sizes of the files.
+    All other tensors are those of `source`, byte for byte, in the same files; config.json gains the key `mlp_fusion`.
     """
     key = key_from_dict(getattr(model.config, KEY))
     base = "" if base_model(model) is model else f"{model.base_model_prefix}."
@@ -73,9 +72,9 @@ def save_compressed(
 
 
 def save_trained(model: PreTrainedModel, source: Path, folder: Path, *, new_head: bool) -> None:
-    """Writes `model`, trained from the checkpoint `source`, into `folder`, with what of it the class does not use.
+    """Writes `model`, trained from `source`, into `folder`, with the tensors of `source` outside its class.
 
-    With `new_head` the head of the model is written also if `source` had none, and the class is the model's.
+    With `new_head` the head is written even if `source` had none, and `architectures` is the class of the model.
     """
     stored = stored_tensors(weight_files(source))
     names = loaded_names(model, stored)
@@ -95,7 +94,7 @@ def save_trained(model: PreTrainedModel, source: Path, folder: Path, *, new_head
 
 
 def _untied(model: PreTrainedModel, known: set[str | None]) -> dict[str, Tensor]:
-    """The tensors of `model`; of those that share memory the ones in `known`, else the first."""
+    """Tensors of `model`; of tensors with shared memory those in `known`, else the first."""
     tensors, seen = model.state_dict(), set()
     for name in sorted(tensors, key=lambda name: name not in known):
         if name not in known and tensors[name].data_ptr() in seen and tensors[name].numel():
@@ -106,17 +105,18 @@ def _untied(model: PreTrainedModel, known: set[str | None]) -> dict[str, Tensor]
 
 
 def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping[str, str | None]) -> dict[str, Tensor]:
-    """The tensors of `model` by the names that they get in the files.
+    """Tensors of `model` by their names in the files.
 
-    `old` are those that were there, by their names in the files, with the model's. What was there keeps its name. What
-    is new is named as transformers saves it, with or without the prefix of the base model, as the others are; that
-    it is loaded by that name is tried out here.
+    `old` maps names in the files of the source to names in the model; these names are kept. New tensors are named like
+    transformers saves them, with the prefix of the base model if the old ones have it. Raises `InputError` if
+    transformers would not load a tensor by its name.
     """
     places: dict[str, list[str]] = {}
     for name, loaded in old.items():
         places.setdefault(loaded or "", []).append(name)
-    converted = any(isinstance(one, WeightConverter) for one in getattr(model, "_weight_conversions", None) or ())
-    kept = {} if converted else {place: tensors[name] for name in tensors for place in places.get(name, ())}
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    converted = any(isinstance(conversion, WeightConverter) for conversion in conversions)
+    named = {} if converted else {place: tensors[name] for name in tensors for place in places.get(name, ())}
     rest = tensors if converted else {name: tensor for name, tensor in tensors.items() if name not in places}
     saved = revert_weight_conversion(model, rest)
     prefix = f"{model.base_model_prefix}."
@@ -127,12 +127,12 @@ def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping
         place = styled[name] if loaded[styled[name]] is not None else name
         if loaded[place] is None:
             raise InputError(f"the checkpoint must have a name for {name} that transformers loads, found none")
-        kept[place] = tensor
-    return kept
+        named[place] = tensor
+    return named
 
 
 def _nearest(name: str, old: set[str]) -> str:
-    """Of the tensors that go, the one whose place and dtype the tensor `name` gets: itself, or the next by name."""
+    """Name in `old` that lends `name` its file and dtype: the same, or the most similar."""
     return name if name in old else max(sorted(old), key=lambda other: _shared_parts(name, other))
 
 
@@ -142,32 +142,32 @@ def _shared_parts(first: str, second: str) -> int:
 
 
 def _as_stored(tensor: Tensor, stored: StoredTensor) -> Tensor:
-    """The tensor in the dtype that it had in the file; whole numbers (scales, routers) stay as they are."""
+    """Casts to the dtype in the file; whole numbers (cluster sizes, routers) stay."""
     dtype = _DTYPES.get(stored.dtype)
     return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def _write_tensors(folder: Path, stored: dict[str, StoredTensor], old: set[str], new: dict[str, Tensor]) -> None:
-    """Writes the files of `stored` into `folder`, one by one, without the tensors `old` and with `new`."""
+    """Writes the files of `stored`, one at a time in memory, with `new` in place of `old`."""
     homes = {name: stored[_nearest(name, old)].file for name in new}
     weight_map: dict[str, str] = {}
-    files = sorted({one.file for one in stored.values()})
+    files = sorted({tensor.file for tensor in stored.values()})
     for file in files:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {"format": "pt"}
-            names = [name for name, one in stored.items() if one.file == file and name not in old]
+            names = [name for name, tensor in stored.items() if tensor.file == file and name not in old]
             tensors = {name: opened.get_tensor(name) for name in names}
             tensors |= {name: tensor.cpu().contiguous() for name, tensor in new.items() if homes[name] == file}
             save_file(_unshared(tensors), folder / file.name, metadata)
         weight_map |= dict.fromkeys(tensors, file.name)
     if [file.name for file in files] != [WEIGHTS]:
-        size = sum(one.num_bytes for one in stored_tensors(folder / file.name for file in files).values())
+        size = sum(tensor.num_bytes for tensor in stored_tensors(folder / file.name for file in files).values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, copied where two share memory, which safetensors refuses."""
+    """Copies tensors that share memory, because safetensors refuses them."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
@@ -181,6 +181,6 @@ def _write_config(folder: Path, data: dict[str, Any]) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-    """Gives the weights the rights of other files; safetensors makes its files private to the user."""
+    """Sets the file permissions of config.json on the weights (safetensors makes them private)."""
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / CONFIG).stat().st_mode)

@@ -1,4 +1,4 @@
-"""A stage of a job in a folder of its own: its result appears whole, and is read instead if it is there already."""
+"""A stage of training with a folder for its states and result; a finished stage is read, not repeated."""
 
 import json
 import os
@@ -30,11 +30,11 @@ def run_stage(
     read: Callable[[Any], Any],
     save: Callable[[PreTrainedModel, Path, Path], None] = save_model,
 ) -> tuple[Path, Any]:
-    """The folder with the checkpoint of a stage, and its record.
+    """Runs a stage, or reads its finished result: (folder of the checkpoint, record).
 
-    `train` gets `folder`, to keep its states in, and hands back model and record; `read` makes the record of its JSON
-    data. `save` writes the model, with the small files of the checkpoint `source`; its tokenizer gets a padding token
-    if it has none. The states go when the result is there.
+    `train(folder)` keeps its states in `folder` and returns model and record. `read` makes a record from JSON data.
+    `save` writes the model with the small files of `source`; the tokenizer gets a padding token if it has none. The
+    states are removed once the result is there.
     """
     result = folder / "result"
     if of_first(lambda: is_whole(result)):
@@ -55,29 +55,26 @@ def run_stage(
 
 
 def is_whole(result: Path) -> bool:
-    """Whether the finished part of a job is in `result`, as it was written.
-
-    What is damaged is removed, with a `DamageWarning`.
-    """
+    """True if `result` is there, as it was written; removes a damaged one with a `DamageWarning`."""
     if not os.path.lexists(result):
         return False
-    what = damage(result)
-    if what is not None:
-        warnings.warn(f"{result} is not what was written ({what}): it is made again", DamageWarning, stacklevel=2)
+    reason = damage(result)
+    if reason is not None:
+        warnings.warn(f"{result} is not what was written ({reason}): it is made again", DamageWarning, stacklevel=2)
         remove_state(result)
-    return what is None
+    return reason is None
 
 
 def put_in_place(result: Path, out: Path, files: dict[str, str], replacing: Occupant | None) -> None:
-    """Copies the checkpoint of a stage to `out`, with `files` (name -> text) beside it; complete or not at all.
+    """Copies the checkpoint of a stage and `files` (name -> text) to `out`; complete or not at all.
 
-    Raises `InputError` for a result that was damaged meanwhile.
+    Raises `InputError` if the result was damaged in between.
     """
     with staged_folder(out, replacing) as folder:
         shutil.copytree(result, folder, dirs_exist_ok=True)
-        what = damage(folder)
-        if what is not None:
-            raise InputError(f"{result} must be what was written, but {what}: --resume makes it again")
+        reason = damage(folder)
+        if reason is not None:
+            raise InputError(f"{result} must be what was written, but {reason}: --resume makes it again")
         (folder / STAGE_FILE).unlink()
         unseal(folder)
         for name, text in files.items():

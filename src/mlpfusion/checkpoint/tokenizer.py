@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, and what it makes of texts; its library's errors become typed ones."""
+"""The tokenizer of a checkpoint, token ids and batches; errors of its library become `InputError`."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from mlpfusion.checkpoint.lengths import MAX_LENGTH, longest_text, text_length
 from mlpfusion.errors import InputError, one_line
 
-BATCH_SIZE = 32
+BATCH_SIZE = 32  # texts per forward pass without labels (calibration, measuring, teacher); not tuned
 _LIBRARY_ERRORS = (
     OSError,
     ImportError,
@@ -29,10 +29,10 @@ _LIBRARY_ERRORS = (
 
 @dataclass(frozen=True)
 class _Typed(AbstractContextManager[None]):
-    """Inside, an error of the tokenizers' library is raised as an `InputError` that begins with `message`.
+    """Turns errors of the tokenizers library into an `InputError` that begins with `message`.
 
-    The library is written in Rust: what it refuses is a plain `Exception`, and what it does not expect (a pattern that
-    never ends) a `PanicException`, which is no `Exception` and belongs to no module that could be imported.
+    The library is written in Rust. Refused input is a plain `Exception`; a bug (say, a pattern without end) is a
+    `PanicException`, neither an `Exception` nor importable, so its name is compared.
     """
 
     message: str
@@ -47,11 +47,11 @@ class _Typed(AbstractContextManager[None]):
 
 
 def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`, padding on the right; one without a padding token gets one.
+    """Loads the tokenizer in `folder`, padding on the right, with a padding token.
 
-    That is its end token; for a model with encoder and decoder, whose classifiers read the state at the end token, the
-    padding token of `config` if the tokenizer has it. Raises `InputError` if the folder has no tokenizer or a broken
-    one, one with neither token, or one whose padding token is beyond the vocabulary of `config`.
+    A missing padding token is replaced by the end token; in encoder-decoders (their classifiers read the state at the
+    end token) by the padding token of `config`, if the tokenizer has it. Raises `InputError` for a missing or broken
+    tokenizer, one with neither token, and a padding token beyond the vocabulary of `config`.
     """
     tokenizer = read_tokenizer(folder)
     if not tokenizer.pad_token:
@@ -59,16 +59,16 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreT
         if not token:
             raise InputError(f"the tokenizer in {folder} must have a padding or an end token, it has neither")
         tokenizer.pad_token = token
-    tokenizer.padding_side = "right"  # so that positions do not depend on the length of the batch
+    tokenizer.padding_side = "right"  # positions must not depend on the longest text of the batch
     _check_ids([cast(int, tokenizer.pad_token_id)], tokenizer, config)
     return tokenizer
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder` as its files say. Raises `InputError` if there is none, or a broken one."""
+    """Loads the tokenizer in `folder` unchanged. Raises `InputError` if missing or broken."""
     with _Typed(f"`model` must come with a tokenizer, {folder} has none that can be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a config alone
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made one from the config alone
             raise InputError(f"`model` must come with a tokenizer, {folder} has none with a vocabulary")
     return tokenizer
 
@@ -80,10 +80,10 @@ def tokenized(
     *,
     max_length: int,
 ) -> list[dict[str, Any]]:
-    """What the tokenizer makes of texts or of pairs: `input_ids`, `attention_mask` and what else it gives, a text each.
+    """Tokenizes texts or pairs: one dict per text, `input_ids`, `attention_mask`, ..
 
-    Longer ones are cut, the longer one of a pair first. Raises `InputError` for a text that is no Unicode, one that the
-    tokenizer fails at, and a token beyond the vocabulary of `config`.
+    Texts are cut at `max_length` tokens, the longer one of a pair first. Raises `InputError` for broken Unicode, a text
+    on which the tokenizer fails, and a token beyond the vocabulary of `config`.
     """
     for text in texts:
         _check_unicode(text)
@@ -99,10 +99,10 @@ def tokenized(
 def token_batches(
     folder: Path, texts: Sequence[str], config: PreTrainedConfig | None = None, *, max_length: int | None = None
 ) -> list[Mapping[str, Tensor]]:
-    """Padded batches of the texts in order of their length, by the tokenizer in `folder`.
+    """Tokenizes texts with the tokenizer in `folder`; padded batches, sorted by length.
 
-    Texts are cut at `max_length` tokens as `text_length` says for a model of `config`. Raises `InputError` as
-    `load_tokenizer`, `text_length` and `tokenized` do.
+    The default `max_length` is `MAX_LENGTH`, or the limit of the model if smaller. Raises `InputError` for a missing
+    tokenizer, a `max_length` above the limit, and a text that the tokenizer refuses.
     """
     tokenizer = load_tokenizer(folder, config)
     length = text_length(max_length, longest_text(tokenizer, config))
@@ -114,7 +114,7 @@ def token_batches(
 
 
 def padded(items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Mapping[str, Tensor]]:
-    """Batches of 32 of the items in their order, each padded to its longest."""
+    """Batches of `BATCH_SIZE` items in order, each padded to its longest item."""
     starts = range(0, len(items), BATCH_SIZE)
     return [dict(tokenizer.pad(list(items[start : start + BATCH_SIZE]), return_tensors="pt")) for start in starts]
 
@@ -122,7 +122,7 @@ def padded(items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) 
 def warn_if_cut(
     encoded: Sequence[tuple[tuple[str, ...], dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> None:
-    """Warns if a text was cut at `length` because the model takes no 128 tokens; says nothing where it does."""
+    """Warns of texts cut at `length` by the limit of the model, not by the default."""
     if length >= MAX_LENGTH:
         return
     full = [text for text, item in encoded if len(item["input_ids"]) == length]

@@ -1,6 +1,7 @@
-"""The tensors in the files of a checkpoint: where each one is, and what a model calls it."""
+"""Tensors in the files of a checkpoint: file, dtype, shape, and name in the model."""
 
 import json
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from mlpfusion.storage.listing import is_changed
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls the types of plain weights
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of plain weights, in the words of safetensors
 _CONVERT = (
     "`AutoModel.from_pretrained(folder).save_pretrained(new_folder)` of transformers makes safetensors of them, "
     "with the class that you use in place of AutoModel; then copy the tokenizer's files"
@@ -28,7 +29,7 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file, as its header describes it."""
+    """Header entry of a tensor in a safetensors file."""
 
     file: Path
     dtype: str
@@ -41,11 +42,11 @@ class StoredTensor:
 
 
 def check_weights(folder: Path) -> list[Path]:
-    """The weight files in the order in which they are loaded, every header checked against its file's length.
+    """Lists the weight files in loading order, after a check of every header.
 
-    No tensor is read. Warns of a file that is not what this program wrote into the folder. Raises `InputError` for
-    pickled weights only, a missing shard, a tensor in two shards, a file outside the folder, a damaged or truncated
-    file, or a weight in a type that only quantisers use.
+    No tensor is read. Warns of a file changed since this program wrote it. Raises `InputError` for pickled weights, a
+    missing shard, a tensor in two shards, a file outside the folder, a damaged or truncated file, and a weight in a
+    dtype of quantisers.
     """
     files = weight_files(folder)
     for file in files:
@@ -63,17 +64,17 @@ def check_weights(folder: Path) -> list[Path]:
                 stacklevel=2,
             )
     for name, stored in stored_tensors(files).items():
-        # A matrix: the `weight` of a router's buffers is one whole number.
+        # Only matrices: a router's buffer named `weight` holds one whole number.
         if name.endswith("weight") and len(stored.shape) > 1 and stored.dtype not in FLOATS:
-            wanted = ", ".join(FLOATS)
-            raise InputError(f"{stored.file} must hold plain weights ({wanted}), got {stored.dtype} for {name}")
+            allowed = ", ".join(FLOATS)
+            raise InputError(f"{stored.file} must hold plain weights ({allowed}), got {stored.dtype} for {name}")
     return files
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers loads: the single file, else the shards of the index.
+    """Lists the single weight file, else the shards of the index.
 
-    Raises `InputError` if there are none.
+    Raises `InputError` without either.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -84,53 +85,54 @@ def weight_files(folder: Path) -> list[Path]:
         bad = [name for name in names if not _is_beside(folder, name)]
         if bad or not names:
             raise InputError(f"{folder / INDEX} must name files beside it, got {shown(bad[0]) if bad else 'none'}")
-        if not isinstance(index.get("metadata"), dict):  # transformers asks for it
+        if not isinstance(index.get("metadata"), dict):  # transformers fails without it
             raise InputError(f"{folder / INDEX} must have `metadata`, an object, got {shown(index.get('metadata'))}")
         return [folder / name for name in sorted(set(names))]
     raise InputError(f"{folder} must hold {WEIGHTS} or {INDEX}; {_other_weights(folder)}")
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The tensors of safetensors files by name. Raises `InputError` for one that two files hold."""
-    found: dict[str, StoredTensor] = {}
+    """Reads the headers of safetensors files, by tensor. Raises `InputError` for a tensor in two files."""
+    stored: dict[str, StoredTensor] = {}
     for file in files:
         for name, entry in _header(file).items():
-            if name in found:
-                raise InputError(f"a tensor must be in one file, {name} is in {found[name].file.name} and {file.name}")
+            if name in stored:
+                raise InputError(f"a tensor must be in one file, {name} is in {stored[name].file.name} and {file.name}")
             start, end = entry["data_offsets"]
-            found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), end - start)
-    return found
+            stored[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), end - start)
+    return stored
 
 
 def loaded_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:
-    """Name in the files -> name in `model`, None where the model has no such tensor.
+    """Maps names in the files to names in `model`; None for tensors unused by the model.
 
-    By the functions with which transformers loads: a checkpoint may have or lack the prefix of the base model, and the
-    modules of a new version may have other names than the files of an old one.
+    Uses transformers' own loading functions: files may have or lack the prefix of the base model, and modules may have
+    been renamed since the files were written.
     """
     own = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    found: dict[str, str | None] = {}
+    loaded: dict[str, str | None] = {}
     for name in names:
         renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
         if renamed not in own and name in own:
             renamed, _ = rename_source_key(name, [], [], model.base_model_prefix, own)
-        found[name] = renamed if renamed in own else None
-    return found
+        loaded[name] = renamed if renamed in own else None
+    return loaded
 
 
 def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Size:
-    """Parameters and bytes in the files of `model`, with those that its class does not use."""
+    """Counts parameters and bytes in the files of `model`, including tensors unused by its class."""
     buffers = {name for name, _ in model.named_buffers()}
     names = loaded_names(model, tensors)
-    parameters = [one for name, one in tensors.items() if one.is_floating_point and names[name] not in buffers]
-    return Size(sum(_numel(one.shape) for one in parameters), sum(one.num_bytes for one in tensors.values()))
+    parameters = [tensor for name, tensor in tensors.items() if tensor.is_floating_point and names[name] not in buffers]
+    num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    return Size(sum(math.prod(tensor.shape) for tensor in parameters), num_bytes)
 
 
 def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> str | None:
-    """What the first tensor of another shape than in `model` is, in words; None if all fit."""
+    """Describes the first tensor with another shape than in `model`; None if all fit."""
     own = model.state_dict()
     for name, loaded in loaded_names(model, tensors).items():
         if loaded is not None and tuple(own[loaded].shape) != tensors[name].shape:
@@ -138,15 +140,8 @@ def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> st
     return None
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def _header(file: Path) -> dict[str, Any]:
-    """The header of a file that `safe_open` has checked, without its metadata."""
+    """Header of a file already checked by `safe_open`, without its metadata."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
@@ -159,7 +154,7 @@ def _is_beside(folder: Path, name: Any) -> bool:
 
 
 def _other_weights(folder: Path) -> str:
-    """What to do about the weights that are there instead."""
+    """Advice on the weights found instead."""
     other = _first(folder, "*.safetensors")
     if other is not None:
         return f"got {other}: rename the variant that you want, or save it again without `variant`"
@@ -171,5 +166,5 @@ def _other_weights(folder: Path) -> str:
 
 
 def _first(folder: Path, *patterns: str) -> str | None:
-    """The first file name of one of the patterns."""
+    """First file name, sorted, of any of the patterns."""
     return min((file.name for pattern in patterns for file in folder.glob(pattern)), default=None)

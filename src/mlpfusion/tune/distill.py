@@ -150,7 +150,7 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Disti
     """Raises `InputError` unless `teacher` fits `student` for the objective.
 
     Layer-wise: the student must be compressed, the teacher its source. Hidden states: equal number of layers and
-    hidden size. Logits: equal class, number of outputs and class names, in any order. Messages call the teacher `field`.
+    hidden size. Logits: equal class, outputs and class names, in any order. Messages call the teacher `field`.
     """
     if config.objective == "layerwise":
         check_source(teacher, student, ("the teacher", "the student"), field)
