@@ -1,4 +1,4 @@
-"""The main job on a real pretrained model, end to end and offline."""
+"""The demo: a real pretrained model compressed, measured and fine-tuned, offline."""
 
 from pathlib import Path
 

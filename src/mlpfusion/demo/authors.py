@@ -1,4 +1,4 @@
-"""The labelled sentences of the demo: whose sentence is it, of four authors? README.md says where they are from."""
+"""The task of the demo: sentences labelled by author, one of four. Sources are in README.md."""
 
 import gzip
 import json
@@ -16,16 +16,20 @@ _COLUMNS = CustomTask((TEXT,), LABEL, name="four-authors")
 
 
 def author_rows(split: str) -> list[dict[str, str]]:
-    """The rows of a split: `author`, `book`, `sentence`."""
+    """Rows of a split: `sentence`, `author`, `book`.
+
+    >>> sorted({row["author"] for row in author_rows("test")})[0]
+    'Charles Dickens'
+    """
     packed = resources.files("mlpfusion.demo").joinpath("four_authors.jsonl.gz").read_bytes()
     rows = [json.loads(line) for line in gzip.decompress(packed).decode().splitlines()]
     return [{name: row[name] for name in (TEXT, LABEL, "book")} for row in rows if row["split"] == split]
 
 
 def write_authors(folder: Path) -> None:
-    """Writes SPLIT.jsonl for every split, as one would keep data of one's own, and README.md. Replaces `folder`.
+    """Writes SPLIT.jsonl for every split and README.md, in place of an older `folder`.
 
-    Raises `InputError` if it holds anything else.
+    Raises `InputError` if `folder` holds anything else.
     """
     with staged_folder(folder, check_output(folder, overwrite=True)) as staged:
         for split in SPLITS:
@@ -36,7 +40,7 @@ def write_authors(folder: Path) -> None:
 
 
 def load_authors(folder: Path) -> TaskData:
-    """The task in `folder`, read the way any data of one's own is; reported are `validation` and `test`."""
+    """Loads the task from the files in `folder`, like any data of your own; reports `validation` and `test`."""
     files = {split: folder / f"{split}.jsonl" for split in SPLITS}
     held_out, test = (load_files(files["train"], files[split], _COLUMNS) for split in SPLITS[1:])
     return replace(held_out, evaluation={**held_out.evaluation, "test": test.evaluation["validation"]})

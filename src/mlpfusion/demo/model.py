@@ -1,4 +1,4 @@
-"""The model and the sentences of the demo."""
+"""The model of the demo, and sentences to compare its outputs on."""
 
 from collections.abc import Mapping
 from pathlib import Path

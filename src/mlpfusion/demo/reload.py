@@ -1,9 +1,9 @@
-"""Run by the demo in a process of its own: loads saved models the way a user would, and compares their outputs.
+"""Run by the demo in a fresh process: loads saved models like a user, and compares their outputs.
 
     python -m mlpfusion.demo.reload OUTPUTS FOLDER...
 
-OUTPUTS is a safetensors file that holds, under the name of each folder, the `last_hidden_state` of the model that was
-saved there. The exit code is 0 if every loaded model gives the same bits.
+OUTPUTS is a safetensors file with the expected `last_hidden_state` of every model, by name of the folder. The exit code
+is 0 if every loaded model gives the same bits.
 """
 
 import sys
@@ -19,11 +19,12 @@ from mlpfusion.demo.model import demo_batch, last_hidden_state
 
 
 def main() -> None:
+    """Compares all models named on the command line with their expected outputs."""
     logging.disable_progress_bar()
     expected = load_file(sys.argv[1])
     for folder in map(Path, sys.argv[2:]):
-        found = last_hidden_state(AutoModel.from_pretrained(folder), demo_batch(folder))
-        if not torch.equal(found, expected[folder.name]):
+        output = last_hidden_state(AutoModel.from_pretrained(folder), demo_batch(folder))
+        if not torch.equal(output, expected[folder.name]):
             sys.exit(f"{folder} gives other outputs")
 
 

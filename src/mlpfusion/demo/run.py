@@ -1,4 +1,4 @@
-"""The steps of `mlpfusion demo` and what it prints."""
+"""The steps of `mlpfusion demo`, with everything printed on the way."""
 
 import os
 import shutil
@@ -45,12 +45,15 @@ _NEXT = """\
 _METHODS = {"Fusion": "fusion", "NTKMatch": "ntk-match"}
 _DATA = "four-authors"
 _PICTURE = "fine-tuning.png"
-_EXAMPLE_LENGTH = 54  # characters: the table is to fit in 80 columns
+_EXAMPLE_LENGTH = 54  # characters, for a table of 80 columns
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What one method made of the demo's model, measured on the demo's sentences."""
+    """The model cut by one method, and its errors on the demo's sentences.
+
+    `similarity` is the mean cosine between the sentence embeddings before and after the cut.
+    """
 
     folder: Path
     record: Record
@@ -60,9 +63,10 @@ class Cut:
 
 
 def run_demo(out: Path, seed: int) -> None:
-    """Compresses all-MiniLM-L6-v2 by two methods, saves, reloads and measures it, and fine-tunes all three models.
+    """Compresses all-MiniLM-L6-v2 by two methods, measures, and fine-tunes all three models.
 
-    Replaces three folders and a picture in `out`, each of them complete or not there. Raises `InputError` on failure.
+    Replaces three folders and a picture in `out`, each complete or not there. Raises `InputError` if a saved model
+    gives other outputs in a fresh process, or a training process ends early.
     """
     console, source, server = PlainConsole(soft_wrap=False), demo_checkpoint(), start_server()
     _heading(console, "1. Inspect all-MiniLM-L6-v2, a real pretrained sentence encoder")
@@ -89,10 +93,10 @@ def run_demo(out: Path, seed: int) -> None:
     console.print(result_table(results))
     console.print(verdict(results), highlight=False, soft_wrap=True)
     write_picture(results, out / _PICTURE)
-    told = Text.assemble("Look at ", bold(str(out / _PICTURE)), ": how they learned, step by step.")
-    console.print(told, soft_wrap=True)
+    picture = Text.assemble("Look at ", bold(str(out / _PICTURE)), ": how they learned, step by step.")
+    console.print(picture, soft_wrap=True)
     _heading(console, "8. Try next")
-    told = {
+    names = {
         "out": out,
         "data": out / _DATA,
         "text": TEXT,
@@ -100,15 +104,15 @@ def run_demo(out: Path, seed: int) -> None:
         "rate": CONFIG.learning_rate,
         "program": _program(),
     }
-    console.print(_NEXT.format(**told), highlight=False, soft_wrap=True)
+    console.print(_NEXT.format(**names), highlight=False, soft_wrap=True)
 
 
 def _program() -> str:
-    """What to type for this program."""
-    started, found = Path(sys.argv[0]), shutil.which("mlpfusion")
+    """Name to type for this program: `mlpfusion` if on the PATH, else a path or `python -m`."""
+    started, on_path = Path(sys.argv[0]), shutil.which("mlpfusion")
     if started.name != "mlpfusion":
         return "python -m mlpfusion"
-    return "mlpfusion" if found and Path(found).samefile(started) else os.path.relpath(started)
+    return "mlpfusion" if on_path and Path(on_path).samefile(started) else os.path.relpath(started)
 
 
 def _print_task(console: PlainConsole, out: Path) -> None:
@@ -155,7 +159,7 @@ def _measure(
 
 def _cut(source: Path, recipe: Recipe, record: Record) -> Cut:
     folder, batch = Path(recipe.out), demo_batch(source)
-    original, model = (AutoModel.from_pretrained(one).eval() for one in (source, folder))
+    original, model = AutoModel.from_pretrained(source).eval(), AutoModel.from_pretrained(folder).eval()
     errors = measure_checkpoint(str(source), recipe.out, [batch], Probe())
     before, after = (embeddings(last_hidden_state(m, batch), batch["attention_mask"]) for m in (original, model))
     return Cut(folder, record, model, errors, float((before * after).sum(1).mean()))

@@ -1,4 +1,4 @@
-"""What the demo prints: tables, and the sentences that say what they show."""
+"""Tables of the demo, and the sentences to read them by."""
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -19,7 +19,7 @@ Mean cosine between the sentence embeddings before and after: {similarities}."""
 
 
 def example_table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Authors, each with a sentence."""
+    """Table of authors, each with a sentence."""
     table = _table(("", ""))
     for row in rows:
         table.add_row(row["author"], row["sentence"], style="italic")
@@ -28,11 +28,15 @@ def example_table(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def size_table(records: Mapping[str, Record], sizes: Sequence[int], seconds: Sequence[float]) -> Table:
-    """Sizes and times of the original and the cuts; `sizes` (bytes on disk) and `seconds` begin with the original."""
+    """Table of sizes and times before and after the cuts.
+
+    `sizes` (bytes on disk) and `seconds` begin with the original.
+    """
     first = next(iter(records.values()))
     mlps = [sum(site.parameters for site in record.sites) for record in records.values()]
+    totals = [first.original.parameters, *(record.compressed.parameters for record in records.values())]
     rows = [
-        ("parameters", [first.original.parameters, *(one.compressed.parameters for one in records.values())], ",d"),
+        ("parameters", totals, ",d"),
         (f"parameters of the {len(first.sites)} MLPs", [sum(s.original_parameters for s in first.sites), *mlps], ",d"),
         ("bytes on disk", sizes, ",d"),
         ("seconds a forward pass", seconds, ".3f"),
@@ -44,24 +48,27 @@ def size_table(records: Mapping[str, Record], sizes: Sequence[int], seconds: Seq
 
 
 def layer_table(records: Mapping[str, Record], errors: Mapping[str, Sequence[BlockError]]) -> Table:
-    """Blocks, their widths, and the errors of every method."""
+    """Table of blocks: widths, and the errors of every method."""
     titles = [f"{error}\n{name}" for error in ("output", "NTK") for name in errors]
     table = _table(("\nblock", "\nwidth", *titles))
     for index, site in enumerate(next(iter(records.values())).sites):
-        found = [one[index] for one in errors.values()]
-        numbers = [error.output_error for error in found] + [error.adam_kernel_error for error in found]
-        table.add_row(site.path, f"{site.original_width:,} -> {site.width:,}", *(f"{one:.3f}" for one in numbers))
+        of_block = [blocks[index] for blocks in errors.values()]
+        numbers = [error.output_error for error in of_block] + [error.adam_kernel_error for error in of_block]
+        cells = [f"{number:.3f}" for number in numbers]
+        table.add_row(site.path, f"{site.original_width:,} -> {site.width:,}", *cells)
     return table
 
 
 def result_table(results: Mapping[str, Trained]) -> Table:
-    """What came of the fine-tuning; accuracies with their binomial standard error."""
+    """Table of the fine-tuned models: accuracy with binomial standard error, parameters, time, memory."""
     table = _table(("after fine-tuning", *results))
-    records = [found.record for found in results.values()]
-    accuracies = [accuracies_after(found) for found in results.values()]
+    records = [trained.record for trained in results.values()]
+    accuracies = [accuracies_after(trained) for trained in results.values()]
     rows = {
-        f"right author, {where}": [f"{100 * share:.1f} +- {100 * error:.1f} %" for share, error in shares]
-        for where, shares in ((where, [one[where] for one in accuracies]) for where in accuracies[0])
+        f"right author, {books}": [
+            f"{100 * share:.1f} +- {100 * error:.1f} %" for share, error in (shares[books] for shares in accuracies)
+        ]
+        for books in accuracies[0]
     }
     rows |= {
         "trained parameters": [f"{record.trained_parameters:,}" for record in records],
@@ -73,28 +80,27 @@ def result_table(results: Mapping[str, Trained]) -> Table:
     return table
 
 
-def accuracies_after(found: Trained) -> dict[str, tuple[float, float]]:
-    """Where the sentences are from -> share whose author was found after the last step, and its standard error."""
-    shares = {"other books": found.record.scores["test"]["accuracy"], "same books": found.accuracy()[-1]}
-    counts = found.tested, len(found.labels)
+def accuracies_after(trained: Trained) -> dict[str, tuple[float, float]]:
+    """Accuracy after the last step and its standard error, for `other books` and `same books`."""
+    other, same = trained.record.scores["test"]["accuracy"], trained.accuracy()[-1]
     return {
-        where: (share, binomial_error(share, count))
-        for (where, share), count in zip(shares.items(), counts, strict=True)
+        "other books": (other, binomial_error(other, trained.tested)),
+        "same books": (same, binomial_error(same, len(trained.labels))),
     }
 
 
 def verdict(results: Mapping[str, Trained]) -> str:
-    """What the numbers say, and what they do not."""
-    full, cuts = results[FULL], {name: found for name, found in results.items() if name != FULL}
+    """Sentences on the results: differences with their errors, distances, and the limits of one seed."""
+    full, cuts = results[FULL], {name: trained for name, trained in results.items() if name != FULL}
     lines = []
-    for where, (share, error) in accuracies_after(full).items():
-        found = {name: accuracies_after(one)[where] for name, one in cuts.items()}
+    for books, (share, error) in accuracies_after(full).items():
+        of_cuts = {name: accuracies_after(trained)[books] for name, trained in cuts.items()}
         points = [
             f"{name} {100 * (other - share):+.1f} (+- {100 * sqrt(error**2 + other_error**2):.1f})"
-            for name, (other, other_error) in found.items()
+            for name, (other, other_error) in of_cuts.items()
         ]
-        lines.append(f"  {where}: {', '.join(points)}")
-    paths = [(name, one.distance(full)) for name, one in cuts.items()]
+        lines.append(f"  {books}: {', '.join(points)}")
+    paths = [(name, trained.distance(full)) for name, trained in cuts.items()]
     distances = ", ".join(f"{name} {path[0]:.2f} -> {path[-1]:.2f}" for name, path in paths)
     guess = 100 / full.logits.shape[-1]
     return "\n".join([

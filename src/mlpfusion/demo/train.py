@@ -1,4 +1,4 @@
-"""Fine-tunes the models of the demo, one after the other, each in a process of its own: peak memory is then its own."""
+"""Fine-tunes the models of the demo one by one, each in a separate process to measure its peak memory."""
 
 import multiprocessing
 import sys
@@ -20,6 +20,7 @@ from mlpfusion.data.encode import encode_task
 from mlpfusion.data.task_model import load_for_task, open_source
 from mlpfusion.data.unlabelled import unlabelled_batches
 from mlpfusion.demo.authors import load_authors
+from mlpfusion.demo.model import MAX_LENGTH
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import held_out_logits
 from mlpfusion.options.training import Finetune
@@ -27,15 +28,14 @@ from mlpfusion.progress import Progress
 from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.record import RunRecord, run_from_dict
 
-MAX_LENGTH = 64
 # The rate was chosen once, with the full model, on the held-out sentences, among 1e-4, 2e-4 and 5e-4.
 CONFIG = Finetune(learning_rate=2e-4, epochs=1, batch_size=16, select_on="last", device="cpu")
-WATCHED_STEPS = 20
+WATCHED_STEPS = 20  # between looks at the held-out sentences: a dozen points in a run; not tuned
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One fine-tuned model: the record of its run, and its logits on the held-out sentences on the way, from step 0.
+    """One fine-tuned model: record of the run, logits on held-out sentences from step 0 on.
 
     `tested` is the number of test sentences.
     """
@@ -47,32 +47,36 @@ class Trained:
     tested: int
 
     def accuracy(self) -> list[float]:
-        """Share of the held-out sentences whose author is found, at every watched step."""
+        """Share of held-out sentences with the right author, at every watched step."""
         return (self.logits.argmax(-1) == self.labels).double().mean(1).tolist()
 
     def distance(self, other: "Trained") -> list[float]:
-        """|logits - those of `other`| / |those of `other`| at every watched step, over all held-out sentences."""
+        """|logits - logits of `other`| / |logits of `other`| at every watched step."""
         theirs = other.logits.flatten(1)
         return ((self.logits.flatten(1) - theirs).norm(dim=1) / theirs.norm(dim=1)).tolist()
 
 
 def binomial_error(share: float, count: int) -> float:
-    """The standard error of a share that was found in `count` independent trials."""
+    """Standard error of a share in `count` independent trials, sqrt(p (1 - p) / n).
+
+    >>> binomial_error(0.5, 100)
+    0.05
+    """
     return sqrt(share * (1 - share) / count)
 
 
 class HeldOutWatch(TrainerCallback):
-    """Keeps the logits on held-out sentences before the first step, every few steps, and after the last."""
+    """Keeps logits on held-out sentences: before step 1, every `WATCHED_STEPS`, at the end."""
 
     def __init__(self, batches: list[Mapping[str, Tensor]]):
         self.batches, self.logits = batches, dict[int, Tensor]()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The model as it starts."""
+        """Looks at the untrained model."""
         self._look(0, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a few steps, and after the last one."""
+        """Looks every `WATCHED_STEPS` steps and after the last."""
         if state.global_step % WATCHED_STEPS == 0 or state.global_step == state.max_steps:
             self._look(state.global_step, kwargs["model"])
 
@@ -81,7 +85,7 @@ class HeldOutWatch(TrainerCallback):
 
 
 def train(checkpoint: Path, data: Path, seed: int, progress: Progress) -> Trained:
-    """Fine-tunes `checkpoint` on the four authors in `data`; head, order of the data and dropout are from `seed`."""
+    """Fine-tunes `checkpoint` on the authors in `data`; `seed` draws head, data order, dropout."""
     source = open_source(str(checkpoint))
     encoded = encode_task(load_authors(data), source.tokenizer, max_length=MAX_LENGTH)
     held_out = encoded.evaluation["validation"]
@@ -96,7 +100,7 @@ def train(checkpoint: Path, data: Path, seed: int, progress: Progress) -> Traine
 
 
 def start_server() -> Any:
-    """Begins to import what the trainings need, beside what else is going on; what `train_apart` takes."""
+    """Starts importing torch and transformers in the background, for `train_apart`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "transformers.models.bert.modeling_bert"])
     forkserver.ensure_running()
@@ -104,7 +108,10 @@ def start_server() -> Any:
 
 
 def train_apart(server: Any, checkpoint: Path, data: Path, seed: int, progress: Progress) -> Trained:
-    """`train` in a process of its own, which ends with this call, whatever happens. Raises what `train` raises."""
+    """Runs `train` in a separate process, ended with this call, also by an exception.
+
+    Raises the `InputError` of `train`, and one for a process that ended without a result.
+    """
     receiver, sender = server.Pipe(duplex=False)
     process = server.Process(target=_serve, args=(sender, checkpoint, data, seed), daemon=True)
     process.start()
@@ -127,16 +134,15 @@ def train_apart(server: Any, checkpoint: Path, data: Path, seed: int, progress: 
 
 
 def _serve(sender: Connection, checkpoint: Path, data: Path, seed: int) -> None:
-    """In the child: trains, tells how far it is, and hands over plain data."""
+    """Child process: trains, sends its progress, and sends the result as plain data."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        found = train(checkpoint, data, seed, lambda *state: sender.send(("progress", state)))
+        trained = train(checkpoint, data, seed, lambda *state: sender.send(("progress", state)))
     except InputError as error:
         sender.send(("error", str(error)))
     except KeyboardInterrupt:
         sys.exit(130)  # Ctrl-C reaches parent and child; the parent says so
     else:
-        sender.send(
-            ("done", (asdict(found.record), found.steps, found.logits.tolist(), found.labels.tolist(), found.tested))
-        )
+        logits, labels = trained.logits.tolist(), trained.labels.tolist()
+        sender.send(("done", (asdict(trained.record), trained.steps, logits, labels, trained.tested)))

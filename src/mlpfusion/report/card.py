@@ -1,4 +1,4 @@
-"""The model card of a compressed checkpoint: what was done, and what was measured while doing it."""
+"""The model card of a compressed checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,12 @@ _WHAT = {
 }
 
 
-# What a card of the source says that holds for the compressed model as well; no scores, which were measured on another.
+# Entries of the source's card kept for the compressed model; no scores, they were measured on the source.
 _KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag", "library_name", "tags")
 
 
 def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
-    """The text of README.md for `record`, with the licence and the other front matter of the card in `source`."""
+    """Text of README.md for `record`, with licence, language and tags of the card in `source`."""
     came_from = record.model
     assert came_from is not None
     before, after = record.original, record.compressed
@@ -92,12 +92,20 @@ def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
 
 
 def plain(text: str) -> str:
-    """A name from outside as text of a card: no markup, no HTML, one line."""
+    """Escapes a name from outside for a card: no markup, no HTML, one line.
+
+    >>> plain("<b>model</b>")
+    '&#60;b&#62;model&#60;/b&#62;'
+    """
     return "".join(f"&#{ord(letter)};" if letter in "&<>`|*[]\\" else letter for letter in _printable(text))
 
 
 def code(text: str) -> str:
-    """A name from outside between backticks, of which it holds none, in one line."""
+    """Puts a name from outside between backticks, in one line.
+
+    >>> code("my`model")
+    "`my'model`"
+    """
     return "`" + _printable(text).replace("`", "'") + "`"
 
 
@@ -106,23 +114,23 @@ def _printable(text: str) -> str:
 
 
 def _front_matter(source: Path, came_from: Origin) -> str:
-    found = read_front_matter(source / "README.md")
-    kept = {name: found[name] for name in _KEPT if _is_text(found.get(name))}
+    source_data = read_front_matter(source / "README.md")
+    entries = {name: source_data[name] for name in _KEPT if _is_text(source_data.get(name))}
     is_sentence_model = (source / "modules.json").is_file()
-    kept.setdefault("library_name", "sentence-transformers" if is_sentence_model else "transformers")
-    tags = kept.pop("tags", [])
+    entries.setdefault("library_name", "sentence-transformers" if is_sentence_model else "transformers")
+    tags = entries.pop("tags", [])
     tags = [*([tags] if isinstance(tags, str) else tags), "mlp-fusion", "compression"]
-    older = found.get("base_model") if _is_text(found.get("base_model")) else None
+    older = source_data.get("base_model") if _is_text(source_data.get("base_model")) else None
     base = came_from.name if came_from.is_hub_id else older
-    return ModelCardData(base_model=base, tags=list(dict.fromkeys(tags)), **kept).to_yaml()
+    return ModelCardData(base_model=base, tags=list(dict.fromkeys(tags)), **entries).to_yaml()
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
 
 
 def _link(came_from: Origin) -> str:
-    """The source in words: linked if it is on the Hub, with its commit."""
+    """Name of the source; a link with its commit if on the Hub."""
     if not came_from.is_hub_id:
         return code(came_from.name)
     commit = f" (commit `{came_from.commit}`)" if came_from.commit else ""
@@ -130,7 +138,7 @@ def _link(came_from: Origin) -> str:
 
 
 def _snippet(source: Path, model: PreTrainedModel) -> str:
-    """The lines that load the checkpoint in the class that fits it."""
+    """Lines of Python to load the checkpoint in its class."""
     if (source / "modules.json").is_file():
         name, library, call = "SentenceTransformer", "sentence_transformers", "SentenceTransformer"
     else:
@@ -140,14 +148,16 @@ def _snippet(source: Path, model: PreTrainedModel) -> str:
 
 
 def _auto_class(config: PreTrainedConfig, class_name: str) -> str:
-    """The Auto class of transformers that builds `class_name`; the class itself where none does."""
+    """Name of the Auto class of transformers for `class_name`; `class_name` without any."""
     autos = [
-        one for one in vars(modeling_auto).values() if isinstance(one, type) and issubclass(one, _BaseAutoModelClass)
+        auto
+        for auto in vars(modeling_auto).values()
+        if isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass)
     ]
     for auto in [AutoModel, *autos]:
         mapping = getattr(auto, "_model_mapping", None)
-        found = None if mapping is None else mapping._model_mapping.get(config.model_type)
-        if class_name in ([found] if isinstance(found, str) else found or []):
+        names = None if mapping is None else mapping._model_mapping.get(config.model_type)
+        if class_name in ([names] if isinstance(names, str) else names or []):
             return auto.__name__
     return class_name
 
@@ -172,7 +182,7 @@ def _data_used(record: Record) -> str:
 
 
 def _budget(budget: dict[str, Any] | None) -> str:
-    """What each layer got of a budget; nothing where there was none."""
+    """Table of the layers' shares of a budget; empty without a budget."""
     if budget is None:
         return ""
     rows = [f"| {s['path']} | {s['width']:,} | {100 * s['share']:.1f} % | {s['error']:.3g} |" for s in budget["sites"]]

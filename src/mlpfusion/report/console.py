@@ -1,4 +1,4 @@
-"""The console of all commands, on which a name is printed as it is, and progress without a terminal."""
+"""The console of all commands, without markup, and progress with or without a terminal."""
 
 import os
 import sys
@@ -17,36 +17,36 @@ from rich.text import Text
 from mlpfusion.errors import printable
 from mlpfusion.progress import Progress as ProgressCallback
 
-HALF_A_MINUTE = 30.0
-_TABLE_WIDTH = 100
+HALF_A_MINUTE = 30.0  # seconds between lines of progress in a log file
+_TABLE_WIDTH = 100  # characters of the widest table (`compare`)
 
 
 class PlainConsole(Console):
-    """A console on which text is text: brackets are no markup, control characters get backslashes."""
+    """Console that prints brackets as brackets, and control characters with backslashes."""
 
     def __init__(self, *, stderr: bool = False, soft_wrap: bool = True, width: int | None = None):
         super().__init__(stderr=stderr, soft_wrap=soft_wrap, width=width, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """The text that is printed for a str, in tables too."""
+        """Text to print for a str, also in tables."""
         return super().render_str(printable(text, keep="\n"), **options)
 
 
 def wide_console() -> PlainConsole:
-    """At least as wide as the tables need, so that a narrow terminal breaks lines rather than hides numbers."""
+    """Console at least as wide as any table: a narrow terminal breaks lines, hides no number."""
     return PlainConsole(soft_wrap=False, width=max(_TABLE_WIDTH, PlainConsole().width))
 
 
 def bold(text: str) -> Text:
-    """`text` in bold face, control characters with backslashes."""
+    """Bold text, control characters with backslashes."""
     return Text(printable(text), style="bold")
 
 
 @contextmanager
 def progress_bar(title: str, every: float = HALF_A_MINUTE) -> Iterator[ProgressCallback]:
-    """A callback `(done, total, what)` that moves a bar on stderr.
+    """Yields a callback `(done, total, what)` to move a bar on stderr.
 
-    Where stderr is no terminal, a line is written there `every` so many seconds. Of several processes the first tells.
+    Without a terminal a line is printed `every` so many seconds. Of several processes only the first prints.
     """
     if os.environ.get("RANK", "0") != "0":
         yield lambda done, total, what: None
@@ -91,7 +91,7 @@ class _State:
 def _lines(title: str, every: float) -> Iterator[ProgressCallback]:
     state, stopped, started = _State(), threading.Event(), time.monotonic()
 
-    def tell() -> None:
+    def print_lines() -> None:
         console = PlainConsole(stderr=True)
         while not stopped.wait(every):
             elapsed = timedelta(seconds=round(time.monotonic() - started))
@@ -100,7 +100,7 @@ def _lines(title: str, every: float) -> Iterator[ProgressCallback]:
     def move(done: int, total: int, what: str) -> None:
         state.done, state.total, state.what = done, total, what
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield move

@@ -1,6 +1,6 @@
-"""How the commands end when something is wrong: in one line on stderr, whoever is to blame.
+"""Errors of commands: one line on stderr and an exit code.
 
-Exit codes: 2 for bad input, 3 for what the machine refuses (disk, memory, rights), 130 for Ctrl-C, 143 for SIGTERM.
+Exit codes: 2 for bad input, 3 for the machine's refusals (disk, memory, permissions), 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 import errno
@@ -18,9 +18,9 @@ from typing import NoReturn
 
 import click
 
-# What torch says as a RuntimeError where memory or the disk is full.
+# In torch's RuntimeErrors for full memory or a full disk.
 _TORCH_OUT_OF_ROOM = ("can't allocate memory", "inline_container", "PytorchStreamWriter", "out of memory")
-# How libraries in Rust (safetensors, tokenizers) name the number of an error, the second of them in a plain Exception.
+# The errno in messages of Rust libraries (safetensors, tokenizers; the latter raises a plain Exception).
 _OS_ERROR = re.compile(r"\(os error ([0-9]+)\)")
 _CURES = {
     errno.ENOSPC: "make room on the disk",
@@ -32,15 +32,14 @@ _CURES = {
 
 
 class _Terminated(SystemExit):
-    """SIGTERM came; raised so that the stack unwinds and nothing is left behind."""
+    """SIGTERM as an exception, so that the stack unwinds and nothing is left behind."""
 
 
 @contextmanager
 def reported_errors(go_on: str = "") -> Iterator[None]:
-    """Ends the command in one line on stderr where something is wrong, and prints a warning as one line.
+    """Ends a failed command with one line on stderr; prints warnings as one line.
 
-    `go_on` says after Ctrl-C and SIGTERM how to go on. Errors of the program itself keep their traceback; with --debug
-    all have one.
+    `go_on`: advice after Ctrl-C and SIGTERM. Bugs of the program keep their traceback; --debug shows it for all errors.
     """
     go_on = go_on or "Nothing half-written is left."
     for stream in (sys.stdout, sys.stderr):
@@ -55,7 +54,7 @@ def reported_errors(go_on: str = "") -> Iterator[None]:
     except _Terminated:
         _end_once(f"Terminated. {go_on}", 143)
     except BaseException as error:
-        if not _is_told(error):
+        if not _is_expected(error):
             raise
         _report(error)
 
@@ -66,7 +65,7 @@ def _terminate(*_: object) -> NoReturn:
 
 @contextmanager
 def _calm_libraries() -> Iterator[None]:
-    """Inside, other libraries print nothing on their own, and warnings are one line each."""
+    """Silences other libraries while open, and prints every warning as one line."""
     from transformers.utils import logging as transformers_logging
 
     from mlpfusion.errors import printable
@@ -81,8 +80,8 @@ def _calm_libraries() -> Iterator[None]:
         yield
 
 
-def _is_told(error: BaseException) -> bool:
-    """Whether a user or the machine caused `error`, and not the program or a reader that has gone."""
+def _is_expected(error: BaseException) -> bool:
+    """True for errors caused by the user or the machine, not by a bug or a closed pipe."""
     from safetensors import SafetensorError
 
     from mlpfusion.errors import InputError
@@ -97,7 +96,7 @@ def _is_told(error: BaseException) -> bool:
 
 
 def _report(error: BaseException) -> NoReturn:
-    """Ends with the line and the code of `error`."""
+    """Ends the command with the line and the exit code of `error`."""
     from mlpfusion.errors import InputError, one_line
 
     if isinstance(error, InputError):
@@ -106,7 +105,7 @@ def _report(error: BaseException) -> NoReturn:
 
 
 def _end_once(line: str, code: int) -> NoReturn:
-    """Ends with a line that the first process of torchrun tells: the others would say the same."""
+    """Ends the command; of several processes (torchrun) only the first prints the line."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         _end(line, code)
     sys.exit(code)
@@ -121,7 +120,7 @@ def _end(line: str, code: int) -> NoReturn:
 
 
 def _in_words(error: BaseException) -> str:
-    """What the machine refused, where, and what to do about it."""
+    """One line on a refusal of the machine: reason, place, cure."""
     from mlpfusion.errors import one_line, printable
 
     if isinstance(error, UnicodeError):
@@ -132,8 +131,8 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         names = [printable(str(name)) for name in (error.filename, error.filename2) if name is not None]
         reason, number = ": ".join([error.strerror, *names[:1]]), error.errno or 0
-    elif found := _OS_ERROR.search(str(error)):
-        number = int(found[1])
+    elif match := _OS_ERROR.search(str(error)):
+        number = int(match[1])
     cure = _CURES.get(number, "")
     if isinstance(error, MemoryError) or (not number and "memory" in reason):
         cure = "use a smaller model, batch or number of samples, or a machine with more memory"
@@ -143,9 +142,9 @@ def _in_words(error: BaseException) -> str:
 
 
 def _with_flags(message: str) -> str:
-    """The message with the fields in backticks as they are typed: `keep_ratio` is `--keep-ratio`, `model` is MODEL.
+    """Replaces fields in backticks by flags: `keep_ratio` -> `--keep-ratio`, `model` -> MODEL.
 
-    What stands in the file of --recipe stays a field, and so does what is said to be `of` something else.
+    Fields set in the file of --recipe stay, and so do fields followed by ` of ` (parts of a file).
     """
     context = click.get_current_context()
     typed = {}
@@ -154,7 +153,7 @@ def _with_flags(message: str) -> str:
         if context.params.get("recipe") is None or source is click.core.ParameterSource.COMMANDLINE:
             typed[parameter.name] = parameter
 
-    if "seeds" in typed:  # each of them is checked as a seed
+    if "seeds" in typed:  # every one of `--seeds` is checked under the name `seed`
         typed.setdefault("seed", typed["seeds"])
 
     def flag(match: re.Match[str]) -> str:

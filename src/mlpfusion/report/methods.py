@@ -1,4 +1,4 @@
-"""The methods in words: what each is, needs and can be told, read off the tables and the docstrings of the configs."""
+"""The methods in words: kind, needs, options, taken from the tables and the configs' docstrings."""
 
 import re
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ _KINDS: dict[type, str] = {Narrowed: "narrow", LowRank: "low-rank", Masked: "mas
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One method: its name on the command line, its config, what becomes of a block, and what it needs."""
+    """One method: name on the command line, config, kind of outcome, needed data."""
 
     name: str
     config: type
@@ -25,13 +25,13 @@ class MethodEntry:
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring of the config."""
+        """First line of the config's docstring."""
         return (self.config.__doc__ or "").strip().splitlines()[0]
 
 
 @dataclass(frozen=True)
 class OptionEntry:
-    """One option of a method: its type, its default, and the sentence of the docstring about it."""
+    """One option of a method: type, default, and its sentence in the docstring."""
 
     name: str
     kind: str
@@ -49,8 +49,8 @@ def method_entries() -> list[MethodEntry]:
 
 
 def option_entries(config: type) -> list[OptionEntry]:
-    """The options of a method, with the sentence of the docstring, its own or of what it is made of, on each."""
-    text = " ".join(" ".join((one.__doc__ or "").split()) for one in config.__mro__ if one is not object)
+    """Options of a method, each with its sentence in the docstring of the config or a base class."""
+    text = " ".join(" ".join((base.__doc__ or "").split()) for base in config.__mro__ if base is not object)
     sentences = re.split(r"(?<=[.:;])\s+(?=[A-Z`])", text)
     entries = []
     for item in fields(config):
@@ -60,7 +60,7 @@ def option_entries(config: type) -> list[OptionEntry]:
 
 
 def print_methods() -> None:
-    """Prints a line a method."""
+    """Prints one line per method."""
     console = PlainConsole()
     table = Table(box=None, pad_edge=False)
     for column in ("method", "kind", "needs", "what it does"):
@@ -72,7 +72,7 @@ def print_methods() -> None:
 
 
 def print_method(name: str) -> None:
-    """Prints what is said about one method, and its options. Raises `InputError` for an unknown name."""
+    """Prints the summary and the options of one method. Raises `InputError` for an unknown name."""
     entries = {entry.name: entry for entry in method_entries()}
     if name not in entries:
         raise InputError(f"`name` must be one of {', '.join(entries)}, got {shown(name)}")

@@ -1,4 +1,4 @@
-"""The model cards of tuned and of distilled checkpoints."""
+"""Model cards of fine-tuned and of distilled checkpoints."""
 
 from huggingface_hub import ModelCardData
 
@@ -41,7 +41,7 @@ The full record is in `{record_file}`.
 
 
 def tune_card(record: TuneRecord) -> str:
-    """The text of README.md for `record`."""
+    """Text of README.md for a fine-tuned checkpoint."""
     recipe, first = record.recipe, record.runs[0]
     data = ModelCardData(
         library_name="transformers", tags=["mlp-fusion", "text-classification"], pipeline_tag="text-classification"
@@ -78,7 +78,7 @@ def _layerwise(record: TuneRecord) -> str:
 
 
 def score_rows(record: TuneRecord) -> list[str]:
-    """One line of a Markdown table for every split and metric."""
+    """Lines of a Markdown table, one per split and metric."""
     return [
         f"| {split} | {record.metric_name(name)} | {mean:.4f} | {deviation:.4f} |"
         for split, metrics in record.scores.items()
@@ -108,7 +108,7 @@ The full record is in `{record_file}`.
 
 
 def distill_card(record: DistillRecord) -> str:
-    """The text of README.md for `record`."""
+    """Text of README.md for a distilled checkpoint."""
     recipe, run = record.recipe, record.run
     data = ModelCardData(library_name="transformers", tags=["mlp-fusion", "compression", "distillation"])
     return _DISTILL_TEXT.format(

@@ -1,4 +1,4 @@
-"""What `tune` and `distill` print for people."""
+"""Printed by `tune` and `distill` for people."""
 
 from rich.table import Table
 from rich.text import Text
@@ -8,7 +8,7 @@ from mlpfusion.tune.record import DistillRecord, DistillRun, TuneRecord
 
 
 def print_tuning(record: TuneRecord, out: str) -> None:
-    """Prints the runs, the scores and how they were chosen."""
+    """Prints all runs, the scores, and the choice of rate and epoch."""
     console = PlainConsole()
     metric = record.runs[0].selection_metric
     table = Table(box=None, pad_edge=False)
@@ -33,12 +33,12 @@ def print_tuning(record: TuneRecord, out: str) -> None:
         )
         console.print(f"{record.task} {split}: {values}")
     console.print(f"{record.note}")
-    told = f" is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}."
-    console.print(Text.assemble(bold(out), told))
+    saved = f" is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}."
+    console.print(Text.assemble(bold(out), saved))
 
 
 def print_distillation(record: DistillRecord, out: str) -> None:
-    """Prints the loss before and after, and what was left."""
+    """Prints the loss before and after, and the folder."""
     console = PlainConsole()
     console.print(_losses(record.run))
     console.print(Text.assemble(bold(out), " is complete."))
