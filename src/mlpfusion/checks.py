@@ -117,6 +117,15 @@ def check_range(name: str, value: float, least: float, most: float | None = None
         raise InputError(f"`{name}` must be at most {most}, got {shown(value)}")
 
 
+def check_that(condition: bool, name: str, allowed: str, value: Any) -> None:
+    """Raises `InputError` in the house's words unless `condition` holds.
+
+    >>> check_that(0 < 0.1 < 1, "holdout", "above 0 and below 1", 0.1)
+    """
+    if not condition:
+        raise InputError(f"`{name}` must be {allowed}, got {shown(value)}")
+
+
 def check_above_zero(name: str, value: float) -> None:
     """Raises `InputError` unless `value` > 0; NaN is refused.
 

@@ -30,7 +30,7 @@ from mlpfusion.tune.record import RunRecord, run_from_dict
 
 # The rate was chosen once, with the full model, on the held-out sentences, among 1e-4, 2e-4 and 5e-4.
 CONFIG = Finetune(learning_rate=2e-4, epochs=1, batch_size=16, select_on="last", device="cpu")
-WATCHED_STEPS = 20  # between looks at the held-out sentences: a dozen points in a run; not tuned
+WATCHED_STEPS = 20  # between looks at the held-out sentences: five points in a run; not tuned
 
 
 @dataclass(frozen=True)

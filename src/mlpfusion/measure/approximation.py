@@ -97,20 +97,36 @@ def block_error_from_dict(data: dict[str, Any]) -> BlockError:
     """Reads a `BlockError` from its JSON data."""
     authors = data["authors"]
     return BlockError(
-        **data
-        | {
-            "adam": _comparison_from_dict(data["adam"]),
-            "plain": _comparison_from_dict(data["plain"]),
-            "authors": None if authors is None else AuthorsError(**authors),
-        }
+        path=data["path"],
+        layer=data["layer"],
+        output_error=data["output_error"],
+        output_absolute=data["output_absolute"],
+        block_output_error=data["block_output_error"],
+        block_output_absolute=data["block_output_absolute"],
+        adam_kernel_error=data["adam_kernel_error"],
+        adam_trace_ratio=data["adam_trace_ratio"],
+        plain_kernel_error=data["plain_kernel_error"],
+        adam=_comparison_from_dict(data["adam"]),
+        plain=_comparison_from_dict(data["plain"]),
+        authors=None if authors is None else AuthorsError(authors["output"], authors["kernel"]),
     )
 
 
 def _comparison_from_dict(data: dict[str, Any]) -> KernelComparison:
     return KernelComparison(
-        blocks={name: KernelError(**block) for name, block in data["blocks"].items()},
-        total=KernelError(**data["total"]),
-        without_down_bias=KernelError(**data["without_down_bias"]),
+        blocks={name: _kernel_error_from_dict(block) for name, block in data["blocks"].items()},
+        total=_kernel_error_from_dict(data["total"]),
+        without_down_bias=_kernel_error_from_dict(data["without_down_bias"]),
+    )
+
+
+def _kernel_error_from_dict(data: dict[str, Any]) -> KernelError:
+    return KernelError(
+        relative=data["relative"],
+        absolute=data["absolute"],
+        cosine=data["cosine"],
+        trace_ratio=data["trace_ratio"],
+        alignment=data["alignment"],
     )
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.batch import to_device
-from mlpfusion.checks import check_fields
+from mlpfusion.checks import check_fields, check_range, check_that
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.unlabelled import unlabelled_batches
-from mlpfusion.errors import InputError, shown
 from mlpfusion.loop.steps import adamw, backward, training_batches
 from mlpfusion.progress import Progress
 from mlpfusion.sites.sites import check_in_memory
@@ -40,15 +39,10 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        checks = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "every": (self.every >= 1, "at least 1"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise InputError(f"`{name}` must be {allowed}, got {shown(getattr(self, name))}")
+        check_range("steps", self.steps, 1)
+        check_that(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
+        check_range("batch_size", self.batch_size, 1)
+        check_range("every", self.every, 1)
 
     def measured_at(self) -> tuple[int, ...]:
         """Steps with kept logits, ascending, without step 0.

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from mlpfusion.checks import user_path
@@ -69,15 +69,32 @@ class Experiment:
 
     def finetune(self, learning_rate: float, seed: int, lora: Lora | None) -> Finetune:
         """Config of one run. Raises `InputError` for a value out of range."""
-        shared = {item.name for item in fields(Finetune)} & {item.name for item in fields(Experiment)}
-        values = {name: getattr(self, name) for name in shared - {"learning_rate"}}
-        return Finetune(learning_rate=learning_rate, seed=seed, lora=lora, **values)
+        return Finetune(
+            learning_rate=learning_rate,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            warmup_ratio=self.warmup_ratio,
+            weight_decay=self.weight_decay,
+            seed=seed,
+            split_seed=self.split_seed,
+            holdout=self.holdout,
+            select_on=self.select_on,
+            max_train_samples=self.max_train_samples,
+            lora=lora,
+            precision=self.precision,
+            device=self.device,
+        )
 
     def distill(self, learning_rate: float, seed: int, epochs: int) -> Distill:
         """Config of the layer-wise stage of one run. Raises `InputError` for a value out of range."""
-        rate = self.layerwise_learning_rate or learning_rate
-        shared = {name: getattr(self, name) for name in ("batch_size", "precision", "device")}
-        return Distill(learning_rate=rate, seed=seed, epochs=epochs, **shared)
+        return Distill(
+            learning_rate=self.layerwise_learning_rate or learning_rate,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            seed=seed,
+            precision=self.precision,
+            device=self.device,
+        )
 
 
 @dataclass(frozen=True)
@@ -177,16 +194,16 @@ def parse_table_row(text: str, model: str) -> TableRow:
     """
     name, *additions = (part.strip() for part in text.split("+"))
     method = None if name == FULL else parse_method(name, METHODS)
-    values: dict[str, Any] = {}
+    layerwise, lora = 0, None
     for addition in additions:
         kind, _, value = addition.partition("=")
         if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
-            values["layerwise"] = int(value or 1)
+            layerwise = int(value or 1)
         elif kind == "lora":
-            values["lora"] = parse_lora(f"r={value}" if value else "r=8")
+            lora = parse_lora(f"r={value}" if value else "r=8")
         else:
             allowed = "lora[=R]" + ("" if method is None else ", layerwise[=EPOCHS]")
             raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
-    if "lora" in values and method is not None and METHODS[type(method)].makes is Masked:
+    if lora is not None and method is not None and METHODS[type(method)].makes is Masked:
         raise InputError(f"`methods` must have lora with methods that mask nothing, got {shown(text)}")
-    return TableRow(model, method, **values)
+    return TableRow(model, method, layerwise, lora)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, TrainerCallback
 
 from mlpfusion.batch import to_device
-from mlpfusion.checks import check_fields
+from mlpfusion.checks import check_above_zero, check_fields, check_range, check_that
 from mlpfusion.compression.provenance import check_source
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.heads import teacher_order
-from mlpfusion.errors import InputError, shown
+from mlpfusion.errors import InputError
 from mlpfusion.options.training import PRECISIONS, Finetune
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
@@ -54,20 +54,16 @@ class Distill:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        checks = {
-            "objective": (self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
-            "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "holdout": (0 < self.holdout < 1, "above 0 and below 1"),
-            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            "device": (self.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
-            "save_steps": (self.save_steps is None or self.save_steps >= 1, "at least 1"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise InputError(f"`{name}` must be {allowed}, got {shown(getattr(self, name))}")
+        check_that(self.objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", self.objective)
+        check_that(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
+        check_range("epochs", self.epochs, 1)
+        check_range("batch_size", self.batch_size, 1)
+        check_above_zero("temperature", self.temperature)
+        check_that(0 < self.holdout < 1, "holdout", "above 0 and below 1", self.holdout)
+        check_that(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        check_that(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", self.device)
+        if self.save_steps is not None:
+            check_range("save_steps", self.save_steps, 1)
         if self.temperature != type(self).temperature and not self.objective.startswith("logits"):
             raise InputError(f"`temperature` must be left out for {self.objective}, which has no logits")
 

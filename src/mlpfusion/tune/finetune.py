@@ -102,21 +102,26 @@ def split_train(data: EncodedTask, config: Finetune) -> tuple[EncodedExamples, E
 
 
 def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) -> Any:
-    names = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "seed")
-    selection: dict[str, Any] = {"eval_strategy": "epoch", "load_best_model_at_end": True, "greater_is_better": True}
-    selection["metric_for_best_model"] = f"eval_{metric}"
     return training_arguments(
         folder,
         device=config.device,
         precision=config.precision,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=2 * config.batch_size,
+        per_device_eval_batch_size=2 * config.batch_size,  # without gradients twice as many fit
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
         warmup_steps=config.warmup_ratio,
         lr_scheduler_type="linear",
+        seed=config.seed,
         save_strategy="epoch",
-        **{name: getattr(config, name) for name in names},
-        **(selection if evaluated else {}),
+        eval_strategy="epoch" if evaluated else "no",
+        load_best_model_at_end=evaluated,
+        metric_for_best_model=f"eval_{metric}" if evaluated else None,
+        greater_is_better=True if evaluated else None,
     )
 
 
