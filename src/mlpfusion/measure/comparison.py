@@ -88,13 +88,15 @@ def compare_methods(
         for site in sites:
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
-                one = {site.path: originals[site.path]}
-                options: dict[str, Any] = {"keep_ratio": keep_ratio, "seed": seed, "architecture": architecture}
-                small, record = _cut(model, method, str(site.layer), traced, options)
-                result = next(entry for entry in record.sites if entry.path == site.path)
+                traces = traced.get(head_pooling(method)) if needs_batches(method) else None
+                small, record = _cut(model, method, Selection(str(site.layer), keep_ratio), seed, traces, architecture)
+                block = next(block for block in record.sites if block.path == site.path)
                 outputs = outputs_on_inputs_of(model, small, [site], batches) if len(record.sites) > 1 else None
-                (error,) = block_errors(one, small, row, batches, probe, outputs=outputs, authors_batch=authors_batch)
-                rows.append(_row(method, seed, record.seconds, result, error))
+                original = {site.path: originals[site.path]}
+                (error,) = block_errors(
+                    original, small, row, batches, probe, outputs=outputs, authors_batch=authors_batch
+                )
+                rows.append(_row(method, seed, record.seconds, block, error))
     progress(total, total, "")
     return rows
 
@@ -138,18 +140,30 @@ def _traced(
 
 
 def _cut(
-    model: PreTrainedModel, method: Any, layer: str, traced: Mapping[str, TracedCalibration], options: dict[str, Any]
+    model: PreTrainedModel,
+    method: Any,
+    selection: Selection,
+    seed: int,
+    traces: TracedCalibration | None,
+    architecture: Architecture | None,
 ) -> tuple[PreTrainedModel, Record]:
     """Copy of the model with one layer cut, and its record.
 
     The seconds of the record include the tracing of the calibration, although several cuts share it.
     """
     small = copy.deepcopy(model)
-    calibration = None if not needs_batches(method) else traced.get(head_pooling(method))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusteringWarning)
-        record = compress(small, method, layers=layer, calibration=calibration, **options)
-    return small, replace(record, seconds=record.seconds + (0 if calibration is None else calibration.seconds))
+        record = compress(
+            small,
+            method,
+            layers=selection.layers,
+            keep_ratio=selection.keep_ratio,
+            seed=seed,
+            calibration=traces,
+            architecture=architecture,
+        )
+    return small, replace(record, seconds=record.seconds + (0 if traces is None else traces.seconds))
 
 
 def _row(method: Any, seed: int, seconds: float, block: SiteRecord, error: BlockError) -> ComparisonRow:

@@ -96,10 +96,10 @@ def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
     nearest, farthest = min(names, key=lambda name: early[name]), max(names, key=lambda name: early[name])
     colors = method_colors([FULL, *names])
     for name in names:
-        found = curves(record, name, "distance")
-        _draw_mean(distance, steps, found, colors[name], label=name, marker="o", markersize=4)
+        seeds = curves(record, name, "distance")
+        _draw_mean(distance, steps, seeds, colors[name], label=name, marker="o", markersize=4)
         if name in (nearest, farthest):
-            _draw_band(distance, steps, found, colors[name])
+            _draw_band(distance, steps, seeds, colors[name])
     for name in (FULL, *names):
         smooth = [trailing_means(curve, _SMOOTHED) for curve in curves(record, name, "training_loss")]
         _draw_mean(loss, range(1, len(smooth[0]) + 1), smooth, colors[name], label=name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 # Label of the model without any compressed block.
 FULL = "full"
 _SMALL = 0.01  # below it three decimals leave fewer than two digits
-# Okabe and Ito 2008, without black and yellow, then four more of matplotlib's: told apart by the colour-blind.
+# Okabe and Ito 2008, distinct for the colour-blind, without yellow; the last four are matplotlib's, for long lists.
 COLORS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22")
 _FIXED = {FULL: "black", "fusion": "#0072B2", "ntk-match": "#D55E00"}  # the same in every chart
 
