@@ -124,7 +124,7 @@ def _module_folders(folder: Path) -> list[Path]:
 def _module_files(module: Path) -> list[Path]:
     """Files of one module with its weights; `pytorch_model.bin` only without safetensors.
 
-    A pickle is copied here, never read.
+    Pickled weights are copied here, never read.
     """
     files = [file for file in module.rglob("*") if not file.is_dir() and not file.name.startswith(".")]
     weights = [file for file in files if file.suffix == ".safetensors"]

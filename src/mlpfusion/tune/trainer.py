@@ -129,7 +129,7 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, never read
+        (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled, never read
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._is_sharded():
