@@ -8,10 +8,10 @@ from tiny_task import TASK, examples
 
 from mlpfusion.checkpoint.tokenizer import tokenized
 from mlpfusion.data import calibration_texts, encode
+from mlpfusion.data.chosen import split_train
 from mlpfusion.data.load import TaskData
 from mlpfusion.data.task_model import encode_for, open_source
 from mlpfusion.options.training import Finetune
-from mlpfusion.tune.finetune import split_train
 
 
 @pytest.fixture

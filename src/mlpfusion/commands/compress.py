@@ -19,7 +19,7 @@ from mlpfusion.compression.compress import compress
 from mlpfusion.compression.on_task import install_learned, learn
 from mlpfusion.compression.plan import choose_sites, make_plan
 from mlpfusion.data.calibration_texts import CalibrationTexts
-from mlpfusion.data.chosen import custom_task, task_data
+from mlpfusion.data.chosen import custom_task, split_train, task_data
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.random_tokens import RandomTokens
 from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
@@ -37,7 +37,6 @@ from mlpfusion.sites.row_check import check_visited
 from mlpfusion.sites.sites import find_sites
 from mlpfusion.sites.table import Architecture, find_architecture
 from mlpfusion.storage.output import Occupant, check_output, staged_folder
-from mlpfusion.tune.finetune import split_train
 
 # What a task method learns on.
 TASK_FIELDS = (

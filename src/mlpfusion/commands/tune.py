@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import put_in_place, run_stage
 from mlpfusion.checks import user_path
-from mlpfusion.data.chosen import custom_task, task_data
+from mlpfusion.data.chosen import custom_task, split_train, task_data
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.glue import Task
 from mlpfusion.data.metrics import check_metric
@@ -24,7 +24,7 @@ from mlpfusion.storage.output import Occupant, check_output
 from mlpfusion.storage.processes import join_processes
 from mlpfusion.storage.unfinished import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
 from mlpfusion.tune.distill import Distill, check_pair, distill, split_examples
-from mlpfusion.tune.finetune import RunContext, finetune, split_train
+from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.record import (
     TUNE_RECORD_FILE,

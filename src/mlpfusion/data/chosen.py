@@ -2,6 +2,7 @@
 
 import torch
 
+from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.glue import CustomTask, find_task
 from mlpfusion.data.load import TaskData, load_files, load_task
 from mlpfusion.errors import InputError
@@ -44,3 +45,22 @@ def training_order(num_examples: int, config: Finetune) -> list[int]:
     """The training examples that a run takes, at most `max_train_samples`: a random order by `split_seed`."""
     order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(config.split_seed)).tolist()
     return order[: config.max_train_samples]
+
+
+def split_train(data: EncodedTask, config: Finetune) -> tuple[EncodedExamples, EncodedExamples | None]:
+    """Returns (training examples, examples for choosing the best epoch).
+
+    The split depends on `split_seed` alone, not on `seed`. Raises `InputError` if a part would be empty.
+    """
+    order = list(range(len(data.train))) if data.is_chosen else training_order(len(data.train), config)
+    if config.select_on == "last":
+        return data.train.subset(order), None
+    if config.select_on == "validation":
+        return data.train.subset(order), next(iter(data.evaluation.values()))
+    num_held_out = round(config.holdout * len(order))
+    if not 2 <= num_held_out < len(order):
+        raise InputError(
+            f"`holdout` must leave at least 2 examples to choose on and 1 to train on, "
+            f"got {config.holdout:g} of {len(order)} examples"
+        )
+    return data.train.subset(order[num_held_out:]), data.train.subset(order[:num_held_out])

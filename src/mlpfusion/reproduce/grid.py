@@ -20,6 +20,7 @@ from mlpfusion.checks import user_path
 from mlpfusion.compression.checks import check_not_compressed
 from mlpfusion.compression.compress import compress
 from mlpfusion.compression.plan import make_plan
+from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.load import load_task
 from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
@@ -40,7 +41,7 @@ from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.processes import of_first
 from mlpfusion.storage.unfinished import give_back, take_lock
 from mlpfusion.tune.distill import distill, split_examples
-from mlpfusion.tune.finetune import RunContext, finetune, split_train
+from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.start import compressed_start, trained_parameters
 

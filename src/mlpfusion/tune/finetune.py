@@ -9,11 +9,10 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
-from mlpfusion.data.chosen import training_order
+from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.heads import check_head
 from mlpfusion.data.metrics import check_metric, score
-from mlpfusion.errors import InputError
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
@@ -80,25 +79,6 @@ def finetune(
             trained.save_pretrained(context.folder / "adapter")
         model = merge_lora(trained)
     return model.eval(), record
-
-
-def split_train(data: EncodedTask, config: Finetune) -> tuple[EncodedExamples, EncodedExamples | None]:
-    """Returns (training examples, examples for choosing the best epoch).
-
-    The split depends on `split_seed` alone, not on `seed`. Raises `InputError` if a part would be empty.
-    """
-    order = list(range(len(data.train))) if data.is_chosen else training_order(len(data.train), config)
-    if config.select_on == "last":
-        return data.train.subset(order), None
-    if config.select_on == "validation":
-        return data.train.subset(order), next(iter(data.evaluation.values()))
-    num_held_out = round(config.holdout * len(order))
-    if not 2 <= num_held_out < len(order):
-        raise InputError(
-            f"`holdout` must leave at least 2 examples to choose on and 1 to train on, "
-            f"got {config.holdout:g} of {len(order)} examples"
-        )
-    return data.train.subset(order[num_held_out:]), data.train.subset(order[:num_held_out])
 
 
 def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) -> Any:

@@ -14,10 +14,10 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import mlpfusion
 from mlpfusion.cli import main
+from mlpfusion.data.chosen import split_train
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import ON_TASK
 from mlpfusion.tune import Finetune
-from mlpfusion.tune.finetune import split_train
 
 OPTIONS = {"lth": "learning_rate=0.005", "gem-miner": "rounds=2", "flop": "batch_size=8", "moefication": "epochs=2"}
 
