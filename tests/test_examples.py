@@ -4,6 +4,8 @@ import doctest
 import pkgutil
 from importlib import import_module
 
+import torch
+
 import mlpfusion
 
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -18,7 +20,7 @@ def modules() -> list[str]:
 def test_the_examples_in_docstrings_run():
     runner, output = doctest.DocTestRunner(optionflags=FLAGS), []
     for name in modules():
-        for example in doctest.DocTestFinder(exclude_empty=True).find(import_module(name), name):
+        for example in doctest.DocTestFinder().find(import_module(name), name, extraglobs={"torch": torch}):
             runner.run(example, out=output.append)
     assert not runner.failures, "".join(output)
-    assert runner.tries > 40, f"only {runner.tries} examples were found"
+    assert runner.tries > 100, f"only {runner.tries} examples were found"

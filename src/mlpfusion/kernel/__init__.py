@@ -1,4 +1,4 @@
-"""Empirical neural tangent kernels of MLPs: the Adam kernel, the plain one, per neuron, and how far two are apart."""
+"""Empirical neural tangent kernels of MLPs: Adam and plain kernel, per block and per neuron."""
 
 from mlpfusion.kernel.accumulate import BlockKernels as BlockKernels
 from mlpfusion.kernel.accumulate import KernelAccumulator as KernelAccumulator

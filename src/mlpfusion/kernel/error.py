@@ -1,4 +1,4 @@
-"""How far one kernel is from another: matrices, and the blocks of parameters of two models."""
+"""Distance between two kernels: of matrices, and by block of parameters of two models."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,13 @@ from mlpfusion.kernel.accumulate import BlockKernels
 
 @dataclass(frozen=True)
 class KernelError:
-    """Measures of a kernel `after` against `before`, all without unit but `absolute`, which has that of the kernel.
+    """Measures of a kernel `after` (A) against `before` (B).
 
-    `relative` and `absolute` are |after - before|_F, over |before|_F or as it is (the authors' number); `cosine` is
-    that of the angle between the two matrices, `alignment` the same after centring, `trace_ratio` is tr after / tr
-    before. Against a kernel that is zero they are NaN or infinite.
+    - `relative`: |A - B|_F / |B|_F - `absolute`: |A - B|_F, the authors' number, in the unit of the
+    kernel - `cosine`: <A, B>_F / (|A|_F |B|_F) - `trace_ratio`: tr A / tr B - `alignment`: the
+    cosine after centring
+
+    If B is zero they are NaN or infinite.
     """
 
     relative: float
@@ -27,11 +29,11 @@ class KernelError:
 
 @dataclass(frozen=True)
 class KernelComparison:
-    """`KernelError` by block of parameters, for the blocks that both kernels have, and of the totals.
+    """`KernelError` by block of parameters, for blocks in both kernels, and of the totals.
 
-    The two factors of a low-rank matrix are one block, that of the matrix. Blocks that only one kernel has count in
-    the totals only. `without_down_bias` leaves b2 out of both totals: the authors count it, but it hardly depends on
-    the method and hides differences.
+    The two factors of a low-rank matrix count as one block, that of the matrix. Blocks in one
+    kernel only count in the totals only. `without_down_bias` leaves b2 out of both totals: the
+    authors count b2, but b2 hardly depends on the method and hides differences.
     """
 
     blocks: dict[str, KernelError]
@@ -40,9 +42,14 @@ class KernelComparison:
 
 
 def compare_kernels(before: BlockKernels, after: BlockKernels) -> KernelComparison:
-    """How far the kernel of a compressed model is from the original's (paper, Table 1 gives `absolute` of the total).
+    """Compares the kernel of a compressed model with the original's, on the same samples and f.
 
-    Both must be of the same samples and the same f. Raises `InputError` for different numbers of samples.
+    `absolute` of the total is the number in Table 1 of the paper. Raises `InputError` for different
+    numbers of samples.
+
+    >>> before, after = BlockKernels({"up": torch.eye(2)}), BlockKernels({"up": 2 * torch.eye(2)})
+    >>> compare_kernels(before, after).blocks["up"].relative
+    1.0
     """
     before, after = before.by_matrix(), after.by_matrix()
     shared = [name for name in before.blocks if name in after.blocks]
@@ -54,10 +61,16 @@ def compare_kernels(before: BlockKernels, after: BlockKernels) -> KernelComparis
 
 
 def kernel_error(before: Float[Tensor, "samples samples"], after: Float[Tensor, "samples samples"]) -> KernelError:
-    """All measures of one pair of kernels, in float64. Raises `InputError` if they are not square and of one size."""
+    """Computes all measures for one pair of kernels, in float64.
+
+    Raises `InputError` unless both are square and of one size.
+
+    >>> kernel_error(torch.eye(2), 2 * torch.eye(2)).trace_ratio
+    2.0
+    """
     if before.shape != after.shape or before.ndim != 2 or before.shape[0] != before.shape[1]:
-        found = f"{tuple(before.shape)} and {tuple(after.shape)}"
-        raise InputError(f"`before` and `after` must be square matrices of one size, got {found}")
+        shapes = f"{tuple(before.shape)} and {tuple(after.shape)}"
+        raise InputError(f"`before` and `after` must be square matrices of one size, got {shapes}")
     before, after = before.double(), after.double()
     difference = (after - before).norm()
     return KernelError(
@@ -70,16 +83,23 @@ def kernel_error(before: Float[Tensor, "samples samples"], after: Float[Tensor, 
 
 
 def cosine(first: Float64[Tensor, "rows columns"], second: Float64[Tensor, "rows columns"]) -> float:
-    """<A, B>_F / (|A|_F |B|_F); NaN if one of them is zero."""
+    """<A, B>_F / (|A|_F |B|_F); NaN if A or B is zero.
+
+    >>> cosine(torch.ones(2, 2).double(), torch.ones(2, 2).double())
+    1.0
+    """
     return float((first * second).sum() / (first.norm() * second.norm()))
 
 
 def centered_kernel_alignment(
     first: Float64[Tensor, "samples samples"], second: Float64[Tensor, "samples samples"]
 ) -> float:
-    """The cosine of H A H and H B H with H = I - 1/n (Cortes et al. 2012); NaN if one of them is constant.
+    """Cosine of H A H and H B H with H = I - 1/n (Cortes et al. 2012); NaN for constant A or B.
 
     A and B need not be symmetric: the Adam kernel is not.
+
+    >>> round(centered_kernel_alignment(torch.eye(2).double(), torch.eye(2).double()), 6)
+    1.0
     """
     return cosine(_centered(first), _centered(second))
 

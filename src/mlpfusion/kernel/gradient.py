@@ -1,4 +1,4 @@
-"""The gradients of one block in closed form, for a slab of its neurons at a time (paper, Eq. 4)."""
+"""Gradients of one block in closed form, a slab of neurons at a time (paper, Eq. 4)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,18 +12,19 @@ from mlpfusion.errors import InputError
 from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.mlp import MLP
 
-# Tensors with one value a token and neuron that are alive at once in `weight_gradients`, those included that autograd
-# keeps of an activation made of many steps.
+# Tensors (tokens, neurons) alive at once in `weight_gradients`, for the budget of memory: those of
+# the formulas, and those that autograd keeps for an activation made of many steps.
 PLAIN_SIGNALS, GATED_SIGNALS = 16, 20
 
 
 @dataclass(frozen=True)
 class WeightGradient:
-    """The gradient of one weight block: that of sample i is `signals_i.T @ vectors_i`, over the tokens of the sample.
+    """Gradient of one weight matrix: for sample i, `signals_i.T @ vectors_i` over its tokens.
 
-    `signals` has one column a neuron of the slab; their sums over tokens are the gradient of the bias `bias`, if the
-    block has one. `vectors` are the inputs (`up`, `gate`) or the cotangents (`down`, with shape (neurons, hidden)).
-    Where only some entries of that matrix train, `entries` are their places in it, row after row.
+    `signals` has one column for each neuron of the slab; summed over tokens, they are the gradient
+    of the bias `bias` (None without one). `vectors` are the inputs (`up`, `gate`) or the cotangents
+    (`down`, of shape (neurons, hidden)). `entries` selects trained entries of the matrix, flattened
+    row by row; None trains all.
     """
 
     name: str
@@ -34,8 +35,8 @@ class WeightGradient:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Samples `first` to `last` (exclusive), all of `length` tokens, from token `start` on."""
+class EqualLengths:
+    """Samples `first` to `last` (exclusive), each of `length` tokens, from token `start` on."""
 
     first: int
     last: int
@@ -43,32 +44,45 @@ class Run:
     start: int
 
     def of(self, values: Float[Tensor, "tokens width"]) -> Float[Tensor, "samples length width"]:
-        """The tokens of these samples; a view."""
+        """Views the tokens of these samples, one row a sample."""
         count = self.last - self.first
         return values[self.start : self.start + count * self.length].view(count, self.length, -1)
 
 
 def by_length(trace: BlockTrace) -> tuple[BlockTrace, Tensor]:
-    """The trace sorted by length, and for each sample of `trace` its place there."""
+    """Sorts the trace by length; also returns the place of each original sample.
+
+    >>> trace = BlockTrace(torch.zeros(3, 1), torch.zeros(3, 1), torch.tensor([2, 1]))
+    >>> ordered, places = by_length(trace)
+    >>> ordered.lengths.tolist(), places.tolist()
+    ([1, 2], [1, 0])
+    """
     order = trace.lengths.argsort(stable=True)
     return trace.select(order), order.argsort()
 
 
-def runs(trace: BlockTrace, max_samples: int) -> list[Run]:
-    """Neighbouring samples of equal length, at most `max_samples` together: no padding, and no loop over samples."""
-    found: list[Run] = []
+def equal_length_groups(trace: BlockTrace, max_samples: int) -> list[EqualLengths]:
+    """Groups neighbouring samples of equal length, at most `max_samples` a group.
+
+    Neither padding nor a loop over samples is then needed.
+
+    >>> trace = BlockTrace(torch.zeros(4, 1), torch.zeros(4, 1), torch.tensor([1, 1, 2]))
+    >>> [(group.first, group.last, group.length) for group in equal_length_groups(trace, 8)]
+    [(0, 2, 1), (2, 3, 2)]
+    """
+    groups: list[EqualLengths] = []
     first, start = 0, 0
     values, counts = torch.unique_consecutive(trace.lengths.cpu(), return_counts=True)
     for length, count in zip(values.tolist(), counts.tolist(), strict=True):
         for offset in range(0, count, max_samples):
             last = first + min(max_samples, count - offset)
-            found.append(Run(first, last, length, start))
+            groups.append(EqualLengths(first, last, length, start))
             first, start = last, start + (last - first) * length
-    return found
+    return groups
 
 
 def check_block(mlp: MLP, trace: BlockTrace) -> None:
-    """Raises `InputError` if the trace does not fit the block or its activation is not element-wise."""
+    """Raises `InputError` if the trace does not fit, or the activation is not element-wise."""
     if trace.hidden_size != mlp.hidden_size:
         raise InputError(f"`trace` must have hidden size {mlp.hidden_size}, got {trace.hidden_size}")
     probe = trace.inputs.new_zeros(2, 1)
@@ -79,12 +93,21 @@ def check_block(mlp: MLP, trace: BlockTrace) -> None:
 
 
 def compute_dtype(mlp: MLP) -> torch.dtype:
-    """The dtype of the gradients: that of the weights, but fp32 at least."""
+    """Returns the dtype of the gradients: that of the weights, but at least fp32.
+
+    >>> compute_dtype(MLP(torch.ones(1, 2).half(), torch.ones(2, 1).half(), torch.relu))
+    torch.float32
+    """
     return torch.promote_types(mlp.up.dtype, torch.float32)
 
 
 def neuron_slab(mlp: MLP, slab: slice) -> MLP:
-    """The block of these neurons only, in the dtype of the gradients; shares memory where nothing changes."""
+    """Slices neurons out of a block, in the dtype of the gradients; shares memory if possible.
+
+    >>> mlp = MLP(torch.ones(4, 2), torch.ones(2, 4), torch.relu)
+    >>> neuron_slab(mlp, slice(1, 3)).num_neurons
+    2
+    """
     dtype = compute_dtype(mlp)
     fields = {name: tensor[slab].to(dtype) for name, tensor in mlp.tensors().items() if not name.startswith("down")}
     scales = {
@@ -96,12 +119,24 @@ def neuron_slab(mlp: MLP, slab: slice) -> MLP:
 
 
 def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False) -> Iterator[WeightGradient]:
-    """The gradients of `gate`, `up` and `down` with their biases (paper, Eq. 4, with gate and constant scales).
+    """Yields the gradients of `gate`, `up` and `down` (paper, Eq. 4, with gate and scales).
 
-    With h = act(z * s1) * s2, z the pre-activation (of the gate where there is one), and B = D down: the signal of the
-    input side is B * s1 * s2 * act'(z * s1), times the up values in a gated block; the signal of a gated `up` is B * h;
-    that of `down` is what multiplies its columns. `mlp` and `trace` must be in one dtype. With `create_graph` they can
-    be differentiated by the tensors of `mlp`, at the price of more memory.
+    With z the pre-activation (of the gate if there is one), h = act(z * s1) * s2 and B = D down,
+    the signals are
+
+        plain block:  up    B * s1 * s2 * act'(z * s1)
+                      down  h
+        gated block:  gate  B * s1 * s2 * act'(z * s1) * up x
+                      up    B * h
+                      down  h * up x
+
+    `mlp` and `trace` must have one dtype. With `create_graph` the gradients can be differentiated
+    by the tensors of `mlp`, for more memory.
+
+    >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
+    >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
+    >>> [(g.name, float(g.signals.T @ g.vectors)) for g in weight_gradients(mlp, trace)]
+    [('up', 6.0), ('down', 6.0)]
     """
     times = torch.mul if create_graph else Tensor.mul_
     up = linear(trace.inputs, mlp.up, mlp.up_bias)
@@ -118,20 +153,25 @@ def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False)
     yield WeightGradient("down", times(value, up), trace.cotangents)
 
 
-def rows(
-    gradient: WeightGradient, run: Run, *, out: Float[Tensor, "samples neurons hidden"] | None = None
+def sample_gradients(
+    gradient: WeightGradient, group: EqualLengths, *, out: Float[Tensor, "samples neurons hidden"] | None = None
 ) -> Float[Tensor, "samples neurons hidden"]:
-    """The gradients of the samples of one run, in `out` if it is given."""
-    return torch.bmm(run.of(gradient.signals).transpose(1, 2), run.of(gradient.vectors), out=out)
+    """Computes the gradients of the samples of one group, into `out` if given."""
+    return torch.bmm(group.of(gradient.signals).transpose(1, 2), group.of(gradient.vectors), out=out)
 
 
-def token_sums(values: Float[Tensor, "tokens width"], trace_runs: list[Run]) -> Float[Tensor, "samples width"]:
-    """The sums over the tokens of each sample: the gradients of a bias."""
-    return torch.cat([run.of(values).sum(1) for run in trace_runs])
+def token_sums(values: Float[Tensor, "tokens width"], groups: list[EqualLengths]) -> Float[Tensor, "samples width"]:
+    """Sums over the tokens of each sample: the gradients of a bias.
+
+    >>> trace = BlockTrace(torch.ones(3, 1), torch.ones(3, 1), torch.tensor([2, 1]))
+    >>> token_sums(trace.inputs, equal_length_groups(trace, 8)).tolist()
+    [[2.0], [1.0]]
+    """
+    return torch.cat([group.of(values).sum(1) for group in groups])
 
 
 def _scaled_activation(mlp: MLP, z: Tensor, *, create_graph: bool) -> tuple[Tensor, Tensor]:
-    """act(z * s1) * s2 and its derivative by z, s1 * s2 * act'(z * s1)."""
+    """Computes act(z * s1) * s2 and the derivative by z, s1 * s2 * act'(z * s1)."""
     times = torch.mul if create_graph else Tensor.mul_
     inner = z if mlp.input_scale is None else z * mlp.input_scale
     value, slope = _activation_and_slope(mlp.activation, inner, create_graph=create_graph)
@@ -145,7 +185,7 @@ def _scaled_activation(mlp: MLP, z: Tensor, *, create_graph: bool) -> tuple[Tens
 def _activation_and_slope(
     activation: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool
 ) -> tuple[Tensor, Tensor]:
-    """act(z) and act'(z) by autograd; on a copy of z, for an activation that works in place."""
+    """Computes act(z) and act'(z) by autograd, on a copy of z: activations may work in place."""
     leaf = z if create_graph and z.requires_grad else z.detach().requires_grad_()
     with torch.enable_grad():
         value = activation(leaf.clone())

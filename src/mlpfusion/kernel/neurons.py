@@ -1,18 +1,19 @@
-"""The Adam kernel of every neuron, in which the kernel of a block is linear.
+"""Adam kernel of every neuron; the kernel of a block is linear in them.
 
-What a block computes depends on its effective weights only, the ones with the scales folded in; the scales decide how
-fast each tensor learns. The gradient by a tensor that was divided by a positive number is the effective one times that
-number, and its sign does not change. So with kappa_j the kernels of neuron j on the effective weights,
+The output of a block depends on its effective weights only, the weights with the scales folded in;
+the scales decide how fast each tensor learns. Dividing a tensor by a positive number multiplies its
+gradient by that number and leaves the sign. So with kappa_j the kernels of neuron j on the
+effective weights,
 
     plain:  K = sum_j s1_j kappa_input_j                     + sum_j s2_j kappa_output_j + kappa_down_bias
     gated:  K = sum_j s1_j kappa_input_j + sum_j a_j kappa_up_j + sum_j b_j kappa_output_j + kappa_down_bias
 
-exactly, for all positive diagonals. kappa_input belongs to what enters the activation (`up` and `up_bias`, in a gated
-block `gate` and `gate_bias`) and is multiplied by `input_scale` s1; kappa_output belongs to `down`. In a plain block
-s2 is `output_scale`. In a gated block `output_scale` is the product s2 = a b of two factors that are free: `up` and
-`up_bias` are the effective ones divided by a, `down` the effective one divided by b. An `up` that is left alone has
-a = 1, b = s2: its part of the kernel does not depend on the scales. At zero the formulas are limits: the weights
-that belong to them grow without bound.
+exactly, for all positive diagonals. kappa_input belongs to the map before the activation (`up` and
+`up_bias`, in a gated block `gate` and `gate_bias`), scaled by `input_scale` s1; kappa_output
+belongs to `down`. In a plain block s2 is `output_scale`. In a gated block `output_scale` is a
+product s2 = a b of two free factors: `up` and `up_bias` are the effective weights divided by a,
+`down` divided by b. An `up` left alone has a = 1, b = s2: its part of the kernel does not depend on
+the scales. At zero the formulas are limits: the weights grow without bound.
 """
 
 from collections.abc import Iterator
@@ -28,9 +29,9 @@ from mlpfusion.kernel.gradient import (
     by_length,
     check_block,
     compute_dtype,
+    equal_length_groups,
     neuron_slab,
-    rows,
-    runs,
+    sample_gradients,
     token_sums,
     weight_gradients,
 )
@@ -38,14 +39,14 @@ from mlpfusion.kernel.ntk import DEFAULT_WORKSPACE, neuron_slabs
 from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.mlp import MLP, fold
 
-_SUM_NEURONS = 64  # as many kernels are copied at once
+_SUM_NEURONS = 64  # kernels copied at once, to bound the memory of the copy; not tuned
 
 
 @dataclass(frozen=True)
 class NeuronKernels:
-    """The Adam kernels of all neurons of a block on its effective weights; `up_side` is that of a gated `up`, or None.
+    """Adam kernels of all neurons of a block on its effective weights.
 
-    The `down_bias` kernel is zero where the block has no such bias.
+    `up_side` is that of a gated `up`, else None. `down_bias` is zero for a block without that bias.
     """
 
     input_side: Float[Tensor, "neurons samples samples"]
@@ -59,7 +60,7 @@ class NeuronKernels:
         down_scale: Float[Tensor, " neurons"],
         up_scale: Float[Tensor, " neurons"] | None = None,
     ) -> Float64[Tensor, "samples samples"]:
-        """The kernel of the block with these factors s1, b (s2 in a plain block) and a (default: ones)."""
+        """Combines the kernels with the factors s1, b (s2 in a plain block) and a (default: ones)."""
         kernel = self.down_bias.double() + _weighted(self.input_side, input_scale)
         kernel = kernel + _weighted(self.output_side, down_scale)
         if self.up_side is None:
@@ -69,9 +70,10 @@ class NeuronKernels:
 
 @dataclass(frozen=True)
 class NeuronProducts:
-    """Inner products <A, B> = sum_ij A_ij B_ij of the kernels of all neurons, for matching them to a target.
+    """Inner products <A, B> = sum_ij A_ij B_ij of the kernels of all neurons, and with targets.
 
-    The factors are ordered input side, up side (gated blocks only), output side, the neurons of each in their order.
+    The factors are ordered input side, up side (gated blocks only), output side, each in the order
+    of the neurons.
     """
 
     gram: Float64[Tensor, "factors factors"]
@@ -80,17 +82,23 @@ class NeuronProducts:
 
 @torch.no_grad()
 def neuron_kernels(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> NeuronKernels:
-    """The kernels of all neurons on the effective weights (the docstring of this module says what is linear in them).
+    """Computes the kernels of all neurons on the effective weights.
 
-    In the dtype of the gradients, fp32 or better, so the result takes neurons * samples^2 * 4 bytes a side: 0.4 GB for
-    1536 neurons and 256 samples in fp32, beside `workspace_bytes`. Take a trace of a few samples (`BlockTrace.select`),
-    or `neuron_products`, which never holds them. Raises `InputError` as `adam_kernel` does.
+    In the dtype of the gradients, fp32 or better: the result takes neurons * samples^2 * 4 bytes a
+    side, 0.4 GB for 1536 neurons and 256 samples, beside `workspace_bytes`. Use a trace of a few
+    samples (`BlockTrace.select`), or `neuron_products`, which never stores the kernels. Raises
+    `InputError` as `adam_kernel` does.
+
+    >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
+    >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
+    >>> neuron_kernels(mlp, trace).input_side.tolist()
+    [[[6.0]]]
     """
     effective, ordered, places = _prepared(mlp, trace)
     kernels = ordered.inputs.new_empty(_num_factors(mlp), trace.num_samples, trace.num_samples)
     _fill(kernels, effective, ordered, 0, _slabs(effective, ordered, trace.num_samples, workspace_bytes, 0))
-    for some in kernels.split(_SUM_NEURONS):
-        some.copy_(some[:, places][:, :, places])
+    for part in kernels.split(_SUM_NEURONS):
+        part.copy_(part[:, places][:, :, places])
     sides = kernels.split(mlp.num_neurons)
     bias = down_bias_kernel(mlp, trace).to(kernels.dtype)
     return NeuronKernels(sides[0], sides[-1], bias, sides[1] if len(sides) == 3 else None)
@@ -104,40 +112,52 @@ def neuron_products(
     *,
     workspace_bytes: int = DEFAULT_WORKSPACE,
 ) -> NeuronProducts:
-    """The Gram matrix of the kernels of all neurons and their products with `target`, without storing the kernels.
+    """Computes the Gram matrix of the kernels of all neurons and their products with `target`.
 
-    A few rows of all kernels stand in memory at a time, at most half of `workspace_bytes`; the sums over rows are in
-    float64. `target` is what the neurons have to make up for: take `down_bias_kernel` away from it first. Raises
-    `InputError` as `adam_kernel` does, or if `target` is not of the samples of the trace.
+    The kernels are not stored: a few rows of all kernels are in memory at a time, at most half of
+    `workspace_bytes`; sums over rows are in float64. Subtract `down_bias_kernel` from `target`
+    first: no neuron can make up for it. Raises `InputError` as `adam_kernel` does, or if `target`
+    has other samples than the trace.
+
+    >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
+    >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
+    >>> neuron_products(mlp, trace, torch.ones(1, 1)).gram.tolist()
+    [[36.0, 36.0], [36.0, 36.0]]
     """
     if target.shape[-2:] != (trace.num_samples, trace.num_samples):
         raise InputError(f"`target` must be {trace.num_samples} x {trace.num_samples}, got {tuple(target.shape)}")
     effective, ordered, places = _prepared(mlp, trace)
     order = places.argsort()
-    wanted = target.to(ordered.inputs)[..., order, :][..., order]
+    ordered_target = target.to(ordered.inputs)[..., order, :][..., order]
     num_factors = _num_factors(mlp)
     row_bytes = num_factors * trace.num_samples * ordered.inputs.element_size()
     step = min(max(1, workspace_bytes // 2 // row_bytes), trace.num_samples)
     kernels = ordered.inputs.new_empty(num_factors, step, trace.num_samples)
     slabs = _slabs(effective, ordered, step, workspace_bytes, step * row_bytes)
-    gram = torch.zeros(num_factors, num_factors, dtype=torch.float64, device=wanted.device)
+    gram = torch.zeros(num_factors, num_factors, dtype=torch.float64, device=ordered_target.device)
     with_target = gram.new_zeros(num_factors, *target.shape[:-2])
     for first in range(0, trace.num_samples, step):
-        some = kernels[:, : trace.num_samples - first]
-        _fill(some, effective, ordered, first, slabs)
-        flat = some.flatten(1)
+        part = kernels[:, : trace.num_samples - first]
+        _fill(part, effective, ordered, first, slabs)
+        flat = part.flatten(1)
         gram += flat @ flat.T
-        with_target += flat @ wanted[..., first : first + step, :].flatten(-2).movedim(-1, 0)
+        with_target += flat @ ordered_target[..., first : first + step, :].flatten(-2).movedim(-1, 0)
     return NeuronProducts(gram, with_target)
 
 
 @torch.no_grad()
 def down_bias_kernel(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, "samples samples"]:
-    """The Adam kernel of `down_bias`, zero where the block has none: the part that no scale changes."""
+    """Adam kernel of `down_bias`, the part that no scale changes; zero without that bias.
+
+    >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu, down_bias=torch.zeros(1))
+    >>> trace = BlockTrace(torch.ones(2, 1), torch.tensor([[2.0], [-5.0]]), torch.tensor([1, 1]))
+    >>> down_bias_kernel(mlp, trace).tolist()
+    [[2.0, -2.0], [-5.0, 5.0]]
+    """
     dtype = compute_dtype(mlp)
     if mlp.down_bias is None:
         return trace.inputs.new_zeros(trace.num_samples, trace.num_samples, dtype=torch.float64)
-    sums = token_sums(trace.cotangents.to(dtype), runs(trace, trace.num_samples))
+    sums = token_sums(trace.cotangents.to(dtype), equal_length_groups(trace, trace.num_samples))
     return (sums @ sums.sign().T).double()
 
 
@@ -147,10 +167,16 @@ def with_scales(
     down_scale: Float[Tensor, " neurons"],
     up_scale: Float[Tensor, " neurons"] | None = None,
 ) -> MLP:
-    """The block that computes the same with these scales: its kernel is `NeuronKernels.combine` of the same three.
+    """Sets the scales of a block and divides its weights, so that the output stays.
 
-    Up to rounding in the dtype of the weights. Raises `InputError` for a scale that is not positive, and for an
-    `up_scale` of a block without a gate, where `up` is what `input_scale` scales.
+    Its kernel is `NeuronKernels.combine` of the same three scales, up to rounding in the dtype of
+    the weights. Raises `InputError` for a scale that is not positive, and for an `up_scale` of a
+    block without a gate, where `input_scale` is the scale of `up`.
+
+    >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
+    >>> scaled = with_scales(mlp, torch.tensor([2.0]), torch.tensor([4.0]))
+    >>> scaled.up.item(), scaled.down.item()
+    (0.5, 0.25)
     """
     scales = {"input_scale": input_scale, "down_scale": down_scale, "up_scale": up_scale}
     for name, scale in scales.items():
@@ -174,7 +200,7 @@ def _input_side(mlp: MLP) -> str:
 
 
 def _effective(mlp: MLP) -> MLP:
-    """The block of the effective weights, without scales."""
+    """Folds the scales into the weights."""
     folded = fold(replace(mlp, input_scale=None))
     if mlp.input_scale is None:
         return folded
@@ -182,7 +208,7 @@ def _effective(mlp: MLP) -> MLP:
 
 
 def _scaled_rows(mlp: MLP, side: str, scale: Float[Tensor, " neurons"]) -> dict[str, Tensor]:
-    """The weight and the bias of `up` or `gate`, each row times its scale."""
+    """Weight and bias of `up` or `gate`, each row times its scale."""
     weight, bias = getattr(mlp, side), getattr(mlp, f"{side}_bias")
     scaled = {side: (weight * scale[:, None]).to(weight.dtype)}
     return scaled if bias is None else scaled | {f"{side}_bias": (bias * scale).to(bias.dtype)}
@@ -201,7 +227,7 @@ def _num_factors(mlp: MLP) -> int:
 
 
 def _slabs(mlp: MLP, trace: BlockTrace, num_rows: int, workspace_bytes: int, fixed_bytes: int) -> list[slice]:
-    """Slabs of neurons for `_fill` with so many rows."""
+    """Slabs of neurons for `_fill` with `num_rows` rows."""
     copies = 3 + -(-num_rows // mlp.hidden_size)  # runs, gradients, signs; kernels
     column_bytes = copies * trace.num_samples * trace.inputs.element_size()
     return neuron_slabs(mlp, trace, workspace_bytes, column_bytes=column_bytes, fixed_bytes=fixed_bytes)
@@ -210,7 +236,7 @@ def _slabs(mlp: MLP, trace: BlockTrace, num_rows: int, workspace_bytes: int, fix
 def _fill(
     out: Float[Tensor, "factors rows samples"], mlp: MLP, trace: BlockTrace, first: int, slabs: list[slice]
 ) -> None:
-    """Writes rows `first` and on of the kernels of all neurons to `out`."""
+    """Writes the kernels of all neurons to `out`, rows `first` and following."""
     sides = out.split(mlp.num_neurons)
     for slab in slabs:
         for side, gradient in zip(sides, weight_gradients(neuron_slab(mlp, slab), trace), strict=True):
@@ -219,11 +245,11 @@ def _fill(
 
 
 def _features(gradient: WeightGradient, trace: BlockTrace) -> Iterator[Float[Tensor, "neurons samples features"]]:
-    """The gradients by one row a neuron, of the weight and, where there is one, of the bias in a last column."""
-    for run in runs(trace, trace.num_samples):
-        part = rows(gradient, run)
+    """Yields the gradients with one row a neuron; a bias, if any, is the last column."""
+    for group in equal_length_groups(trace, trace.num_samples):
+        part = sample_gradients(gradient, group)
         if gradient.bias is not None:
-            part = torch.cat([part, run.of(gradient.signals).sum(1)[:, :, None]], dim=2)
+            part = torch.cat([part, group.of(gradient.signals).sum(1)[:, :, None]], dim=2)
         yield part.transpose(0, 1)
 
 

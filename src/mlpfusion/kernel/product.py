@@ -1,10 +1,11 @@
-"""The products G sign(G)^T and G G^T of one slab of gradients, one row a sample.
+"""The products G sign(G)^T and G G^T for one slab of gradients G, one row a sample.
 
-For the Adam kernel in fp32 on a CPU with AVX-512 the product is done in whole numbers: a sign is a whole number, and a
-gradient is one to 23 bits once it is divided by the largest of its row, written as three digits of base 254. Products
-and sums of int8 are then exact, whatever their order, and a GEMM of them takes an eighth of the time of one in fp32.
-Two digits do where what they leave out cannot be seen: on layer 0 of MiniLM they change the kernel by 2e-6 of its norm,
-while the signs of gradients that fp32 cannot tell from zero change it by 1e-5 (benchmarks/ntk.py).
+For the Adam kernel in fp32 on a CPU with AVX-512 the product is computed in whole numbers. A sign
+is a whole number, and a gradient is a whole number to 23 bits after division by the largest of its
+row, written as three digits of base 254. Products and sums of int8 are then exact in any order, and
+their GEMM takes an eighth of the time of one in fp32. Two digits do where the rest cannot be seen:
+on layer 0 of MiniLM they change the kernel by 2e-6 of its norm, while the signs of gradients that
+fp32 cannot tell from zero change it by 1e-5 (benchmarks/ntk.py).
 """
 
 from collections.abc import Callable
@@ -16,21 +17,24 @@ from torch import Tensor
 
 from mlpfusion.cluster.gram import gram_matrix
 
+# Digits between -127 and 127 fit int8, so the base is 2 * 127; three digits hold 23 bits.
 _NUM_DIGITS, _BASE, _TOP = 3, 254, 127
-_SMALLEST = 1e-36  # _TOP divided by it is finite in fp32
+_SMALLEST = 1e-36  # least divisor of a row: _TOP / _SMALLEST is finite in fp32
 _FEW_COLUMNS = 64
-_TOLERANCE = 5e-5  # of the norm of a slab's kernel; slabs err independently, so their sum is several times better
+# Error of two digits, as a share of the norm of a slab's kernel. Slabs err independently, so their sum is several
+# times better.
+_TOLERANCE = 5e-5
 
 
 class Contraction(Protocol):
-    """Buffers for a slab of up to some number of columns: rows of gradients go in, the product of all comes out."""
+    """Buffers for one slab: rows of gradients go in, the product of all rows comes out."""
 
     def put(self, first: int, gradients: Float[Tensor, "rows columns"]) -> None:
-        """Takes in the gradients of samples `first` and on."""
+        """Stores the gradients of samples `first` and following."""
         ...
 
     def product(self, num_columns: int) -> Float64[Tensor, "samples samples"]:
-        """The product of the rows that were put in last, all of `num_columns` columns."""
+        """Multiplies the rows stored last, all with `num_columns` columns."""
         ...
 
 
@@ -39,7 +43,13 @@ MakeContraction = Callable[[int, int, Tensor], Contraction]
 
 
 class PlainProduct:
-    """G G^T in the dtype of the gradients: the plain (SGD) kernel of a slab (paper, Eq. 2)."""
+    """G G^T in the dtype of the gradients: the plain (SGD) kernel of a slab (paper, Eq. 2).
+
+    >>> buffers = PlainProduct(2, 1, torch.zeros(1))
+    >>> buffers.put(0, torch.tensor([[3.0], [-2.0]]))
+    >>> buffers.product(1).tolist()
+    [[9.0, -6.0], [-6.0, 4.0]]
+    """
 
     def __init__(self, num_samples: int, max_columns: int, like: Tensor):
         self._gradients = like.new_empty(max_columns * num_samples)
@@ -53,20 +63,28 @@ class PlainProduct:
 
 
 class FloatSignProduct:
-    """G sign(G)^T in the dtype of the gradients: the Adam kernel of a slab (paper, Eq. 3); sign(0) = 0."""
+    """G sign(G)^T in the dtype of the gradients: the Adam kernel of a slab (paper, Eq. 3).
+
+    sign(0) = 0.
+
+    >>> buffers = FloatSignProduct(2, 1, torch.zeros(1))
+    >>> buffers.put(0, torch.tensor([[3.0], [-2.0]]))
+    >>> buffers.product(1).tolist()
+    [[3.0, -3.0], [-2.0, 2.0]]
+    """
 
     def __init__(self, num_samples: int, max_columns: int, like: Tensor):
         self._gradients, self._signs = like.new_empty(2, max_columns * num_samples)
         self._num_samples = num_samples
 
     def put(self, first: int, gradients: Float[Tensor, "rows columns"]) -> None:
-        own, signs = self._matrices(gradients.shape[1])
-        own[first : first + len(gradients)] = gradients
+        stored, signs = self._matrices(gradients.shape[1])
+        stored[first : first + len(gradients)] = gradients
         torch.sign(gradients, out=signs[first : first + len(gradients)])
 
     def product(self, num_columns: int) -> Float64[Tensor, "samples samples"]:
-        own, signs = self._matrices(num_columns)
-        return (own @ signs.T).double()
+        stored, signs = self._matrices(num_columns)
+        return (stored @ signs.T).double()
 
     def _matrices(self, num_columns: int) -> tuple[Tensor, Tensor]:
         size = self._num_samples, num_columns
@@ -74,7 +92,10 @@ class FloatSignProduct:
 
 
 class IntegerSignProduct:
-    """The same as `FloatSignProduct` in whole numbers; each row is rounded to 2^-15 or 2^-23 of its largest value."""
+    """`FloatSignProduct` in whole numbers.
+
+    Each row is rounded to 2^-15 of its largest value, or to 2^-23 with the third digit.
+    """
 
     def __init__(self, num_samples: int, max_columns: int, like: Tensor):
         self._digits = like.new_empty((_NUM_DIGITS + 1) * num_samples * max_columns, dtype=torch.int8)
@@ -104,7 +125,10 @@ class IntegerSignProduct:
 
     @staticmethod
     def _is_exact_enough(kernel: Tensor, unit: Tensor, num_columns: int) -> bool:
-        """Whether what is left out, numbers even between -unit / 2 and unit / 2, is lost in the norm of the kernel."""
+        """Whether the third digit is lost in the norm of the kernel.
+
+        The numbers left out are uniform between -unit / 2 and unit / 2, of variance unit^2 / 12.
+        """
         left_out = (unit.square().sum() * len(unit) * num_columns / 12).sqrt()
         return bool(left_out <= _TOLERANCE * kernel.norm())
 
@@ -115,13 +139,17 @@ class IntegerSignProduct:
 
 
 def sign_product(num_samples: int, max_columns: int, like: Tensor) -> Contraction:
-    """Buffers for G sign(G)^T, in whole numbers where that is faster."""
+    """Makes buffers for G sign(G)^T, in whole numbers where faster."""
     make = IntegerSignProduct if _has_fast_int8(like) else FloatSignProduct
     return make(num_samples, max_columns, like)
 
 
 def bytes_per_column(num_samples: int, like: Tensor) -> int:
-    """Bytes that either product needs for one column of the slab, without the rows on their way in."""
+    """Bytes of either product for one column of the slab, without the rows on the way in.
+
+    >>> bytes_per_column(10, torch.zeros(1))
+    80
+    """
     return num_samples * max(2 * like.element_size(), _NUM_DIGITS + 1)
 
 
@@ -132,7 +160,7 @@ def _has_fast_int8(like: Tensor) -> bool:
 
 
 def _is_exact() -> bool:
-    """Whether the int8 GEMM of this machine is right for the largest digits: some that add in 16 bits overflow."""
+    """Whether this machine's int8 GEMM is exact for the largest digits; some add in 16 bits."""
     digits = torch.full((8, 256), -_TOP, dtype=torch.int8)
     signs = torch.ones(8, 256, dtype=torch.int8)
     return all(bool((_whole_product(sign * digits, signs) == -_TOP * 256 * sign).all()) for sign in (1, -1))
@@ -141,16 +169,15 @@ def _is_exact() -> bool:
 def _whole_product(
     digits: Int8[Tensor, "rows columns"], signs: Int8[Tensor, "samples columns"]
 ) -> Num[Tensor, "rows samples"]:
-    """digits signs^T, exactly. A pair of products, even with an operand moved by 128, is below 2^15.
-
-    Few columns go by float64, where it costs nothing: for a single one the int8 GEMM takes strides of a dimension of
-    size one at their word and returns what was in memory (pytorch issue 195066).
-    """
+    """digits signs^T, exactly."""
+    # The int8 GEMM adds pairs of products in 16 bits; a pair, even with an operand moved by 128, is below 2^15. Few
+    # columns go by float64, at no cost: for a single one the int8 GEMM takes strides of a dimension of size one at
+    # their word and returns what was in memory (pytorch issue 195066).
     if digits.shape[1] < _FEW_COLUMNS:
         return digits.double() @ signs.double().T
     return torch.ops.aten._int_mm(digits, signs.T)
 
 
 def _matrix(values: Float[Tensor, " values"], num_rows: int, num_columns: int) -> Float[Tensor, "rows columns"]:
-    """The first values as a matrix without gaps, so that fewer columns need no buffers of their own."""
+    """Views the first values as a matrix without gaps."""
     return values[: num_rows * num_columns].view(num_rows, num_columns)

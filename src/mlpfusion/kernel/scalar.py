@@ -1,4 +1,4 @@
-"""The scalar f(x) whose gradient makes the kernel, and a random head for a model that has none."""
+"""Scalars f(x), the functions of the kernel, and a random head for models without one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +16,25 @@ Scalar = Callable[[Float[Tensor, "samples classes"], Int[Tensor, " samples"] | N
 def logit(
     logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"] | None = None
 ) -> Float[Tensor, " samples"]:
-    """The logit of class 0."""
+    """Returns the logit of class 0.
+
+    >>> logit(torch.tensor([[1.0, 2.0]])).tolist()
+    [1.0]
+    """
     return logits[:, 0]
 
 
 def alternating_logit(
     logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"] | None = None
 ) -> Float[Tensor, " samples"]:
-    """The logit of class i modulo the number of classes for sample i: as many f as classes, in one kernel."""
+    """Returns the logit of class (i modulo number of classes) for sample i.
+
+    One kernel then holds as many f as there are classes. On MiniLM's layer 5, scales matched with
+    four logits fit other heads at an error of 0.07, with one logit at 0.10 to 0.19.
+
+    >>> alternating_logit(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [1.0, 4.0]
+    """
     samples = torch.arange(len(logits), device=logits.device)
     return logits[samples, samples % logits.shape[1]]
 
@@ -31,7 +42,13 @@ def alternating_logit(
 def prob0(
     logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"] | None = None
 ) -> Float[Tensor, " samples"]:
-    """The probability of class 0: f of the authors' code for Table 1. Raises `InputError` for a single class."""
+    """Returns the probability of class 0, the f of the authors' code for Table 1.
+
+    Raises `InputError` for a single class.
+
+    >>> prob0(torch.tensor([[5.0, 5.0]])).tolist()
+    [0.5]
+    """
     _check_classes(logits)
     return logits.softmax(1)[:, 0]
 
@@ -39,7 +56,13 @@ def prob0(
 def loss(
     logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"] | None = None
 ) -> Float[Tensor, " samples"]:
-    """The cross-entropy against the labels, in nats. Raises `InputError` without labels or for a single class."""
+    """Returns the cross-entropy against the labels, in nats.
+
+    Raises `InputError` without labels or for a single class.
+
+    >>> round(loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).item(), 4)
+    0.6931
+    """
     _check_classes(logits)
     if labels is None:
         raise InputError("`labels` must be in every batch for the scalar `loss`, got none")
@@ -48,16 +71,20 @@ def loss(
 
 SCALARS: dict[str, Scalar] = {"logit": logit, "prob0": prob0, "loss": loss}
 
-# Which of a sample's last hidden states a head reads: their mean, or that of the first or the last token.
+# The last hidden states a head reads: the mean of a sample, or the first or last token.
 POOLINGS = ("mean", "first", "last")
 
 
 @dataclass(frozen=True)
 class RandomHead:
-    """A linear head without bias on a model's last hidden states, for a model that has no head.
+    """A random linear head without bias on the last hidden states, for models without a head.
 
-    `pooling` is the `mean` of the hidden states of a sample, or that of its `first` or `last` token. The same head must
-    be used on the original and on the compressed model: make it once. Raises `ValueError` for another pooling.
+    `pooling` is `mean` (of the hidden states of a sample), `first` or `last` (token). Make the head
+    once and use it on the original and the compressed model. Raises `ValueError` for another
+    pooling.
+
+    >>> RandomHead.draw(8, torch.Generator().manual_seed(0)).weight.shape
+    torch.Size([2, 8])
     """
 
     weight: Float[Tensor, "classes hidden"]
@@ -70,16 +97,16 @@ class RandomHead:
     def draw(
         cls, hidden_size: int, generator: torch.Generator, num_classes: int = 2, pooling: str = "mean"
     ) -> "RandomHead":
-        """Weights normal with variance 1 / hidden_size, from `generator` alone, so that a seed gives a head."""
+        """Draws weights from N(0, 1 / hidden_size), by `generator` alone."""
         weight = torch.randn(num_classes, hidden_size, generator=generator, device=generator.device)
         return cls(weight / hidden_size**0.5, pooling)
 
     def logits(
         self, hidden_states: Float[Tensor, "samples tokens hidden"], mask: Int[Tensor, "samples tokens"] | None
     ) -> Float[Tensor, "samples classes"]:
-        """The logits from the tokens that `mask` does not hide, whichever side the padding is on.
+        """Computes the logits from the tokens not masked, with padding on either side.
 
-        Raises `InputError` if the hidden size of the head is another.
+        Raises `InputError` if the hidden size differs from the head's.
         """
         if hidden_states.shape[-1] != self.weight.shape[1]:
             raise InputError(f"`head` must have hidden size {hidden_states.shape[-1]}, got {self.weight.shape[1]}")
@@ -87,18 +114,21 @@ class RandomHead:
 
     def _pooled(self, hidden_states: Tensor, mask: Tensor | None) -> Float[Tensor, "samples hidden"]:
         if self.pooling != "mean":
-            seen = torch.ones_like(hidden_states[:, :, 0]).int() if mask is None else mask.int()
-            # argmax gives the first of equals: the first token that is seen, or in the reverse order the last
-            token = seen.argmax(1) if self.pooling == "first" else seen.shape[1] - 1 - seen.flip(1).argmax(1)
+            visible = torch.ones_like(hidden_states[:, :, 0]).int() if mask is None else mask.int()
+            # argmax gives the first of equals: the first visible token, or in reverse order the last
+            token = visible.argmax(1) if self.pooling == "first" else visible.shape[1] - 1 - visible.flip(1).argmax(1)
             return hidden_states[torch.arange(len(token), device=token.device), token]
         if mask is None:
             return hidden_states.mean(1)
-        kept = mask.to(hidden_states)[:, :, None]
-        return (hidden_states * kept).sum(1) / kept.sum(1)
+        weights = mask.to(hidden_states)[:, :, None]
+        return (hidden_states * weights).sum(1) / weights.sum(1)
 
 
 def check_pooling(pooling: str) -> None:
-    """Raises `ValueError` for a pooling that no head has."""
+    """Raises `ValueError` for an unknown pooling.
+
+    >>> check_pooling("first")
+    """
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}")
 

@@ -1,4 +1,4 @@
-"""What the kernel of one block is made of: per sample the tokens that enter it and the cotangents at its output."""
+"""Inputs of the kernel of one block: its input tokens and the cotangents at its output."""
 
 from dataclasses import dataclass, replace
 
@@ -11,11 +11,16 @@ from mlpfusion.errors import InputError
 
 @dataclass(frozen=True)
 class BlockTrace:
-    """The tokens of all samples one after the other, padding left out (paper, section 1: X and D).
+    """Tokens of all samples, concatenated, without padding (paper, section 1: X and D).
 
-    `inputs` (X) is what enters the block, `cotangents` (D) the gradient of the scalar f with respect to what leaves it
-    at the same token, raw, before dropout, residual and LayerNorm; `lengths` says how many tokens each sample has. X
-    and D may have any floating dtype. Raises `InputError` if shapes do not fit or a sample has no token.
+    `inputs` (X) enter the block; `cotangents` (D) are the gradients of the scalar f at its output,
+    at the same tokens, raw, before dropout, residual and LayerNorm. `lengths` counts the tokens of
+    each sample. X and D may have any floating dtype. Raises `InputError` if shapes do not fit or a
+    sample has no token.
+
+    >>> trace = BlockTrace(torch.zeros(5, 8), torch.zeros(5, 8), torch.tensor([3, 2]))
+    >>> trace.num_samples, trace.num_tokens, trace.hidden_size
+    (2, 5, 8)
     """
 
     inputs: Float[Tensor, "tokens hidden"]
@@ -24,8 +29,8 @@ class BlockTrace:
 
     def __post_init__(self) -> None:
         if self.inputs.shape != self.cotangents.shape or self.inputs.ndim != 2:
-            found = f"{tuple(self.inputs.shape)} and {tuple(self.cotangents.shape)}"
-            raise InputError(f"`inputs` and `cotangents` must be of one shape (tokens, hidden), got {found}")
+            shapes = f"{tuple(self.inputs.shape)} and {tuple(self.cotangents.shape)}"
+            raise InputError(f"`inputs` and `cotangents` must be of one shape (tokens, hidden), got {shapes}")
         if self.lengths.ndim != 1 or not len(self.lengths) or int(self.lengths.min()) < 1:
             raise InputError(f"`lengths` must be one positive number a sample, got {self.lengths.tolist()}")
         if int(self.lengths.sum()) != len(self.inputs):
@@ -44,29 +49,33 @@ class BlockTrace:
         return self.inputs.shape[1]
 
     def select(self, samples: Int[Tensor, " chosen"]) -> "BlockTrace":
-        """The trace of these samples, in this order; a copy.
+        """Copies the samples with the given indices, in the given order.
 
-        Raises `InputError` for a number that is none of a sample's.
+        Raises `InputError` for an index out of range.
         """
         tokens = self.token_indices(samples).to(self.inputs.device)
         lengths = self.lengths[samples.to(self.lengths.device)]
         return BlockTrace(self.inputs[tokens], self.cotangents[tokens], lengths)
 
     def token_indices(self, samples: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen_tokens"]:
-        """Where the tokens of these samples stand, sample by sample, on the CPU.
+        """Returns the token positions of the given samples, sample by sample, on the CPU.
 
-        Raises `InputError` for a number that is none of a sample's.
+        Raises `InputError` for an index out of range.
+
+        >>> trace = BlockTrace(torch.zeros(5, 1), torch.zeros(5, 1), torch.tensor([3, 2]))
+        >>> trace.token_indices(torch.tensor([1, 0])).tolist()
+        [3, 4, 0, 1, 2]
         """
         if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < self.num_samples:
             raise InputError(f"`samples` must be between 0 and {self.num_samples - 1}, got {samples.tolist()}")
-        lengths, chosen = self.lengths.cpu(), samples.cpu()
-        starts = (lengths.cumsum(0) - lengths)[chosen]
-        sizes = lengths[chosen]
+        lengths, indices = self.lengths.cpu(), samples.cpu()
+        starts = (lengths.cumsum(0) - lengths)[indices]
+        sizes = lengths[indices]
         offsets = starts - (sizes.cumsum(0) - sizes)
         return torch.arange(int(sizes.sum())) + offsets.repeat_interleave(sizes)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "BlockTrace":
-        """The trace on this device and X and D in this dtype; shares memory where nothing changes."""
+        """Moves the trace to `device` and casts X and D to `dtype`; shares memory if possible."""
         inputs, cotangents = (x.to(device=device, dtype=dtype) for x in (self.inputs, self.cotangents))
         return replace(self, inputs=inputs, cotangents=cotangents, lengths=self.lengths.to(device=device))
 
@@ -74,19 +83,30 @@ class BlockTrace:
 def random_trace(
     inputs: Float[Tensor, "tokens hidden"], lengths: Int[Tensor, " samples"], generator: torch.Generator
 ) -> BlockTrace:
-    """The trace with standard normal cotangents, drawn per token: no task, no head and no backward pass are needed.
+    """Makes a trace with standard normal cotangents: no task, head or backward pass needed.
 
-    They are drawn on the generator's device in fp32 or better, so that the same generator gives the same numbers for
-    a model on any device. Raises `InputError` as `BlockTrace` does.
+    They are drawn on the generator's device in fp32 or better, so that one generator gives the same
+    numbers for a model on any device. Raises `InputError` as `BlockTrace` does.
+
+    >>> random_trace(torch.zeros(3, 4), torch.tensor([3]), torch.Generator()).cotangents.shape
+    torch.Size([3, 4])
     """
     compute = torch.promote_types(inputs.dtype, torch.float32)
-    drawn = torch.randn(inputs.shape, generator=generator, dtype=compute, device=generator.device)
-    return BlockTrace(inputs, drawn.to(inputs.device), lengths)
+    cotangents = torch.randn(inputs.shape, generator=generator, dtype=compute, device=generator.device)
+    return BlockTrace(inputs, cotangents.to(inputs.device), lengths)
 
 
 def concatenate_traces(traces: list[BlockTrace]) -> BlockTrace:
-    """The trace of all samples of `traces`, in their order. Raises `InputError` if there is none."""
+    """Concatenates the samples of several traces. Raises `InputError` for an empty list.
+
+    >>> trace = BlockTrace(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([2]))
+    >>> concatenate_traces([trace, trace]).lengths.tolist()
+    [2, 2]
+    """
     if not traces:
         raise InputError("`traces` must hold at least one trace, got none")
-    fields = ("inputs", "cotangents", "lengths")
-    return BlockTrace(*(torch.cat([getattr(trace, name) for trace in traces]) for name in fields))
+    return BlockTrace(
+        inputs=torch.cat([trace.inputs for trace in traces]),
+        cotangents=torch.cat([trace.cotangents for trace in traces]),
+        lengths=torch.cat([trace.lengths for trace in traces]),
+    )

@@ -1,11 +1,13 @@
-"""What trains in a block: its matrices, two factors of each, or the entries of each that no mask holds at zero.
+"""Trained parameters of a block: matrices, two factors of each, or the unmasked entries of each.
 
-Every gradient follows from that of the dense matrix, W in rows of neurons (`up`, `gate`, the transpose of `down`): the
-sum over the tokens of s_t v_t^T (`WeightGradient`). For W = A B, A with a row for each neuron:
+Every gradient follows from that of the dense matrix W in rows of neurons (`up`, `gate`, the
+transpose of `down`): sum_t s_t v_t^T over the tokens t (`WeightGradient`). For W = A B, A with a
+row for each neuron:
 
     grad A = sum_t s_t (B v_t)^T        grad B = sum_t (A^T s_t) v_t^T
 
-A is known for a slab of neurons at a time; A^T s_t is summed over the slabs, one value a token and rank.
+A is known for a slab of neurons at a time; A^T s_t is summed over the slabs, one value a token and
+rank.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,15 +23,19 @@ from mlpfusion.kernel.gradient import WeightGradient, compute_dtype
 from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.mlp import MLP
 
-FACTORS = ("left", "right")
-
 
 @dataclass(frozen=True)
 class FactoredMLP:
-    """A block whose matrices are products of two trained factors; biases train as they are.
+    """A block with every matrix a product of two trained factors; biases train as usual.
 
-    `factors` maps the names of the matrices to (left, right), shapes (out, rank) and (rank, in); the matrices of `mlp`
-    are their products. Raises `InputError` if a matrix has no factors, or they do not fit it.
+    `factors` maps the names of the matrices to (left, right), of shapes (out, rank) and (rank, in);
+    the matrices of `mlp` are their products. Raises `InputError` if a matrix has no factors, or
+    factors do not fit.
+
+    >>> mlp = MLP(torch.ones(4, 3), torch.ones(3, 4), torch.relu)
+    >>> up, down = (torch.ones(4, 1), torch.ones(1, 3)), (torch.ones(3, 1), torch.ones(1, 4))
+    >>> list(FactoredMLP(mlp, {"up": up, "down": down}).tensors())
+    ['up_left', 'up_right', 'down_left', 'down_right']
     """
 
     mlp: MLP
@@ -37,21 +43,23 @@ class FactoredMLP:
 
     def __post_init__(self) -> None:
         if set(self.factors) != set(self.mlp.matrices()):
-            wanted = ", ".join(self.mlp.matrices())
-            raise InputError(f"`factors` must be of {wanted}, got those of {', '.join(self.factors) or 'nothing'}")
+            names = ", ".join(self.mlp.matrices())
+            raise InputError(f"`factors` must be of {names}, got those of {', '.join(self.factors) or 'nothing'}")
         for name, matrix in self.mlp.matrices().items():
             left, right = self.factors[name]
-            found = tuple(left.shape), tuple(right.shape)
-            if left.ndim != 2 or found != ((matrix.shape[0], left.shape[1]), (left.shape[1], matrix.shape[1])):
-                raise InputError(f"the factors of `{name}` must fit its shape {tuple(matrix.shape)}, got {found}")
+            shapes = tuple(left.shape), tuple(right.shape)
+            if left.ndim != 2 or shapes != ((matrix.shape[0], left.shape[1]), (left.shape[1], matrix.shape[1])):
+                raise InputError(f"the factors of `{name}` must fit its shape {tuple(matrix.shape)}, got {shapes}")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The trained tensors: the factors as `up_left`, `up_right` and so on, and the biases."""
-        found = {}
+        """Returns the trained tensors: factors as `up_left`, `up_right` and so on, and biases."""
+        trained: dict[str, Tensor] = {}
         for name, tensor in self.mlp.tensors().items():
-            pairs = zip(FACTORS, self.factors[name], strict=True) if name in self.factors else [("", tensor)]
-            found |= {f"{name}_{side}" if side else name: part for side, part in pairs}
-        return found
+            if name in self.factors:
+                trained[f"{name}_left"], trained[f"{name}_right"] = self.factors[name]
+            else:
+                trained[name] = tensor
+        return trained
 
     @property
     def num_parameters(self) -> int:
@@ -61,50 +69,62 @@ class FactoredMLP:
 
 @dataclass(frozen=True)
 class MaskedMLP:
-    """A block whose matrices train where they are not zero, and nowhere else; biases train in full."""
+    """A block that trains the non-zero entries of its matrices, and all biases.
+
+    >>> MaskedMLP(MLP(torch.eye(3), torch.eye(3), torch.relu)).num_parameters
+    6
+    """
 
     mlp: MLP
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that hold what trains, zeros and all."""
+        """Returns the tensors with trained entries, zeros included."""
         return self.mlp.tensors()
 
     @property
     def num_parameters(self) -> int:
-        """Number of trained values: entries of the matrices that are not zero, and biases."""
+        """Number of trained values: non-zero entries of the matrices, and biases."""
         matrices = self.mlp.matrices()
         return sum(int(t.count_nonzero()) if name in matrices else t.numel() for name, t in self.tensors().items())
 
 
-# What has a kernel. The parameters of an `MLP` are all its tensors.
+# All that has a kernel. The parameters of an `MLP` are all its tensors.
 Block = MLP | FactoredMLP | MaskedMLP
 
 
-class Trained(Protocol):
-    """From the gradients of the dense matrices, slab by slab, to those of what trains."""
+class TrainedParameters(Protocol):
+    """Turns gradients of dense matrices, slab by slab, into gradients of trained parameters."""
 
     def extra_values(self) -> int:
-        """How many values it holds beside the slabs."""
+        """Number of values held beside the slabs."""
         ...
 
     def of_slab(self, gradient: WeightGradient, slab: slice) -> WeightGradient:
-        """The gradient of what trains in these neurons."""
+        """Gradient of the trained parameters of a slab of neurons."""
         ...
 
     def rest(self, max_rows: int) -> Iterator[WeightGradient]:
-        """After the last slab: the gradients of what belongs to no neuron, at most so many rows at a time."""
+        """Yields the gradients of parameters of no neuron, after the last slab.
+
+        At most `max_rows` rows each.
+        """
         ...
 
 
-def trained(block: Block, trace: BlockTrace) -> Trained:
-    """What trains in `block`. `trace` must be in the dtype of the gradients."""
+def trained_parameters(block: Block, trace: BlockTrace) -> TrainedParameters:
+    """Returns the trained parameters of `block`. `trace` must be in the dtype of the gradients."""
     if isinstance(block, FactoredMLP):
         return _Factored(block, trace)
     return _Masked(block.mlp) if isinstance(block, MaskedMLP) else _Dense()
 
 
 def dense_mlp(block: Block) -> MLP:
-    """What `block` computes, as dense matrices."""
+    """Returns the block as dense matrices.
+
+    >>> mlp = MLP(torch.eye(3), torch.eye(3), torch.relu)
+    >>> dense_mlp(MaskedMLP(mlp)) is mlp
+    True
+    """
     return block if isinstance(block, MLP) else block.mlp
 
 
@@ -128,8 +148,8 @@ class _Masked:
 
     def of_slab(self, gradient: WeightGradient, slab: slice) -> WeightGradient:
         matrix = self._matrices[gradient.name]
-        own = matrix.T[slab] if gradient.name == "down" else matrix[slab]
-        return replace(gradient, entries=(own != 0).flatten().nonzero()[:, 0])
+        rows = matrix.T[slab] if gradient.name == "down" else matrix[slab]
+        return replace(gradient, entries=(rows != 0).flatten().nonzero()[:, 0])
 
     def rest(self, max_rows: int) -> Iterator[WeightGradient]:
         return iter(())
@@ -162,7 +182,10 @@ class _Factored:
 
 
 class _Pair:
-    """W = outer inner for W in rows of neurons; `low` are the vectors seen through `inner`, `signals` a sum so far."""
+    """W = outer inner for W in rows of neurons.
+
+    `low` = inner v_t for all tokens, `signals` = the sum of A^T s_t so far.
+    """
 
     def __init__(
         self,
