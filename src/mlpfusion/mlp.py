@@ -192,11 +192,11 @@ def in_compute_dtype(mlp: MLP) -> MLP:
     return replace(mlp, **{name: tensor.to(compute) for name, tensor in mlp.tensors().items()})
 
 
-def copied(mlp: MLP) -> MLP:
+def clone(mlp: MLP) -> MLP:
     """Copies the weights and biases; the scales are shared.
 
     >>> mlp = MLP(torch.ones(2, 1), torch.ones(1, 2), torch.relu)
-    >>> copied(mlp).up is mlp.up
+    >>> clone(mlp).up is mlp.up
     False
     """
     return replace(mlp, **{name: tensor.clone() for name, tensor in mlp.tensors().items()})

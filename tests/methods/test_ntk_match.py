@@ -11,7 +11,7 @@ from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kerne
 from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.calibrated.ntk_match import CHOICES, NTKMatch
-from mlpfusion.methods.calibrated.refit import Refinement, output_error, refine, refit_down
+from mlpfusion.methods.calibrated.refit import Refinement, output_error, refine_weights, refit_down
 from mlpfusion.methods.names import method_from_name
 from mlpfusion.mlp import MLP, fold, forward, hidden_activations, select_neurons
 
@@ -208,7 +208,9 @@ def test_in_the_refinement_an_error_counts_as_often_as_its_weight_says(layout, s
     kept, smalls = select_neurons(mlp, torch.arange(6)), []
     for calibration in (replace(plain, weights=weights), repeated):
         assert calibration.trace.num_tokens <= Refinement(20).batch_tokens  # all of them in every step
-        smalls.append(refine(kept, calibration, calibration, Refinement(20), torch.Generator().manual_seed(seed)))
+        smalls.append(
+            refine_weights(kept, calibration, calibration, Refinement(20), torch.Generator().manual_seed(seed))
+        )
         assert output_error(smalls[-1], calibration) < output_error(kept, calibration)
     for name, tensor in smalls[0].tensors().items():
         torch.testing.assert_close(tensor, smalls[1].tensors()[name], rtol=1e-6, atol=1e-8)

@@ -14,30 +14,41 @@ from mlpfusion.mlp import MLP
 def best_masks(
     scores: Sequence[dict[str, Float[Tensor, "out in"]]], keep_ratio: float
 ) -> list[dict[str, Bool[Tensor, "out in"]]]:
-    """For every matrix which entries stay, ranked over all of them together; round((1 - keep_ratio) N) do not.
+    """Masks the round((1 - keep_ratio) N) entries with the smallest scores, False in the result.
 
-    Of equal scores the earlier ones (block, matrix, row, column) go first.
+    All N entries of all blocks are ranked together. Among equal scores the first ones (by block,
+    matrix, row, column) are masked.
+
+    >>> best_masks([{"up": torch.tensor([[3.0, 1.0], [2.0, 4.0]])}], 0.5)[0]["up"].tolist()
+    [[True, False], [False, True]]
     """
     flat = torch.cat([score.reshape(-1) for block in scores for score in block.values()])
-    kept = ~_smallest(flat, round((1 - keep_ratio) * flat.numel()))
-    pieces = iter(kept.split([score.numel() for block in scores for score in block.values()]))
+    mask = ~_smallest(flat, round((1 - keep_ratio) * flat.numel()))
+    pieces = iter(mask.split([score.numel() for block in scores for score in block.values()]))
     return [{name: next(pieces).view(score.shape) for name, score in block.items()} for block in scores]
 
 
 def apply_mask(mlp: MLP, mask: dict[str, Bool[Tensor, "out in"]]) -> Masked:
-    """The block with zeros where `mask` is False; the metric is the share of its matrices that stays."""
-    kept = sum(int(part.sum()) for part in mask.values()) / sum(part.numel() for part in mask.values())
+    """Zeroes the matrices where `mask` is False; the metric is the share of entries left.
+
+    >>> mlp = MLP(torch.eye(2), torch.eye(2), torch.relu)
+    >>> mask = torch.tensor([[True, False], [False, False]])
+    >>> apply_mask(mlp, {"up": mask, "down": mask}).metrics
+    {'density': 0.25}
+    """
+    density = sum(int(part.sum()) for part in mask.values()) / sum(part.numel() for part in mask.values())
     copies = {name: tensor.clone() for name, tensor in mlp.tensors().items() if name not in mask}
-    zeroed = {name: torch.where(part, getattr(mlp, name), 0.0).contiguous() for name, part in mask.items()}
-    return Masked(replace(mlp, **copies, **zeroed), {"density": kept})
+    matrices = mlp.matrices()
+    zeroed = {name: torch.where(part, matrices[name], 0.0).contiguous() for name, part in mask.items()}
+    return Masked(replace(mlp, **copies, **zeroed), {"density": density})
 
 
 def _smallest(scores: Float[Tensor, " entries"], number: int) -> Bool[Tensor, " entries"]:
-    """Which are the `number` smallest; by selection, not by sorting: there are as many entries as weights."""
+    """Marks the `number` smallest scores."""
     if number == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(number).values
-    chosen = scores < threshold
+    threshold = scores.kthvalue(number).values  # selection, not sorting: there are as many entries as weights
+    smallest = scores < threshold
     ties = (scores == threshold).nonzero()[:, 0]
-    chosen[ties[: number - int(chosen.sum())]] = True
-    return chosen
+    smallest[ties[: number - int(smallest.sum())]] = True
+    return smallest

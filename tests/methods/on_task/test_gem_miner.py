@@ -15,7 +15,7 @@ from mlpfusion.methods.data_free.magnitude import Magnitude
 from mlpfusion.methods.masking import best_masks
 from mlpfusion.methods.on_task import gem_miner
 from mlpfusion.methods.on_task.gem_miner import GemMiner, initial_scores
-from mlpfusion.mlp import copied
+from mlpfusion.mlp import clone
 from mlpfusion.sites.sites import base_model, linear_maps, read_mlp
 
 CONFIG = GemMiner(learning_rate=5e-2, batch_size=8)
@@ -42,7 +42,7 @@ def test_no_weight_of_the_base_model_is_trained_but_the_head_is(name):
 
 def test_scores_start_in_the_order_of_magnitude_and_all_count():
     job = make_job()
-    mlps = [copied(read_mlp(job.model, site)) for site in job.sites]
+    mlps = [clone(read_mlp(job.model, site)) for site in job.sites]
     scores = initial_scores(mlps, 0.5)
     flat = torch.cat([q.flatten() for block in scores for q in block.values()])
     assert float(flat.min()) > 0.5
@@ -54,7 +54,7 @@ def test_scores_start_in_the_order_of_magnitude_and_all_count():
 @pytest.mark.parametrize("name", ["bert", "gpt2", "modernbert"])
 def test_the_gradient_of_a_score_goes_straight_through_the_rounding(name):
     job = make_job(name, dtype=torch.float64)
-    mlps = [copied(read_mlp(job.model, site)) for site in job.sites]
+    mlps = [clone(read_mlp(job.model, site)) for site in job.sites]
     generator = torch.Generator().manual_seed(1)
     scores: Any = [
         {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in mlp.matrices().items()}
@@ -92,7 +92,7 @@ def test_the_mask_follows_the_data_and_not_the_magnitude_alone():
     other = make_job(data=EncodedTask(HALF.task, flipped, {}, "", HALF.collate))
     assert not equal(found, masks(gem_miner.compress(other, CONFIG)))
     job = make_job()
-    mlps = [copied(read_mlp(job.model, site)) for site in job.sites]
+    mlps = [clone(read_mlp(job.model, site)) for site in job.sites]
     expected = masks(mask(mlps, 0.25, Magnitude(), [torch.Generator()] * len(mlps)))
     assert not equal(found, expected)
     still = GemMiner(learning_rate=1e-9, batch_size=8, spread=0.5)
@@ -134,7 +134,7 @@ def test_mining_lowers_the_loss_at_the_same_density():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         mined: Any = gem_miner.compress(job, config)
-    mlps = [copied(read_mlp(job.model, site)) for site in job.sites]
+    mlps = [clone(read_mlp(job.model, site)) for site in job.sites]
     batch = job.data.collate([HALF.train[index] for index in range(96)])
     for outcomes in (mined, mask(mlps, 0.5, Magnitude(), [torch.Generator()] * len(mlps))):
         for site, outcome in zip(job.sites, outcomes, strict=True):

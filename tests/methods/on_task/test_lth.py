@@ -17,7 +17,7 @@ from mlpfusion.methods.data_free.magnitude import Magnitude
 from mlpfusion.methods.on_task import lth
 from mlpfusion.methods.on_task.job import TaskJob
 from mlpfusion.methods.on_task.lth import LTH
-from mlpfusion.mlp import copied
+from mlpfusion.mlp import clone
 from mlpfusion.sites.sites import base_model, read_mlp
 
 CONFIG = LTH(learning_rate=5e-3, batch_size=8, rounds=3)
@@ -127,7 +127,7 @@ def test_the_mask_depends_on_the_data_and_is_not_that_of_one_shot_magnitude():
     other = make_job(data=EncodedTask(HALF.task, flipped, {}, "", HALF.collate))
     assert not equal(found, masks(lth.compress(other, CONFIG)))
     model = pico_model("bert", AutoModelForSequenceClassification)
-    mlps = [copied(read_mlp(model, site)) for site in make_job().sites]
+    mlps = [clone(read_mlp(model, site)) for site in make_job().sites]
     assert not equal(found, masks(mask(mlps, 0.25, Magnitude(), [torch.Generator()] * len(mlps))))
     for number in (0, 1):  # with steps too small to change the order it is
         still = LTH(learning_rate=1e-12, batch_size=8, rounds=1 + number)

@@ -1,7 +1,8 @@
-"""Fusion trained to keep the gradients of the block on calibration data (paper, Table 7; our definition).
+"""Fusion trained to keep the gradients of the block (paper, Table 7; our definition).
 
-In the block whose neurons all are the centroids of their clusters the gradient of a fused neuron is exactly the sum of
-those of its members (paper, A.3). Here the sum over the members in the original block is what is aimed at.
+If all neurons were the centroids of their clusters, the gradient of a fused neuron would be exactly
+the sum over its members (paper, A.3). The target here is that sum over the members in the original
+block.
 """
 
 from collections.abc import Iterable
@@ -23,22 +24,27 @@ from mlpfusion.mlp import MLP
 
 @dataclass(frozen=True)
 class MaintainNTKGradient(TrainedMethod):
-    """Fusion, then Adam on the difference of every sample's gradient from the sum over each cluster's members; P stays.
+    """Trains the fused block to keep the sums of the gradients over each cluster.
 
-    `num_epochs` over the samples in steps of about `batch_tokens` tokens; `learning_rate` is that of Adam.
+    Adam minimises the error of every sample's gradient; P stays. `learning_rate` is the rate of
+    Adam. `num_epochs` passes over the samples are made. `batch_tokens` is the approximate number of
+    tokens a step.
+
+    >>> MaintainNTKGradient(num_epochs=2).learning_rate
+    0.0003
     """
 
-    learning_rate: float = 3e-4
-    num_epochs: int = 1
-    batch_tokens: int = 64
+    learning_rate: float = 3e-4  # not tuned
+    num_epochs: int = 1  # the paper's
+    batch_tokens: int = 64  # not tuned
 
 
 def compress(block: Block, config: MaintainNTKGradient) -> Narrowed:
-    """The fused block trained on the calibration; the metrics are squared errors of the gradients over their squares.
+    """Trains the fused block; the metrics are squared gradient errors over squared gradients.
 
-    Minimises the sum over the samples x of |grad_W~ f_c(x) - C grad_W f(x)|_F^2 over all tensors but b2, with C the
-    membership of the clusters, which stays, and f what the cotangents of the calibration are the gradients of. Raises
-    `InputError` if the activation is not element-wise.
+    Minimises the sum over samples x of |grad_W~ f_c(x) - C grad_W f(x)|_F^2, over all tensors but
+    b2. C is the cluster membership, which stays; f is the scalar of the calibration's cotangents.
+    Raises `InputError` if the activation is not element-wise.
     """
     calibration = block.inputs
     mlp = block.mlp
@@ -58,39 +64,52 @@ def compress(block: Block, config: MaintainNTKGradient) -> Narrowed:
 
 @dataclass(frozen=True)
 class GradientTarget:
-    """What the gradients of a student are to be: for its neuron j the sum of those of the neurons of `labels` j.
+    """Target gradients of a student: for neuron j, the sum over the original neurons with label j.
 
-    No gradient is made: it is a sum over the tokens of a sample of a signal times a vector that student and original
-    share, an input or a cotangent, so that squares need the inner products of tokens only.
+    No gradient is ever formed. A gradient is a sum over the tokens of a sample of signal times
+    vector, and student and original share the vectors (inputs or cotangents), so squares need inner
+    products of tokens only.
     """
 
     original: MLP
     labels: Int[Tensor, " neurons"]
 
     def squares(self, trace: BlockTrace) -> Float[Tensor, ""]:
-        """The sum over the samples x of |C grad_W f(x)|_F^2."""
+        """Sum over the samples x of |C grad_W f(x)|_F^2."""
         return sum_of_squares(self._gradients(trace), trace)
 
     def squared_gap(self, student: MLP, trace: BlockTrace) -> Float[Tensor, ""]:
-        """The sum over the samples x of |grad_W~ f_c(x) - C grad_W f(x)|_F^2; can be differentiated by `student`."""
-        found = weight_gradients(neuron_slab(student, slice(None)), trace, create_graph=torch.is_grad_enabled())
-        pairs = zip(found, self._gradients(trace), strict=True)
-        return sum_of_squares([replace(one, signals=one.signals - aim.signals) for one, aim in pairs], trace)
+        """Sum over the samples x of |grad_W~ f_c(x) - C grad_W f(x)|_F^2.
+
+        Differentiable by the tensors of `student`.
+        """
+        whole = slice(None)
+        gradients = weight_gradients(neuron_slab(student, whole), trace, create_graph=torch.is_grad_enabled())
+        pairs = zip(gradients, self._gradients(trace), strict=True)
+        gaps = [replace(gradient, signals=gradient.signals - target.signals) for gradient, target in pairs]
+        return sum_of_squares(gaps, trace)
 
     @torch.no_grad()
     def _gradients(self, trace: BlockTrace) -> list[WeightGradient]:
-        """The aggregated gradients of the original, with one signal a cluster."""
+        """Gradients of the original summed over each cluster, with one signal a cluster."""
         members = torch.nn.functional.one_hot(self.labels).to(trace.inputs)
-        found = weight_gradients(neuron_slab(self.original, slice(None)), trace)
-        return [replace(gradient, signals=gradient.signals @ members) for gradient in found]
+        gradients = weight_gradients(neuron_slab(self.original, slice(None)), trace)
+        return [replace(gradient, signals=gradient.signals @ members) for gradient in gradients]
 
 
 def sum_of_squares(gradients: Iterable[WeightGradient], trace: BlockTrace) -> Float[Tensor, ""]:
-    """The sum over the samples and the blocks of the squared norm of the gradient, biases included."""
+    """Squared norms of the gradients, biases included, summed over samples and matrices.
+
+    >>> ones = torch.ones(1, 1)
+    >>> trace = BlockTrace(ones, ones, torch.tensor([1]))
+    >>> sum_of_squares([WeightGradient("up", 3 * ones, 2 * ones)], trace).item()
+    36.0
+    """
     sample = torch.arange(trace.num_samples, device=trace.lengths.device).repeat_interleave(trace.lengths)
-    together = (sample[:, None] == sample).to(trace.inputs)
+    same_sample = (sample[:, None] == sample).to(trace.inputs)
     total = trace.inputs.new_zeros(())
     for gradient in gradients:
+        # |sum_t s_t v_t^T|_F^2 = sum_tu <s_t, s_u> <v_t, v_u>; a bias is one more input, of value 1
         products = gradient.vectors @ gradient.vectors.T + (gradient.bias is not None)
-        total = total + (gradient.signals * ((products * together) @ gradient.signals)).sum()
+        total = total + (gradient.signals * ((products * same_sample) @ gradient.signals)).sum()
     return total

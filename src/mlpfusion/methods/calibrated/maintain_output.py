@@ -1,4 +1,4 @@
-"""Fusion trained to keep the outputs of the block on calibration data (paper, Table 7; our definition)."""
+"""Fusion trained to keep the outputs of the block (paper, Table 7; our definition)."""
 
 from dataclasses import dataclass
 
@@ -15,18 +15,23 @@ from mlpfusion.mlp import MLP, forward
 
 @dataclass(frozen=True)
 class MaintainOutput(TrainedMethod):
-    """Fusion, then Adam on the mean squared difference of the outputs on calibration data; P stays.
+    """Trains the fused block to keep its outputs on calibration data.
 
-    `num_epochs` over the samples in steps of about `batch_tokens` tokens; `learning_rate` is that of Adam.
+    Adam minimises the mean squared error; P stays. `learning_rate` is the rate of Adam.
+    `num_epochs` passes over the samples are made. `batch_tokens` is the approximate number of
+    tokens a step.
+
+    >>> MaintainOutput(num_epochs=2).learning_rate
+    0.001
     """
 
-    learning_rate: float = 1e-3
-    num_epochs: int = 1
-    batch_tokens: int = 64
+    learning_rate: float = 1e-3  # Adam's default; not tuned
+    num_epochs: int = 1  # the paper's
+    batch_tokens: int = 64  # not tuned
 
 
 def compress(block: Block, config: MaintainOutput) -> Narrowed:
-    """The fused block trained on the calibration; the metrics are squared errors over the squared outputs."""
+    """Trains the fused block; the metrics are squared errors over squared outputs."""
     start = fused_start(block.mlp, block.num_neurons, block.generator)
     size = float(block.inputs.targets.double().square().sum()) or 1.0
 

@@ -1,4 +1,4 @@
-"""The second map of a narrower block by ridge regression on calibration inputs, and a refinement of all its weights."""
+"""Refit of `down` by ridge regression, and refinement of all weights, on calibration data."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +10,10 @@ from torch import Tensor
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP, forward, hidden_activations, in_compute_dtype
 
-_CHUNK_TOKENS = 4096
-_HELD_OUT = 0.1  # of the samples
-_MIN_HELD_OUT = 8
-_CHECKS = 10  # of the held-out samples while refining
+_CHUNK_TOKENS = 4096  # activations of 3,072 neurons in fp32: 50 MB; not tuned
+_HELD_OUT = 0.1  # share of the samples; not tuned
+_MIN_HELD_OUT = 8  # fewer judge by noise; not tuned
+_NUM_CHECKS = 10  # evaluations on the held-out samples during refinement; not tuned
 
 
 def refit_down(
@@ -23,14 +23,22 @@ def refit_down(
     ridge: float,
     weights: Float[Tensor, " tokens"] | None = None,
 ) -> MLP:
-    """`mlp` with the `down` (and `down_bias`, where it has one) that brings its outputs nearest to `targets`.
+    """Solves for the `down` and `down_bias` that bring the outputs nearest to `targets`.
 
-    Least squares over the tokens, whose errors `weights` multiply; the ridge, in units of the mean squared activation,
-    draws `down` to what it was, not to zero. Sums and solution are in float64, the dtype of `mlp` is restored.
+    Minimises sum_t weight_t^2 |output_t - target_t|^2 + ridge |down - down_old|^2, `ridge` in units
+    of the mean squared activation. A block without `down_bias` gets none. Sums and solution are in
+    float64, the result in the dtype of `mlp`.
+
+    >>> mlp = MLP(torch.eye(1), torch.eye(1), torch.relu)
+    >>> x = torch.tensor([[1.0], [2.0]])
+    >>> round(refit_down(mlp, x, 3 * x, ridge=1e-9).down.item(), 4)
+    3.0
     """
     gram, right = _normal_equations(mlp, inputs, targets, weights)
     weight = ridge * float(gram.diagonal()[: mlp.num_neurons].mean())
     gram.diagonal()[: mlp.num_neurons] += max(weight, torch.finfo(torch.float64).tiny)
+    # 1e-12 of the mean diagonal, far below the ridge and above float64's rounding, keeps Cholesky
+    # from failing when neurons or the bias column are collinear
     factor = torch.linalg.cholesky(gram + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
     change = torch.cholesky_solve(right, factor)
     fields = {"down": (mlp.down.double() + change[: mlp.num_neurons].T).to(mlp.down.dtype)}
@@ -42,33 +50,41 @@ def refit_down(
 def activation_chunks(
     mlp: MLP, inputs: Float[Tensor, "tokens hidden"], weights: Float[Tensor, " tokens"] | None = None
 ) -> Iterator[Float[Tensor, "chunk neurons"]]:
-    """What enters `down`, some thousand tokens at a time, in fp32 or better; times the weight of its token, if any."""
+    """Yields the inputs of `down` for some thousand tokens at a time, in fp32 or better.
+
+    With `weights`, each row is multiplied by the weight of its token.
+    """
     block = in_compute_dtype(mlp)
     for x, weight in zip(inputs.split(_CHUNK_TOKENS), _weight_chunks(inputs, weights), strict=True):
-        yield weigh(hidden_activations(block, x.to(block.up)), weight)
+        yield weighted(hidden_activations(block, x.to(block.up)), weight)
 
 
-def weigh(rows: Float[Tensor, "tokens features"], weights: Float[Tensor, " tokens"] | None) -> Tensor:
-    """The rows, each times its weight; as they are without weights."""
+def weighted(rows: Float[Tensor, "tokens features"], weights: Float[Tensor, " tokens"] | None) -> Tensor:
+    """Multiplies each row by its weight; without weights, returns the rows.
+
+    >>> weighted(torch.ones(2, 1), torch.tensor([1.0, 3.0])).tolist()
+    [[1.0], [3.0]]
+    """
     return rows if weights is None else rows * weights.to(rows)[:, None]
 
 
 def _weight_chunks(inputs: Tensor, weights: Tensor | None) -> Sequence[Tensor | None]:
-    """The weights of the chunks that `inputs` is split into."""
+    """Splits the weights like `inputs`, into chunks."""
     return [None] * -(-len(inputs) // _CHUNK_TOKENS) if weights is None else weights.split(_CHUNK_TOKENS)
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """Adam on all weights of a block: `num_epochs` over the tokens in steps of `batch_tokens`, rising and falling rate.
+    """Options of the refinement: Adam on all weights, with a rising and falling rate.
 
-    `learning_rate` is in units of the root mean square of each matrix, which also sets that of its bias. Raises
-    `ValueError` for a bad one; no epochs, no refinement.
+    `num_epochs` passes over the tokens are made (0: no refinement), in steps of `batch_tokens`
+    tokens. `learning_rate` is in units of the root mean square of each matrix; a bias uses the unit
+    of its matrix. Raises `ValueError` for a bad option.
     """
 
     num_epochs: int
     learning_rate: float = 0.04
-    batch_tokens: int = 512
+    batch_tokens: int = 512  # not tuned
 
     def __post_init__(self) -> None:
         if self.num_epochs < 0:
@@ -80,9 +96,10 @@ class Refinement:
 
 
 def split_samples(calibration: Calibration, generator: torch.Generator) -> tuple[Calibration, Calibration]:
-    """The samples to fit on, and the tenth that is held out to judge by; all for both where that were less than eight.
+    """Returns (fit, held_out). A tenth of the samples is held out.
 
-    Of a handful of samples none can be spared, and a choice by them would be noise.
+    With fewer than 80 samples none is held out, and both are the whole calibration: selection on a
+    handful of samples would be noise.
     """
     order = torch.randperm(calibration.trace.num_samples, generator=generator)
     num_held = int(_HELD_OUT * len(order))
@@ -91,18 +108,21 @@ def split_samples(calibration: Calibration, generator: torch.Generator) -> tuple
     return calibration.select(order[num_held:].sort().values), calibration.select(order[:num_held].sort().values)
 
 
-def refine(mlp: MLP, used: Calibration, held: Calibration, refinement: Refinement, generator: torch.Generator) -> MLP:
-    """`mlp` after training on the mean length of its output error on `used`, at the step with the least on `held`.
+def refine_weights(
+    mlp: MLP, fit: Calibration, held_out: Calibration, refinement: Refinement, generator: torch.Generator
+) -> MLP:
+    """Trains all weights on the mean length of the output error on `fit`.
 
-    That can be the start. In the dtype of `mlp`; no argument is changed.
+    Returns the state with the smallest error on `held_out`, which can be the start, in the dtype of
+    `mlp`. No argument is changed.
     """
     compute = in_compute_dtype(mlp).up.dtype
-    used, held = (part.to(mlp.up.device, compute) for part in (used, held))
-    steps = refinement.num_epochs * -(-used.trace.num_tokens // refinement.batch_tokens)
-    best, best_error = mlp, output_error(mlp, held)
-    for step, state in enumerate(_states(mlp, used, refinement, steps, generator), start=1):
-        if step == steps or step % -(-steps // _CHECKS) == 0:
-            error = output_error(state, held)
+    fit, held_out = (part.to(mlp.up.device, compute) for part in (fit, held_out))
+    steps = refinement.num_epochs * -(-fit.trace.num_tokens // refinement.batch_tokens)
+    best, best_error = mlp, output_error(mlp, held_out)
+    for step, state in enumerate(_states(mlp, fit, refinement, steps, generator), start=1):
+        if step == steps or step % -(-steps // _NUM_CHECKS) == 0:
+            error = output_error(state, held_out)
             if error < best_error:
                 best, best_error = replace(state, **{n: t.clone() for n, t in state.tensors().items()}), error
     return replace(best, **{name: tensor.to(mlp.up.dtype) for name, tensor in best.tensors().items()})
@@ -110,36 +130,45 @@ def refine(mlp: MLP, used: Calibration, held: Calibration, refinement: Refinemen
 
 @torch.no_grad()
 def output_error(mlp: MLP, calibration: Calibration) -> float:
-    """Mean length of the output error over the mean length of the targets; 0 if these are 0 and met. Both weighed."""
+    """Mean length of the output error over the mean length of the targets, both weighted.
+
+    0 if targets and error are 0. `measure.output_error` is the same without weights and without a
+    model.
+    """
     block = in_compute_dtype(mlp)
     outputs = forward(block, calibration.trace.inputs.to(block.up))
-    error = weigh((outputs - calibration.targets).double(), calibration.weights).norm(dim=1).mean()
-    size = weigh(calibration.targets.double(), calibration.weights).norm(dim=1).mean()
+    error = weighted((outputs - calibration.targets).double(), calibration.weights).norm(dim=1).mean()
+    size = weighted(calibration.targets.double(), calibration.weights).norm(dim=1).mean()
     return float(error / size) if size > 0 else float(error)
 
 
 def _states(
     mlp: MLP, calibration: Calibration, refinement: Refinement, steps: int, generator: torch.Generator
 ) -> Iterator[MLP]:
-    """The block after every step; its tensors are those that the next step changes."""
+    """Yields the block after every step; the next step changes its tensors."""
     if not steps:
         return
     block = in_compute_dtype(mlp)
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in block.tensors().items()}
     rates = {name: refinement.learning_rate * _size(block, name) for name in leaves}
     groups = [{"params": [leaf], "lr": rates[name]} for name, leaf in leaves.items()]
+    # beta2 = 0.99 averages over 100 of the few hundred steps of a refinement; not compared with
+    # 0.999. The rate rises over a tenth of the steps and falls to zero over the rest (not tuned);
+    # `steps + 1`, as the schedule is advanced once more after the last step.
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
     inputs, targets, weights = calibration.trace.inputs, calibration.targets, calibration.weights
-    size = float(weigh(targets.double(), weights).norm(dim=1).mean()) or 1.0
+    size = float(weighted(targets.double(), weights).norm(dim=1).mean()) or 1.0
     for _ in range(refinement.num_epochs):
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         for tokens in order.split(refinement.batch_tokens):
             with torch.enable_grad():
                 error = forward(replace(block, **leaves), inputs[tokens]) - targets[tokens]
-                error = weigh(error, None if weights is None else weights[tokens])
+                error = weighted(error, None if weights is None else weights[tokens])
+                # the mean length, not its square: a few tokens have outputs a hundred times as long
+                # as the rest
                 gradients = torch.autograd.grad(error.norm(dim=1).mean() / size, list(leaves.values()))
             for leaf, gradient in zip(leaves.values(), gradients, strict=True):
                 leaf.grad = gradient
@@ -149,7 +178,7 @@ def _states(
 
 
 def _size(block: MLP, name: str) -> float:
-    """Root mean square of a matrix, or of that to which a bias belongs; 1 for a matrix of zeros."""
+    """Root mean square of a matrix, or of the matrix of a bias; 1 for a matrix of zeros."""
     return float(getattr(block, name.removesuffix("_bias")).double().square().mean().sqrt()) or 1.0
 
 
@@ -159,19 +188,19 @@ def _normal_equations(
     targets: Float[Tensor, "tokens hidden"],
     weights: Float[Tensor, " tokens"] | None,
 ) -> tuple[Tensor, Tensor]:
-    """A^T A and A^T (targets - outputs), means over the tokens, A the activations and a column of ones for a bias.
+    """Returns A^T A and A^T (targets - outputs), means over the tokens, rows weighted if asked.
 
-    With weights, the rows of both are weighed.
+    A holds the activations, and a column of ones if the block has `down_bias`.
     """
     block, size = in_compute_dtype(mlp), mlp.num_neurons + (mlp.down_bias is not None)
     gram = torch.zeros(size, size, dtype=torch.float64, device=mlp.up.device)
     right = gram.new_zeros(size, mlp.hidden_size)
     chunks = activation_chunks(mlp, inputs), targets.split(_CHUNK_TOKENS), _weight_chunks(inputs, weights)
-    for activations, wanted, weight in zip(*chunks, strict=True):
+    for activations, target, weight in zip(*chunks, strict=True):
         outputs = torch.nn.functional.linear(activations, block.down, block.down_bias)
-        residual = (wanted.double() - outputs.double()).to(outputs)
+        residual = (target.double() - outputs.double()).to(outputs)
         ones = activations.new_ones(len(activations), size - mlp.num_neurons)
-        columns, residual = weigh(torch.cat([activations, ones], dim=1), weight), weigh(residual, weight)
+        columns, residual = weighted(torch.cat([activations, ones], dim=1), weight), weighted(residual, weight)
         gram += (columns.T @ columns).double() / len(inputs)
         right += (columns.T @ residual).double() / len(inputs)
     return gram, right

@@ -1,4 +1,4 @@
-"""A narrower block trained on calibration data, starting from the fused one: what the calibrated methods share."""
+"""Training of a narrower block on calibration data, from the fused block on."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,13 +14,17 @@ from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.data_free import fusion
 from mlpfusion.mlp import MLP, canonical_order, in_compute_dtype, select_neurons
 
-# (student, calibration on some samples) -> the loss, summed over them; about 1 over all samples, for Adam's epsilon
+# (student, some samples) -> the loss summed over the samples. About 1 over all samples, so that
+# Adam's default epsilon is small against the gradients.
 Loss = Callable[[MLP, Calibration], Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
 class Training:
-    """Adam on the weights of a student: `num_epochs` over the samples, steps of about `batch_tokens` tokens."""
+    """Options of the training: Adam with a constant rate.
+
+    `num_epochs` passes over the samples, in steps of about `batch_tokens` tokens.
+    """
 
     learning_rate: float
     num_epochs: int
@@ -34,9 +38,9 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainedMethod:
-    """The options of a method that trains a student: those of its `Training`.
+    """Options of a method that trains the fused block.
 
-    With `data_free` the inputs are drawn from the statistics of the normalisation before the block.
+    `data_free` draws the inputs from the statistics of the normalisation before the block.
     """
 
     learning_rate: float
@@ -53,13 +57,13 @@ class TrainedMethod:
         return CalibrationNeeds(batches=not self.data_free)
 
     def training(self) -> Training:
-        """The options of the steps. Raises `ValueError` for a bad one."""
+        """Options of the training. Raises `ValueError` for a bad option."""
         return Training(self.learning_rate, self.num_epochs, self.batch_tokens)
 
 
 @dataclass(frozen=True)
 class FusedStart:
-    """The original with its neurons in canonical order, its clustering, and the fused block, P in `output_scale`."""
+    """The original in canonical order, its clustering, and the fused block."""
 
     original: MLP
     clusters: KMeansResult
@@ -67,7 +71,7 @@ class FusedStart:
 
 
 def fused_start(mlp: MLP, num_neurons: int, generator: torch.Generator) -> FusedStart:
-    """MLP Fusion of `mlp` with its default options; the order of the neurons of `mlp` does not matter."""
+    """Fuses `mlp` with Fusion's default options, whatever the order of its neurons."""
     original = select_neurons(mlp, canonical_order(mlp))
     clusters = fusion.cluster_neurons(original, num_neurons, fusion.Fusion(), generator)
     return FusedStart(original, clusters, fusion.fused_block(original, clusters))
@@ -76,10 +80,11 @@ def fused_start(mlp: MLP, num_neurons: int, generator: torch.Generator) -> Fused
 def train_student(
     start: MLP, calibration: Calibration, loss: Loss, training: Training, generator: torch.Generator
 ) -> tuple[MLP, float, float]:
-    """`start` after training all of its tensors but `down_bias`, with the loss before and after, over all samples.
+    """Trains all tensors but `down_bias`; returns the block and the loss before and after.
 
-    In the dtype of `start`; the steps are made in fp32 or better. Where training did not lower the loss of the block as
-    it is handed over, rounded to its dtype, that is `start` itself. Neither argument is changed.
+    The block is in the dtype of `start`, steps are made in fp32 or better, and losses are over all
+    samples. If training did not lower the loss of the rounded block, `start` is returned. No
+    argument is changed.
     """
     calibration = calibration.to(start.up.device, torch.promote_types(start.up.dtype, torch.float32))
     before = total_loss(start, calibration, loss, training)
@@ -89,7 +94,7 @@ def train_student(
 
 
 def total_loss(student: MLP, calibration: Calibration, loss: Loss, training: Training) -> float:
-    """The loss of `student` summed over all samples, in fp32 or better, without a graph."""
+    """Sums the loss of `student` over all samples, in fp32 or better, without a graph."""
     block, order = in_compute_dtype(student), torch.arange(calibration.trace.num_samples)
     with torch.no_grad():
         return sum(float(loss(block, part)) for part in _parts(calibration, order, training.batch_tokens))
@@ -113,7 +118,10 @@ def _train(start: MLP, calibration: Calibration, loss: Loss, training: Training,
 
 
 def _parts(calibration: Calibration, order: Int[Tensor, " samples"], batch_tokens: int) -> Iterator[Calibration]:
-    """The samples in this order, those together that start within the same `batch_tokens` tokens; none is cut."""
+    """Splits the samples, in the given order, into batches of about `batch_tokens` tokens.
+
+    No sample is split.
+    """
     lengths = calibration.trace.lengths.cpu()[order]
     starts = (lengths.cumsum(0) - lengths) // batch_tokens
     counts = torch.unique_consecutive(starts, return_counts=True)[1].tolist()

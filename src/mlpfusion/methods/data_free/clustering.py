@@ -1,4 +1,4 @@
-"""The paper's Clustering ablation (section 5.3): the same centroids, the square root of P on both sides."""
+"""The paper's ablation Clustering (section 5.3): Fusion's centroids with sqrt(P) on both sides."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,12 @@ from mlpfusion.mlp import MLP, neurons, replace_neurons
 
 @dataclass(frozen=True)
 class Clustering:
-    """Centroids times the square root of the cluster sizes, P nowhere else: exact for ReLU, not for GELU or SiLU.
+    """Replaces neurons by centroids times sqrt(cluster size); exact for ReLU, not GELU or SiLU.
 
-    `num_init`, `max_iter` and `refine` are those of the k-means of Fusion.
+    `num_init`, `max_iter` and `refine` are options of the k-means, as in Fusion.
+
+    >>> Clustering(refine=False)  # the paper's clustering
+    Clustering(num_init=1, max_iter=300, refine=False)
     """
 
     num_init: int = fusion.Fusion.num_init
@@ -28,9 +31,9 @@ class Clustering:
 
 
 def compress(block: Block, config: Clustering) -> Narrowed:
-    """The block of `num_neurons` centroids, every row (first map, its bias, second map) times sqrt(cluster size).
+    """Clusters the neurons and multiplies rows of `up`, its bias and columns of `down` by sqrt(P).
 
-    With a gate there are three factors of which only the activated one and `down` carry the root; `up` stays.
+    In a gated block there are three factors, and only the activated one and `down` are multiplied.
     """
     mlp = block.mlp
     clusters = fusion.cluster_neurons(
@@ -46,7 +49,7 @@ def compress(block: Block, config: Clustering) -> Narrowed:
 
 
 def _up_columns(mlp: MLP) -> slice:
-    """The columns of `neurons(mlp)` that hold `up` and its bias in a gated block."""
+    """Columns of `neurons(mlp)` with `up` and its bias, in a gated block."""
     total = neurons(mlp).shape[1]
     start = mlp.hidden_size + (mlp.gate_bias is not None)
     return slice(start, total - mlp.hidden_size)

@@ -1,4 +1,4 @@
-"""Fusion with P folded into `down`: same forward as `Fusion`, smaller Adam kernel of `down` (paper, section 4.3)."""
+"""Fusion with P folded into `down`: same forward pass, smaller Adam kernel (paper, section 4.3)."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,12 @@ from mlpfusion.mlp import fold
 
 @dataclass(frozen=True)
 class FoldedFusion:
-    """MLP Fusion with P folded into the second linear map: a stock block, for deployment or as the ablation.
+    """Replaces neurons by centroids and folds P into `down`: a stock block, to deploy.
 
-    `num_init`, `max_iter` and `refine` are those of the k-means of Fusion.
+    `num_init`, `max_iter` and `refine` are options of the k-means, as in Fusion.
+
+    >>> FoldedFusion()
+    FoldedFusion(num_init=1, max_iter=300, refine=True)
     """
 
     num_init: int = fusion.Fusion.num_init
@@ -26,6 +29,6 @@ class FoldedFusion:
 
 
 def compress(block: Block, config: FoldedFusion) -> Narrowed:
-    """The block of `num_neurons` centroids with `down` times the cluster sizes, no scale."""
+    """Fuses the block and multiplies the columns of `down` by the cluster sizes."""
     fused = fusion.compress(block, fusion.Fusion(config.num_init, config.max_iter, config.refine))
     return Narrowed(fold(fused.mlp), fused.metrics)

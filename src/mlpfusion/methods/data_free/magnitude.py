@@ -10,11 +10,15 @@ from mlpfusion.methods.masking import apply_mask, best_masks
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Zeroes the smallest weights, ranked over all chosen blocks: masked, same width, no gain on dense hardware."""
+    """Zeroes the smallest weights, ranked over all blocks; no gain on dense hardware.
+
+    >>> Magnitude()
+    Magnitude()
+    """
 
 
 def compress(blocks: Sequence[Block], config: Magnitude) -> list[Masked]:
-    """The blocks with zeros for the smallest |w| of all their matrices ranked together; biases stay. No randomness."""
+    """Zeroes the smallest |w| of all matrices of all blocks; biases stay. No randomness."""
     sizes = [{name: w.abs() for name, w in block.mlp.matrices().items()} for block in blocks]
     masks = best_masks(sizes, blocks[0].keep_ratio)
     return [apply_mask(block.mlp, mask) for block, mask in zip(blocks, masks, strict=True)]

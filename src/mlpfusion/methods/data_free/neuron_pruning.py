@@ -1,4 +1,4 @@
-"""Structured pruning by the joint norm of a neuron's weights (methods that keep neurons verbatim)."""
+"""Structured pruning by the product of the norms of a neuron's weights."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,12 @@ from mlpfusion.mlp import MLP, select_neurons
 
 @dataclass(frozen=True)
 class NeuronPruning:
-    """Keeps the neurons with the largest |up_i| |down_i| (and |gate_i|), the same indices in all matrices.
+    """Keeps the neurons with the largest |up_i| |down_i| (times |gate_i| if gated).
 
-    `norm` is 1 or 2: the sum of the absolute weights, or the Euclidean length.
+    The same indices in all matrices. `norm` is 1 (sum of absolute weights) or 2 (Euclidean length).
+
+    >>> NeuronPruning(norm=1)
+    NeuronPruning(norm=1)
     """
 
     norm: int = 2
@@ -26,7 +29,10 @@ class NeuronPruning:
 
 
 def compress(block: Block, config: NeuronPruning) -> Narrowed:
-    """The `num_neurons` neurons with the best score in their old order; ties go to the lower index. No randomness."""
+    """Keeps the neurons with the best scores, in their old order; ties go to the lower index.
+
+    No randomness.
+    """
     score = joint_score(block.mlp, config.norm)
     best = torch.sort(score, descending=True, stable=True).indices[: block.num_neurons]
     return Narrowed(
@@ -35,6 +41,10 @@ def compress(block: Block, config: NeuronPruning) -> Narrowed:
 
 
 def joint_score(mlp: MLP, norm: int) -> torch.Tensor:
-    """|up_i|_p |down_i|_p, times |gate_i|_p in a gated block, shape (neurons,), float64."""
+    """|up_i|_p |down_i|_p, times |gate_i|_p in a gated block, shape (neurons,), float64.
+
+    >>> joint_score(MLP(torch.tensor([[3.0, 4.0]]), torch.ones(2, 1), torch.relu), norm=1).tolist()
+    [14.0]
+    """
     score = mlp.up.double().norm(norm, dim=1) * mlp.down.double().norm(norm, dim=0)
     return score if mlp.gate is None else score * mlp.gate.double().norm(norm, dim=1)

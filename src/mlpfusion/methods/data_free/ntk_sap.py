@@ -1,4 +1,4 @@
-"""NTK-SAP (Wang et al., ICLR 2023) on one block without data: prunes what the neural tangent kernel needs least."""
+"""NTK-SAP (Wang et al., ICLR 2023) block by block, without data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +15,24 @@ from mlpfusion.mlp import MLP, canonical_order, forward, in_compute_dtype, selec
 
 Matrices = dict[str, Float[Tensor, "out in"]]
 Mask = dict[str, Bool[Tensor, "out in"]]
-# A draw is held in memory as a whole.
+# A draw is in memory as a whole.
 MAX_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
 class NTKSAP:
-    """Zeroes, block by block, the weights on which the trace of the neural tangent kernel depends least: masked.
+    """Zeroes the weights with the least effect on the trace of the neural tangent kernel.
 
-    Inputs are `num_tokens` Gaussian tokens of `mean` and `std` a draw: what a LayerNorm without scale and shift gives
-    out is nearly that. Each of `num_rounds` rounds prunes a little further, by scores of `num_draws` draws.
-    `epsilon` is the length of the step of the weights by which the trace is told.
+    Inputs are `num_tokens` Gaussian tokens of `mean` and `std` a draw, nearly the output of a
+    LayerNorm without scale and shift. Each of `num_rounds` rounds prunes a little further, by
+    scores from `num_draws` draws. `epsilon` is the length of the step of the weights in the finite
+    difference of the trace.
+
+    >>> NTKSAP(num_rounds=5).num_draws
+    5
     """
 
-    num_rounds: int = 20
+    num_rounds: int = 20  # rounds, draws, tokens and epsilon are not tuned here
     num_draws: int = 5
     num_tokens: int = 64
     epsilon: float = 0.01
@@ -45,22 +49,25 @@ class NTKSAP:
 
 
 def compress(block: Block, config: NTKSAP) -> Masked:
-    """The block with zeros for its lowest scores; ranked by itself, so that no block is emptied."""
+    """Zeroes the weights with the lowest scores, ranked block by block: none is emptied."""
     order = canonical_order(block.mlp)
     ordered = in_compute_dtype(select_neurons(block.mlp, order))
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in ordered.matrices().items()}
     for step in range(1, config.num_rounds + 1):
         scores = saliency(ordered, mask, config, block.generator)
-        scores = {name: score.masked_fill(~mask[name], -1.0) for name, score in scores.items()}  # none comes back
+        # saliencies are at least 0, so masked weights rank last and never come back
+        scores = {name: score.masked_fill(~mask[name], -1.0) for name, score in scores.items()}
         mask = best_masks([scores], block.keep_ratio ** (step / config.num_rounds))[0]
     back = order.argsort()
     return apply_mask(block.mlp, {name: part[:, back] if name == "down" else part[back] for name, part in mask.items()})
 
 
 def saliency(mlp: MLP, mask: Mask, config: NTKSAP, generator: torch.Generator) -> Matrices:
-    """|d/dm_j of the sum of |f(x; m o w) - f(x; m o (w + epsilon z))|^2|, z ~ N(0, I) and x anew in every draw.
+    """|d/dm_j of the sum of |f(x; m o w) - f(x; m o (w + epsilon z))|^2| for each entry j.
 
-    f is the output of the block, w its matrices (biases are not moved), m the mask that both copies share.
+    f is the output of the block, w its matrices (biases are not moved), m the mask shared by both
+    copies. z ~ N(0, I) and x are drawn anew for each of `num_draws` draws; the gradients are added
+    before the absolute value.
     """
     weights = mlp.matrices()
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -79,9 +86,10 @@ def saliency(mlp: MLP, mask: Mask, config: NTKSAP, generator: torch.Generator) -
 def output_change(
     mlp: MLP, mask: Matrices, x: Float[Tensor, "tokens hidden"], noise: Matrices, epsilon: float
 ) -> Float[Tensor, ""]:
-    """The sum over tokens of |f(x; m o w) - f(x; m o (w + epsilon z))|^2 (NTK-SAP, Eq. 7).
+    """Sum over tokens of |f(x; m o w) - f(x; m o (w + epsilon z))|^2 (NTK-SAP, Eq. 7).
 
-    Over epsilon^2 its mean over z tends to the trace of the neural tangent kernel of the matrices.
+    Divided by epsilon^2, its mean over z tends to the trace of the neural tangent kernel of the
+    matrices.
     """
     weights = mlp.matrices()
     at_rest = replace(mlp, **{name: weights[name] * part for name, part in mask.items()})

@@ -1,4 +1,4 @@
-"""The control of every comparison: neurons chosen by lot."""
+"""Neurons chosen uniformly at random: the control of every comparison."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,16 @@ from mlpfusion.mlp import canonical_order, select_neurons
 
 @dataclass(frozen=True)
 class RandomNeurons:
-    """Keeps neurons chosen uniformly at random."""
+    """Keeps neurons chosen uniformly at random.
+
+    >>> RandomNeurons()
+    RandomNeurons()
+    """
 
 
 def compress(block: Block, config: RandomNeurons) -> Narrowed:
-    """`num_neurons` different neurons drawn from `generator`, in their old order."""
+    """Keeps `num_neurons` different neurons drawn from `generator`, in their old order."""
     mlp = block.mlp
     canonical = canonical_order(mlp)
-    chosen = torch.randperm(mlp.num_neurons, generator=block.generator)[: block.num_neurons].to(canonical.device)
-    return Narrowed(select_neurons(mlp, canonical[chosen].sort().values))
+    draw = torch.randperm(mlp.num_neurons, generator=block.generator)[: block.num_neurons].to(canonical.device)
+    return Narrowed(select_neurons(mlp, canonical[draw].sort().values))

@@ -1,4 +1,4 @@
-"""Gaussian sketching of the neurons (paper, section 5.3), and the top-k variant of the paper's code."""
+"""Gaussian sketching of neurons (paper, section 5.3), and the top-k variant of the paper's code."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,13 @@ from mlpfusion.mlp import MLP, canonical_order, neurons, replace_neurons
 
 @dataclass(frozen=True)
 class Sketch:
-    """Random mixtures of the neurons, S^T W with Gaussian S; `top` neurons with the best joint score stay as they are.
+    """Mixes the neurons by a random Gaussian matrix S: rows S^T W.
 
-    A baseline of the paper with a large kernel error. In a gated block all three matrices share one S.
+    A baseline of the paper with a large kernel error. In a gated block all three matrices share one
+    S. `top` neurons with the best joint score are kept unmixed.
+
+    >>> Sketch(top=2)
+    Sketch(top=2)
     """
 
     top: int = 0
@@ -29,7 +33,7 @@ class Sketch:
 
 
 def compress(block: Block, config: Sketch) -> Narrowed:
-    """The `top` best neurons, then `num_neurons - top` sketches of all the others.
+    """Keeps the `top` best neurons and sketches all others into `num_neurons - top` rows.
 
     Raises `InputError` unless `top` is below `num_neurons`.
     """
@@ -49,12 +53,23 @@ def compress(block: Block, config: Sketch) -> Narrowed:
 def gaussian_sketch(
     num_neurons: int, num_sketched: int, generator: torch.Generator
 ) -> Float[Tensor, "neurons sketched"]:
-    """S with independent entries N(0, 1) / sqrt(num_sketched), float64, so that the mean of S S^T is the identity."""
+    """Draws S with independent entries N(0, 1) / sqrt(num_sketched), in float64.
+
+    The mean of S S^T is the identity.
+
+    >>> gaussian_sketch(4, 2, torch.Generator()).shape
+    torch.Size([4, 2])
+    """
     draws = torch.randn(num_neurons, num_sketched, generator=generator, dtype=torch.float64)
     return draws / num_sketched**0.5
 
 
 def apply_sketch(mlp: MLP, sketch: Float[Tensor, "neurons sketched"]) -> MLP:
-    """The block with S^T up, S^T b1 and down S (and S^T gate), in the dtype of `mlp`; b2 stays."""
+    """Computes S^T up, S^T b1 and down S (and S^T gate), in the dtype of `mlp`; b2 stays.
+
+    >>> mlp = MLP(torch.eye(2), torch.eye(2), torch.relu)
+    >>> apply_sketch(mlp, torch.tensor([[1.0], [1.0]])).up.tolist()
+    [[1.0, 1.0]]
+    """
     rows = neurons(mlp)
     return replace_neurons(mlp, sketch.to(rows.dtype).T @ rows)

@@ -1,4 +1,4 @@
-"""Neurons into experts of one size: balanced k-means (Zhang et al., MoEfication, Findings of ACL 2022)."""
+"""Experts of equal size by balanced k-means (Zhang et al., MoEfication, Findings of ACL 2022)."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,12 +9,21 @@ from mlpfusion.cluster import kmeans
 
 
 def balanced_clusters(
-    points: Float[Tensor, "neurons features"], num_clusters: int, generator: torch.Generator, max_iter: int = 20
+    points: Float[Tensor, "neurons features"],
+    num_clusters: int,
+    generator: torch.Generator,
+    max_iter: int = 20,  # not tuned
 ) -> tuple[Int[Tensor, " neurons"], Float[Tensor, "clusters features"]]:
-    """Labels of clusters of exactly one size, and their means; the number of clusters must divide that of the rows.
+    """Clusters the rows into `num_clusters` clusters of one size; returns labels and means.
 
-    Lloyd from the means of plain k-means: in each iteration the assignment with the smallest sum of squared distances
-    among those that fill every cluster alike, until it stays or after `max_iter`. In float64.
+    `num_clusters` must divide the number of rows. Starts from plain k-means. Each iteration assigns
+    the rows with the smallest sum of squared distances among all balanced assignments, until the
+    labels stay or `max_iter` is reached. In float64.
+
+    >>> rows = torch.tensor([[0.0], [0.1], [0.2], [9.0]])
+    >>> labels, means = balanced_clusters(rows, 2, torch.Generator().manual_seed(0))
+    >>> labels.bincount().tolist()
+    [2, 2]
     """
     size = len(points) // num_clusters
     assert size * num_clusters == len(points)
@@ -22,16 +31,16 @@ def balanced_clusters(
     centres = _means(rows, kmeans(rows, num_clusters, generator=generator).labels.cpu(), num_clusters)
     labels = torch.full((len(rows),), -1)
     for _ in range(max_iter):
-        costs = torch.cdist(rows, centres).square().repeat_interleave(size, dim=1)  # one column a place
-        found = torch.from_numpy(linear_sum_assignment(costs.numpy())[1]) // size
-        if torch.equal(found, labels):
+        costs = torch.cdist(rows, centres).square().repeat_interleave(size, dim=1)  # a column for each place
+        assigned = torch.from_numpy(linear_sum_assignment(costs.numpy())[1]) // size
+        if torch.equal(assigned, labels):
             break
-        labels = found
+        labels = assigned
         centres = _means(rows, labels, num_clusters)
     return labels.to(points.device), centres.to(points)
 
 
 def _means(rows: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
-    """The mean of every cluster, 0 where it is empty."""
+    """Mean of every cluster, 0 for an empty one."""
     sums = rows.new_zeros(num_clusters, rows.shape[1]).index_add_(0, labels, rows)
     return sums / labels.bincount(minlength=num_clusters).clamp_min(1)[:, None]

@@ -1,4 +1,4 @@
-"""FLOP (Wang, Wohlwend & Lei, EMNLP 2020): low-rank factors whose rank is learned by gates, in one epoch."""
+"""FLOP (Wang, Wohlwend & Lei, EMNLP 2020) in one epoch: low-rank factors with learned ranks."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,26 +15,30 @@ from mlpfusion.loop.steps import adamw
 from mlpfusion.methods.block import factor_rank
 from mlpfusion.methods.data_free.svd import truncated_svd
 from mlpfusion.methods.on_task.hard_concrete import HardConcrete
-from mlpfusion.methods.on_task.job import Steps, TaskJob, TaskTraining, check_finite, train_only
+from mlpfusion.methods.on_task.job import Steps, TaskJob, TaskTraining, check_trained, train_only
 from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.sites.sites import base_model, linear_maps, read_mlp
 
 
 @dataclass(frozen=True)
 class FLOP(TaskTraining):
-    """Trains two factors a matrix and a gate for every rank until the size fits; ranks differ by matrix: low-rank.
+    """Trains two factors a matrix and a gate for each rank, until the size fits.
 
-    Factors (from the SVD, as large as the matrices) and head train at `learning_rate`, the gates at
-    `gate_learning_rate`, all else stays. An augmented Lagrangian, whose multipliers ascend at
-    `multiplier_learning_rate`, brings the expected size to the target, which falls to `keep_ratio` over the first half
-    of the steps.
+    Ranks differ by matrix. The factors start at the SVD, as large as the matrices. Factors and head
+    train at `learning_rate`. Gates train at `gate_learning_rate`. Nothing else trains. An augmented
+    Lagrangian brings the expected size to a target, falling to `keep_ratio` over the first half of
+    the steps. The multipliers of the Lagrangian ascend at `multiplier_learning_rate`. `epochs`
+    passes over the training data are made. `batch_size` is the number of examples a step.
+
+    >>> FLOP().epochs
+    1
     """
 
     epochs: int = 1
     learning_rate: float = 1e-4
     batch_size: int = 32
-    gate_learning_rate: float = 0.3
-    multiplier_learning_rate: float = 1e-4
+    gate_learning_rate: float = 0.3  # not tuned
+    multiplier_learning_rate: float = 1e-4  # not tuned
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +48,7 @@ class FLOP(TaskTraining):
 
 @dataclass(frozen=True)
 class GatedMatrix:
-    """One matrix as left diag(z) right: its factors in the model, the gates z between them, and what a rank costs."""
+    """One matrix as left diag(z) right: two factors in the model, and the gates z."""
 
     left: nn.Linear
     right: nn.Linear
@@ -57,15 +61,17 @@ class GatedMatrix:
 
     @property
     def size(self) -> int:
-        """Entries of the matrix itself."""
+        """Entries of the dense matrix."""
         return self.left.out_features * self.right.in_features
 
 
 @dataclass
 class Constraint:
-    """l1 (s^ - s) + l2 (s^ - s)^2 for the expected size s^ and the target s, in percent of the matrices' entries.
+    """l1 (s^ - s) + l2 (s^ - s)^2 with expected size s^ and target s, in percent.
 
-    The multipliers start at 0 and ascend by Adam.
+    The multipliers l1 and l2 start at 0 and ascend by Adam. As shares instead of percents, the
+    quadratic term is too weak to damp them: the size overshot by a factor of 2 to 10 (decision
+    007).
     """
 
     matrices: Sequence[GatedMatrix]
@@ -77,12 +83,12 @@ class Constraint:
         self._ascent = torch.optim.Adam([self.multipliers], lr=self.learning_rate, maximize=True)
 
     def expected_size(self) -> Float[Tensor, ""]:
-        """Expected parameters of the ranks whose gates are not 0, over the entries of all matrices."""
-        expected = sum(one.cost * one.gate.open_probability().sum() for one in self.matrices)
-        return torch.as_tensor(expected) / sum(one.size for one in self.matrices)
+        """Expected parameters of the open ranks, over the entries of all matrices."""
+        expected = sum(matrix.cost * matrix.gate.open_probability().sum() for matrix in self.matrices)
+        return torch.as_tensor(expected) / sum(matrix.size for matrix in self.matrices)
 
     def add_gradients(self, target: float) -> float:
-        """Adds its gradients to those of the gates, and lets the multipliers ascend; returns its value."""
+        """Adds its gradients to the gates', and lets the multipliers ascend; returns its value."""
         self._ascent.zero_grad()
         excess = 100 * (self.expected_size() - target)
         value = self.multipliers[0] * excess + self.multipliers[1] * excess.square()
@@ -92,28 +98,32 @@ class Constraint:
 
 
 def compress(job: TaskJob, config: FLOP) -> list[Outcome]:
-    """The factors as learned, with the gates in them, at exactly the parameters that `SVD` has for the same ratio.
+    """Trains gated factors and keeps the ranks with the largest gates, as many parameters as `SVD`.
 
-    Those ranks stay whose gates are largest over all sites, but at least one a matrix.
+    Gates are ranked over all sites; every matrix keeps at least one rank. The gates are folded into
+    the factors.
     """
     gated = insert_gates(job)
-    matrices = [one for block in gated for one in block.values()]
+    matrices = [matrix for block in gated for matrix in block.values()]
     train_factors(job, matrices, config)
-    sides = {"left": [one.left for one in matrices], "right": [one.right for one in matrices]}
-    trained = {f"{side} factor {i}": one.weight.data for side, maps in sides.items() for i, one in enumerate(maps)}
-    check_finite(trained | {"gates": torch.cat([one.gate.log_alpha.data for one in matrices])}, config.learning_rate)
+    sides = {"left": [matrix.left for matrix in matrices], "right": [matrix.right for matrix in matrices]}
+    trained = {f"{side} factor {i}": map_.weight.data for side, maps in sides.items() for i, map_ in enumerate(maps)}
+    trained["gates"] = torch.cat([matrix.gate.log_alpha.data for matrix in matrices])
+    check_trained(trained, config.learning_rate)
     expected = float(Constraint(matrices, 1.0).expected_size().detach())
-    kept = iter(largest_gates(matrices, _budget(job)))
+    ranks = iter(largest_gates(matrices, _budget(job)))
     outcomes: list[Outcome] = []
     for block in gated:
-        chosen = {name: next(kept) for name in block}
-        factors = {name: folded(one, chosen[name]) for name, one in block.items()}
+        factors = {name: folded(matrix, next(ranks)) for name, matrix in block.items()}
         outcomes.append(LowRank(factors, {"expected_size": expected}))
     return outcomes
 
 
 def insert_gates(job: TaskJob) -> list[dict[str, GatedMatrix]]:
-    """Puts factors of the parameter-neutral rank and gates into the model of the job: by site, then by matrix."""
+    """Replaces the matrices in the job's model by gated factors, by site and name.
+
+    The rank is parameter-neutral: two factors have as many entries as the matrix.
+    """
     gated = []
     generator = torch.Generator().manual_seed(job.seed)
     for site in job.sites:
@@ -125,6 +135,8 @@ def insert_gates(job: TaskJob) -> list[dict[str, GatedMatrix]]:
             linear = base_model(job.model).get_submodule(path)
             assert isinstance(linear, LowRankLinear)
             for index, (name, (left, right)) in enumerate(zip(names, linear.pairs(), strict=True)):
+                # log_alpha near 0, gates open with probability 0.92; the noise (size not tuned)
+                # breaks ties of ranks
                 start = (0.01 * torch.randn(rank, generator=generator)).to(left.weight)
                 gate = HardConcrete(start)
                 linear.parts[index] = nn.Sequential(OrderedDict(right=right, gate=gate, left=left))
@@ -134,9 +146,9 @@ def insert_gates(job: TaskJob) -> list[dict[str, GatedMatrix]]:
 
 
 def train_factors(job: TaskJob, matrices: Sequence[GatedMatrix], config: FLOP) -> list[float]:
-    """Trains factors, gates and head, and returns the loss of every step, that of the constraint included."""
-    weights = [w for one in matrices for w in (one.left.weight, one.right.weight)] + job.head_parameters()
-    gates = [one.gate.log_alpha for one in matrices]
+    """Trains factors, gates and head; returns the loss of every step, constraint included."""
+    weights = [w for matrix in matrices for w in (matrix.left.weight, matrix.right.weight)] + job.head_parameters()
+    gates = [matrix.gate.log_alpha for matrix in matrices]
     train_only(job.model, [*weights, *gates])
     optimizers = adamw(weights, config.learning_rate), torch.optim.Adam(gates, lr=config.gate_learning_rate)
     constraint = Constraint(matrices, config.multiplier_learning_rate)
@@ -152,32 +164,33 @@ def train_factors(job: TaskJob, matrices: Sequence[GatedMatrix], config: FLOP) -
 
 
 def largest_gates(matrices: Sequence[GatedMatrix], ranks: Sequence[int]) -> list[Tensor]:
-    """Which ranks of every matrix stay, ascending: as many as `ranks` sums up to, by the size of the gate.
+    """Returns the ranks to keep in every matrix, ascending: those with the largest gates.
 
-    Matrices whose ranks cost the same are ranked together, so that the parameters are those of `ranks` exactly. The
-    largest of a matrix always stays; of equal ones the first.
+    As many as `ranks` sums to. Matrices with equal costs are ranked together, so that the
+    parameters are exactly those of `ranks`. The largest gate of a matrix is always kept; ties go to
+    the first.
     """
-    kept: dict[int, Tensor] = {}
-    for cost in dict.fromkeys(one.cost for one in matrices):
-        members = [index for index, one in enumerate(matrices) if one.cost == cost]
+    largest: dict[int, Tensor] = {}
+    for cost in dict.fromkeys(matrix.cost for matrix in matrices):
+        members = [index for index, matrix in enumerate(matrices) if matrix.cost == cost]
         gates = [matrices[index].gate.log_alpha.detach() for index in members]
         flat = torch.cat([gate.index_fill(0, gate.argmax(), float("inf")) for gate in gates])
-        chosen = torch.zeros_like(flat, dtype=torch.bool)
-        chosen[flat.argsort(descending=True, stable=True)[: sum(ranks[index] for index in members)]] = True
-        pieces = chosen.split([len(gate) for gate in gates])
-        kept |= {index: piece.nonzero()[:, 0] for index, piece in zip(members, pieces, strict=True)}
-    return [kept[index] for index in range(len(matrices))]
+        mask = torch.zeros_like(flat, dtype=torch.bool)
+        mask[flat.argsort(descending=True, stable=True)[: sum(ranks[index] for index in members)]] = True
+        pieces = mask.split([len(gate) for gate in gates])
+        largest |= {index: piece.nonzero()[:, 0] for index, piece in zip(members, pieces, strict=True)}
+    return [largest[index] for index in range(len(matrices))]
 
 
 @torch.no_grad()
-def folded(one: GatedMatrix, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors at the ranks that stay, the gates in the left one."""
-    left = one.left.weight[:, kept] * one.gate.settled()[kept]
-    return left.contiguous(), one.right.weight[kept].clone()
+def folded(matrix: GatedMatrix, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiplies the left factor by the gates, at the ranks kept."""
+    left = matrix.left.weight[:, ranks] * matrix.gate.settled()[ranks]
+    return left.contiguous(), matrix.right.weight[ranks].clone()
 
 
 def _budget(job: TaskJob) -> list[int]:
-    """The rank that `SVD` gives every matrix, in the order of sites and matrices."""
+    """Rank given to every matrix by `SVD`, in the order of sites and matrices."""
     ranks = []
     for site in job.sites:
         rank = factor_rank(site.hidden_size, site.intermediate_size, job.keep_ratio)

@@ -1,4 +1,4 @@
-"""Hard-concrete gates (Louizos et al., ICLR 2018): numbers in [0, 1], often exactly 0, through which gradients pass."""
+"""Hard-concrete gates (Louizos et al., ICLR 2018): differentiable, in [0, 1], often exactly 0."""
 
 import math
 
@@ -6,16 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# The stretched interval, and the temperature.
+# The interval that s is stretched to, and the temperature, as in FLOP's code.
 LOW, HIGH, BETA = -0.1, 1.1, 1.0
-_EPSILON = 1e-6
+_EPSILON = 1e-6  # keeps log u and log(1 - u) finite
 
 
 class HardConcrete(nn.Module):
-    """`x * z`, one gate z for each of the last axis of x, drawn anew in every forward pass in training mode.
+    """Multiplies the last axis of x by gates z, drawn anew in each forward pass in training mode.
 
-    z = clamp(1.2 s - 0.1, 0, 1), s = sigmoid((log u - log(1 - u) + log_alpha) / beta), u uniform from the global
-    stream. In eval mode z = `settled()`.
+    z = clamp(1.2 s - 0.1, 0, 1) with s = sigmoid((log u - log(1 - u) + log_alpha) / beta) and u
+    uniform from the global generator. In eval mode z = `settled()`.
+
+    >>> gate = HardConcrete(torch.tensor([-torch.inf, torch.inf])).eval()
+    >>> gate(torch.ones(2)).tolist()
+    [0.0, 1.0]
     """
 
     def __init__(self, log_alpha: Float[Tensor, " gates"]):
@@ -23,17 +27,17 @@ class HardConcrete(nn.Module):
         self.log_alpha = nn.Parameter(log_alpha)
 
     def sample(self) -> Float[Tensor, " gates"]:
-        """Gates at random, differentiable in `log_alpha`."""
+        """Draws gates, differentiable in `log_alpha`."""
         u = torch.rand_like(self.log_alpha).clamp(_EPSILON, 1 - _EPSILON)
         s = torch.sigmoid((u.log() - (1 - u).log() + self.log_alpha) / BETA)
         return (s * (HIGH - LOW) + LOW).clamp(0, 1)
 
     def open_probability(self) -> Float[Tensor, " gates"]:
-        """The probability that a gate is not 0, differentiable."""
+        """Probability of a gate above 0, differentiable."""
         return torch.sigmoid(self.log_alpha - BETA * math.log(-LOW / HIGH))
 
     def settled(self) -> Float[Tensor, " gates"]:
-        """The value of a gate that stays: sigmoid(0.8 log_alpha / beta), as in FLOP's code."""
+        """Value of a gate kept after training: sigmoid(0.8 log_alpha / beta), as in FLOP's code."""
         return torch.sigmoid(0.8 * self.log_alpha / BETA)
 
     def forward(self, x: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch gates"]:

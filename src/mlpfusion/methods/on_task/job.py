@@ -1,4 +1,4 @@
-"""What a task method gets to work on, and the steps of training that the methods share."""
+"""The job of a method that learns on a task, and its training steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from mlpfusion.loop.steps import backward, training_batches
 from mlpfusion.progress import Progress
 from mlpfusion.sites.sites import Site, base_model, linear_maps
 
-# The parts of one batch, texts of like length side by side.
+# The parts of one batch, each with texts of similar length.
 Parts = Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class TaskJob:
-    """The blocks at `sites` are to keep the share `keep_ratio` of the entries of their matrices.
+    """Everything a task method works with; `keep_ratio` is the share of matrix entries to keep.
 
-    `model` is a copy for the method to work on, in fp32 or better on the device of the arithmetic, with the head of
-    the task. Of `data` only `train` may be looked at. `seed` draws the order of the data and what else is random;
-    dropout draws from the global streams, which were seeded.
+    `model` is a copy for the method to change, in fp32 or better on the device of the arithmetic,
+    with the head of the task. Only `data.train` may be used. `seed` draws the order of the data and
+    other random numbers; dropout draws from the global generators, which are seeded.
     """
 
     model: PreTrainedModel
@@ -36,16 +36,16 @@ class TaskJob:
     progress: Progress
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the head, which is new: those that the base model does not have."""
-        own = {id(parameter) for parameter in base_model(self.model).parameters()}
-        return [parameter for parameter in self.model.parameters() if id(parameter) not in own]
+        """Returns the parameters of the new head: all that the base model does not have."""
+        base = {id(parameter) for parameter in base_model(self.model).parameters()}
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in base]
 
 
 @dataclass(frozen=True)
 class TaskTraining:
-    """The options of a method that trains on the task: `epochs` over the training data, `batch_size` examples a step.
+    """Options of a method that trains on the task, at a constant `learning_rate`.
 
-    `learning_rate` is constant.
+    `epochs` passes over the training data are made. `batch_size` is the number of examples a step.
     """
 
     epochs: int
@@ -60,14 +60,14 @@ class TaskTraining:
         check_range("batch_size", self.batch_size, 1)
 
     def num_steps(self, job: TaskJob) -> int:
-        """Steps of all epochs, at least one."""
+        """Number of steps of all epochs, at least one."""
         return max(1, round(self.epochs * len(job.data.train) / self.batch_size))
 
 
 class Steps:
-    """The steps of a run: batch after batch in a random order by the seed, forward and backward, progress.
+    """Training steps: batches in random order by the seed, forward, backward, progress.
 
-    Raises `DivergenceError` at the first loss that is not finite. `losses` has those of all steps so far.
+    `losses` holds the losses so far. Raises `DivergenceError` at the first loss that is not finite.
     """
 
     def __init__(self, job: TaskJob, config: TaskTraining, num_steps: int):
@@ -79,9 +79,9 @@ class Steps:
         self.losses: list[float] = []
 
     def take(self, number: int) -> Iterator[int]:
-        """The next `number` steps: yields each step, counted from 1, when the gradients of its loss are there.
+        """Runs `number` steps; yields each step, counted from 1, once its gradients are set.
 
-        They are those of one batch: what the parameters had before is dropped.
+        The gradients are those of one batch: earlier ones are dropped.
         """
         for step, parts in islice(self._batches, number):
             self._job.progress(step - 1, self.num_steps, f"step {step}")
@@ -92,39 +92,51 @@ class Steps:
             self._job.progress(self.num_steps, self.num_steps, "")
 
     def segments(self, number: int) -> list[int]:
-        """How many steps each of `number` parts of the run has."""
+        """Splits the steps into `number` nearly equal parts; returns their lengths."""
         ends = [round(part * self.num_steps / number) for part in range(number + 1)]
         return [end - start for start, end in pairwise(ends)]
 
 
 def train_only(model: nn.Module, parameters: Sequence[Tensor]) -> None:
-    """Lets `parameters` have gradients, and no others of the model. Changes their flags."""
-    chosen = {id(parameter) for parameter in parameters}
+    """Sets `requires_grad` for `parameters`, and clears it for all others of the model.
+
+    >>> model = nn.Linear(2, 2)
+    >>> train_only(model, [model.bias])
+    >>> model.weight.requires_grad, model.bias.requires_grad
+    (False, True)
+    """
+    trained = {id(parameter) for parameter in parameters}
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in chosen)
+        parameter.requires_grad_(id(parameter) in trained)
 
 
 def frozen_last(
     scores: Sequence[Mapping[str, Tensor]], kept: Sequence[Mapping[str, Tensor]]
 ) -> list[dict[str, Tensor]]:
-    """The scores, which are not negative, by block and matrix; below all of them where `kept` says it is gone."""
+    """Ranks masked entries last: scores (at least 0) where the mask is True, -1 elsewhere.
+
+    >>> mask = torch.tensor([True, False])
+    >>> frozen_last([{"up": torch.ones(2)}], [{"up": mask}])[0]["up"].tolist()
+    [1.0, -1.0]
+    """
     pairs = zip(scores, kept, strict=True)
     return [{name: q.masked_fill(~part[name], -1.0) for name, q in block.items()} for block, part in pairs]
 
 
-def weight_gradients(model: PreTrainedModel, site: Site) -> dict[str, Tensor]:
-    """The gradients of the matrices at `site` by name, laid out as `read_mlp` lays out the matrices."""
-    found = {}
+def matrix_gradients(model: PreTrainedModel, site: Site) -> dict[str, Tensor]:
+    """Returns the gradients of the matrices at `site` by name, in the layout of `read_mlp`."""
+    gradients = {}
     for path, names in linear_maps(site).items():
         linear = base_model(model).get_submodule(path)
         gradient = linear.get_parameter("weight").grad
         assert gradient is not None
-        found |= zip(names, (gradient.T if isinstance(linear, Conv1D) else gradient).chunk(len(names)), strict=True)
-    return found
+        rows = gradient.T if isinstance(linear, Conv1D) else gradient
+        gradients |= zip(names, rows.chunk(len(names)), strict=True)
+    return gradients
 
 
-def check_finite(tensors: Mapping[str, Tensor], learning_rate: float) -> None:
-    """Raises `DivergenceError` if a value that training left is NaN or Inf."""
+def check_trained(tensors: Mapping[str, Tensor], learning_rate: float) -> None:
+    """Raises `DivergenceError` for NaN or Inf in a trained tensor."""
     for name, tensor in tensors.items():
         if num_not_finite(tensor):
             raise DivergenceError(

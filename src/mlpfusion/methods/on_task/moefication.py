@@ -1,4 +1,4 @@
-"""MoEfication (Zhang et al., Findings of ACL 2022): the neurons in experts, of which a router chooses."""
+"""MoEfication (Zhang et al., Findings of ACL 2022): neurons split into experts, and a router."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,25 +19,29 @@ from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, read_mlp
 from mlpfusion.sites.traces import mlp_inputs
 
-_SENTENCES = 32
+_SENTENCES = 32  # texts in a forward pass, sorted by length; not tuned
 
 
 @dataclass(frozen=True)
 class MoEfication(TaskTraining):
-    """Splits the neurons into experts and trains a router that chooses among them, token by token: routed.
+    """Splits the neurons into experts and trains a router to choose among them for each token.
 
-    No weight changes, and all are stored; `keep_ratio` is the share of the neurons that count for a token. The others
-    are masked, which saves no time. There are
-    `num_experts` (0: 1 / `keep_ratio`, rounded), of which `keep_ratio` times as many are chosen. The router trains for
-    `epochs` over up to `num_tokens` inputs of the block on the training data, `batch_size` tokens a step; labels are
-    not looked at.
+    No weight changes, and all are stored; `keep_ratio` is the share of the neurons active for a
+    token. The others are masked, which saves no time. `num_experts` is the number of experts (0: 1
+    / `keep_ratio`, rounded), of which `keep_ratio` times as many are active. The router trains on
+    inputs of the block from the training data, without labels. `num_tokens` is the largest number
+    of inputs. `epochs` passes over the inputs are made. `batch_size` is the number of tokens a
+    step. `learning_rate` is the rate of Adam.
+
+    >>> MoEfication(num_experts=16).epochs
+    30
     """
 
-    epochs: int = 30
+    epochs: int = 30  # epochs, rate and batch size of the published code
     learning_rate: float = 0.01
     batch_size: int = 512
     num_experts: int = 0
-    num_tokens: int = 16384
+    num_tokens: int = 16384  # not tuned
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,10 +51,11 @@ class MoEfication(TaskTraining):
 
 
 def compress(job: TaskJob, config: MoEfication) -> list[Outcome]:
-    """The blocks with their neurons in the order of the experts, and routers. The model of the job is left as it is.
+    """Orders the neurons by expert and trains the routers. The model of the job does not change.
 
-    Experts come from balanced k-means on the rows, of length 1, of the linear map in front of the activation. Raises
-    `InputError` if the experts cannot have one size, `keep_ratio` is no whole number of them, or act(0) is not 0.
+    Experts are balanced clusters of the normalised rows of the map before the activation. Raises
+    `InputError` if the experts cannot have one size, `keep_ratio` is no whole number of experts, or
+    act(0) is not 0.
     """
     num_experts, num_selected = _experts(job, config)
     batches = _batches(job, config.num_tokens)
@@ -65,8 +70,16 @@ def compress(job: TaskJob, config: MoEfication) -> list[Outcome]:
         x = inputs.pop(site.path)[: config.num_tokens].to(mlp.up.dtype)
         with torch.no_grad():
             scores = expert_scores(grouped, x, num_experts)
-        options = {name: getattr(config, name) for name in ("learning_rate", "epochs", "batch_size")}
-        router = train_router(x, scores, centres, num_selected, generator=generator, **options)
+        router = train_router(
+            x,
+            scores,
+            centres,
+            num_selected,
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            generator=generator,
+        )
         metrics = {"num_experts": num_experts, "num_selected": num_selected}
         metrics |= {"active_share": num_selected / num_experts, "router_accuracy": router.accuracy}
         metrics |= {"captured_score": router.captured, "router_epoch": router.epoch}
@@ -76,9 +89,10 @@ def compress(job: TaskJob, config: MoEfication) -> list[Outcome]:
 
 
 def _experts(job: TaskJob, config: MoEfication) -> tuple[int, int]:
-    """How many experts there are, and how many compute."""
+    """Returns the number of experts and the number of active ones."""
     num_experts = config.num_experts or round(1 / job.keep_ratio)
     num_selected = round(job.keep_ratio * num_experts)
+    # 1e-6: shares like 0.333333 count as 1/3
     if num_selected < 1 or abs(num_selected - job.keep_ratio * num_experts) > 1e-6 * num_experts:
         near = max(1, num_selected)
         raise InputError(
@@ -104,20 +118,20 @@ def _check_activation(job: TaskJob, site: Site) -> None:
 
 
 def _rows(mlp: MLP) -> Tensor:
-    """The rows of the linear map in front of the activation, of length 1."""
+    """Rows of the map before the activation, normalised to length 1."""
     return normalize(mlp.up if mlp.gate is None else mlp.gate, dim=1)
 
 
 def _batches(job: TaskJob, num_tokens: int) -> Sequence[Batch]:
-    """Training examples in a random order, without labels, until there are enough tokens."""
-    examples, chosen, total = job.data.train, [], 0
+    """Samples training examples, without labels, until there are enough tokens."""
+    examples, sample, total = job.data.train, [], 0
     order = torch.randperm(len(examples), generator=site_generator(job.seed, "examples of the routers"))
     for index in order.tolist():
         if total >= num_tokens:
             break
-        chosen.append({name: value for name, value in examples[index].items() if name != "labels"})
+        sample.append({name: value for name, value in examples[index].items() if name != "labels"})
         total += examples.lengths[index]
-    chosen.sort(key=lambda item: len(item["input_ids"]))
-    batches = [job.data.collate(chosen[start : start + _SENTENCES]) for start in range(0, len(chosen), _SENTENCES)]
+    sample.sort(key=lambda item: len(item["input_ids"]))
+    batches = [job.data.collate(sample[start : start + _SENTENCES]) for start in range(0, len(sample), _SENTENCES)]
     batches = with_decoder_inputs(batches, job.model.config)
     return [{name: value.to(job.model.device) for name, value in batch.items()} for batch in batches]
