@@ -1,4 +1,7 @@
-"""The examples in the docstrings of the package run and print what they say."""
+"""The examples in the docstrings of the package run and print what they say.
+
+Beside the names of its module an example may use `torch` and `folder`, the path of an empty folder.
+"""
 
 import doctest
 import pkgutil
@@ -17,10 +20,13 @@ def modules() -> list[str]:
     return ["mlpfusion", *(name for name in names if name != "mlpfusion.__main__")]
 
 
-def test_the_examples_in_docstrings_run():
+def test_the_examples_in_docstrings_run(tmp_path):
     runner, output = doctest.DocTestRunner(optionflags=FLAGS), []
     for name in modules():
-        for example in doctest.DocTestFinder().find(import_module(name), name, extraglobs={"torch": torch}):
+        for example in doctest.DocTestFinder().find(import_module(name), name):
+            folder = tmp_path / example.name
+            folder.mkdir(exist_ok=True)
+            example.globs |= {"torch": torch, "folder": folder}
             runner.run(example, out=output.append)
     assert not runner.failures, "".join(output)
-    assert runner.tries > 100, f"only {runner.tries} examples were found"
+    assert runner.tries > 200, f"only {runner.tries} examples were found"

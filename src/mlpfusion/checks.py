@@ -185,8 +185,9 @@ def num_not_finite(tensor: "Float[Tensor, '*shape']") -> int:
     """
     import torch
 
-    # The usual answer is 0, and one pass over the memory proves it: the smallest and the largest entry are finite (both
-    # are NaN where any entry is). `torch.isfinite` of every entry takes thirty times as long, and more memory.
+    # The usual answer is 0, and one pass over the memory proves it: the smallest and the largest
+    # entry are finite (both are NaN where any entry is). `torch.isfinite` of every entry takes
+    # thirty times as long, and more memory.
     with torch.no_grad():
         if tensor.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
             return 0

@@ -66,6 +66,7 @@ def site_generator(seed: int, path: str) -> torch.Generator:
     >>> torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=again))
     True
     """
-    # A hash, not seed + index: sites of one run, and of runs with neighbouring seeds, are independent.
+    # A hash, not seed + index: sites of one run, and of runs with neighbouring seeds, are
+    # independent.
     digest = hashlib.sha256(f"{seed} {path}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

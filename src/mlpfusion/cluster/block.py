@@ -92,8 +92,9 @@ def order_block(points: Float[Tensor, "neurons features"]) -> OrderedBlock:
     >>> block.num_distinct, block.groups.bincount().tolist()
     (2, [1, 2])
     """
-    # Equal rows have equal projections and become neighbours. cos(1), cos(2), ... is a generic direction: rows that
-    # differ only in sign or by a permutation of features, so that their norms are equal, get other projections.
+    # Equal rows have equal projections and become neighbours. cos(1), cos(2), ... is a generic
+    # direction: rows that differ only in sign or by a permutation of features, so that their norms
+    # are equal, get other projections.
     direction = torch.arange(1, points.shape[1] + 1, dtype=torch.float64, device=points.device).cos()
     keys = [(strip.double() * direction).sum(1) for strip in points.split(_STRIP_ROWS)]
     order = torch.cat(keys).argsort(stable=True)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Strips of columns of the Gram matrix: 8 leave 9/16 of the full product's work, in GEMMs that stay large. Not tuned.
+# Strips of columns of the Gram matrix: 8 leave 9/16 of the full product's work, in GEMMs that stay
+# large. Not tuned.
 _SYMMETRIC_PARTS = 8
 
 
@@ -158,8 +159,8 @@ def add_to_segments(
     >>> add_to_segments(torch.ones(2), torch.tensor([1, 1]), torch.tensor([2.0, 4.0])).tolist()
     [1.0, 7.0]
     """
-    # On a GPU `index_add_` adds by atomics, in any order; the accumulating `index_put_` sorts first. On a CPU it is the
-    # other way round, and `index_put_` is four times slower.
+    # On a GPU `index_add_` adds by atomics, in any order; the accumulating `index_put_` sorts
+    # first. On a CPU it is the other way round, and `index_put_` is four times slower.
     if sums.is_cuda:
         return sums.index_put_((segments,), values, accumulate=True)
     return sums.index_add_(0, segments, values)

@@ -35,7 +35,8 @@ def _reassign(partition: Partition, active: Bool[Tensor, " blocks"]) -> Int[Tens
     """Returns the labels after one assignment step of the active blocks."""
     nearest = partition.distances.amin(0)
     gains = partition.own(partition.distances) - nearest
-    # a gain within rounding is a tie, and a tied point stays: otherwise points could move back and forth for ever
+    # a gain within rounding is a tie, and a tied point stays: otherwise points could move back and
+    # forth for ever
     movers = ((gains > partition.resolution) & active[partition.block_of_point]).nonzero()[:, 0]
     labels = partition.labels.clone()
     labels[movers] = partition.best_clusters(partition.distances, movers)

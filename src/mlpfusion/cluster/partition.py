@@ -31,8 +31,8 @@ class Partition:
         self.block_of_point = arange // labels.shape[1]
         self.labels = labels.flatten()
         self.counts = torch.bincount(self.labels, minlength=self.num_blocks * num_clusters).to(dtype)
-        # A gain below 2 eps of the mean squared norm is a tie up to rounding. In 20 cases this kept the labels of
-        # scikit-learn; four times as much already changes the labels of real layers.
+        # A gain below 2 eps of the mean squared norm is a tie up to rounding. In 20 cases this kept
+        # the labels of scikit-learn; four times as much already changes the labels of real layers.
         self.resolution = (space.squared_norms.mean(1) * 2 * torch.finfo(dtype).eps)[self.block_of_point]
         self._space, self._rows = space, space.rows.flatten(0, 1)
         self._sums = segment_sums(self._rows, self.labels, len(self.counts))
@@ -67,7 +67,8 @@ class Partition:
         self, matrix: Float[Tensor, "clusters points"], points: Int[Tensor, " chosen"]
     ) -> Int[Tensor, " chosen"]:
         """Returns the cluster with the smallest entry, for each of `points`."""
-        # only for the few points that may move: torch's minimum with index is 20 times slower than without
+        # only for the few points that may move: torch's minimum with index is 20 times slower than
+        # without
         best = matrix.index_select(1, points).min(0).indices
         return best + self.block_of_point[points] * self.num_clusters
 

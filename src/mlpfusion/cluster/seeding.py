@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mlpfusion.cluster.gram import InnerProducts
 
-# Weights are counted in units of 2^-40 of the largest: a GPU adds floats along a row in no fixed order, integers give
-# the same sums in any. 2^40 times 2^22 points still fit into 63 bits.
+# Weights are counted in units of 2^-40 of the largest: a GPU adds floats along a row in no fixed
+# order, integers give the same sums in any. 2^40 times 2^22 points still fit into 63 bits.
 _UNITS = 2**40
 
 

@@ -18,8 +18,8 @@ from mlpfusion.kernel.neurons import NeuronProducts, down_bias_kernel, neuron_pr
 from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.mlp import MLP
 
-# Lower bound of a scale, as a share of the scale of its layer: weights are divided by the scale, and
-# would grow without bound. Not tuned.
+# Lower bound of a scale, as a share of the scale of its layer: weights are divided by the scale,
+# and would grow without bound. Not tuned.
 _SMALLEST = 1e-2
 _MAX_ITERATIONS = 500  # a cap for L-BFGS-B; not tuned
 
@@ -109,7 +109,8 @@ def _neuron_scales(gram: np.ndarray, with_target: np.ndarray, layer_scales: np.n
         value = x @ product / 2 - right @ x + weight * (away @ away) / 2
         return value / weight, (product - right + weight * away) / weight
 
-    # The loss is over `weight`, so that the tolerances are relative; far below what fp32 scales keep. Not tuned.
+    # The loss is over `weight`, so that the tolerances are relative; far below what fp32 scales
+    # keep. Not tuned.
     options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-12, "gtol": 1e-9}
     bounds = [(_SMALLEST, None)] * len(gram)
     start = np.ones_like(layer_scales)

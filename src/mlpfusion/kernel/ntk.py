@@ -33,7 +33,8 @@ from mlpfusion.kernel.trained import Block, dense_mlp, trained_parameters
 from mlpfusion.mlp import MLP
 
 DEFAULT_WORKSPACE = 1 << 30  # both kernels of 872 sentences in slabs of `_CPU_COLUMNS` take 0.9 GB
-# Columns of a slab. Larger slabs gain at most 5 % on a CPU and cost memory; a GPU needs them to be busy.
+# Columns of a slab. Larger slabs gain at most 5 % on a CPU and cost memory; a GPU needs them to be
+# busy.
 _CPU_COLUMNS, _GPU_COLUMNS = 49_152, 262_144
 _CHUNK_COPIES = 4  # of the rows on the way into a product
 _PRODUCT_BYTES = 32  # of one value on the way out

@@ -21,8 +21,8 @@ from mlpfusion.cluster.gram import gram_matrix
 _NUM_DIGITS, _BASE, _TOP = 3, 254, 127
 _SMALLEST = 1e-36  # least divisor of a row: _TOP / _SMALLEST is finite in fp32
 _FEW_COLUMNS = 64
-# Error of two digits, as a share of the norm of a slab's kernel. Slabs err independently, so their sum is several
-# times better.
+# Error of two digits, as a share of the norm of a slab's kernel. Slabs err independently, so their
+# sum is several times better.
 _TOLERANCE = 5e-5
 
 
@@ -38,7 +38,8 @@ class Contraction(Protocol):
         ...
 
 
-# (number of samples, largest number of columns, a tensor with the dtype and device of the gradients) -> buffers
+# (number of samples, largest number of columns, a tensor with the dtype and device of the
+# gradients) -> buffers
 MakeContraction = Callable[[int, int, Tensor], Contraction]
 
 
@@ -170,9 +171,10 @@ def _whole_product(
     digits: Int8[Tensor, "rows columns"], signs: Int8[Tensor, "samples columns"]
 ) -> Num[Tensor, "rows samples"]:
     """digits signs^T, exactly."""
-    # The int8 GEMM adds pairs of products in 16 bits; a pair, even with an operand moved by 128, is below 2^15. Few
-    # columns go by float64, at no cost: for a single one the int8 GEMM takes strides of a dimension of size one at
-    # their word and returns what was in memory (pytorch issue 195066).
+    # The int8 GEMM adds pairs of products in 16 bits; a pair, even with an operand moved by 128, is
+    # below 2^15. Few columns go by float64, at no cost: for a single one the int8 GEMM takes
+    # strides of a dimension of size one at their word and returns what was in memory (pytorch issue
+    # 195066).
     if digits.shape[1] < _FEW_COLUMNS:
         return digits.double() @ signs.double().T
     return torch.ops.aten._int_mm(digits, signs.T)

@@ -115,7 +115,8 @@ class RandomHead:
     def _pooled(self, hidden_states: Tensor, mask: Tensor | None) -> Float[Tensor, "samples hidden"]:
         if self.pooling != "mean":
             visible = torch.ones_like(hidden_states[:, :, 0]).int() if mask is None else mask.int()
-            # argmax gives the first of equals: the first visible token, or in reverse order the last
+            # argmax gives the first of equals: the first visible token, or in reverse order the
+            # last
             token = visible.argmax(1) if self.pooling == "first" else visible.shape[1] - 1 - visible.flip(1).argmax(1)
             return hidden_states[torch.arange(len(token), device=token.device), token]
         if mask is None:

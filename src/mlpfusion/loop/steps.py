@@ -13,7 +13,8 @@ from mlpfusion.errors import DivergenceError
 from mlpfusion.options.training import Finetune
 from mlpfusion.seeds import site_generator
 
-# Texts padded together. On SST-2 a batch of 32 in four parts has half the padding (a step 1.9 -> 1.0 s).
+# Texts padded together. On SST-2 a batch of 32 in four parts has half the padding (a step 1.9 ->
+# 1.0 s).
 _PART = 8
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: fsync, locks, two names exchanged, and what a crash left."""
+"""Files and folders written whole or not at all: fsync, locks, and names exchanged in one step."""
 
 import ctypes
 import errno
@@ -18,14 +18,17 @@ from mlpfusion.errors import InputError
 from mlpfusion.storage.listing import is_complete
 
 UNFINISHED = ".unfinished"
-_LOCK_SECONDS = 60.0
+_LOCK_SECONDS = 60.0  # a holder only renames folders, in milliseconds; not tuned
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # EBADF: folders on NFS
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 _AT_FDCWD, _EXCHANGE = -100, 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS have the same number
 
 
 def sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk (fsync)."""
+    """Flushes a file, or the names in a folder, to the disk (fsync).
+
+    >>> sync(folder)
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,9 +38,14 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write into, which takes its place when the block ends without an error.
+    """Yields a new file beside `path`, moved to `path` when the block ends without an error.
 
-    The folder must be there. What killed writers of `path` left is removed.
+    The folder must exist. Files left by killed writers of `path` are removed.
+
+    >>> with staged_file(folder / "a.txt") as staged:
+    ...     _ = staged.write_text("new")
+    >>> (folder / "a.txt").read_text()
+    'new'
     """
     sweep(path)
     staged, descriptor = new_sibling(path, "incomplete"), -1
@@ -56,37 +64,50 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file that is there complete or not at all, in a folder that is there."""
+    """Writes a file, complete or not at all, into an existing folder.
+
+    >>> write_file(folder / "a.txt", "text")
+    >>> (folder / "a.txt").read_text()
+    'text'
+    """
     with staged_file(path) as staged:
         staged.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def new_folders(folder: Path) -> Iterator[None]:
-    """Makes `folder` and those above it where they are missing; on an error in the block they go, if they are empty."""
+    """Makes `folder` and its missing parents; removes them, if empty, after an error in the block.
+
+    >>> with new_folders(folder / "a" / "b"):
+    ...     (folder / "a" / "b").is_dir()
+    True
+    """
     missing = []
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
     made: list[Path] = []
     try:
-        for one in reversed(missing):
-            one.mkdir(exist_ok=True)
-            made.append(one)
-            sync(one.parent)
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            made.append(parent)
+            sync(parent.parent)
         yield
     except BaseException:
         with suppress(OSError):
-            for one in reversed(made):
-                one.rmdir()
+            for parent in reversed(made):
+                parent.rmdir()
         raise
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Keeps other writers of this program in `folder` waiting. Gives False where the file system has no locks.
+    """Locks `folder` against other writers of this program; yields False without file locks.
 
     Raises `InputError` if the lock is not free within a minute.
+
+    >>> with locked(folder) as has_lock:
+    ...     pass
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -98,7 +119,10 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file or folder as that of a living process. False if another process has it, or without locks."""
+    """Locks an open file or folder for the life of the process; False if held by another process.
+
+    Also False if the file system has no locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -128,7 +152,7 @@ def _wait_for_lock(descriptor: int, folder: Path) -> bool:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Exchanges two names in one step. Raises `OSError` with ENOSYS where the system has no such call."""
+    """Exchanges two names in one step. Raises `OSError` with ENOSYS if the system cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     try:
@@ -144,9 +168,15 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def swap(staged: Path, place: Path) -> None:
-    """Exchanges two folders beside each other: in one step, or in three where system or file system cannot.
+    """Exchanges two neighbouring folders, in one step or, if the system cannot, in three.
 
-    On an exception `place` is one of the two. Killed between the steps, `sweep` brings it back.
+    On an exception `place` is one of the two. If the process is killed between the steps, `sweep`
+    restores `place`.
+
+    >>> (folder / "old").mkdir(); (folder / "new").mkdir(); write_file(folder / "new" / "a", "")
+    >>> swap(folder / "new", folder / "old")
+    >>> (folder / "old" / "a").exists()
+    True
     """
     try:
         exchange(staged, place)
@@ -167,33 +197,42 @@ def swap(staged: Path, place: Path) -> None:
 
 
 def new_sibling(path: Path, purpose: str) -> Path:
-    """A hidden name beside `path` that nothing has: `.NAME.PURPOSE-` and eight hexadecimal digits."""
+    """Makes up an unused hidden name beside `path`: `.NAME.PURPOSE-` and eight hexadecimal digits.
+
+    >>> len(new_sibling(folder / "out", "incomplete").name)
+    24
+    """
     return path.with_name(f".{path.name}.{purpose}-{secrets.token_hex(4)}")
 
 
 def sweep(place: Path) -> None:
-    """Removes what killed writers of `place` and of its unfinished job left beside it.
+    """Removes the leftovers of killed writers of `place` and of its unfinished job.
 
-    For a folder, the one above must be locked. If `place` is missing, the newest complete copy that was set aside gets
-    its name back; incomplete ones stay.
+    For a folder, the parent must be locked. If `place` is missing, the newest complete copy set
+    aside gets its name back; incomplete copies stay.
+
+    >>> (folder / ".out.incomplete-0123abcd").mkdir()
+    >>> sweep(folder / "out")
+    >>> list(folder.iterdir())
+    []
     """
     form = rf"\.{re.escape(place.name)}({re.escape(UNFINISHED)})?\.(incomplete|replaced|removed)-[0-9a-f]{{8}}"
     with os.scandir(place.parent) as entries:
-        left = sorted(place.parent / entry.name for entry in entries if re.fullmatch(form, entry.name))
-    aside = [one for one in left if one.name.startswith(f".{place.name}.replaced-")]
+        leftovers = sorted(place.parent / entry.name for entry in entries if re.fullmatch(form, entry.name))
+    aside = [path for path in leftovers if path.name.startswith(f".{place.name}.replaced-")]
     if aside and not os.path.lexists(place):
-        whole = [one for one in aside if not one.is_symlink() and is_complete(one)]
-        if whole:
-            max(whole, key=lambda one: one.stat().st_mtime_ns).rename(place)
+        complete = [path for path in aside if not path.is_symlink() and is_complete(path)]
+        if complete:
+            max(complete, key=lambda path: path.stat().st_mtime_ns).rename(place)
             sync(place.parent)
         else:
-            left = [one for one in left if one not in aside]
-    for one in left:
-        _remove_left(one)
+            leftovers = [path for path in leftovers if path not in aside]
+    for path in leftovers:
+        _remove_left(path)
 
 
 def _remove_left(path: Path) -> None:
-    """Removes a file or folder whose writer is dead; links are left alone."""
+    """Removes a file or folder with a dead writer; links are left alone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -1,4 +1,4 @@
-"""The list of its files that every folder of this program holds: what may be replaced, and what was changed."""
+"""The file list in every folder of this program: which files may be replaced or were changed."""
 
 import hashlib
 import json
@@ -10,9 +10,14 @@ LISTING = "mlp_fusion_files.json"
 
 
 def write_listing(folder: Path) -> None:
-    """Writes the names of all files in `folder` into `mlp_fusion_files.json` there, of weights with the SHA-256.
+    """Writes `mlp_fusion_files.json`: the names of all files in `folder`, with SHA-256 of weights.
 
-    Others have none: a record has times in it, and the list is the same for the same seed.
+    Other files get no hash: records hold times, and the list must be the same for the same seed.
+
+    >>> (folder / "config.json").touch()
+    >>> write_listing(folder)
+    >>> is_complete(folder)
+    True
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
     hashes = {name: file_sha256(path) if path.suffix == ".safetensors" else None for name, path in files.items()}
@@ -21,43 +26,53 @@ def write_listing(folder: Path) -> None:
 
 
 def strange_file(folder: Path) -> str | None:
-    """The name of a file or link in `folder` that is not in its list, None if all are; without a list, of any."""
-    known = _listed(folder).keys()
+    """Returns a file or link in `folder` missing from its list, or None; without a list, any file.
+
+    >>> (folder / "notes.txt").touch()
+    >>> strange_file(folder)
+    'notes.txt'
+    """
+    listed = _listed(folder).keys()
     for place, folders, files in os.walk(folder):
         for name in [*files, *folders]:
             path = Path(place, name)
-            if (path.is_symlink() or not path.is_dir()) and path.relative_to(folder).as_posix() not in known:
+            if (path.is_symlink() or not path.is_dir()) and path.relative_to(folder).as_posix() not in listed:
                 return path.relative_to(folder).as_posix()
     return None
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` has a list, and all files in it."""
-    known = _listed(folder)
-    return bool(known) and all((folder / name).is_file() for name in known)
+    """Whether `folder` has a list, and all files in the list."""
+    listed = _listed(folder)
+    return bool(listed) and all((folder / name).is_file() for name in listed)
 
 
 def is_changed(folder: Path, name: str) -> bool:
-    """Whether the file `name` in `folder` is listed there with another SHA-256."""
+    """Whether the list has another SHA-256 for the file `name`."""
     expected = _listed(folder).get(name)
     return expected is not None and expected != file_sha256(folder / name)
 
 
 def _listed(folder: Path) -> Mapping[str, object]:
-    """Name -> SHA-256 of the files in the list of `folder`, None where it has the name alone."""
+    """Returns the list of `folder`, name -> SHA-256 or None; empty without a list."""
     file = folder / LISTING
     if file.is_symlink() or not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        listed = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return {}
-    if isinstance(found, list):
-        return dict.fromkeys(name for name in found if isinstance(name, str))
-    return found if isinstance(found, dict) else {}
+    if isinstance(listed, list):  # lists of earlier versions hold the names alone
+        return dict.fromkeys(name for name in listed if isinstance(name, str))
+    return listed if isinstance(listed, dict) else {}
 
 
 def file_sha256(file: Path) -> str:
-    """The SHA-256 of the bytes of `file`, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal.
+
+    >>> (folder / "empty").touch()
+    >>> file_sha256(folder / "empty")[:8]
+    'e3b0c442'
+    """
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

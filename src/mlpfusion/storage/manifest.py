@@ -1,4 +1,4 @@
-"""A folder's own list of its files: written after all of them, and compared before anything in it is used."""
+"""Manifest of a folder: its files with sizes and hashes, written last and checked before use."""
 
 import hashlib
 import json
@@ -21,7 +21,13 @@ class _File:
 
 
 def seal(folder: Path) -> None:
-    """Writes `complete` into `folder`: name, size and SHA-256 of all its files, which are on disk by then."""
+    """Writes `complete` into `folder`: name, size and SHA-256 of every file, all flushed to disk.
+
+    >>> write_file(folder / "state.json", "{}")
+    >>> seal(folder)
+    >>> damage(folder) is None
+    True
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         sync(path)
@@ -33,46 +39,60 @@ def seal(folder: Path) -> None:
 
 
 def unseal(folder: Path) -> None:
-    """Takes the list away, before anything in `folder` is written again or removed."""
+    """Removes the manifest, before any other change in `folder`."""
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether `folder` was written to its end; what it holds is not looked at."""
+    """Whether `folder` was written to its end; the files are not checked.
+
+    >>> is_sealed(folder)
+    False
+    """
     return folder.is_dir() and not folder.is_symlink() and (folder / MANIFEST).is_file()
 
 
 def damage(folder: Path) -> str | None:
-    """What is not as it was when `folder` was sealed, in words; None if every file is, and there is no other."""
+    """Describes the first difference from the sealed folder, or returns None.
+
+    >>> damage(folder)
+    'it holds no complete'
+    """
     if not is_sealed(folder):
         return f"it holds no {MANIFEST}"
     try:
         listed = json.loads((folder / MANIFEST).read_bytes())["files"]
-        expected = {name: _File(size=one["size"], sha256=one["sha256"]) for name, one in listed.items()}
+        expected = {name: _File(size=entry["size"], sha256=entry["sha256"]) for name, entry in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         return f"its {MANIFEST} cannot be read"
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not _is_folder(path)}
-    for name in (MANIFEST, "mlp_fusion_files.json"):  # the names alone, written after this list
-        found.pop(name, None)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not _is_folder(path)}
+    for name in (MANIFEST, "mlp_fusion_files.json"):  # both are written after the manifest's entries
+        present.pop(name, None)
+    for name in sorted(expected.keys() | present.keys()):
+        if name not in present:
             return f"{name} is missing"
         if name not in expected:
             return f"{name} was added"
-        if not stat.S_ISREG(found[name].lstat().st_mode):
+        if not stat.S_ISREG(present[name].lstat().st_mode):
             return f"{name} is no file any more"
-        if os.path.getsize(found[name]) != expected[name].size or _measured(found[name]) != expected[name]:
+        # the size first: no need to read a file of another size
+        if os.path.getsize(present[name]) != expected[name].size or _measured(present[name]) != expected[name]:
             return f"{name} has other bytes"
     return None
 
 
 def sealed_json(data: dict[str, Any]) -> str:
-    """`data` as indented JSON text that ends with a hash of the rest."""
+    """Formats `data` as indented JSON that ends with a hash of the rest.
+
+    >>> write_file(folder / "a.json", sealed_json({"step": 3}))
+    >>> read_sealed_json(folder / "a.json")
+    {'step': 3}
+    """
     return json.dumps(data | {"sha256": _digest(data)}, indent=1) + "\n"
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:
-    """The data of a file that `sealed_json` made. Raises `InputError` unless it holds what was written."""
+    """Reads a file made by `sealed_json`. Raises `InputError` if it was changed."""
     try:
         data = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The folder that a command writes: checked before any work, complete or not there, and nothing of the user's gone."""
+"""The output folder of a command: checked before any work, written whole or not at all."""
 
 import errno
 import os
@@ -14,13 +14,13 @@ from mlpfusion.errors import InputError, one_line
 from mlpfusion.storage.atomic import UNFINISHED, lock, locked, new_folders, new_sibling, swap, sweep, sync
 from mlpfusion.storage.listing import strange_file, write_listing
 
-# What `rename` of a folder says where something stands that it must not replace.
+# Errors of `rename` when the target exists and is no empty folder; they differ by file system.
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY, errno.EPERM, errno.EACCES}
 
 
 @dataclass(frozen=True)
 class Occupant:
-    """A folder that may be replaced, as it was when it was looked at."""
+    """Identity of a folder that may be replaced, to notice later changes."""
 
     device: int
     inode: int
@@ -28,20 +28,24 @@ class Occupant:
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """The folder as it is now."""
-        found = folder.lstat()
-        return cls(found.st_dev, found.st_ino, found.st_mtime_ns)
+        """Reads the identity of a folder."""
+        status = folder.lstat()
+        return cls(device=status.st_dev, inode=status.st_ino, modified=status.st_mtime_ns)
 
 
 def check_output(
     out: Path, *, overwrite: bool = False, reads: Iterable[str | None] = (), writes: Iterable[str | None] = ()
 ) -> Occupant | None:
-    """The folder that `staged_folder` may replace, None where `out` is new or empty; nothing but `out` is touched.
+    """Returns the folder that `staged_folder` may replace, or None if `out` is new or empty.
 
-    `reads` are files and folders that the run reads (names of the Hub are passed over), `writes` others that it writes.
-    What a killed run left beside `out` is removed. Raises `InputError` if `out` is a file, a link or a mount point,
-    cannot be written, is or holds the working or home folder or any of those named, or holds anything: with `overwrite`
-    anything that this program did not write.
+    `reads` are files and folders read by the run (names on the Hub are ignored), `writes` others
+    written. Only leftovers of killed runs beside `out` are touched. Raises `InputError` if `out` is
+    a file, a link or a mount point, cannot be written, is or holds the working or home folder or
+    any of those named, or is not empty: with `overwrite`, if it holds a file not written by this
+    program.
+
+    >>> check_output(folder / "out") is None
+    True
     """
     try:
         linked = out.is_symlink()
@@ -60,12 +64,17 @@ def check_output(
 
 @contextmanager
 def staged_folder(out: Path, replacing: Occupant | None = None, *, listed: bool = True) -> Iterator[Path]:
-    """A new folder beside `out` to write into, which takes the place of `out` when the block ends without an error.
+    """Yields a new folder beside `out`, moved to `out` when the block ends without an error.
 
-    The files are on disk (fsync) before one step puts them in place: whoever looks at `out`, at any moment and after
-    any crash, sees what was there before or the complete new one. `out` must still be missing, empty or `replacing`
-    then; else it stays, the result is kept beside it, and an `InputError` says where. On an error it goes.
-    Only a folder that is `listed` can be replaced later.
+    All files are flushed (fsync) before one step puts them in place: at any moment and after any
+    crash, `out` is the old folder or the complete new one. `out` must then still be missing, empty
+    or `replacing`; otherwise it stays, the result is kept beside it, and an `InputError` names the
+    place. After an error the new folder is removed. Only a `listed` folder can be replaced later.
+
+    >>> with staged_folder(folder / "out") as staged:
+    ...     _ = (staged / "config.json").write_text("{}")
+    >>> strange_file(folder / "out") is None
+    True
     """
     place = _place(out)
     with new_folders(place.parent), _new_folder(place) as staged:
@@ -81,7 +90,7 @@ def staged_folder(out: Path, replacing: Occupant | None = None, *, listed: bool 
 
 @contextmanager
 def _new_folder(place: Path) -> Iterator[Path]:
-    """A hidden folder that goes in the end; its lock says that its writer lives."""
+    """Yields a hidden folder, removed in the end; its lock marks a living writer."""
     staged, descriptor = new_sibling(place, "incomplete"), None
     try:
         with locked(place.parent):  # no sweep between the folder and its lock
@@ -108,7 +117,10 @@ def _put_in_place(staged: Path, place: Path, replacing: Occupant | None) -> None
 
 
 def _replace(staged: Path, place: Path, replacing: Occupant) -> bool:
-    """Exchanges the two, unless `place` is not what may be replaced; looked at again when nobody can reach it."""
+    """Exchanges the two folders, if `place` may be replaced.
+
+    Looks again after the exchange, when nobody can change the old folder any more.
+    """
     if not _may_go(place, replacing):
         return False
     swap(staged, place)
@@ -135,7 +147,7 @@ def _kept(staged: Path, place: Path) -> InputError:
 
 
 def _place(out: Path) -> Path:
-    """The absolute name of `out`: links above it are followed, `out` itself is not."""
+    """Absolute name of `out`: links above are followed, `out` itself is not."""
     return out.resolve() if out.name in ("", "..") else out.parent.resolve() / out.name
 
 
@@ -144,24 +156,25 @@ def _check_apart(place: Path, out: Path, reads: Iterable[str | None], writes: It
     read = [path for path in (Path(os.path.expanduser(name)) for name in reads if name) if os.path.exists(path)]
     others = [Path(os.path.expanduser(name)) for name in ("~", *writes) if name]
     for path in [Path.cwd(), *others, *read]:
-        links = [one for form in ("*", "*/*") for one in path.glob(form) if one.is_symlink()] if path in read else []
-        ways = [above for one in (path, *links) for above in _ways(one)]
+        # a file read through a link must stay too: a snapshot in the Hub's cache links to its blobs
+        links = [link for form in ("*", "*/*") for link in path.glob(form) if link.is_symlink()] if path in read else []
+        ways = [above for start in (path, *links) for above in _ways(start)]
         for taken in (place, place.with_name(place.name + UNFINISHED)):
             if any(above == taken or _same(above, taken) for above in ways):
                 raise InputError(f"`out` must not be, and not hold, {path}, got {out}; name a new folder")
 
 
 def _ways(path: Path) -> set[Path]:
-    """`path`, the folders above it, and those that links among them lead to."""
-    found: set[Path] = set()
+    """Returns `path`, its parents, and the targets of links among them."""
+    ways: set[Path] = set()
     waiting = [Path(os.path.abspath(path)), path.resolve()]
     while waiting:
-        one = waiting.pop()
-        for above in {one, *one.parents} - found:
-            found.add(above)
+        start = waiting.pop()
+        for above in {start, *start.parents} - ways:
+            ways.add(above)
             if above.is_symlink():
                 waiting.append(Path(os.path.abspath(above.parent / above.readlink())))
-    return found
+    return ways
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -169,7 +182,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _try(place: Path, out: Path) -> None:
-    """Sweeps, and makes and removes folders with the names that will be needed. Raises `InputError`."""
+    """Sweeps, then makes and removes folders with the needed names. Raises `InputError`."""
     parent, names = place.parent, [place.name + UNFINISHED]
     while not parent.exists():
         names.append(parent.name)

@@ -1,4 +1,4 @@
-"""The processes of one `accelerate launch`: they train one model together, and the first one decides for all."""
+"""The processes of one `accelerate launch`: they train one model, and the first decides for all."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -13,17 +13,25 @@ Answer = TypeVar("Answer")
 
 
 def on_cpu(device: str) -> bool:
-    """Whether a job with `device` trains on the CPU: told to, or because there is nothing else."""
+    """Whether a job with `device` trains on the CPU: by choice, or for lack of an accelerator.
+
+    >>> on_cpu("cpu")
+    True
+    """
     return device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def join_processes(device: str) -> None:
-    """Lets this process know the others of its launch. Must come before anything is asked of `PartialState`."""
+    """Connects this process with the others of its launch; call before any `PartialState`."""
     PartialState(cpu=on_cpu(device))
 
 
 def of_first(answer: Callable[[], Answer]) -> Answer:
-    """What `answer` says in the first process, in all of them; an `InputError` that it raises is raised in all."""
+    """Returns the answer of the first process, in all of them; also an `InputError` it raises.
+
+    >>> of_first(lambda: "yes")
+    'yes'
+    """
     outcome: list[tuple[Answer | None, InputError | None]] = [(None, None)]
     if PartialState().is_main_process:
         try:

@@ -1,4 +1,4 @@
-"""The saved states of a run, from which it is resumed: only those that hold what was saved are read."""
+"""Saved states of a run, to resume from; damaged ones are not read."""
 
 import json
 import re
@@ -10,21 +10,26 @@ from mlpfusion.errors import DamageWarning
 from mlpfusion.storage.manifest import damage, is_sealed, seal, unseal
 from mlpfusion.storage.processes import of_first
 
+# Suffixes of files that torch and accelerate pickle; reading one runs any code in it.
 _PICKLED = {".bin", ".pt", ".pth", ".pkl"}
 
 
 def state_folder(folder: Path, step: int) -> Path:
-    """The state in `folder` after `step` steps."""
+    """Path of the state in `folder` after `step` steps.
+
+    >>> state_folder(Path("run"), 100).name
+    'checkpoint-100'
+    """
     return folder / f"checkpoint-{step}"
 
 
 def seal_state(state: Path) -> None:
-    """Declares a state complete, after all its files are on disk."""
+    """Marks a state as complete, after all its files are on disk."""
     seal(state)
 
 
 def remove_state(state: Path) -> None:
-    """Removes a state, or what is in its place; its mark first. A link goes, what it leads to stays."""
+    """Removes a state, its mark first. Of a link only the link is removed."""
     if state.is_dir() and not state.is_symlink():
         unseal(state)
         shutil.rmtree(state)
@@ -33,21 +38,31 @@ def remove_state(state: Path) -> None:
 
 
 def newest_state(folder: Path, *, pickles: bool = False) -> Path | None:
-    """The newest state in `folder` that holds what was saved, as its best one does; None without one.
+    """Returns the newest undamaged state in `folder`, with an undamaged best state, or None.
 
-    Those that were not saved to the end are removed. So is a damaged one, with a `DamageWarning`, and the one before is
-    taken. A pickled file counts as damage unless `pickles`. Of several processes the first looks.
+    Unfinished states are removed. Damaged ones are removed with a `DamageWarning`, and the one
+    before is tried. A pickled file counts as damage unless `pickles`. Of several processes the
+    first looks.
+
+    >>> newest_state(folder) is None
+    True
     """
     return of_first(lambda: _newest_state(folder, pickles))
 
 
 def last_sealed(folder: Path) -> Path | None:
-    """The state of the most steps that was saved to its end, None without one; what it holds is not looked at."""
+    """Returns the complete state with the most steps, or None; the files are not checked.
+
+    >>> (folder / "checkpoint-3").mkdir()
+    >>> seal_state(folder / "checkpoint-3")
+    >>> last_sealed(folder).name
+    'checkpoint-3'
+    """
     return next((state for state in _states(folder) if is_sealed(state)), None)
 
 
 def keep_states(folder: Path, steps: set[int]) -> None:
-    """Removes the states in `folder` but those after `steps` steps."""
+    """Removes the states in `folder` except those after `steps` steps."""
     for state in _states(folder):
         if _step(state) not in steps:
             remove_state(state)
@@ -59,20 +74,22 @@ def _newest_state(folder: Path, pickles: bool) -> Path | None:
         if not is_sealed(state):
             remove_state(state)
             continue
-        what = damage(state) or (None if pickles else _pickle_in(state)) or _damage_of_best(state)
-        if what is None:
-            _tell(damaged, state)
+        problem = damage(state) or (None if pickles else _pickle_in(state)) or _damage_of_best(state)
+        if problem is None:
+            _warn_and_remove(damaged, state)
             return state
-        damaged[state] = what
-    _tell(damaged, None)
+        damaged[state] = problem
+    _warn_and_remove(damaged, None)
     return None
 
 
-def _tell(damaged: dict[Path, str], used: Path | None) -> None:
+def _warn_and_remove(damaged: dict[Path, str], used: Path | None) -> None:
     goes_on = "from the beginning" if used is None else f"from {used.name}"
-    for state, what in damaged.items():
+    for state, problem in damaged.items():
         warnings.warn(
-            f"the state {state} is not what was saved ({what}): the run goes on {goes_on}", DamageWarning, stacklevel=2
+            f"the state {state} is not what was saved ({problem}): the run goes on {goes_on}",
+            DamageWarning,
+            stacklevel=2,
         )
         remove_state(state)
 
@@ -84,21 +101,22 @@ def _damage_of_best(state: Path) -> str | None:
         return "its trainer_state.json cannot be read"
     if step is None or step == _step(state):
         return None
-    what = damage(state_folder(state.parent, step))
-    return what and f"its best state is that of step {step}, of which {what}"
+    problem = damage(state_folder(state.parent, step))
+    return problem and f"its best state is that of step {step}, of which {problem}"
 
 
 def _pickle_in(state: Path) -> str | None:
-    found = sorted(file.name for file in state.rglob("*") if file.suffix in _PICKLED)
-    return f"{found[0]} is pickled" if found else None
+    pickled = sorted(file.name for file in state.rglob("*") if file.suffix in _PICKLED)
+    return f"{pickled[0]} is pickled" if pickled else None
 
 
 def _states(folder: Path) -> list[Path]:
-    """The newest first; a file or a link by such a name is none."""
-    found = [
+    """Lists the states, newest first; files and links of such names are none."""
+    # 18 digits fit an int64, and no other spelling of a number is ours
+    named = [
         path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-(0|[1-9][0-9]{0,17})", path.name)
     ]
-    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step, reverse=True)
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=_step, reverse=True)
 
 
 def _step(state: Path) -> int:

@@ -1,4 +1,4 @@
-"""Trees of numbers, text and tensors in a JSON file and a safetensors file: what a state of training is made of."""
+"""Trees of numbers, text and tensors in JSON and safetensors: the states of training."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,14 @@ from mlpfusion.storage.atomic import write_file
 
 
 def save_tree(tree: Any, folder: Path, name: str) -> None:
-    """Writes `name.json`, and `name.safetensors` if there are tensors in `tree`, into `folder`.
+    """Writes `tree` as `name.json` and, if there are tensors, `name.safetensors`.
 
-    A tree is made of dictionaries, lists, tuples, numbers, text, None and tensors; all else raises a `TypeError`.
+    A tree consists of dictionaries, lists, tuples, numbers, text, None and tensors. Raises
+    `TypeError` for anything else.
+
+    >>> save_tree({"step": 3, "loss": [torch.zeros(2)]}, folder, "state")
+    >>> load_tree(folder, "state")["loss"][0].tolist()
+    [0.0, 0.0]
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encoded(tree, tensors))
@@ -23,7 +28,7 @@ def save_tree(tree: Any, folder: Path, name: str) -> None:
 
 
 def load_tree(folder: Path, name: str) -> Any:
-    """The tree that `save_tree` wrote, type for type, its tensors on the CPU."""
+    """Reads a tree written by `save_tree`, with the same types, tensors on the CPU."""
     file = folder / f"{name}.safetensors"
     tensors = load_file(file) if file.exists() else {}
     return _decoded(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
@@ -54,5 +59,5 @@ def _decoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[value]
     if kind == "tuple":
-        return tuple(_decoded(one, tensors) for one in value)
-    return {key: _decoded(one, tensors) for key, one in value}
+        return tuple(_decoded(item, tensors) for item in value)
+    return {key: _decoded(item, tensors) for key, item in value}

@@ -1,4 +1,4 @@
-"""The folder beside OUT in which an unfinished job keeps its states and its finished runs, and what it was told."""
+"""The folder `OUT.unfinished` beside OUT: settings, states and results of an unfinished job."""
 
 import glob
 import hashlib
@@ -25,14 +25,18 @@ _SETTINGS, _RESULT = "settings.json", "result.json"
 
 
 def work_folder(out: Path) -> Path:
-    """`OUT.unfinished`, beside `out`."""
+    """Path of `OUT.unfinished`, beside `out`.
+
+    >>> work_folder(Path("results/small")).name
+    'small.unfinished'
+    """
     out = out.absolute()
     return out.with_name(out.name + UNFINISHED)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A job that may begin: the record in `out` if it is over, the folder that its result may replace if not."""
+class OpenedJob:
+    """An opened job: the record in `out` if it is finished, else the folder to replace."""
 
     done: dict[str, Any] | None
     replaced: Occupant | None
@@ -48,10 +52,10 @@ def opened_work(
     overwrite: bool,
     reads: Iterable[str | None],
     writes: Iterable[str | None] = (),
-) -> Iterator[Opened]:
-    """Inside, the folder of the job is there and no other job writes to `out`.
+) -> Iterator[OpenedJob]:
+    """Opens the folder of a job, and locks `out` against other jobs during the block.
 
-    Raises `InputError` as `check_output` and `check_work` do, and, at once, if another job is at it.
+    Raises `InputError` as `check_output` and `check_work` do, and at once if another job runs.
     """
     with _locked(out):
         done = finished_job(out, settings, record_file) if resume else None
@@ -60,12 +64,12 @@ def opened_work(
             may_replace = overwrite or (resume and will_replace(out))
             replaced = check_output(out, overwrite=may_replace, reads=reads, writes=writes)
             start_work(out, settings, resume=resume, overwrite=overwrite)
-        yield Opened(done, replaced)
+        yield OpenedJob(done, replaced)
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Inside, no other job writes to `out`: a killed one does not count. What it left half removed is removed."""
+    """Locks `out`; a killed job's lock does not count, and its half removed folder is removed."""
     folder = work_folder(out)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     of_first(lambda: _take(lock, out))
@@ -90,7 +94,7 @@ def _take(lock: BaseFileLock, out: Path) -> None:
 
 
 def take_lock(lock: BaseFileLock) -> bool:
-    """Whether `lock` is this process's now. The system takes it back from a process that is killed."""
+    """Whether this process has the lock now. The system releases the lock of a killed process."""
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     with suppress(Timeout):
         lock.acquire(blocking=False)
@@ -98,23 +102,28 @@ def take_lock(lock: BaseFileLock) -> bool:
 
 
 def give_back(lock: BaseFileLock) -> None:
-    """Removes the file of a lock that this process has, and releases it; does nothing if it has not."""
+    """Removes the lock's file and releases the lock, if this process has it."""
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 def check_flags(*, resume: bool, overwrite: bool) -> None:
-    """Raises `InputError` if both are given."""
+    """Raises `InputError` if both are given.
+
+    >>> check_flags(resume=True, overwrite=False)
+    """
     if resume and overwrite:
         raise InputError("`resume` and `overwrite` must not be given together")
 
 
 def check_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Raises `InputError` if an unfinished job is in the way, or, to be resumed, had other settings.
+    """Raises `InputError` for an unfinished job in the way, or one with other settings to resume.
 
-    `overwrite` drops it, `resume` goes on with it; where there is none, both start from the beginning. What is no
-    unfinished job is in the way of both.
+    `overwrite` drops an unfinished job and `resume` continues it; without one, both start from the
+    beginning. A folder of another kind is in the way of both.
+
+    >>> check_work(folder / "out", {"seed": 0}, resume=False, overwrite=False)
     """
     folder = work_folder(out)
     if not os.path.lexists(folder):
@@ -134,19 +143,22 @@ def check_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
 
 
 def will_replace(out: Path) -> bool:
-    """Whether the unfinished job of `out` was told to replace it. Raises `InputError` for a broken folder."""
+    """Whether the unfinished job of `out` may replace it.
+
+    Raises `InputError` for a broken folder.
+    """
     return work_folder(out).exists() and bool(_read(work_folder(out))["overwrite"])
 
 
 def expect_record(out: Path, text: str) -> None:
-    """Notes which record `out` will have: seeing it there, `finished_job` knows that the job is over."""
+    """Stores the hash of the coming record: `finished_job` then knows a finished job by it."""
     write_file(work_folder(out) / _RESULT, sealed_json({"record": _sha256(text.encode())}))
 
 
 def finished_job(out: Path, settings: dict[str, Any], record_file: str) -> dict[str, Any] | None:
-    """The record in `out` of a job that was killed after its last step and is resumed, None if it is not over.
+    """Returns the record of a resumed job killed after its last step, or None if unfinished.
 
-    What it left is removed. Raises `InputError` as `check_work` does.
+    Removes the folder of a finished job. Raises `InputError` as `check_work` does.
     """
     return of_first(lambda: _finished_job(out, settings, record_file))
 
@@ -164,7 +176,10 @@ def _finished_job(out: Path, settings: dict[str, Any], record_file: str) -> dict
 
 
 def start_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Makes the folder, or goes on with it; of several processes the first one does. Raises as `check_work` does."""
+    """Makes the folder, or continues with it; of several processes only the first does.
+
+    Raises `InputError` as `check_work` does.
+    """
     of_first(lambda: _open_work(out, settings, resume=resume, overwrite=overwrite))
 
 
@@ -174,13 +189,13 @@ def _open_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
     if not resume:
         remove_work(out)
     if not folder.exists():
-        told = {"settings": settings, "overwrite": overwrite}
+        request = {"settings": settings, "overwrite": overwrite}
         with staged_folder(folder, listed=False) as staged:
-            (staged / _SETTINGS).write_text(sealed_json(told), encoding="utf-8")
+            (staged / _SETTINGS).write_text(sealed_json(request), encoding="utf-8")
 
 
 def remove_work(out: Path) -> None:
-    """Removes the folder, if there is one; whoever looks sees it whole or not at all."""
+    """Removes the folder, if any; other processes see it whole or not at all."""
     folder = work_folder(out)
     if folder.exists():
         going = folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}")
@@ -189,23 +204,27 @@ def remove_work(out: Path) -> None:
 
 
 def normalised(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as they come back from JSON."""
+    """Returns the settings as read back from JSON.
+
+    >>> normalised({"layers": (1, 2)})
+    {'layers': [1, 2]}
+    """
     return json.loads(json.dumps(settings))
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """What the job was told. Raises `InputError` for a folder that is not that of a job."""
+    """Reads the settings of a job. Raises `InputError` for a folder of another kind."""
     try:
         if folder.is_symlink():
             raise InputError(f"{folder} must be a folder, but it is a link")
-        found = read_sealed_json(folder / _SETTINGS)
-        if not (isinstance(found.get("settings"), dict) and isinstance(found.get("overwrite"), bool)):
+        request = read_sealed_json(folder / _SETTINGS)
+        if not (isinstance(request.get("settings"), dict) and isinstance(request.get("overwrite"), bool)):
             raise InputError(f"{folder / _SETTINGS} must be that of an unfinished run")
     except (OSError, InputError) as error:
         raise InputError(
             f"`out` must not have something else beside it, but {one_line(error)}: move it away"
         ) from error
-    return found
+    return request
 
 
 def _sha256(content: bytes) -> str:

@@ -1,7 +1,8 @@
-"""Plain data from YAML, with the numbers of YAML 1.2: `1e-4` is one. (PyYAML follows YAML 1.1, where it is a text.)
+"""Plain data from YAML, with the numbers of YAML 1.2: `1e-4` is a number, in PyYAML a text.
 
-PyYAML only reads the text into events. The data is built here: texts, numbers, yes or no, nothing, lists and mappings
-of these, so that no file, however made, costs more than its length: no tags, no anchors and aliases, no depth.
+PyYAML only splits the text into events. The data is built here: text, numbers, bools, null, lists
+and mappings of these. No tags, anchors or aliases and no great depth: no file costs more than its
+length.
 """
 
 import re
@@ -26,7 +27,8 @@ from yaml import (
 
 from mlpfusion.errors import InputError, one_line, shown
 
-_MOST_FRONT_MATTER = 2**21  # characters; the scores of a card of the Hub can be a million long
+_MAX_FRONT_MATTER = 2**21  # characters; the scores in a card of the Hub can be a million long
+# Far above any config of ours, and far below what makes PyYAML, recursion or int() slow.
 MAX_BYTES, MAX_DEPTH, MAX_DIGITS = 2**16, 16, 100
 _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -38,7 +40,12 @@ _FRACTION = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+
 
 
 def read_yaml(path: Path, field: str) -> Any:
-    """The plain data in a YAML file. Raises `InputError`, which names `field`, if the file cannot be read."""
+    """Reads the plain data in a YAML file. Raises `InputError`, with `field` in the message.
+
+    >>> write_text = (folder / "a.yaml").write_text("learning_rate: 1e-4")
+    >>> read_yaml(folder / "a.yaml", "config")
+    {'learning_rate': 0.0001}
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -50,16 +57,21 @@ def read_yaml(path: Path, field: str) -> Any:
 
 
 def read_front_matter(path: Path) -> dict[str, Any]:
-    """The YAML between two lines of dashes at the head of a Markdown file; nothing where there is none.
+    r"""Reads the YAML between two lines of dashes at the head of a Markdown file, or {}.
 
-    Without `model-index`: the scores in it can be longer than all that is read here. Warns where it is no YAML.
+    `model-index` is left out: its scores can be longer than all that is read here. Warns if the
+    text is no YAML.
+
+    >>> write_text = (folder / "README.md").write_text("---\nlicense: mit\n---\n# Model")
+    >>> read_front_matter(folder / "README.md")
+    {'license': 'mit'}
     """
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", errors="replace") as opened:
-        head = opened.read(_MOST_FRONT_MATTER)
-    found = re.match(r"\ufeff?---[ ]*\n(.*?)^---[ ]*$", head, re.DOTALL | re.MULTILINE)
-    text = re.sub(r"^model-index:.*\n([ -].*\n)*", "", found[1], flags=re.MULTILINE) if found else ""
+        head = opened.read(_MAX_FRONT_MATTER)
+    match = re.match(r"\ufeff?---[ ]*\n(.*?)^---[ ]*$", head, re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^model-index:.*\n([ -].*\n)*", "", match[1], flags=re.MULTILINE) if match else ""
     try:
         data = _load(text)
     except (YAMLError, ValueError) as error:
@@ -69,7 +81,11 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE` as its name and its value, which is YAML. Raises `InputError` if it is neither."""
+    """Parses `NAME=VALUE`, the value as YAML. Raises `InputError` for anything else.
+
+    >>> parse_option("ridge=1e-2")
+    ('ridge', 0.01)
+    """
     name, separator, value = text.partition("=")
     if not separator:
         raise InputError(f"an option must be NAME=VALUE, got {shown(text)}")
@@ -80,9 +96,12 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def check_type(field: str, value: Any, kinds: Sequence[type]) -> Any:
-    """`value`, which is of one of `kinds`; a whole number is taken for a fraction.
+    """Returns `value` if it is of one of `kinds`; a whole number counts as a float.
 
-    Raises `InputError`, which begins with `field`, for another type.
+    Raises `InputError` for another type; `field` starts the message.
+
+    >>> check_type("`ridge`", 1, [float])
+    1.0
     """
     if float in kinds and type(value) is int:
         return float(value)
@@ -93,25 +112,25 @@ def check_type(field: str, value: Any, kinds: Sequence[type]) -> Any:
 
 
 def _load(text: str) -> Any:
-    """The data of one document. Raises `YAMLError` or `ValueError` for anything else."""
+    """Parses one document. Raises `YAMLError` or `ValueError` for anything else."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES:,} bytes")
     root: list[Any] = []
-    open_ones: list[list[Any]] = [root]  # the items of a list; of a mapping keys and values in turn
+    open_collections: list[list[Any]] = [root]  # items of a list; keys and values of a mapping in turn
     starts: list[Event] = []
     num_documents = 0
     for event in parse(text, SafeLoader):
-        _check_event(event, len(open_ones))
+        _check_event(event, len(open_collections))
         num_documents += isinstance(event, DocumentStartEvent)
         if isinstance(event, ScalarEvent):
-            open_ones[-1].append(_scalar(event))
+            open_collections[-1].append(_scalar(event))
         elif isinstance(event, CollectionStartEvent):
             starts.append(event)
-            open_ones.append([])
+            open_collections.append([])
         elif isinstance(event, CollectionEndEvent):
-            items = open_ones.pop()
-            whole = _mapping(items) if isinstance(starts.pop(), MappingStartEvent) else items
-            open_ones[-1].append(whole)
+            items = open_collections.pop()
+            collection = _mapping(items) if isinstance(starts.pop(), MappingStartEvent) else items
+            open_collections[-1].append(collection)
     if num_documents > 1:
         raise ValueError("it must hold one document")
     return root[0] if root else None
@@ -143,11 +162,11 @@ def _scalar(event: ScalarEvent) -> Any:
 
 
 def _mapping(items: list[Any]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+    mapping: dict[Any, Any] = {}
     for key, value in zip(items[::2], items[1::2], strict=True):
         if isinstance(key, list | dict):
             raise ValueError(f"a key must be a word, got {shown(key)}")
-        if key in found:
+        if key in mapping:
             raise ValueError(f"a key must stand there once, {shown(key)} stands there twice")
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
