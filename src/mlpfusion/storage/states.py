@@ -10,7 +10,7 @@ from mlpfusion.errors import DamageWarning
 from mlpfusion.storage.manifest import damage, is_sealed, seal, unseal
 from mlpfusion.storage.processes import of_first
 
-# Suffixes of files that torch and accelerate pickle; reading one runs any code in it.
+# Suffixes of pickled files; reading one runs any code in it.
 _PICKLED = {".bin", ".pt", ".pth", ".pkl"}
 
 
