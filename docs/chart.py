@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mlpfusion.report.numbers import method_colors
+
 # Dots to name, and where the name goes: offset in points from the dot, and which end of the name is there.
 NAMED = {
     "ntk-match": (8, -4, "left"),
@@ -25,11 +27,12 @@ def draw_errors(means: dict[str, dict[str, float]], path: Path) -> None:
     """Draws the means over the layers, method -> error -> number, both axes logarithmic."""
     from matplotlib.figure import Figure
 
+    highlighted = method_colors(["fusion", "ntk-match"])
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, (right, up, end) in NAMED.items():
         x, y = (means[name][column] for column in ("output_error", "adam_kernel_error"))
-        colour = "#d55e00" if name.startswith("ntk-match") else "#0072b2" if name == "fusion" else "#777777"
+        colour = highlighted.get(name.partition(",")[0], "#777777")
         axes.plot(x, y, "o", color=colour, markersize=7)
         axes.annotate(name, (x, y), (right, up), textcoords="offset points", ha=end, color=colour, fontsize=9)
     axes.set(xscale="log", yscale="log", xlim=(0.2, 8), ylim=(0.08, 1.4))

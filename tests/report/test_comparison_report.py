@@ -6,7 +6,7 @@ import pytest
 
 from mlpfusion.report.comparison import COLUMNS, comparison_table, labelled_rows, over_seeds, size_table
 from mlpfusion.report.comparison_chart import chart_note, write_chart
-from mlpfusion.report.numbers import mean_and_deviation
+from mlpfusion.report.numbers import mean_with_deviation
 from mlpfusion.report.terminal import print_comparison
 
 
@@ -62,7 +62,7 @@ def test_a_table_has_means_and_deviations_over_the_seeds():
     ],
 )
 def test_small_numbers_keep_their_digits(numbers, text):
-    assert mean_and_deviation(numbers) == text
+    assert mean_with_deviation(numbers) == text
 
 
 def test_the_table_of_sizes_has_a_line_a_method():

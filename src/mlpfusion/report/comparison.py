@@ -7,7 +7,7 @@ from typing import Any
 from mlpfusion.measure.approximation import BlockError, block_error_from_dict
 from mlpfusion.measure.comparison import ComparisonRow
 from mlpfusion.methods.names import method_from_name, method_label
-from mlpfusion.report.numbers import markdown_table, mean_and_deviation
+from mlpfusion.report.numbers import markdown_table, mean_with_deviation
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _table(rows: Sequence[LabelledRow], column: ErrorColumn) -> str:
     paths = paths_of(rows)
     lines = [["method", *paths], ["---"] * (len(paths) + 1)]
     for label in labels_of(rows):
-        lines.append([label, *(mean_and_deviation(over_seeds(rows, label, path, column)) for path in paths)])
+        lines.append([label, *(mean_with_deviation(over_seeds(rows, label, path, column)) for path in paths)])
     return markdown_table(lines)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.extras import CHARTS
-from mlpfusion.report.numbers import FULL, markdown_table, mean_and_deviation, method_colors, trailing_means
+from mlpfusion.report.numbers import FULL, markdown_table, mean_with_deviation, method_colors, trailing_means
 
 _SHOWN = (1, 2, 5, 10, 25, 50, 75, 100)  # steps of the table, as many as a page has room for, and the last step
 FIRST = 10  # steps averaged into one number: there the kernel of the start still describes the training
@@ -32,7 +32,7 @@ def distance_table(record: dict[str, Any], column: str = "distance") -> str:
     lines.append(["---"] * len(lines[0]))
     for name in _methods(record):
         columns = [at_step(record, name, step, column) for step in shown]
-        lines.append([name, *map(mean_and_deviation, [first_steps(record, name, column), *columns])])
+        lines.append([name, *map(mean_with_deviation, [first_steps(record, name, column), *columns])])
     return markdown_table(lines)
 
 
@@ -53,8 +53,8 @@ def loss_table(record: dict[str, Any]) -> str:
     lines = [["method", "first 10 batches", "last 10 batches", "trained parameters", "seconds a step"], ["---"] * 5]
     for name in (FULL, *_methods(record)):
         losses = curves(record, name, "training_loss")
-        first = mean_and_deviation([statistics.mean(curve[:10]) for curve in losses])
-        last = mean_and_deviation([statistics.mean(curve[-10:]) for curve in losses])
+        first = mean_with_deviation([statistics.mean(curve[:10]) for curve in losses])
+        last = mean_with_deviation([statistics.mean(curve[-10:]) for curve in losses])
         rows = [row for row in record["rows"] if row["label"] == name]
         seconds = statistics.median([row["seconds_per_step"] for row in rows])
         lines.append([name, first, last, f"{rows[0]['trained_parameters']:,}", f"{seconds:.2f}"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpfusion.data.glue import find_task
-from mlpfusion.report.numbers import FULL, markdown_table, score_and_deviation
+from mlpfusion.report.numbers import FULL, markdown_table, score_with_deviation
 
 Row = dict[str, Any]
 
@@ -64,14 +64,14 @@ def columns(record: Row) -> list[ScoreColumn]:
 
 def score_table(record: Row) -> str:
     """Markdown: methods x columns, headline metric in percent, mean +- sample deviation."""
-    return _table(record, lambda label, column: score_and_deviation(column.scores(record, label)))
+    return _table(record, lambda label, column: score_with_deviation(column.scores(record, label)))
 
 
 def share_table(record: Row) -> str:
     """Markdown: scores over the full model's with the same seed, in percent."""
 
     def cell(label: str, column: ScoreColumn) -> str:
-        return score_and_deviation(shares(record, label, column))
+        return score_with_deviation(shares(record, label, column))
 
     return _table(record, cell, without=FULL)
 

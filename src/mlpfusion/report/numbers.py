@@ -31,10 +31,10 @@ def deviation(numbers: Sequence[float]) -> float:
     return statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
 
-def mean_and_deviation(numbers: Sequence[float]) -> str:
+def mean_with_deviation(numbers: Sequence[float]) -> str:
     """Writes mean +- sample deviation with three decimals, small means with three digits.
 
-    >>> mean_and_deviation([0.25, 0.75]), mean_and_deviation([0.001])
+    >>> mean_with_deviation([0.25, 0.75]), mean_with_deviation([0.001])
     ('0.500 +- 0.354', '0.001 +- 0')
     """
     mean = statistics.mean(numbers)
@@ -42,10 +42,10 @@ def mean_and_deviation(numbers: Sequence[float]) -> str:
     return f"{mean:{form}} +- {deviation(numbers):{form}}"
 
 
-def score_and_deviation(scores: Sequence[float]) -> str:
+def score_with_deviation(scores: Sequence[float]) -> str:
     """Writes mean +- sample deviation of scores in percent; one score alone, `-` for none.
 
-    >>> score_and_deviation([84.0, 85.0]), score_and_deviation([84.0]), score_and_deviation([])
+    >>> score_with_deviation([84.0, 85.0]), score_with_deviation([84.0]), score_with_deviation([])
     ('84.50 +- 0.71', '84.00', '-')
     """
     if not scores:
