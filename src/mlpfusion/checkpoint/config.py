@@ -1,4 +1,4 @@
-"""Reads config.json from an untrusted source: its code never runs, its numbers cost no time or memory."""
+"""Reads config.json of untrusted origin: no code runs, no number costs time or memory."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files of a checkpoint beside its weights: copied along by name, links out of the folder refused."""
+"""Files of a checkpoint beside its weights: copied along by their names."""
 
 import json
 import shutil

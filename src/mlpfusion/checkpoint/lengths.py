@@ -21,9 +21,9 @@ _POSITIONS = (
 def longest_text(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int | None:
     """Limit of a text in tokens, special ones included; None without any limit.
 
-    It is the smaller of the tokenizer's limit and the number of positions in `config`. Models like RoBERTa count
-    positions from one above the padding id, so their texts are shorter by as many. With relative positions (T5) only
-    the tokenizer limits.
+    It is the smaller of the tokenizer's limit and the number of positions in `config`. Models like
+    RoBERTa count positions from one above the padding id, so their texts are shorter by as many.
+    With relative positions (T5) only the tokenizer limits.
     """
     limits = [tokenizer.model_max_length, *(() if config is None else _positions(config))]
     whole = [int(limit) for limit in limits if type(limit) in (int, float) and 1 <= limit < 1e9]
@@ -31,7 +31,7 @@ def longest_text(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | 
 
 
 def text_length(asked: int | None, limit: int | None, field: str = "max_length") -> int:
-    """Length at which texts are cut: `asked`, else the smaller of `MAX_LENGTH` and `limit`.
+    """Picks the cut of texts: `asked`, else the smaller of `MAX_LENGTH` and `limit`.
 
     Raises `InputError`, with the name `field`, if `asked` is below `SHORTEST` or above `limit`.
 
@@ -48,7 +48,7 @@ def text_length(asked: int | None, limit: int | None, field: str = "max_length")
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """Position of a text's first token: 0, or padding id + 1 in models like RoBERTa."""
+    """Position of the first token: 0, or padding id + 1 (RoBERTa)."""
     for name, module in empty_model(config).named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
             return module.padding_idx + 1

@@ -1,6 +1,7 @@
 """One padding id in tokenizer, config and generation config.
 
-Decoder classifiers read the last token before the padding, so a second id would change their scores.
+Decoder classifiers read the last token before the padding, so a second id would change their
+scores.
 """
 
 import json
@@ -16,8 +17,8 @@ from mlpfusion.checkpoint.tokenizer import load_tokenizer, read_tokenizer
 def agree_on_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """Copies `config` with the padding id of `tokenizer`, in nested configs too.
 
-    Models that count positions from above their padding id (RoBERTa) keep their id: positions were trained with it, and
-    their heads do not use it.
+    Models that count positions from above their padding id (RoBERTa) keep their id: positions were
+    trained with it, and their heads do not use it.
     """
     copied = type(config).from_dict(config.to_dict())
     own, size = getattr(config, "pad_token_id", None), getattr(config.get_text_config(), "vocab_size", 0)
@@ -32,8 +33,8 @@ def agree_on_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
 def save_padding(model: PreTrainedModel, folder: Path) -> None:
     """Writes the padding token of the training into a saved tokenizer without one.
 
-    A classifier's tokenizer is set to pad on the right; config and generation config get the padding id. Files that
-    agree already keep their bytes. `folder` must hold the saved `model`.
+    A classifier's tokenizer is set to pad on the right; config and generation config get the
+    padding id. Files that agree already keep their bytes. `folder` must hold the saved `model`.
     """
     own, used = read_tokenizer(folder), load_tokenizer(folder, model.config)
     changes: dict[str, Any] = {} if own.pad_token else {"pad_token": used.pad_token}

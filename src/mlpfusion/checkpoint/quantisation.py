@@ -20,7 +20,10 @@ def quantisation(config: PreTrainedConfig) -> str | None:
 
 
 def check_not_quantised(config: PreTrainedConfig, where: str = "") -> None:
-    """Raises `InputError` for the config of a quantised model; `where` is its place for the message."""
+    """Raises `InputError` for the config of a quantised model.
+
+    `where` is its place, for the message.
+    """
     method = quantisation(config)
     if method is not None:
         raise InputError(

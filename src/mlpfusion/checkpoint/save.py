@@ -45,9 +45,10 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
 def save_compressed(
     model: PreTrainedModel, source: Path, config: PreTrainedConfig, record: Record, folder: Path
 ) -> Record:
-    """Writes `source` with the compressed MLPs of `model` into `folder`; returns the record with file sizes.
+    """Writes `source` with the compressed MLPs of `model` into `folder`.
 
-    All other tensors are those of `source`, byte for byte, in the same files; config.json gains the key `mlp_fusion`.
+    Returns the record with the sizes of the files. All other tensors are those of `source`, byte
+    for byte, in the same files; config.json gains the key `mlp_fusion`.
     """
     key = key_from_dict(getattr(model.config, KEY))
     base = "" if base_model(model) is model else f"{model.base_model_prefix}."
@@ -72,9 +73,10 @@ def save_compressed(
 
 
 def save_trained(model: PreTrainedModel, source: Path, folder: Path, *, new_head: bool) -> None:
-    """Writes `model`, trained from `source`, into `folder`, with the tensors of `source` outside its class.
+    """Writes `model`, trained from `source`, into `folder`.
 
-    With `new_head` the head is written even if `source` had none, and `architectures` is the class of the model.
+    Tensors of `source` outside the class of the model are copied. With `new_head` the head is
+    written even if `source` had none, and `architectures` is the class of the model.
     """
     stored = stored_tensors(weight_files(source))
     names = loaded_names(model, stored)
@@ -94,7 +96,7 @@ def save_trained(model: PreTrainedModel, source: Path, folder: Path, *, new_head
 
 
 def _untied(model: PreTrainedModel, known: set[str | None]) -> dict[str, Tensor]:
-    """Tensors of `model`; of tensors with shared memory those in `known`, else the first."""
+    """Drops tensors with shared memory; keeps those in `known`, else the first."""
     tensors, seen = model.state_dict(), set()
     for name in sorted(tensors, key=lambda name: name not in known):
         if name not in known and tensors[name].data_ptr() in seen and tensors[name].numel():
@@ -107,9 +109,9 @@ def _untied(model: PreTrainedModel, known: set[str | None]) -> dict[str, Tensor]
 def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping[str, str | None]) -> dict[str, Tensor]:
     """Tensors of `model` by their names in the files.
 
-    `old` maps names in the files of the source to names in the model; these names are kept. New tensors are named like
-    transformers saves them, with the prefix of the base model if the old ones have it. Raises `InputError` if
-    transformers would not load a tensor by its name.
+    `old` maps names in the files of the source to names in the model; these names are kept. New
+    tensors are named like transformers saves them, with the prefix of the base model if the old
+    ones have it. Raises `InputError` if transformers would not load a tensor by its name.
     """
     places: dict[str, list[str]] = {}
     for name, loaded in old.items():
@@ -132,7 +134,7 @@ def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping
 
 
 def _nearest(name: str, old: set[str]) -> str:
-    """Name in `old` that lends `name` its file and dtype: the same, or the most similar."""
+    """Finds the same name in `old`, or the most similar: it lends file and dtype."""
     return name if name in old else max(sorted(old), key=lambda other: _shared_parts(name, other))
 
 
@@ -148,7 +150,7 @@ def _as_stored(tensor: Tensor, stored: StoredTensor) -> Tensor:
 
 
 def _write_tensors(folder: Path, stored: dict[str, StoredTensor], old: set[str], new: dict[str, Tensor]) -> None:
-    """Writes the files of `stored`, one at a time in memory, with `new` in place of `old`."""
+    """Writes the files of `stored` one by one, with `new` in place of `old`."""
     homes = {name: stored[_nearest(name, old)].file for name in new}
     weight_map: dict[str, str] = {}
     files = sorted({tensor.file for tensor in stored.values()})
@@ -167,7 +169,7 @@ def _write_tensors(folder: Path, stored: dict[str, StoredTensor], old: set[str],
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies tensors that share memory, because safetensors refuses them."""
+    """Copies tensors with shared memory, because safetensors refuses them."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
@@ -181,6 +183,6 @@ def _write_config(folder: Path, data: dict[str, Any]) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-    """Sets the file permissions of config.json on the weights (safetensors makes them private)."""
+    """Gives the weights the permissions of config.json (safetensors makes them private)."""
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / CONFIG).stat().st_mode)

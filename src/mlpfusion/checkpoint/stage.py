@@ -1,4 +1,4 @@
-"""A stage of training with a folder for its states and result; a finished stage is read, not repeated."""
+"""Stages of training, each with a folder for states and result."""
 
 import json
 import os
@@ -30,11 +30,12 @@ def run_stage(
     read: Callable[[Any], Any],
     save: Callable[[PreTrainedModel, Path, Path], None] = save_model,
 ) -> tuple[Path, Any]:
-    """Runs a stage, or reads its finished result: (folder of the checkpoint, record).
+    """Runs a stage, or reads its finished result.
 
-    `train(folder)` keeps its states in `folder` and returns model and record. `read` makes a record from JSON data.
-    `save` writes the model with the small files of `source`; the tokenizer gets a padding token if it has none. The
-    states are removed once the result is there.
+    Returns (folder of the checkpoint, record). `train(folder)` keeps its states in `folder` and
+    returns model and record. `read` makes a record from JSON data. `save` writes the model with the
+    small files of `source`; the tokenizer gets a padding token if it has none. The states are
+    removed once the result is there.
     """
     result = folder / "result"
     if of_first(lambda: is_whole(result)):
@@ -55,7 +56,7 @@ def run_stage(
 
 
 def is_whole(result: Path) -> bool:
-    """True if `result` is there, as it was written; removes a damaged one with a `DamageWarning`."""
+    """True if `result` is there as written; warns of a damaged one and removes it."""
     if not os.path.lexists(result):
         return False
     reason = damage(result)
@@ -66,9 +67,9 @@ def is_whole(result: Path) -> bool:
 
 
 def put_in_place(result: Path, out: Path, files: dict[str, str], replacing: Occupant | None) -> None:
-    """Copies the checkpoint of a stage and `files` (name -> text) to `out`; complete or not at all.
+    """Copies the checkpoint of a stage and `files` (name -> text) to `out`.
 
-    Raises `InputError` if the result was damaged in between.
+    `out` appears complete or not at all. Raises `InputError` if the result was damaged in between.
     """
     with staged_folder(out, replacing) as folder:
         shutil.copytree(result, folder, dirs_exist_ok=True)

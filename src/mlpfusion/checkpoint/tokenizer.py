@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, token ids and batches; errors of its library become `InputError`."""
+"""The tokenizer of a checkpoint, token ids and padded batches."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,11 @@ _LIBRARY_ERRORS = (
 
 @dataclass(frozen=True)
 class _Typed(AbstractContextManager[None]):
-    """Turns errors of the tokenizers library into an `InputError` that begins with `message`.
+    """Turns errors of the tokenizers library into an `InputError` with `message`.
 
-    The library is written in Rust. Refused input is a plain `Exception`; a bug (say, a pattern without end) is a
-    `PanicException`, neither an `Exception` nor importable, so its name is compared.
+    The library is written in Rust. Refused input is a plain `Exception`; a bug (say, a pattern
+    without end) is a `PanicException`, neither an `Exception` nor importable, so its name is
+    compared.
     """
 
     message: str
@@ -49,9 +50,10 @@ class _Typed(AbstractContextManager[None]):
 def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
     """Loads the tokenizer in `folder`, padding on the right, with a padding token.
 
-    A missing padding token is replaced by the end token; in encoder-decoders (their classifiers read the state at the
-    end token) by the padding token of `config`, if the tokenizer has it. Raises `InputError` for a missing or broken
-    tokenizer, one with neither token, and a padding token beyond the vocabulary of `config`.
+    A missing padding token is replaced by the end token; in encoder-decoders (their classifiers
+    read the state at the end token) by the padding token of `config`, if the tokenizer has it.
+    Raises `InputError` for a missing or broken tokenizer, one with neither token, and a padding
+    token beyond the vocabulary of `config`.
     """
     tokenizer = read_tokenizer(folder)
     if not tokenizer.pad_token:
@@ -82,8 +84,9 @@ def tokenized(
 ) -> list[dict[str, Any]]:
     """Tokenizes texts or pairs: one dict per text, `input_ids`, `attention_mask`, ..
 
-    Texts are cut at `max_length` tokens, the longer one of a pair first. Raises `InputError` for broken Unicode, a text
-    on which the tokenizer fails, and a token beyond the vocabulary of `config`.
+    Texts are cut at `max_length` tokens, the longer one of a pair first. Raises `InputError` for
+    broken Unicode, a text on which the tokenizer fails, and a token beyond the vocabulary of
+    `config`.
     """
     for text in texts:
         _check_unicode(text)
@@ -101,8 +104,9 @@ def token_batches(
 ) -> list[Mapping[str, Tensor]]:
     """Tokenizes texts with the tokenizer in `folder`; padded batches, sorted by length.
 
-    The default `max_length` is `MAX_LENGTH`, or the limit of the model if smaller. Raises `InputError` for a missing
-    tokenizer, a `max_length` above the limit, and a text that the tokenizer refuses.
+    The default `max_length` is `MAX_LENGTH`, or the limit of the model if smaller. Raises
+    `InputError` for a missing tokenizer, a `max_length` above the limit, and a text that the
+    tokenizer refuses.
     """
     tokenizer = load_tokenizer(folder, config)
     length = text_length(max_length, longest_text(tokenizer, config))
@@ -122,7 +126,7 @@ def padded(items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) 
 def warn_if_cut(
     encoded: Sequence[tuple[tuple[str, ...], dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> None:
-    """Warns of texts cut at `length` by the limit of the model, not by the default."""
+    """Warns of texts cut by the limit of the model (not by the default)."""
     if length >= MAX_LENGTH:
         return
     full = [text for text, item in encoded if len(item["input_ids"]) == length]

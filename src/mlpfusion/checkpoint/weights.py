@@ -1,4 +1,4 @@
-"""Tensors in the files of a checkpoint: file, dtype, shape, and name in the model."""
+"""Tensors in the files of a checkpoint, and their names in the model."""
 
 import json
 import math
@@ -44,9 +44,9 @@ class StoredTensor:
 def check_weights(folder: Path) -> list[Path]:
     """Lists the weight files in loading order, after a check of every header.
 
-    No tensor is read. Warns of a file changed since this program wrote it. Raises `InputError` for pickled weights, a
-    missing shard, a tensor in two shards, a file outside the folder, a damaged or truncated file, and a weight in a
-    dtype of quantisers.
+    No tensor is read. Warns of a file changed since this program wrote it. Raises `InputError` for
+    pickled weights, a missing shard, a tensor in two shards, a file outside the folder, a damaged
+    or truncated file, and a weight in a dtype of quantisers.
     """
     files = weight_files(folder)
     for file in files:
@@ -104,10 +104,10 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def loaded_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:
-    """Maps names in the files to names in `model`; None for tensors unused by the model.
+    """Maps names in the files to names in `model`; None for unused tensors.
 
-    Uses transformers' own loading functions: files may have or lack the prefix of the base model, and modules may have
-    been renamed since the files were written.
+    Uses transformers' own loading functions: files may have or lack the prefix of the base model,
+    and modules may have been renamed since the files were written.
     """
     own = model.state_dict()
     mapping = get_model_conversion_mapping(model)
@@ -123,7 +123,7 @@ def loaded_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str 
 
 
 def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Size:
-    """Counts parameters and bytes in the files of `model`, including tensors unused by its class."""
+    """Counts parameters and bytes in the files of `model`, unused tensors included."""
     buffers = {name for name, _ in model.named_buffers()}
     names = loaded_names(model, tensors)
     parameters = [tensor for name, tensor in tensors.items() if tensor.is_floating_point and names[name] not in buffers]
@@ -132,7 +132,7 @@ def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Siz
 
 
 def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> str | None:
-    """Describes the first tensor with another shape than in `model`; None if all fit."""
+    """Describes the first tensor of a wrong shape; None if all fit."""
     own = model.state_dict()
     for name, loaded in loaded_names(model, tensors).items():
         if loaded is not None and tuple(own[loaded].shape) != tensors[name].shape:

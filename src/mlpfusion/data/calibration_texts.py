@@ -1,4 +1,4 @@
-"""Unlabelled texts for calibration: drawn from a file by a seed, with their record."""
+"""Unlabelled texts for calibration, drawn from a file by a seed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -40,10 +40,11 @@ class CalibrationTexts:
         return cls(file, column, num_samples, tuple(read_texts(file, column=column, field="calibration")))
 
     def draw(self, folder: Path, seed: int, config: PreTrainedConfig | None = None) -> list[str]:
-        """Draws `num_samples` texts, long ones more often; all texts if the file has fewer.
+        """Draws `num_samples` texts, long ones more often.
 
-        Texts without a token (by the tokenizer in `folder`) are skipped. Raises `InputError` if `folder` has no
-        tokenizer, or no text has a token.
+        A file with fewer texts gives all of them. Texts without a token (by the tokenizer in
+        `folder`) are skipped. Raises `InputError` if `folder` has no tokenizer, or no text has a
+        token.
         """
         tokenizer = load_tokenizer(folder, config)
         order = order_by_length([len(text) for text in self.texts], seed)
@@ -58,13 +59,14 @@ class CalibrationTexts:
         return drawn
 
     def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
-        """Padded batches of token ids of the drawn texts, for a model of `config`."""
+        """Tokenizes the drawn texts to padded batches for a model of `config`."""
         return with_decoder_inputs(token_batches(folder, self.draw(folder, seed, config), config), config)
 
     def record(self) -> dict[str, Any]:
-        """Origin of the texts: SHA-256 of the file and of all texts, one a line.
+        """Origin of the texts: name, column and SHA-256.
 
-        `file_sha256` is None for a data set of the Hub.
+        `texts_sha256` is the hash of all texts, one per line. `file_sha256` is None for a data set
+        of the Hub.
         """
         path = Path(self.file)
         return {
@@ -85,7 +87,8 @@ def check_samples(number: int) -> None:
 def order_by_length(lengths: Sequence[int], seed: int) -> list[int]:
     """Random order of `lengths`, weighted draws without replacement, weight = length.
 
-    So every token is about as likely to be seen as every other; uniform draws would be mostly short texts.
+    So every token is about as likely to be seen as every other; uniform draws would be mostly short
+    texts.
 
     >>> order_by_length([1, 1000, 1], seed=0)[0]
     1

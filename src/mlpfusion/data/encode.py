@@ -32,7 +32,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         return self.items[index]
 
     def subset(self, indices: Sequence[int]) -> "EncodedExamples":
-        """The examples at `indices`, in that order."""
+        """Picks the examples at `indices`, in their order."""
         return EncodedExamples([self.items[index] for index in indices])
 
     def sha256(self) -> str:
@@ -47,7 +47,8 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 class EncodedTask:
     """A tokenized task with its collator; texts are cut at `max_length` tokens.
 
-    `is_chosen`: `train` holds only the examples of a run with `max_train_samples`, in the order of that run.
+    `is_chosen`: `train` holds only the examples of a run with `max_train_samples`, in the order of
+    that run.
     """
 
     task: Task
@@ -68,9 +69,9 @@ def encode_task(
 ) -> EncodedTask:
     """Tokenizes every split of `data`, for a model of `config`.
 
-    Texts are cut at `max_length` tokens, the longer one of a pair first. The default is `MAX_LENGTH`, or the limit of
-    the model if that is smaller (a warning if a text was cut by it). Raises `InputError` for a `max_length` above that
-    limit, and a text that the tokenizer refuses.
+    Texts are cut at `max_length` tokens, the longer one of a pair first. The default is
+    `MAX_LENGTH`, or the limit of the model if that is smaller (a warning if a text was cut by it).
+    Raises `InputError` for a `max_length` above that limit, and a text that the tokenizer refuses.
     """
     length = text_length(max_length, longest_text(tokenizer, config))
     splits = {"train": data.train, **data.evaluation}
@@ -90,7 +91,7 @@ def encode_texts(
     *,
     max_length: int | None = None,
 ) -> EncodedExamples:
-    """Tokenizes unlabelled texts or pairs of texts; `max_length` is that of `encode_task`."""
+    """Tokenizes unlabelled texts or pairs; `max_length` as in `encode_task`."""
     length = text_length(max_length, longest_text(tokenizer, config))
     items = tokenized(texts, tokenizer, config, max_length=length)
     if max_length is None:

@@ -9,10 +9,10 @@ from mlpfusion.errors import InputError
 class Task:
     """A classification task on sentences or pairs, or a regression on one number.
 
-    A task without `label_names` is a regression. `metrics` are keys of `data.metrics.METRICS`, the headline first.
-    `splits` are the evaluation splits; the paper selects on the first. `folder` is the name in the unpacked GLUE
-    download. `other_names` are further names of the labels in checkpoints, in the same order. F1 is that of class
-    `positive`.
+    A task without `label_names` is a regression. `metrics` are keys of `data.metrics.METRICS`, the
+    headline first. `splits` are the evaluation splits; the paper selects on the first. `folder` is
+    the name in the unpacked GLUE download. `other_names` are further names of the labels in
+    checkpoints, in the same order. F1 is that of class `positive`.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Task:
     positive: int = 1
 
     def spellings(self) -> tuple[tuple[str, ...], ...]:
-        """Possible names of the classes in a checkpoint: names, other names, numbers (GLUE only).
+        """Possible names of the classes in a checkpoint.
 
         >>> find_task("mrpc").spellings()
         (('different', 'equivalent'), ('not_equivalent', 'equivalent'), ('0', '1'))

@@ -1,4 +1,4 @@
-"""Classification heads: is the head of a checkpoint trained, and in which order are its classes?"""
+"""Classification heads of checkpoints: trained or not, and the order of their classes."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -33,9 +33,10 @@ def head_tensors(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> tuple
 
 
 def has_trained_head(config: PreTrainedConfig, kind: type[PreTrainedModel], tensors: Collection[str]) -> bool:
-    """True if `tensors`, the names in the weight files, hold the whole head of `kind`.
+    """True if the weight files hold the whole head of `kind`.
 
-    `architectures` of the config is not asked: a config may name a head missing from the files.
+    `tensors` are the names in the files. `architectures` of the config is not asked: a config may
+    name a head missing from the files.
     """
     model = empty_model(config, kind)
     head = _head(model)
@@ -54,11 +55,11 @@ def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def class_order(names: Sequence[str], spellings: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
-    """Finds the data's class for every class of a head; None if the names differ.
+    """Maps the classes of a head to the data's; None for different names.
 
-    `names` are the head's, `spellings` alternatives for the data's, each in the data's order. Case, spaces, underscores
-    and hyphens do not count, unless two classes differ in nothing else. The nameless `LABEL_0`, `LABEL_1`, .. take the
-    order of the data.
+    `names` are the head's, `spellings` alternatives for the data's, each in the data's order. Case,
+    spaces, underscores and hyphens do not count, unless two classes differ in nothing else. The
+    nameless `LABEL_0`, `LABEL_1`, .. take the order of the data.
 
     >>> class_order(["Positive", "Negative"], [("negative", "positive")])
     (1, 0)
@@ -80,7 +81,7 @@ def is_nameless(names: Sequence[str]) -> bool:
 
 
 def teacher_order(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:
-    """Finds the teacher's class for every class of the student; None for equal order.
+    """Maps the student's classes to the teacher's; None for equal order.
 
     Raises `InputError` if the two heads name their classes differently.
     """

@@ -1,4 +1,4 @@
-"""Loads a labelled task from GLUE or your own files; all rows are checked here, before any training."""
+"""Loads a labelled task from GLUE or your own files, and checks all rows."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")  # 18 digits fit into 64 bits
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts (one or two each) and labels: class numbers, or floats for a regression."""
+    """Texts (one or two each) and labels (class numbers, or floats)."""
 
     texts: tuple[tuple[str, ...], ...]
     labels: tuple[int | float, ...]
@@ -31,7 +31,7 @@ class Examples:
         return len(self.labels)
 
     def subset(self, indices: Sequence[int]) -> "Examples":
-        """The examples at `indices`, in that order."""
+        """Picks the examples at `indices`, in their order."""
         return Examples(tuple(self.texts[index] for index in indices), tuple(self.labels[index] for index in indices))
 
 
@@ -51,10 +51,11 @@ class TaskData:
 def load_task(name: str, *, train: Path | str | None = None, validation: Path | str | None = None) -> TaskData:
     """Loads a GLUE task from the folder in MLPFUSION_DATA, else the Hub.
 
-    Without the variable, a checkout of the source looks into `../shared/data`; an empty variable means the Hub.
-    `train` and `validation` are files with the task's columns, to read instead. If the folder has only a part of a
-    training set (`train_subset`), that part is read and named in `source`. Raises `InputError` for an unknown task, a
-    missing split or column, an empty split, and a label out of range.
+    Without the variable, a checkout of the source looks into `../shared/data`; an empty variable
+    means the Hub. `train` and `validation` are files with the task's columns, to read instead. If
+    the folder has only a part of a training set (`train_subset`), that part is read and named in
+    `source`. Raises `InputError` for an unknown task, a missing split or column, an empty split,
+    and a label out of range.
     """
     task = find_task(name)
     folder, sources = _data_folder(task), []
@@ -72,9 +73,10 @@ def load_task(name: str, *, train: Path | str | None = None, validation: Path | 
 def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -> TaskData:
     """Loads your own data set from two files.
 
-    Classes are the distinct labels of the training file, sorted (numbers by value), stripped of white space. Metrics
-    are accuracy, and F1 for two classes; Pearson and Spearman for a regression. Raises `InputError` for a missing
-    column, an empty file, and a validation label absent from training.
+    Classes are the distinct labels of the training file, sorted (numbers by value), stripped of
+    white space. Metrics are accuracy, and F1 for two classes; Pearson and Spearman for a
+    regression. Raises `InputError` for a missing column, an empty file, and a validation label
+    absent from training.
     """
     tables = read_table(train, "train"), read_table(validation, "validation")
     _check_columns(tables[0], columns.text_columns, columns.label_column, "train")

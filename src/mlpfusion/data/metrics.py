@@ -46,7 +46,8 @@ def predictions(task: Task, logits: NDArray) -> NDArray:
 def score(task: Task, logits: NDArray, labels: NDArray) -> dict[str, float]:
     """Every metric of `task` by name, each between -1 and 1.
 
-    `logits` has shape (samples, num_labels), `labels` (samples,). F1 is that of the class `task.positive`.
+    `logits` has shape (samples, num_labels), `labels` (samples,). F1 is that of the class
+    `task.positive`.
 
     >>> from mlpfusion.data.glue import find_task
     >>> score(find_task("rte"), np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0]))

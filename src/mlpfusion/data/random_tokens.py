@@ -20,10 +20,10 @@ _COMMON = 300  # ranks before the frequencies begin to fall: punctuation, single
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """`num_samples` random sequences; rank r of the vocabulary has probability ~ 1 / (r + 300).
+    """Random sequences; rank r of the vocabulary has probability ~ 1 / (r + 300).
 
-    Vocabularies are roughly sorted by frequency; uniform draws would be almost all rare pieces of words. Lengths are
-    uniform between 4 and 39.
+    Vocabularies are roughly sorted by frequency; uniform draws would be almost all rare pieces of
+    words. Lengths are uniform between 4 and 39.
     """
 
     num_samples: int
@@ -34,7 +34,8 @@ class RandomTokens:
     def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
         """Padded batches of random texts, special tokens included, for a model of `config`.
 
-        Raises `InputError` if `folder` has no tokenizer, or the tokenizer knows special tokens only.
+        Raises `InputError` if `folder` has no tokenizer, or the tokenizer knows special tokens
+        only.
         """
         tokenizer = load_tokenizer(folder, config)
         generator = torch.Generator().manual_seed(seed)
@@ -51,7 +52,7 @@ class RandomTokens:
         return with_decoder_inputs(padded([{"input_ids": ids} for ids in sequences], tokenizer), config)
 
     def record(self) -> dict[str, Any]:
-        """Origin of the texts for a record; the counts of samples and tokens are added elsewhere."""
+        """Origin of the texts, for a record."""
         return {"file": "random tokens"}
 
 

@@ -20,7 +20,8 @@ def calibration_batches(
 ) -> list[Batch]:
     """Draws `num_samples` examples, long ones more often, as unlabelled batches.
 
-    The batches are inputs of a model of `config`: with shifted decoder inputs for an encoder-decoder.
+    The batches are inputs of a model of `config`: with shifted decoder inputs for an
+    encoder-decoder.
     """
     drawn = order_by_length(examples.lengths, seed)[:num_samples]
     return with_decoder_inputs(unlabelled_batches(examples.subset(drawn), collate), config)

@@ -40,7 +40,10 @@ def write_authors(folder: Path) -> None:
 
 
 def load_authors(folder: Path) -> TaskData:
-    """Loads the task from the files in `folder`, like any data of your own; reports `validation` and `test`."""
+    """Loads the task from `folder`, like data of your own.
+
+    Reported are `validation` and `test`.
+    """
     files = {split: folder / f"{split}.jsonl" for split in SPLITS}
     held_out, test = (load_files(files["train"], files[split], _COLUMNS) for split in SPLITS[1:])
     return replace(held_out, evaluation={**held_out.evaluation, "test": test.evaluation["validation"]})

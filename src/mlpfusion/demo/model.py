@@ -45,6 +45,6 @@ def last_hidden_state(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Te
 
 
 def embeddings(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Sentence embeddings as defined by MiniLM: mean over the tokens, scaled to length 1."""
+    """Sentence embeddings of MiniLM: mean over the tokens, scaled to length 1."""
     mean = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=1)

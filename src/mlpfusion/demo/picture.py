@@ -1,4 +1,4 @@
-"""The picture of the demo: accuracy of the three models while they learn, and their distance from the full one."""
+"""The picture of the demo: accuracy and distance of the models while learning."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ _METHODS = {FULL: FULL, "Fusion": "fusion", "NTKMatch": "ntk-match"}  # names of
 
 
 def write_picture(results: Mapping[str, Trained], path: Path) -> None:
-    """Writes a PNG: accuracy on held-out sentences, and distance from `full`, over the steps.
+    """Writes a PNG: accuracy and distance from `full` over the steps.
 
     Bands are binomial standard errors.
     """

@@ -1,9 +1,9 @@
-"""Run by the demo in a fresh process: loads saved models like a user, and compares their outputs.
+"""Loads saved models like a user, in a fresh process, and compares outputs.
 
     python -m mlpfusion.demo.reload OUTPUTS FOLDER...
 
-OUTPUTS is a safetensors file with the expected `last_hidden_state` of every model, by name of the folder. The exit code
-is 0 if every loaded model gives the same bits.
+OUTPUTS is a safetensors file with the expected `last_hidden_state` of every model, by name of the
+folder. The exit code is 0 if every loaded model gives the same bits.
 """
 
 import sys

@@ -65,8 +65,8 @@ class Cut:
 def run_demo(out: Path, seed: int) -> None:
     """Compresses all-MiniLM-L6-v2 by two methods, measures, and fine-tunes all three models.
 
-    Replaces three folders and a picture in `out`, each complete or not there. Raises `InputError` if a saved model
-    gives other outputs in a fresh process, or a training process ends early.
+    Replaces three folders and a picture in `out`, each complete or not there. Raises `InputError`
+    if a saved model gives other outputs in a fresh process, or a training process ends early.
     """
     console, source, server = PlainConsole(soft_wrap=False), demo_checkpoint(), start_server()
     _heading(console, "1. Inspect all-MiniLM-L6-v2, a real pretrained sentence encoder")
@@ -108,7 +108,7 @@ def run_demo(out: Path, seed: int) -> None:
 
 
 def _program() -> str:
-    """Name to type for this program: `mlpfusion` if on the PATH, else a path or `python -m`."""
+    """Command for this program: `mlpfusion` if on the PATH, else another."""
     started, on_path = Path(sys.argv[0]), shutil.which("mlpfusion")
     if started.name != "mlpfusion":
         return "python -m mlpfusion"

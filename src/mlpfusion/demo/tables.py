@@ -60,7 +60,7 @@ def layer_table(records: Mapping[str, Record], errors: Mapping[str, Sequence[Blo
 
 
 def result_table(results: Mapping[str, Trained]) -> Table:
-    """Table of the fine-tuned models: accuracy with binomial standard error, parameters, time, memory."""
+    """Table of the fine-tuned models: accuracy, parameters, time, memory."""
     table = _table(("after fine-tuning", *results))
     records = [trained.record for trained in results.values()]
     accuracies = [accuracies_after(trained) for trained in results.values()]
@@ -81,7 +81,7 @@ def result_table(results: Mapping[str, Trained]) -> Table:
 
 
 def accuracies_after(trained: Trained) -> dict[str, tuple[float, float]]:
-    """Accuracy after the last step and its standard error, for `other books` and `same books`."""
+    """Final accuracy and standard error on `other books` and `same books`."""
     other, same = trained.record.scores["test"]["accuracy"], trained.accuracy()[-1]
     return {
         "other books": (other, binomial_error(other, trained.tested)),
@@ -90,7 +90,7 @@ def accuracies_after(trained: Trained) -> dict[str, tuple[float, float]]:
 
 
 def verdict(results: Mapping[str, Trained]) -> str:
-    """Sentences on the results: differences with their errors, distances, and the limits of one seed."""
+    """Sentences on the results: differences, errors, distances, and limits."""
     full, cuts = results[FULL], {name: trained for name, trained in results.items() if name != FULL}
     lines = []
     for books, (share, error) in accuracies_after(full).items():

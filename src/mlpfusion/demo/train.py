@@ -1,4 +1,4 @@
-"""Fine-tunes the models of the demo one by one, each in a separate process to measure its peak memory."""
+"""Fine-tunes the models of the demo, each in a process for its peak memory."""
 
 import multiprocessing
 import sys
@@ -35,7 +35,7 @@ WATCHED_STEPS = 20  # between looks at the held-out sentences: five points in a 
 
 @dataclass(frozen=True)
 class Trained:
-    """One fine-tuned model: record of the run, logits on held-out sentences from step 0 on.
+    """One fine-tuned model: record, and held-out logits along the run.
 
     `tested` is the number of test sentences.
     """
@@ -57,7 +57,7 @@ class Trained:
 
 
 def binomial_error(share: float, count: int) -> float:
-    """Standard error of a share in `count` independent trials, sqrt(p (1 - p) / n).
+    """Standard error of a share, sqrt(p (1 - p) / n).
 
     >>> binomial_error(0.5, 100)
     0.05
@@ -108,9 +108,10 @@ def start_server() -> Any:
 
 
 def train_apart(server: Any, checkpoint: Path, data: Path, seed: int, progress: Progress) -> Trained:
-    """Runs `train` in a separate process, ended with this call, also by an exception.
+    """Runs `train` in a separate process.
 
-    Raises the `InputError` of `train`, and one for a process that ended without a result.
+    The process ends with this call, also by an exception. Raises the `InputError` of `train`, and
+    one for a process that ended without a result.
     """
     receiver, sender = server.Pipe(duplex=False)
     process = server.Process(target=_serve, args=(sender, checkpoint, data, seed), daemon=True)

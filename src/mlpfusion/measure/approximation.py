@@ -1,4 +1,4 @@
-"""Output error and kernel error of the compressed blocks of a model (paper, Table 1)."""
+"""Output and kernel errors of compressed blocks (paper, Table 1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from mlpfusion.sites.traces import block_traces, random_head
 
 @dataclass(frozen=True)
 class Probe:
-    """The scalar output f of the kernel: its name, and the seed of a random head.
+    """The scalar f of the kernel, and the seed of a random head.
 
     The random head serves models without a classification head.
     """
@@ -44,7 +44,7 @@ class Probe:
             raise InputError(f"`scalar` must be one of {', '.join(SCALARS)}, got {self.scalar!r}")
 
     def head(self, model: PreTrainedModel) -> RandomHead | None:
-        """Draws the random head; None for a classification model (f is computed from its logits)."""
+        """Draws the random head; None for a classification model with logits."""
         if type(model).__name__.endswith("ForSequenceClassification"):
             return None
         return random_head(model, torch.Generator().manual_seed(self.seed))
@@ -139,8 +139,9 @@ def references(
 ) -> dict[str, BlockReference]:
     """Kernels and outputs of every site, by path.
 
-    `authors_batch`, the last batch of the authors' evaluation, adds the inputs of their numbers. Raises `InputError`
-    for a scalar unknown to the model, and with `authors_batch` for fewer than two classes.
+    `authors_batch`, the last batch of the authors' evaluation, adds the inputs of their numbers.
+    Raises `InputError` for a scalar unknown to the model, and with `authors_batch` for fewer than
+    two classes.
     """
     with recorded_outputs(model, sites, batches) as recorder:
         traces = probe.traces(model, sites, batches)
@@ -172,9 +173,9 @@ def block_errors(
 ) -> list[BlockError]:
     """Errors of the blocks of `compressed` at the sites of `originals`.
 
-    `batches`, `probe` and `authors_batch` must be those of `originals`. `outputs`: outputs of `compressed` on the
-    original's inputs (`outputs_on_inputs_of`); not needed if only one block is compressed, because its layer has the
-    original's inputs anyway.
+    `batches`, `probe` and `authors_batch` must be those of `originals`. `outputs`: outputs of
+    `compressed` on the original's inputs (`outputs_on_inputs_of`); not needed if only one block is
+    compressed, because its layer has the original's inputs anyway.
     """
     sites = [site for site in find_sites(compressed, architecture) if site.path in originals]
     after = references(compressed, sites, batches, probe, authors_batch)

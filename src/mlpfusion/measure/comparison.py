@@ -1,4 +1,4 @@
-"""Methods side by side: each chosen layer cut alone by each method with each seed (paper, Table 1)."""
+"""Compares methods: layers cut one at a time (paper, Table 1)."""
 
 import copy
 import warnings
@@ -32,10 +32,11 @@ from mlpfusion.sites.table import Architecture
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method on one layer with one seed (of the compression and of the random head).
+    """One method on one layer with one seed.
 
-    `parameters` counts the stored parameters of the block, `nonzero_parameters` those not held at zero by a mask.
-    `size` is text: the width, the rank, or the share that is not zero.
+    `seed` is that of the compression and of the random head. `parameters` counts the stored
+    parameters of the block, `nonzero_parameters` those not held at zero by a mask. `size` is text:
+    the width, the rank, or the share that is not zero.
     """
 
     method: str
@@ -67,12 +68,13 @@ def compare_methods(
     architecture: Architecture | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> list[ComparisonRow]:
-    """Cuts every chosen layer alone, by every method with every seed, and measures it.
+    """Cuts every layer alone, by every method with every seed, and measures.
 
-    `model` is not changed: every cut is made in a copy. `calibration`: batches of the calibrated methods, by seed; all
-    methods of one `pooling` share the traces. `authors_batch`: the last batch of the authors' evaluation, for their
-    numbers. `architecture`: row of a model type outside the table. Warnings of degenerate clusterings are silenced,
-    the metrics of the row show them. Raises `InputError` for layers, methods or a scalar impossible for this model.
+    `model` is not changed: every cut is made in a copy. `calibration`: batches of the calibrated
+    methods, by seed; all methods of one `pooling` share the traces. `authors_batch`: the last batch
+    of the authors' evaluation, for their numbers. `architecture`: row of a model type outside the
+    table. Warnings of degenerate clusterings are silenced, the metrics of the row show them. Raises
+    `InputError` for layers, methods or a scalar impossible for this model.
     """
     for method in methods:
         one_shot_method(method)
@@ -106,9 +108,10 @@ def measure_checkpoint(
 ) -> list[BlockError]:
     """Measures every compressed block of a checkpoint, with all cuts in place.
 
-    Kernels are those of the whole model; outputs are measured block by block, on the inputs of the original's block.
-    Raises `InputError` if a checkpoint cannot be read, `compressed` is not compressed, or `original` is not its source
-    (by the hash of the source weights in the key of a compressed checkpoint).
+    Kernels are those of the whole model; outputs are measured block by block, on the inputs of the
+    original's block. Raises `InputError` if a checkpoint cannot be read, `compressed` is not
+    compressed, or `original` is not its source (by the hash of the source weights in the key of a
+    compressed checkpoint).
     """
     before, after = _load(original), _load(compressed)
     key = check_source(before, after, (original, compressed))
@@ -149,7 +152,8 @@ def _cut(
 ) -> tuple[PreTrainedModel, Record]:
     """Copy of the model with one layer cut, and its record.
 
-    The seconds of the record include the tracing of the calibration, although several cuts share it.
+    The seconds of the record include the tracing of the calibration, although several cuts share
+    it.
     """
     small = copy.deepcopy(model)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Training dynamics: logits on held-out inputs along a training run, the same batches for every model."""
+"""Training dynamics: logits on held-out inputs along a training run."""
 
 import statistics
 import time
@@ -24,11 +24,12 @@ FIRST_STEPS = (1, 2, 5, 10)
 
 @dataclass(frozen=True)
 class Dynamics:
-    """One run: `steps` of AdamW at a constant rate on all parameters, fp32, no dropout.
+    """One run of AdamW at a constant rate, fp32, without dropout.
 
-    Betas and epsilon are those of `Finetune`; no weight decay and no clipping, so that only gradients move the logits.
-    `seed` draws the order of the data, nothing else. Logits are kept before the first step, after steps 1, 2, 5 and 10,
-    after every multiple of `every`, and after the last step.
+    All parameters train. Betas and epsilon are those of `Finetune`; no weight decay and no
+    clipping, so that only gradients move the logits. `seed` draws the order of the data, nothing
+    else. Logits are kept before the first step, after steps 1, 2, 5 and 10, after every multiple of
+    `every`, and after the last step.
     """
 
     steps: int = 100
@@ -56,9 +57,10 @@ class Dynamics:
 
 @dataclass(frozen=True)
 class TrainingPath:
-    """Held-out logits at step 0 and after the measured steps, and the training losses.
+    """Held-out logits along a run (step 0 and the measured steps), and losses.
 
-    A loss is taken before the step on its batch. `seconds_per_step` is the median of forward, backward and update.
+    A loss is taken before the step on its batch. `seconds_per_step` is the median of forward,
+    backward and update.
     """
 
     logits: Float[Tensor, "measured samples outputs"]
@@ -76,9 +78,9 @@ def train_path(
 ) -> TrainingPath:
     """Trains `model` in place on `examples`, and keeps its logits on `held_out`.
 
-    Batches depend on `examples` and `config` alone, so they are the same for every model. On the CPU the same model
-    gives the same bytes. Raises `InputError` for an offloaded model (before any change), and `DivergenceError` at the
-    first loss that is not finite.
+    Batches depend on `examples` and `config` alone, so they are the same for every model. On the
+    CPU the same model gives the same bytes. Raises `InputError` for an offloaded model (before any
+    change), and `DivergenceError` at the first loss that is not finite.
     """
     check_in_memory(model)
     model.eval()
@@ -123,5 +125,5 @@ def _changes(path: TrainingPath) -> Float[Tensor, "steps numbers"]:
 def held_out_logits(
     model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
 ) -> Float[Tensor, "samples outputs"]:
-    """Logits of all batches, fp32 on the CPU; the mode of the model stays."""
+    """Logits of all batches, fp32 on the CPU; keeps the model's mode."""
     return torch.cat([model(**to_device(batch, model.device)).logits for batch in batches]).float().cpu()

@@ -10,8 +10,8 @@ from torch import Tensor
 class OutputError:
     """`absolute` = mean |H~ - H|_2 over the tokens, `relative` = `absolute` / mean |H|_2.
 
-    Means of norms, not one Frobenius norm: in real models a few tokens have outputs a hundred times as long as the
-    rest, and would decide a Frobenius norm alone.
+    Means of norms, not one Frobenius norm: in real models a few tokens have outputs a hundred times
+    as long as the rest, and would decide a Frobenius norm alone.
     """
 
     relative: float

@@ -1,4 +1,4 @@
-"""Outputs of the MLP and of the layer at every site, token by token."""
+"""Records outputs of the MLP and of the layer at sites."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 class SiteOutputs:
     """Outputs at all visible tokens of all batches, concatenated.
 
-    `mlp` is the raw output of `down`; `block` is the hidden state after the layer, the next layer's input (with the
-    residual, and in a post-LayerNorm model the LayerNorm).
+    `mlp` is the raw output of `down`; `block` is the hidden state after the layer, the next layer's
+    input (with the residual, and in a post-LayerNorm model the LayerNorm).
     """
 
     mlp: Float[Tensor, "tokens hidden"]
@@ -38,7 +38,7 @@ class OutputRecorder:
         self._parts: dict[str, tuple[list[Tensor], list[Tensor]]] = {site.path: ([], []) for site in sites}
 
     def take(self, site: Site, part: int, output: Any) -> None:
-        """Adds the output of the MLP (`part` 0) or of the layer (1) for the next batch."""
+        """Adds an output of the MLP (`part` 0) or the layer (1)."""
         parts = self._parts[site.path][part]
         hidden = first_tensor(output).detach()
         parts.append(visible_tokens(self._model, site, self._batches[len(parts)], hidden).clone())
@@ -54,9 +54,10 @@ class OutputRecorder:
 def recorded_outputs(
     model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]
 ) -> Iterator[OutputRecorder]:
-    """Records outputs while open; run the model once on each of `batches`, in order.
+    """Records the outputs of sites while open.
 
-    Memory: two tensors of tokens x hidden size per site. The hooks are removed on exit, also after an exception.
+    Run the model once on each of `batches`, in order. Memory: two tensors of tokens x hidden size
+    per site. The hooks are removed on exit, also after an exception.
     """
     base, hooks = base_model(model), []
     recorder = OutputRecorder(model, sites, batches)
@@ -79,8 +80,8 @@ def outputs_on_inputs_of(
 ) -> dict[str, SiteOutputs]:
     """Outputs of `compressed` when every layer gets its input from `original`.
 
-    So the error of one block does not count in the blocks after it. Both models run once per batch; they must be two
-    objects, in eval mode. Raises `InputError` without any batch.
+    So the error of one block does not count in the blocks after it. Both models run once per batch;
+    they must be two objects, in eval mode. Raises `InputError` without any batch.
     """
     with recorded_outputs(compressed, sites, batches) as recorder:
         for batch in batches:
@@ -92,7 +93,7 @@ def outputs_on_inputs_of(
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Hidden states in the output of a layer: a tensor, or the first of a tuple."""
+    """Picks the hidden states from a layer's output, a tensor or a tuple."""
     return output if isinstance(output, Tensor) else output[0]
 
 

@@ -1,8 +1,9 @@
-"""The two numbers of Table 1 exactly as printed by the authors' code, only for comparison with the paper.
+"""The two numbers of Table 1 exactly as in the authors' code.
 
-Output: mean |delta|_2 over the tokens of the hidden states after the layer, padding included, in the last batch only
-(32 texts in the order of the file; 8 of SST-2's 872). Kernel: f is the probability of class 0, and the error is the
-absolute Frobenius norm over all tensors of the block, b2 included (their batches of one text have no padding).
+Only for comparison with the paper. Output: mean |delta|_2 over the tokens of the hidden states
+after the layer, padding included, in the last batch only (32 texts in the order of the file; 8 of
+SST-2's 872). Kernel: f is the probability of class 0, and the error is the absolute Frobenius norm
+over all tensors of the block, b2 included (their batches of one text have no padding).
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class AuthorsError:
 
 @dataclass(frozen=True)
 class AuthorsReference:
-    """The original side of both numbers: Adam kernel for f = `SCALAR`, padded hidden states."""
+    """The original block: Adam kernel for f = `SCALAR`, padded hidden states."""
 
     adam: BlockKernels
     hidden: Tensor

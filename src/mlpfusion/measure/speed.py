@@ -18,9 +18,10 @@ Step = Callable[[], object]
 
 
 def seconds_in_turns(steps: Sequence[Step], repeats: int = 5, warm_up: int = 1) -> list[list[float]]:
-    """Wall seconds of `repeats` runs of each step, in turns, after `warm_up` untimed runs.
+    """Times `repeats` runs of each step, in turns.
 
-    The clock stops after the GPU has finished, if CUDA was used.
+    `warm_up` untimed runs of each come first. The clock stops after the GPU has finished, if CUDA
+    was used.
     """
     seconds: list[list[float]] = [[] for _ in steps]
     for repeat in range(warm_up + repeats):
@@ -35,7 +36,7 @@ def seconds_in_turns(steps: Sequence[Step], repeats: int = 5, warm_up: int = 1) 
 
 
 def forward_seconds(models: Sequence[PreTrainedModel], batch: Mapping[str, Tensor], repeats: int = 5) -> list[float]:
-    """Median wall seconds of a forward pass of each model, after one untimed pass."""
+    """Median wall seconds of a forward pass of each model."""
 
     def forward(model: PreTrainedModel) -> Step:
         return lambda: model(**batch)
@@ -50,8 +51,9 @@ def training_step(
 ) -> Callable[[], Tensor]:
     """Makes a function of one optimiser step on `batch`: forward, backward, AdamW.
 
-    Every call trains `model` and returns the loss; `batch` needs `labels`. AdamW is torch's fused one, as in
-    transformers' Trainer. The mode of the model (dropout) stays. `autocast`: dtype of the arithmetic.
+    Every call trains `model` and returns the loss; `batch` needs `labels`. AdamW is torch's fused
+    one, as in transformers' Trainer. The mode of the model (dropout) stays. `autocast`: dtype of
+    the arithmetic.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # any small rate: only the time counts
 
@@ -67,10 +69,11 @@ def training_step(
 
 
 def training_step_flops(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
-    """FLOPs of the matrix products of a forward and a backward pass (torch's counter).
+    """Counts FLOPs of the matrix products of a forward and a backward pass.
 
-    A multiplication and an addition are two FLOPs. On the meta device nothing is computed. The model must have eager
-    attention (the counter knows no other on the CPU). The gradients of the model are cleared.
+    A multiplication and an addition are two FLOPs. On the meta device nothing is computed. The
+    model must have eager attention (the counter knows no other on the CPU). The gradients of the
+    model are cleared.
     """
     assert model.config._attn_implementation == "eager", model.config._attn_implementation
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""The trainable form of the block at a site: dense, two factors, or masked."""
+"""Reads a block in its trained form: dense, two factors, or masked."""
 
 from transformers import PreTrainedModel
 

@@ -62,7 +62,7 @@ _KEPT = ("license", "license_name", "license_link", "language", "datasets", "pip
 
 
 def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
-    """Text of README.md for `record`, with licence, language and tags of the card in `source`."""
+    """Text of README.md; licence, language and tags from the card in `source`."""
     came_from = record.model
     assert came_from is not None
     before, after = record.original, record.compressed
@@ -92,7 +92,7 @@ def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
 
 
 def plain(text: str) -> str:
-    """Escapes a name from outside for a card: no markup, no HTML, one line.
+    """Escapes a name from outside: no markup, no HTML, one line.
 
     >>> plain("<b>model</b>")
     '&#60;b&#62;model&#60;/b&#62;'

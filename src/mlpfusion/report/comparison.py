@@ -1,4 +1,4 @@
-"""The comparison of methods as JSON data and as Markdown tables (paper, Table 1)."""
+"""Comparisons of methods as JSON data and Markdown tables (paper, Table 1)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -55,7 +55,7 @@ AUTHORS_COLUMNS = {
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """One row of the record of a comparison, as far as tables and charts show it."""
+    """One row of a comparison: the fields shown in tables and charts."""
 
     label: str
     kind: str
@@ -93,8 +93,8 @@ def labelled_rows(record: dict[str, Any]) -> list[LabelledRow]:
 def comparison_table(record: dict[str, Any], column: str) -> str:
     """Markdown: methods x layers, mean and standard deviation over the seeds.
 
-    `column` is a key of `COLUMNS` or `AUTHORS_COLUMNS`. The deviation is 0 for one seed, and for methods without
-    randomness.
+    `column` is a key of `COLUMNS` or `AUTHORS_COLUMNS`. The deviation is 0 for one seed, and for
+    methods without randomness.
     """
     return _table(labelled_rows(record), (COLUMNS | AUTHORS_COLUMNS)[column])
 

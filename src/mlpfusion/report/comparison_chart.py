@@ -1,4 +1,4 @@
-"""The chart of a comparison (paper, Figure 1): output error and Adam kernel error of every method."""
+"""Draws a comparison (paper, Figure 1): output and Adam kernel error by method."""
 
 import math
 import statistics
@@ -34,8 +34,8 @@ def chart_note(name: str) -> str:
 def write_chart(record: dict[str, Any], path: Path) -> list[Path]:
     """Writes the chart to `path`; returns [] without matplotlib.
 
-    Dots are means over the seeds, one per layer; lines reach one standard deviation to both sides. The best method is
-    on top. Methods lie a factor of fifty apart, so the axes are logarithmic.
+    Dots are means over the seeds, one per layer; lines reach one standard deviation to both sides.
+    The best method is on top. Methods lie a factor of fifty apart, so the axes are logarithmic.
     """
     if CHARTS.missing():
         return []
@@ -96,7 +96,7 @@ def _draw(
 
 
 def _set_log_axis(axes: Any, edges: Sequence[float]) -> None:
-    """Sets a logarithmic axis around all dots, with ticks at 1, 2 and 5 times powers of ten."""
+    """Sets a logarithmic axis around all dots, ticks at 1, 2, 5, 10, .."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     if not edges:  # all errors are zero, which has no logarithm

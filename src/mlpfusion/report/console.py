@@ -1,4 +1,4 @@
-"""The console of all commands, without markup, and progress with or without a terminal."""
+"""The console of all commands, and progress with or without a terminal."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ _TABLE_WIDTH = 100  # characters of the widest table (`compare`)
 
 
 class PlainConsole(Console):
-    """Console that prints brackets as brackets, and control characters with backslashes."""
+    """Console without markup: brackets stay, control characters get backslashes."""
 
     def __init__(self, *, stderr: bool = False, soft_wrap: bool = True, width: int | None = None):
         super().__init__(stderr=stderr, soft_wrap=soft_wrap, width=width, markup=False, emoji=False)
@@ -33,7 +33,10 @@ class PlainConsole(Console):
 
 
 def wide_console() -> PlainConsole:
-    """Console at least as wide as any table: a narrow terminal breaks lines, hides no number."""
+    """Console at least as wide as any table.
+
+    So a narrow terminal breaks lines, and hides no number.
+    """
     return PlainConsole(soft_wrap=False, width=max(_TABLE_WIDTH, PlainConsole().width))
 
 
@@ -44,9 +47,10 @@ def bold(text: str) -> Text:
 
 @contextmanager
 def progress_bar(title: str, every: float = HALF_A_MINUTE) -> Iterator[ProgressCallback]:
-    """Yields a callback `(done, total, what)` to move a bar on stderr.
+    """Yields a callback (done, total, what) to move a bar on stderr.
 
-    Without a terminal a line is printed `every` so many seconds. Of several processes only the first prints.
+    Without a terminal a line is printed `every` so many seconds. Of several processes only the
+    first prints.
     """
     if os.environ.get("RANK", "0") != "0":
         yield lambda done, total, what: None

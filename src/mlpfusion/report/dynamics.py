@@ -82,8 +82,9 @@ def dynamics_markdown(record: dict[str, Any]) -> str:
 def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
     """Writes the chart to `path`; returns [] without matplotlib.
 
-    Left the distance from the full model's change of the logits, right the training loss. Lines are means over the
-    seeds. Bands reach from the smallest to the largest seed, for the nearest and the farthest method only.
+    Left the distance from the full model's change of the logits, right the training loss. Lines are
+    means over the seeds. Bands reach from the smallest to the largest seed, for the nearest and the
+    farthest method only.
     """
     if CHARTS.missing():
         return []

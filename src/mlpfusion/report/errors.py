@@ -1,6 +1,7 @@
 """Errors of commands: one line on stderr and an exit code.
 
-Exit codes: 2 for bad input, 3 for the machine's refusals (disk, memory, permissions), 130 for Ctrl-C, 143 for SIGTERM.
+Exit codes: 2 for bad input, 3 for the machine's refusals (disk, memory, permissions), 130 for
+Ctrl-C, 143 for SIGTERM.
 """
 
 import errno
@@ -32,14 +33,15 @@ _CURES = {
 
 
 class _Terminated(SystemExit):
-    """SIGTERM as an exception, so that the stack unwinds and nothing is left behind."""
+    """SIGTERM as an exception: the stack unwinds, nothing is left behind."""
 
 
 @contextmanager
 def reported_errors(go_on: str = "") -> Iterator[None]:
-    """Ends a failed command with one line on stderr; prints warnings as one line.
+    """Ends a failed command with one line on stderr.
 
-    `go_on`: advice after Ctrl-C and SIGTERM. Bugs of the program keep their traceback; --debug shows it for all errors.
+    Warnings are printed as one line each. `go_on`: advice after Ctrl-C and SIGTERM. Bugs of the
+    program keep their traceback; --debug shows it for all errors.
     """
     go_on = go_on or "Nothing half-written is left."
     for stream in (sys.stdout, sys.stderr):
@@ -81,7 +83,10 @@ def _calm_libraries() -> Iterator[None]:
 
 
 def _is_expected(error: BaseException) -> bool:
-    """True for errors caused by the user or the machine, not by a bug or a closed pipe."""
+    """True for errors caused by the user or the machine.
+
+    False for bugs, and for a closed pipe.
+    """
     from safetensors import SafetensorError
 
     from mlpfusion.errors import InputError

@@ -24,7 +24,7 @@ class ScoreColumn:
     keep_ratio: float | None
 
     def title(self) -> str:
-        """Heading: the task, and everything that differs between columns.
+        """Heading: the task, and everything not shared by all columns.
 
         >>> ScoreColumn("mnli", "validation_matched", None, 0.25).title()
         'mnli matched at 25 %'

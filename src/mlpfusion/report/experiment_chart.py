@@ -42,7 +42,7 @@ def write_experiment_chart(record: Row, path: Path) -> list[Path]:
 
 
 def _panels(record: Row) -> dict[str, list[ScoreColumn]]:
-    """Title -> columns: one panel per split of a task, for scores also per layers and ratio."""
+    """Groups columns by panel: split of a task, for scores also layers and ratio."""
     panels: dict[str, list[ScoreColumn]] = {}
     for column in columns(record):
         place = column if record["chart"] == "scores" else replace(column, layers=None, keep_ratio=None)
@@ -82,7 +82,7 @@ def _lines(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
 
 
 def _losses(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
-    """Draws the training loss, mean over the seeds, one curve per method and column."""
+    """Draws mean training losses, one curve per method and column."""
     curves = [(FULL, panel[0])] if FULL in labels(record) else []
     curves += [(label, column) for label in labels(record) if label != FULL for column in panel]
     names = {curve: _curve_name(*curve, alone=len(panel) == 1) for curve in curves}

@@ -49,7 +49,7 @@ def method_entries() -> list[MethodEntry]:
 
 
 def option_entries(config: type) -> list[OptionEntry]:
-    """Options of a method, each with its sentence in the docstring of the config or a base class."""
+    """Options of a method, each with its sentence in the config's docstring."""
     docstrings = [(base.__doc__ or "").partition(">>>")[0] for base in config.__mro__ if base is not object]
     text = " ".join(" ".join(docstring.split()) for docstring in docstrings)
     sentences = re.split(r"(?<=[.:;])\s+(?=[A-Z`])", text)

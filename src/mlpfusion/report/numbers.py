@@ -1,4 +1,4 @@
-"""Shared by all reports: numbers as text, Markdown tables, colours, and the label of the original model."""
+"""Numbers as text, Markdown tables and colours of all reports."""
 
 import statistics
 from collections.abc import Sequence
@@ -43,7 +43,9 @@ def mean_with_deviation(numbers: Sequence[float]) -> str:
 
 
 def score_with_deviation(scores: Sequence[float]) -> str:
-    """Writes mean +- sample deviation of scores in percent; one score alone, `-` for none.
+    """Writes mean +- sample deviation of scores in percent.
+
+    One score stands alone; no score is `-`.
 
     >>> score_with_deviation([84.0, 85.0]), score_with_deviation([84.0]), score_with_deviation([])
     ('84.50 +- 0.71', '84.00', '-')
@@ -55,7 +57,9 @@ def score_with_deviation(scores: Sequence[float]) -> str:
 
 
 def trailing_means(numbers: Sequence[float], window: int) -> list[float]:
-    """Mean of the last `window` numbers at every place; of fewer at the beginning.
+    """Means of the last `window` numbers at every place.
+
+    The first places have fewer numbers.
 
     >>> trailing_means([1.0, 3.0, 5.0], 2)
     [1.0, 2.0, 4.0]

@@ -1,4 +1,4 @@
-"""Printed on stdout for people: a table of the result, and the next command to type."""
+"""Prints results for people: tables, and the next command to type."""
 
 import shlex
 import statistics
@@ -45,7 +45,7 @@ _ADVICE = (
 
 
 def print_record(record: Record, model: str, out: str) -> None:
-    """Prints the sizes layer by layer, the size of `out`, and the next commands."""
+    """Prints sizes layer by layer and in total, and the next commands."""
     console = PlainConsole()
     console.print(_site_table(record))
     if record.budget is not None:
@@ -66,7 +66,7 @@ def print_record(record: Record, model: str, out: str) -> None:
 
 
 def print_comparison(record: dict[str, Any]) -> None:
-    """Prints one table per layer: methods, sizes of the block, errors over the seeds."""
+    """Prints one table per layer: methods, sizes, errors over the seeds."""
     console, rows = wide_console(), labelled_rows(record)
     for path in paths_of(rows):
         sizes = {row.label: row.size for row in rows if row.error.path == path}

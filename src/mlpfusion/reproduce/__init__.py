@@ -1,1 +1,1 @@
-"""Grids of fine-tuning runs from YAML files: the tables and figures of the paper, on any model."""
+"""Runs the tables and figures of the paper on any model, from YAML files."""

@@ -1,4 +1,4 @@
-"""An experiment: a grid of fine-tuning runs, described by a YAML file, and the configs of its runs."""
+"""Experiments: grids of fine-tuning runs, described by YAML files."""
 
 import re
 from collections.abc import Iterator
@@ -24,13 +24,14 @@ CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
 class Experiment:
     """A grid: methods x tasks x `layers` x `keep_ratio` x `seeds`.
 
-    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]`, or `full` (nothing compressed) with the same
-    additions. `references` are other models, fine-tuned in full. Every cell chooses its learning rate with the first
-    seed, among `learning_rate` (with LoRA `lora_learning_rate`, if given). Calibrated methods see
-    `calibration_samples` training texts without labels, layer-wise tuning sees all of them. `chart` is `scores`,
-    `layers` or `keep_ratio` (scores over either), or `training_loss`. `architecture` is a row file for a model type
-    outside the table. `name` begins the file names of the report. `max_length` and `new_head` are options of `tune`,
-    all other fields of `Finetune`.
+    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]`, or `full` (nothing
+    compressed) with the same additions. `references` are other models, fine-tuned in full. Every
+    cell chooses its learning rate with the first seed, among `learning_rate` (with LoRA
+    `lora_learning_rate`, if given). Calibrated methods see `calibration_samples` training texts
+    without labels, layer-wise tuning sees all of them. `chart` is `scores`, `layers` or
+    `keep_ratio` (scores over either), or `training_loss`. `architecture` is a row file for a model
+    type outside the table. `name` begins the file names of the report. `max_length` and `new_head`
+    are options of `tune`, all other fields of `Finetune`.
     """
 
     name: str = ""
@@ -123,7 +124,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class GridCell:
-    """One row, task, choice of layers and ratio; the runs differ in rate and seed."""
+    """One row on one task; its runs differ in learning rate and seed."""
 
     task: str
     row: TableRow
@@ -176,7 +177,10 @@ def table_rows(experiment: Experiment) -> list[TableRow]:
 
 
 def cells(experiment: Experiment) -> Iterator[GridCell]:
-    """Yields the grid; uncompressed models have one cell per task (all layers, ratio 1)."""
+    """Yields the cells of the grid, task by task.
+
+    Uncompressed models have one cell per task, with all layers and ratio 1.
+    """
     for task in experiment.tasks:
         for row in table_rows(experiment):
             if row.method is None:

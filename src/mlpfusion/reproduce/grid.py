@@ -1,4 +1,4 @@
-"""Runs the cells of an experiment; every run leaves a file and is never repeated."""
+"""Runs of an experiment: each leaves a file and is never repeated."""
 
 import hashlib
 import json
@@ -56,9 +56,9 @@ _NAMES = ("model", "label")  # of a run: experiments that share its file may cal
 class Grid:
     """An experiment with its models and tasks, each read once.
 
-    A finished run is a JSON file in `OUT/runs`; its name ends in a hash of everything its numbers depend on, except
-    machine and versions. `OUT/unfinished` holds the training states of runs under way, to resume after a kill, and a
-    lock per run, so that several processes can share a folder.
+    A finished run is a JSON file in `OUT/runs`; its name ends in a hash of everything its numbers
+    depend on, except machine and versions. `OUT/unfinished` holds the training states of runs under
+    way, to resume after a kill, and a lock per run, so that several processes can share a folder.
     """
 
     experiment: Experiment
@@ -81,7 +81,7 @@ class Grid:
         return find_architecture(self.source(cell.row.model).config.model_type, self.experiment.architecture)
 
     def data(self, cell: GridCell) -> tuple[EncodedTask, dict[str, str]]:
-        """Tokenizes the task of `cell` once, for its model; hashes of the splits beside it."""
+        """Tokenizes the task of `cell` once: (task, SHA-256 of its splits)."""
         key = (cell.task, cell.row.model)
         if key not in self.tasks:
             source = self.source(cell.row.model)
@@ -141,10 +141,11 @@ class Grid:
         return settings | own | place | {"learning_rate": rate, "seed": seed}
 
     def run(self, cell: GridCell, rate: float, seed: int, progress: Progress) -> Row | None:
-        """Returns the result of one run: read from its file, else by running it.
+        """Returns the result of one run, from its file if there.
 
-        Divergence is a result too. Returns None while another process holds the run's lock; the processes of one
-        `accelerate launch` run it together. Raises `InputError` if the file holds another run.
+        Otherwise runs it. Divergence is a result too. Returns None while another process holds the
+        run's lock; the processes of one `accelerate launch` run it together. Raises `InputError` if
+        the file holds another run.
         """
         identity = self.identity(cell, rate, seed)
         file, states = self._file(identity), self.out / "unfinished" / run_name(identity)
@@ -209,8 +210,8 @@ class Grid:
 def run_name(identity: Row) -> str:
     """Name of a run's file: task, label, layers, ratio, seed, hash.
 
-    The hash covers everything but the names of model and method: the model counts by the hash of its bytes, the method
-    by its options.
+    The hash covers everything but the names of model and method: the model counts by the hash of
+    its bytes, the method by its options.
     """
     words = f"{identity['task']} {identity['label']} {identity['layers']} {identity['keep_ratio']:g}"
     slug = re.sub("[^a-z0-9.]+", "-", words.lower()).strip("-")

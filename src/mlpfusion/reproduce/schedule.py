@@ -1,4 +1,4 @@
-"""Runs all runs of an experiment, shared with other processes on the same folder."""
+"""Schedules the runs of an experiment, shared with other processes."""
 
 import json
 import time
@@ -21,7 +21,7 @@ POLL_SECONDS = 1.0  # between looks for the runs of other processes, each of whi
 
 @dataclass(frozen=True)
 class ScheduledRun:
-    """One cell of the grid (its index) with a learning rate and a seed."""
+    """One cell (its index) with a learning rate and a seed."""
 
     cell: int
     rate: float
@@ -31,9 +31,10 @@ class ScheduledRun:
 def run_experiment(experiment: Experiment, progress: Progress = lambda done, total, what: None) -> Row:
     """Runs an experiment, or its unfinished part, and returns the record.
 
-    The record holds the fields of the experiment and one row per run; rows at the chosen rate have `chosen`. Processes
-    with the same `out` share the work, and each waits for the others at the end. Raises `InputError`, before the first
-    step, for cells that cannot run (no head, no such layers or data), and an `out` with other contents.
+    The record holds the fields of the experiment and one row per run; rows at the chosen rate have
+    `chosen`. Processes with the same `out` share the work, and each waits for the others at the
+    end. Raises `InputError`, before the first step, for cells that cannot run (no head, no such
+    layers or data), and an `out` with other contents.
     """
     grid, grid_cells = Grid(experiment), list(cells(experiment))
     _check_out(grid.out)
@@ -73,7 +74,7 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
 def _known_runs(
     tried: list[list[ScheduledRun]], seeds: tuple[int, ...], rows: dict[ScheduledRun, Row]
 ) -> Iterator[ScheduledRun]:
-    """Yields the runs `tried` for the rate of each cell, then `seeds` at the best rate.
+    """Yields the runs `tried` for each cell's rate, then `seeds` at the best.
 
     The best rate of a cell is known once `rows` has all its tried runs.
     """

@@ -35,10 +35,11 @@ OBJECTIVES = ("layerwise", "hidden", "logits", "logits+hidden")
 class Distill:
     """Options of learning from the original model.
 
-    Objectives: `layerwise` is the paper's tuning (Eq. 6; only compressed blocks train, eval mode, Adam at a constant
-    rate). The others train all parameters with dropout and a linear schedule: `hidden` on the same loss, `logits` on
-    T^2 KL(teacher / T || student / T) at T = `temperature` (Hinton et al. 2015), `logits+hidden` on the sum. The share
-    `holdout` of the data is held out to measure the loss before and after.
+    Objectives: `layerwise` is the paper's tuning (Eq. 6; only compressed blocks train, eval mode,
+    Adam at a constant rate). The others train all parameters with dropout and a linear schedule:
+    `hidden` on the same loss, `logits` on T^2 KL(teacher / T || student / T) at T = `temperature`
+    (Hinton et al. 2015), `logits+hidden` on the sum. The share `holdout` of the data is held out to
+    measure the loss before and after.
     """
 
     objective: str = "layerwise"
@@ -79,11 +80,11 @@ def distill(
 ) -> DistillRun:
     """Trains `student` in place to match `teacher`; labels are ignored.
 
-    The student ends in eval mode. `cache` is a folder for the teacher's hidden states (objectives without logits). On
-    the CPU the same seed gives the same bytes, also after a kill and a resumed run. Raises `InputError`, before any
-    change, for a teacher that does not fit (`check_pair`), an offloaded model, too few examples to hold some out, and
-    a cache for logits. Raises `DivergenceError` for a loss of NaN or Inf; the student then has the weights of the last
-    step.
+    The student ends in eval mode. `cache` is a folder for the teacher's hidden states (objectives
+    without logits). On the CPU the same seed gives the same bytes, also after a kill and a resumed
+    run. Raises `InputError`, before any change, for a teacher that does not fit (`check_pair`), an
+    offloaded model, too few examples to hold some out, and a cache for logits. Raises
+    `DivergenceError` for a loss of NaN or Inf; the student then has the weights of the last step.
     """
     for model in (student, teacher):
         check_in_memory(model)
@@ -145,8 +146,9 @@ def _trainer(
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Distill, field: str = "original") -> None:
     """Raises `InputError` unless `teacher` fits `student` for the objective.
 
-    Layer-wise: the student must be compressed, the teacher its source. Hidden states: equal number of layers and
-    hidden size. Logits: equal class, outputs and class names, in any order. Messages call the teacher `field`.
+    Layer-wise: the student must be compressed, the teacher its source. Hidden states: equal number
+    of layers and hidden size. Logits: equal class, outputs and class names, in any order. Messages
+    call the teacher `field`.
     """
     if config.objective == "layerwise":
         check_source(teacher, student, ("the teacher", "the student"), field)
@@ -169,7 +171,10 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Disti
 
 
 def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config: Distill) -> Loss:
-    """Loss of `config.objective`: a function of the student (as wrapped for training) and a batch."""
+    """Makes the loss of `config.objective`, a function of student and batch.
+
+    The student comes as wrapped for training (DDP, PEFT).
+    """
     student_config = student.config
     whole = config.objective.startswith("logits")
     order = teacher_order(student, cast(Teacher, teacher).model) if whole else None
@@ -190,7 +195,8 @@ def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config
 def logits_divergence(logits: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher / T || student / T), mean over samples, or over visible tokens.
 
-    `logits` has shape (samples, classes), or (samples, tokens, classes) with `mask` (samples, tokens).
+    `logits` has shape (samples, classes), or (samples, tokens, classes) with `mask` (samples,
+    tokens).
 
     >>> logits = torch.tensor([[1.0, -1.0]])
     >>> float(logits_divergence(logits, logits, torch.ones(1, 3), temperature=2.0))

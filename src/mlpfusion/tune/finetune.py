@@ -1,4 +1,4 @@
-"""Fine-tunes a model on a task: one run, one seed, the best epoch chosen on held-out examples."""
+"""Fine-tunes a model on a task: one run, one seed."""
 
 import time
 from collections.abc import Sequence
@@ -40,12 +40,13 @@ def finetune(
 ) -> tuple[PreTrainedModel, RunRecord]:
     """Fine-tunes `model` in place and returns (model, record of the run).
 
-    The model needs the head of the task, and ends in eval mode with the weights of the best epoch. With LoRA the
-    adapter is saved as `adapter` in the folder of `context`, if given, and merged. On the CPU the same seed gives the
-    same bytes, also after a kill and a resumed run. Global random streams are restored. Raises `InputError`, before any
-    change, for a head of another size, an offloaded model, too few examples to hold some out, an unknown metric, and a
-    missing device. After a `DivergenceError` (loss of NaN or Inf) or an interrupt the model has the weights of the last
-    step: no copy is kept.
+    The model needs the head of the task, and ends in eval mode with the weights of the best epoch.
+    With LoRA the adapter is saved as `adapter` in the folder of `context`, if given, and merged. On
+    the CPU the same seed gives the same bytes, also after a kill and a resumed run. Global random
+    streams are restored. Raises `InputError`, before any change, for a head of another size, an
+    offloaded model, too few examples to hold some out, an unknown metric, and a missing device.
+    After a `DivergenceError` (loss of NaN or Inf) or an interrupt the model has the weights of the
+    last step: no copy is kept.
     """
     context = context or RunContext()
     metric = check_metric(data.task, config.metric_for_best_model)

@@ -23,9 +23,9 @@ _NOT_INPUTS = ("labels", "index")
 def layer_states(model: nn.Module, config: PreTrainedConfig, batch: Batch) -> tuple[Any, States]:
     """Returns (model outputs, hidden states after every layer without padding).
 
-    Encoder layers come first. Embeddings are left out (Eq. 6 starts at l = 1); if transformers applies the final norm
-    to the last state, it is included. The decoder of an encoder-decoder reads the same texts, shifted by one, like its
-    classifiers.
+    Encoder layers come first. Embeddings are left out (Eq. 6 starts at l = 1); if transformers
+    applies the final norm to the last state, it is included. The decoder of an encoder-decoder
+    reads the same texts, shifted by one, like its classifiers.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name not in _NOT_INPUTS}
     if config.is_encoder_decoder:

@@ -17,8 +17,8 @@ from mlpfusion.options.training import Lora
 def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
     """Wraps `model` into a `PeftModel`: only LoRA factors and the head train.
 
-    Changes the modules of `model`; draws from the global random stream. Raises `InputError` without peft, without a
-    linear map to adapt, and for a masked model (merging would fill the zeros).
+    Changes the modules of `model`; draws from the global random stream. Raises `InputError` without
+    peft, without a linear map to adapt, and for a masked model (merging would fill the zeros).
     """
     _check(model.config)
     from peft import LoraConfig, TaskType, get_peft_model
@@ -63,5 +63,5 @@ def _check_targets(model: PreTrainedModel, targets: str | None) -> None:
 
 
 def merge_lora(model: Any) -> PreTrainedModel:
-    """Merges the adapter into the weights, in place; returns the model with plain modules."""
+    """Merges the adapter into the weights in place; returns the plain model."""
     return model.merge_and_unload()

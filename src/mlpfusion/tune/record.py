@@ -14,7 +14,10 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Loss and scores on the selection split after an epoch (fractional if interrupted)."""
+    """Loss and scores on the selection split after an epoch.
+
+    The epoch is a fraction if it was not complete.
+    """
 
     epoch: float
     step: int
@@ -26,9 +29,10 @@ class EpochRecord:
 class RunRecord:
     """One run: one learning rate, one seed.
 
-    `selected_on`: split for choosing the best epoch (None: the last epoch was taken), with `selection_score` there.
-    `scores`: metrics by reported split. `training_loss`: pairs (step, mean loss since the last pair).
-    `seconds_per_step`: median of forward, backward and update; None if not measured.
+    `selected_on`: split for choosing the best epoch (None: the last epoch was taken), with
+    `selection_score` there. `scores`: metrics by reported split. `training_loss`: pairs (step, mean
+    loss since the last pair). `seconds_per_step`: median of forward, backward and update; None if
+    not measured.
     """
 
     learning_rate: float
@@ -50,7 +54,10 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class DistillRun:
-    """One run of learning from the original; `loss_before` and `loss_after` are on held-out examples."""
+    """One run of learning from the original.
+
+    `loss_before` and `loss_after` are measured on held-out examples.
+    """
 
     objective: str
     seed: int
@@ -67,10 +74,11 @@ class DistillRun:
 
 @dataclass(frozen=True)
 class TuneRecord:
-    """Record of `mlpfusion tune`: all runs in order, the chosen rate and seed, the scores.
+    """Record of `mlpfusion tune`: all runs, chosen rate and seed, scores.
 
-    `scores`: split -> metric -> (mean, sample standard deviation) over the seeds at the chosen rate. `diverged`:
-    learning rates with a loss of NaN or Inf. `f1_class`: name of the class of the F1 score, None without F1.
+    `scores`: split -> metric -> (mean, sample standard deviation) over the seeds at the chosen
+    rate. `diverged`: learning rates with a loss of NaN or Inf. `f1_class`: name of the class of the
+    F1 score, None without F1.
     """
 
     recipe: dict[str, Any]

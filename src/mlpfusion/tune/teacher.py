@@ -1,4 +1,4 @@
-"""Hidden states and logits of the original model: computed per batch, or read from a cache."""
+"""Hidden states and logits of the original model, computed or cached."""
 
 import hashlib
 from dataclasses import dataclass
@@ -66,8 +66,8 @@ def cache_states(
 ) -> CachedTeacher:
     """Writes the teacher's hidden states of `examples` below `folder`, or finds them there.
 
-    The name holds a hash of teacher and examples. A cache appears complete or not at all; a damaged one is written
-    again. Size: 4 bytes x tokens x layers x hidden size.
+    The name holds a hash of teacher and examples. A cache appears complete or not at all; a damaged
+    one is written again. Size: 4 bytes x tokens x layers x hidden size.
     """
     key = hashlib.sha256(f"{model_sha256(teacher)} {examples.sha256()}".encode()).hexdigest()
     cache = folder / f"teacher-states-{key[:32]}"
@@ -89,7 +89,7 @@ def _fill_cache(cache: Path, teacher: Teacher, examples: EncodedExamples, collat
 
 
 def model_sha256(model: PreTrainedModel) -> str:
-    """Hash of the base model: names, dtypes, shapes and bytes of its parameters, and its config."""
+    """Hash of the config and all parameters of the base model."""
     digest = hashlib.sha256(base_model(model).config.to_json_string().encode())
     for name, value in base_model(model).named_parameters():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""transformers' Trainer with a data order by seed and epoch, complete states, and a stop at NaN."""
+"""transformers' Trainer with repeatable order, complete states, and a stop at NaN."""
 
 import statistics
 import time
@@ -32,8 +32,8 @@ _OPTIMIZER, _SCHEDULE, _SCALER = "optimizer", "schedule", "scaler"
 class LengthGroupedOrder(Sampler[int]):
     """Random order of similar lengths side by side, a function of seed and epoch.
 
-    transformers' own sampler draws from the global random stream: an epoch resumed in the middle would go on in another
-    order.
+    transformers' own sampler draws from the global random stream: an epoch resumed in the middle
+    would go on in another order.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
@@ -54,9 +54,9 @@ class LengthGroupedOrder(Sampler[int]):
 class StageTrainer(Trainer):
     """Trainer of one stage: fine-tuning, layer-wise tuning or distillation.
 
-    `loss` replaces the model's own loss. States are sealed, without pickles (except DeepSpeed's and FSDP's own), and
-    pruned to the last and the best. Raises `DivergenceError` at the first loss of NaN or Inf, and before saving a state
-    with such weights.
+    `loss` replaces the model's own loss. States are sealed, without pickles (except DeepSpeed's and
+    FSDP's own), and pruned to the last and the best. Raises `DivergenceError` at the first loss of
+    NaN or Inf, and before saving a state with such weights.
     """
 
     def __init__(self, *, loss: Loss | None = None, dropout: bool = True, **options: Any):
@@ -98,7 +98,10 @@ class StageTrainer(Trainer):
         return loss
 
     def leaves_some_idle(self) -> bool:
-        """True if a trainable parameter gets no gradient; only then must DDP search for some."""
+        """True if a trainable parameter gets no gradient.
+
+        Only then must DDP search for such parameters in every step.
+        """
         examples = cast(EncodedExamples, self.train_dataset)
         batch = self._prepare_inputs(cast(Any, self.data_collator)([examples[0]]))
         network = self.network.to(self.args.device)
@@ -156,7 +159,7 @@ class StageTrainer(Trainer):
             scaler.load_state_dict(load_tree(Path(checkpoint), _SCALER))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Saves random streams and the sum of losses since the last log entry, per process."""
+        """Saves random streams and the losses since the last log entry, per process."""
         Path(output_dir).mkdir(parents=True, exist_ok=True)  # several processes come here, in any order
         loss = {"sum": float(cast(Tensor, self._tr_loss)), "since": self._globalstep_last_logged}
         save_tree(
@@ -186,7 +189,7 @@ class StageTrainer(Trainer):
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Asserts that a state fits the model, instead of a warning; tied weights are stored once."""
+        """Asserts a perfect fit of state and model; tied weights are stored once."""
         values = dict(self.network.named_parameters(remove_duplicate=False)) | dict(self.network.named_buffers())
         loaded = {id(value) for name, value in values.items() if name not in load_result.missing_keys}
         lost = [name for name in load_result.missing_keys if name not in values or id(values[name]) not in loaded]
@@ -213,7 +216,7 @@ class _Resumption(TrainerCallback):
 
 
 class StepWatch(TrainerCallback):
-    """Reports progress and records the wall seconds of every step (forward, backward, update)."""
+    """Reports progress and keeps the wall seconds of every step."""
 
     def __init__(self, progress: Progress, what: str):
         self.progress, self.what, self.started = progress, what, 0.0
@@ -240,7 +243,10 @@ class StepWatch(TrainerCallback):
 
 
 class SaveWithinEpochs(TrainerCallback):
-    """Saves a state every `steps` steps, except at the end of an epoch (saved after evaluation)."""
+    """Saves a state every `steps` steps within an epoch.
+
+    The state at the end of an epoch is saved by the Trainer, after evaluation.
+    """
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -254,7 +260,8 @@ class SaveWithinEpochs(TrainerCallback):
 class Patience(TrainerCallback):
     """Ends a run after `patience` evaluations without a better score.
 
-    Unlike transformers' own callback it counts in the log, a part of every state, so it survives a kill.
+    Unlike transformers' own callback it counts in the log, a part of every state, so it survives a
+    kill.
     """
 
     def __init__(self, patience: int, metric: str):

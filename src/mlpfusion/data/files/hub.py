@@ -1,4 +1,4 @@
-"""Data sets of the Hub and Parquet files, read by the optional `datasets` library."""
+"""Reads Hub data sets and Parquet files by the optional `datasets` library."""
 
 from importlib import import_module
 from pathlib import Path
@@ -50,9 +50,9 @@ def load_data_set(
 ) -> Any:
     """Downloads one split, or reads it from the cache, as a `datasets.Dataset`.
 
-    `options` are further arguments of `datasets.load_dataset`. Raises `InputError` if the library is not installed, or
-    the data set is unknown or out of reach; the message names `field`, the alternatives without the library (`local`)
-    and the data set (`name`).
+    `options` are further arguments of `datasets.load_dataset`. Raises `InputError` if the library
+    is not installed, or the data set is unknown or out of reach; the message names `field`, the
+    alternatives without the library (`local`) and the data set (`name`).
     """
     try:
         datasets: Any = import_module("datasets")

@@ -1,4 +1,4 @@
-"""JSON values from text files: an object per line, or one array of objects or texts."""
+"""Reads JSON values: an object per line, or one array."""
 
 import json
 import re
@@ -47,10 +47,10 @@ def json_lines(path: Path, field: str) -> Iterator[Row]:
 
 
 def json_items(path: Path, field: str) -> Iterator[Item]:
-    """Yields the items of a .json file: of one array, or an object per line.
+    """Yields the items of an array, or one object per line.
 
-    Items of an array are objects or texts. Raises `InputError` for anything else, and for an array above `MAX_ARRAY`
-    characters.
+    Items of an array are objects or texts. Raises `InputError` for anything else, and for an array
+    above `MAX_ARRAY` characters.
     """
     lines = read_lines(path, field, guess=False, max_line=MAX_ARRAY)
     start = list(_up_to_text(lines))

@@ -1,4 +1,4 @@
-"""Lines of text files: unpacked, decoded, and bounded in number and length against full memory."""
+"""Reads lines of text files, unpacked and decoded, within limits against full memory."""
 
 import gzip
 import io
@@ -23,11 +23,12 @@ _WIDE = {BOM_UTF32_LE: "utf-32", BOM_UTF32_BE: "utf-32", BOM_UTF16_LE: "utf-16",
 
 
 def read_lines(path: Path, field: str, *, guess: bool = True, max_line: int = MAX_LINE) -> Iterator[str]:
-    """Yields the lines of a text file (.gz too), each with its line break.
+    """Yields the lines of a text file (.gz too) with their line breaks.
 
-    Lines end in a line feed. A byte-order mark decides the encoding and is left out; without a mark the text is UTF-8
-    or, if `guess` and no line is UTF-8, Windows-1252 with a `DataFileWarning`. Raises `InputError` for anything but a
-    readable regular file in one encoding and within the limits; the message names `field` and the line.
+    Lines end in a line feed. A byte-order mark decides the encoding and is left out; without a mark
+    the text is UTF-8 or, if `guess` and no line is UTF-8, Windows-1252 with a `DataFileWarning`.
+    Raises `InputError` for anything but a readable regular file in one encoding and within the
+    limits; the message names `field` and the line.
     """
     check_regular(path, field)
     size, number = 0, 0
@@ -48,9 +49,10 @@ def read_lines(path: Path, field: str, *, guess: bool = True, max_line: int = MA
 
 
 def check_num_lines(path: Path, field: str) -> None:
-    """Raises `InputError` for more than `MAX_ROWS` lines, counted in seconds before any is decoded.
+    """Raises `InputError` for more than `MAX_ROWS` lines.
 
-    Unreadable files pass, `read_lines` refuses them; UTF-16 passes too (the byte of a line feed is part of letters).
+    Counts bytes of line feeds, which takes seconds, before any line is decoded. Unreadable files
+    pass, `read_lines` refuses them; UTF-16 passes too (the byte of a line feed is part of letters).
     """
     check_regular(path, field)
     count, size = 0, 0
@@ -98,7 +100,10 @@ def capped(items: Iterable[Item], file: Path | str, field: str) -> Iterator[Item
 
 
 def check_regular(path: Path, field: str) -> None:
-    """Raises `InputError` unless `path` is a regular file (devices and pipes may never end)."""
+    """Raises `InputError` unless `path` is a regular file.
+
+    Devices and pipes may never end.
+    """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
@@ -134,9 +139,10 @@ def _decoded(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int)
 
 
 def _utf8_or_windows(file: io.BufferedReader, path: Path, *, guess: bool, max_line: int) -> Iterator[str]:
-    """Lines decoded as UTF-8, or all as Windows-1252 if no line beyond ASCII is UTF-8.
+    """Decodes lines as UTF-8, or all of them as Windows-1252.
 
-    A file with both raises `UnicodeError`, in whatever order its lines come.
+    The latter only if no line beyond ASCII is UTF-8. A file with both raises `UnicodeError`, in
+    whatever order its lines come.
     """
     seen: str | None = None
     while raw := file.readline(max_line + 1):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """Values by column, and the number of the row's first line (of a data set: of the row)."""
+    """Values by column, and the row's first line (in a data set its number)."""
 
     values: Mapping[str, Any]
     line: int

@@ -17,7 +17,10 @@ _READERS = {".jsonl": json_lines, ".ndjson": json_lines, ".json": json_rows, ".c
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file or data set; errors say `name`, `unit` and `Row.line`."""
+    """All rows of a file or data set, with its name for messages.
+
+    `unit` is the unit of `Row.line`: line or row.
+    """
 
     rows: Sequence[Row]
     name: str
@@ -64,11 +67,11 @@ def read_table(file: Path | str, field: str) -> Table:
 
 
 def iterate_rows(file: Path | str, field: str) -> Iterator[Row]:
-    """Yields the rows of a file (`.gz` too) or of a `hub:` data set.
+    """Yields the rows of a file (.gz too) or a `hub:` data set.
 
-    Kinds of files: .jsonl, .ndjson, .json, .csv, .tsv, .parquet. CSV and TSV begin with a header; their values are
-    text. Raises `InputError` for another kind, an unreadable file, a broken row, and more than `MAX_ROWS` rows; the
-    message names `field` and the line.
+    Kinds of files: .jsonl, .ndjson, .json, .csv, .tsv, .parquet. CSV and TSV begin with a header;
+    their values are text. Raises `InputError` for another kind, an unreadable file, a broken row,
+    and more than `MAX_ROWS` rows; the message names `field` and the line.
     """
     if is_data_set(str(file)):
         return capped(_numbered(file_rows(str(file), field)), file, field)

@@ -1,4 +1,4 @@
-"""Rows of CSV (written by spreadsheets) and of TSV (written like GLUE's files)."""
+"""Reads rows of CSV, as of spreadsheets, and of TSV, as of GLUE."""
 
 import csv
 import re
@@ -17,8 +17,9 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 def csv_rows(path: Path, field: str) -> Iterator[Row]:
     """Yields the rows of a CSV file, delimited by commas, semicolons or tabs.
 
-    The delimiter is a comma if the header has one, else a semicolon, else a tab. Raises `InputError` for a row with
-    more or fewer cells than the header; the message names `field` and the line.
+    The delimiter is a comma if the header has one, else a semicolon, else a tab. Raises
+    `InputError` for a row with more or fewer cells than the header; the message names `field` and
+    the line.
     """
     lines = split_at_returns(text_lines(path, field))
     first = next(lines, "")
@@ -40,11 +41,12 @@ def csv_rows(path: Path, field: str) -> Iterator[Row]:
 
 
 def tsv_rows(path: Path, field: str) -> Iterator[Row]:
-    """Yields the rows of a TSV file, one per line; quotation marks belong to the text.
+    """Yields the rows of a TSV file, one per line.
 
-    So GLUE's files need it. Only if every name in the header is quoted, the marks around cells are removed, with a
-    `DataFileWarning`; the same warning says that marks were kept if all of them look like a spreadsheet's quoting.
-    Raises `InputError` for a line with more or fewer cells than the header.
+    Quotation marks belong to the text, as in GLUE's files. Only if every name in the header is
+    quoted, the marks around cells are removed, with a `DataFileWarning`; the same warning says that
+    marks were kept if all of them look like a spreadsheet's quoting. Raises `InputError` for a line
+    with more or fewer cells than the header.
     """
     lines = list(text_lines(path, field))
     if not lines:
@@ -68,9 +70,10 @@ _TSV_CURE = "; a .tsv has no tabs and line breaks within a cell, quoted or not: 
 
 
 def _has_quoting(header: Sequence[str], lines: Sequence[str], end: str, path: Path) -> bool:
-    """True if the header is quoted like the cells: only then are the marks quoting for sure.
+    """True if both header and cells are quoted.
 
-    GLUE's own QQP has cells that look quoted, doubled marks and all; everybody reads them with the marks.
+    Quoted cells alone prove nothing: GLUE's own QQP has cells that look quoted, doubled marks and
+    all; everybody reads them with the marks.
     """
     marked = [cell for line in lines if '"' in line for cell in line.removesuffix(end).split("\t") if '"' in cell]
     if not marked or not all(_QUOTED.fullmatch(cell) for cell in marked):

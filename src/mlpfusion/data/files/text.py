@@ -16,9 +16,10 @@ def read_texts(
 ) -> list[str]:
     """Reads texts: one per line, or the column `column` of a table.
 
-    Texts are stripped, empty ones left out, and at most `max_samples` kept. Tables are the files and data sets of
-    `iterate_rows`; a .json array of texts needs no column. Raises `InputError` for an unreadable file, a column that is
-    missing, unknown or not text, a column named for plain text, and a file without any text.
+    Texts are stripped, empty ones left out, and at most `max_samples` kept. Tables are the files
+    and data sets of `iterate_rows`; a .json array of texts needs no column. Raises `InputError` for
+    an unreadable file, a column that is missing, unknown or not text, a column named for plain
+    text, and a file without any text.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
