@@ -1,4 +1,4 @@
-"""Calibration of the blocks of a model: from batches by one pass of the model, or from its normalisations, no data."""
+"""Calibrates the blocks of a model on batches, and compresses them by a calibrated method."""
 
 import copy
 import time
@@ -46,9 +46,9 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
 
 
 def checked_batches(calibration: Any) -> Sequence[Batch] | None:
-    """Returns the batches of a calibration, None of none.
+    """Returns the batches of a calibration, None for None.
 
-    Raises `InputError` unless it is traced, or a list of mappings of names to tensors.
+    Raises `InputError` for anything but a `TracedCalibration` or a list of dictionaries of tensors.
     """
     if calibration is None or isinstance(calibration, TracedCalibration):
         return None if calibration is None else calibration.batches
@@ -67,10 +67,10 @@ def checked_batches(calibration: Any) -> Sequence[Batch] | None:
 
 @torch.no_grad()
 def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
-    """Raises `InputError` for batches that the model does not take.
+    """Raises `InputError` for batches unfit for the model.
 
-    Looked at are token ids, the shape of masks, and whether the model runs on the first sample of a batch: the longest
-    one of those with the same names of tensors.
+    Checked are token ids, the shapes of masks, and a run of the model on one sample: the first of the longest batch,
+    once for every set of tensor names.
     """
     base, longest = base_model(model), {}
     embeddings = base.get_input_embeddings()
@@ -103,10 +103,11 @@ def _length(batch: Batch) -> int:
 
 @dataclass(frozen=True)
 class TracedCalibration:
-    """What a model makes of the batches of a calibration, for several compressions of it: made by `trace_calibration`.
+    """Recorded traces of a model on the batches of a calibration; `trace_calibration` makes them.
 
-    `batches` are on the device of the model, `traces` by the path of the site, and so are the `weights` of the tokens,
-    none for the `pooling` `mean`; `seed` drew the heads, `seconds` is the time that it took.
+    One such object serves several compressions of the same model. `batches` are on the device of the model; `traces`
+    and `weights` (of the tokens, none for the `pooling` `mean`) are by the path of the site. `seed` drew the random
+    heads; `seconds` is the time of the recording.
     """
 
     batches: Sequence[Batch]
@@ -117,12 +118,12 @@ class TracedCalibration:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def size(self, site: Site) -> CalibrationSize:
-        """How many samples and tokens were seen at a site."""
+        """Counts the samples and tokens at a site."""
         trace = self.traces[site.path]
         return CalibrationSize(trace.num_samples, trace.num_tokens)
 
     def check(self, sites: Sequence[Site], seed: int, pooling: str) -> None:
-        """Raises `InputError` unless it was made with this seed and pooling, and for these sites among others."""
+        """Raises `InputError` for traces with another seed or pooling, or without one of `sites`."""
         if self.seed != seed:
             raise InputError(f"`calibration` must be traced with the seed of the compression, {seed}, got {self.seed}")
         if self.pooling != pooling:
@@ -135,13 +136,13 @@ class TracedCalibration:
 def trace_calibration(
     model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str = "mean"
 ) -> TracedCalibration:
-    """The traces of `sites` by one forward and one backward pass of the model, in eval mode.
+    """Records the traces of `sites` in one forward and one backward pass.
 
-    f is a logit of a random head on the base model from `seed`, from sample to sample another of `NUM_LOGITS`, on the
-    mean of the last hidden states. With another `pooling`, which must be that of the method (`head_pooling`), a second
-    such pass, with a head that reads by it, gives the weights of the tokens. A pass takes two tensors a site of tokens
-    x hidden size x the bytes of the model's dtype (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises
-    `InputError` as `block_traces` does, for batches that the model does not take, and if there is none.
+    The model is in eval mode. The scalar f is a logit of a random head on the mean of the last hidden states; the head
+    is drawn from `seed`, and its logits take turns from sample to sample. Another `pooling` (`head_pooling` of the
+    method) costs a second pass, whose head reads by it and gives the weights of the tokens. Memory: two tensors a site
+    of tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch, or
+    batches unfit for the model.
     """
     check_transformers_model(model)
     checked_batches(batches)
@@ -158,9 +159,10 @@ def traced_for(
     seed: int,
     method: Any,
 ) -> TracedCalibration:
-    """The traces that `method` sees at `sites`, made of checked batches unless they are made already.
+    """Returns the traces for `method` at `sites`, recorded now unless `calibration` holds them.
 
-    Raises `InputError` if there is no batch, or for traces with another seed or pooling, or of other sites.
+    Batches must be checked already (`checked_batches`, `check_taken`). Raises `InputError` for no batch, and for traces
+    with another seed or pooling, or without one of the sites.
     """
     pooling = head_pooling(method)
     if isinstance(calibration, TracedCalibration):
@@ -192,12 +194,11 @@ def _traced(
 def calibrated_outcomes(
     model: PreTrainedModel, run: MethodRun, traced: TracedCalibration, *, sequential: bool
 ) -> list[Outcome]:
-    """The outcomes of a calibrated method; the model is only read.
+    """Computes the outcomes of a calibrated method; the model is not changed.
 
-    With `sequential` the blocks are compressed in the order of the plan in a copy of the model, and each sees the
-    inputs that those before it leave: a forward pass a site more, and the memory of the copy. A second step of the
-    method sees the gradients of a copy with all blocks in place: one forward and one backward pass more. Raises
-    `InputError` as the method does.
+    With `sequential` the blocks are compressed one after the other in a copy of the model, each on the inputs from the
+    compressed blocks before it: one forward pass more for each site, and the memory of the copy. The second step of a
+    method uses the gradients of a copy with all blocks in place: one forward and one backward pass more.
     """
 
     def calibration(site: Site) -> Calibration:
@@ -215,14 +216,14 @@ def calibrated_outcomes(
 
 
 def calibration_head(model: PreTrainedModel, seed: int, pooling: str = "mean") -> RandomHead:
-    """The random head of calibration, of several logits; another than that with which the same seed measures."""
+    """Draws the random head of calibration; the same seed measures with another head."""
     return random_head(model, site_generator(seed, "calibration head"), NUM_LOGITS, pooling)
 
 
 def _compressed_traces(
     model: PreTrainedModel, run: MethodRun, outcomes: Sequence[Outcome], batches: Sequence[Batch]
 ) -> dict[str, BlockTrace]:
-    """The traces of the sites, on the same samples, in the model with all blocks in place."""
+    """Records the traces of the same samples in a copy with all blocks in place."""
     work = copy.deepcopy(model)
     for site, outcome in zip(run.plan.sites, outcomes, strict=True):
         KINDS[type(outcome)].install(work, site, outcome)
@@ -233,7 +234,7 @@ def _compressed_traces(
 def _sequential_outcomes(
     model: PreTrainedModel, run: MethodRun, batches: Sequence[Batch], calibration: Provider
 ) -> list[Outcome]:
-    """The blocks one after the other, each calibrated on the inputs that it gets in the model compressed so far."""
+    """Compresses block after block, each calibrated on its inputs in the model compressed so far."""
     work, outcomes, total = copy.deepcopy(model), [], len(run.plan.entries)
 
     def on_new_inputs(site: Site) -> Calibration:

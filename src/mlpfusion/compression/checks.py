@@ -1,4 +1,4 @@
-"""What must hold of a model and a method before anything is compressed."""
+"""Checks a model and a method before any work."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from mlpfusion.sites.sites import check_transformers_model
 
 
 def known_method(method: Any) -> Method:
-    """The row of the config `method`. Raises `InputError` for what is no config of the table."""
+    """Returns the row of a config. Raises `InputError` for anything but a config of the table."""
     if type(method) not in METHODS:
         raise InputError(f"`method` must be a config of {known_methods()}, got {shown(method)}")
     return METHODS[type(method)]
 
 
 def check_sizes(method: Any, selection: Selection) -> None:
-    """Raises `InputError` if a method that keeps the width is given a width, a budget or a step of widths."""
+    """Raises `InputError` for a width, a budget or a step of widths with a method of constant width."""
     given = {"width": selection.width, "budget": selection.budget}
     given["round_to"] = None if selection.round_to == 1 else selection.round_to
     wrong = [name for name, value in given.items() if value is not None]
@@ -33,13 +33,13 @@ def check_sizes(method: Any, selection: Selection) -> None:
 
 
 def check_not_compressed(config: PreTrainedConfig) -> None:
-    """Raises `InputError` if the config is that of a compressed model."""
+    """Raises `InputError` for the config of a compressed model."""
     if getattr(config, KEY, None) is not None:
         raise InputError("`model` must not be compressed already, got one with the config key `mlp_fusion`")
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Raises `InputError` unless all weights are there, plain, finite, on one device, and neither cut nor wrapped."""
+    """Raises `InputError` for weights that are missing, quantised, dispatched, compressed or not finite."""
     check_transformers_model(model)
     check_not_compressed(model.config)
     check_not_quantised(model.config)

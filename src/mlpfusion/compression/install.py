@@ -28,11 +28,10 @@ def install_outcomes(
     settings: Settings,
     device: torch.device,
 ) -> Record:
-    """Puts the blocks of a plan in place and the key into the config. Changes the model.
+    """Puts the outcomes in place and the key into the config; returns the record, without the time.
 
-    The record lacks the time; `device` is where the outcomes were computed. Warns once if clusterings among them were
-    degenerate. Any exception leaves the model as it was, also a warning that is one; raises `InputError` for NaN or Inf
-    in an outcome.
+    Changes `model`. `device` is the place of the arithmetic, for the record. Warns once of degenerate clusterings. Any
+    exception, a warning turned into one included, leaves the model as it was. Raises `InputError` for NaN or Inf.
     """
     check_finite_outcomes(plan, outcomes, settings.method_name)
     original, digest = model_size(model), source_hash(model, plan.sites)

@@ -1,4 +1,4 @@
-"""Calibration without data: standard normal numbers through the normalisation that feeds a block."""
+"""Calibrates blocks without data: normal random numbers go through the norm in front of a block."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,11 +20,12 @@ NUM_SAMPLES, NUM_TOKENS = 256, 24
 
 
 def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: int) -> Callable[[Site], Calibration]:
-    """The calibration of a site from the statistics of the normalisation that feeds it, by the site's own generator.
+    """Returns a function from a site to a calibration drawn from its norm.
 
-    Standard normal numbers go through the norm: a LayerNorm of weight w and bias b gives b + w * g, every token of g
+    The inputs are norm(g) with standard normal g: a LayerNorm of weight w and bias b gives b + w * g, every token of g
     with mean 0 and variance 1, an RMSNorm w * g with a root mean square of 1. `NUM_SAMPLES` samples of `NUM_TOKENS`
-    tokens, standard normal cotangents. Raises `InputError` as `feeding_norms` does.
+    tokens, with standard normal cotangents, drawn by the generator of the site. Raises `InputError` for a site without
+    such a norm.
     """
     norms = feeding_norms(model, sites)
 
@@ -38,7 +39,10 @@ def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: i
 
 @torch.no_grad()
 def norm_trace(norm: nn.Module, like: Tensor, generator: torch.Generator) -> BlockTrace:
-    """What `norm` makes of standard normal tokens as long as the rows of `like`, on its device, in fp32 or better."""
+    """Draws a trace: `norm` of standard normal tokens, with standard normal cotangents.
+
+    The tokens have the length of the rows of `like`; its device, in fp32 or better.
+    """
     compute = torch.promote_types(like.dtype, torch.float32)
     drawn = torch.randn(NUM_SAMPLES * NUM_TOKENS, like.shape[1], generator=generator, dtype=compute)
     inputs = copy.deepcopy(norm).to(compute)(drawn.to(like.device))
@@ -48,10 +52,10 @@ def norm_trace(norm: nn.Module, like: Tensor, generator: torch.Generator) -> Blo
 
 @torch.no_grad()
 def feeding_norms(model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, nn.Module]:
-    """For every site, by path, the normalisation whose output is, bit for bit, what enters the MLP.
+    """Finds the norm in front of every MLP, by the path of its site.
 
-    Found by one forward pass on dummy inputs, in eval mode. Raises `InputError` for a site that none feeds directly, as
-    in models that normalise after the MLP only.
+    The output of that norm is the input of the MLP, bit for bit, in a forward pass on dummy inputs. Raises `InputError`
+    for a site without one, as in models with their norms after the MLP.
     """
     norms: list[tuple[nn.Module, Tensor]] = []
 
@@ -71,7 +75,7 @@ def feeding_norms(model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, nn
 
 
 def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Inputs on which any model runs: transformers' dummy ids, or two random images for a vision model."""
+    """Returns inputs for any model: transformers' dummy ids, or two random images."""
     if model.main_input_name != "pixel_values":
         return {name: tensor.to(model.device) for name, tensor in model.dummy_inputs.items()}
     size, channels = model.config.image_size, model.config.num_channels

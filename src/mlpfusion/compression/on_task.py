@@ -1,4 +1,4 @@
-"""Compresses a model by a method that learns on a labelled task what to keep; learning is done on a copy."""
+"""Compresses a model by a method that learns on a labelled task; the learning is done on a copy."""
 
 import copy
 import time
@@ -31,9 +31,9 @@ from mlpfusion.sites.table import Architecture
 
 @dataclass(frozen=True)
 class Learned:
-    """What a task method learned: the outcome for every site of the plan, whatever class the model has.
+    """The outcomes of a method that learned on a task, one a site of `plan`.
 
-    `device` is where it was learned, in `seconds` of wall time.
+    They fit a model of any class with the same MLPs. `device` and `seconds` (wall time) are those of the learning.
     """
 
     architecture: Architecture
@@ -55,12 +55,12 @@ def learn(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Learned:
-    """What the method learns on `data.train`; `model` is only read.
+    """Returns what `method` learns on `data.train`; `model` is not changed.
 
     Learning is done on a copy on `device` (default: where the model is) in fp32 or better; the global random streams
-    are left as they were. Raises `InputError` for a model without the head of the task, compressed already or not
-    finite, a bad layer or ratio, no training examples, a label out of range, what the method refuses, and (a
-    `DivergenceError`) a loss that is not finite.
+    are left as they were. Raises `InputError` for a model without the head of the task, compressed or not finite, bad
+    layers, no training examples, a label out of range, and options the method refuses; `DivergenceError` for a loss of
+    NaN or Inf.
     """
     started = time.perf_counter()
     check_transformers_model(model)
@@ -85,9 +85,9 @@ def learn(
 
 @torch.no_grad()
 def install_learned(model: PreTrainedModel, learned: Learned) -> Record:
-    """Puts what was learned into `model`, of any class, with the MLPs that it was learned for.
+    """Puts learned outcomes into `model`, of any class with the same MLPs; returns the record.
 
-    Changes `model` in place. Raises `InputError` if it is compressed already.
+    Changes `model`, which ends in eval mode. Raises `InputError` for a compressed model.
     """
     check_model(model)
     assert {site.path for site in learned.plan.sites} <= {s.path for s in find_sites(model, learned.architecture)}
@@ -99,14 +99,14 @@ def install_learned(model: PreTrainedModel, learned: Learned) -> Record:
 
 
 def _working_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A copy in fp32 or better on `device`, in eval mode, whose parameters all have gradients."""
+    """Copies the model to `device`, in fp32 or better and in eval mode, with gradients for all parameters."""
     copied = cast(nn.Module, copy.deepcopy(model))
     copied.to(device, torch.promote_types(model.dtype, torch.float32)).eval().requires_grad_(True)
     return cast(PreTrainedModel, copied)
 
 
 def _check_examples(data: EncodedTask) -> None:
-    """Raises `InputError` unless there are training examples, each with a label of the task."""
+    """Raises `InputError` for no training example, or a label out of range."""
     if not len(data.train):
         raise InputError("`data` must hold at least one training example, got none")
     if data.task.is_regression:

@@ -1,4 +1,4 @@
-"""Which sites get which width."""
+"""Chooses the sites and their widths."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from mlpfusion.sites.sites import Site
 
 @dataclass(frozen=True)
 class Plan:
-    """The sites to compress and the width of each, in the order of the model, and the ratio if one was asked for."""
+    """The sites to compress with their widths, in the order of the model; `keep_ratio` where it was given."""
 
     entries: tuple[tuple[Site, int], ...]
     keep_ratio: float | None = None
@@ -42,7 +42,7 @@ def check_round_to(round_to: int) -> None:
 
 
 def check_step_fits(sites: Sequence[Site], round_to: int) -> None:
-    """Raises `InputError` if an MLP has fewer neurons than a step of widths: nothing of it could be cut."""
+    """Raises `InputError` for a step of widths above the width of an MLP."""
     for site in sites:
         if round_to > site.intermediate_size:
             allowed = f"at most {site.intermediate_size}, the width of {site.path}"
@@ -50,7 +50,7 @@ def check_step_fits(sites: Sequence[Site], round_to: int) -> None:
 
 
 def choose_sites(sites: Sequence[Site], layers: str) -> list[Site]:
-    """The sites that `layers` selects in each stack. Raises `InputError` as `parse_layers` does."""
+    """Returns the sites of `layers`, selected in each stack. Raises `InputError` for layers out of range."""
     stacks = dict.fromkeys(site.stack.layer for site in sites)
     chosen = []
     for stack in stacks:
@@ -61,7 +61,7 @@ def choose_sites(sites: Sequence[Site], layers: str) -> list[Site]:
 
 
 def parse_layers(layers: str, num_layers: int) -> tuple[int, ...]:
-    """The layer numbers that `layers` stands for in a stack of `num_layers` layers, ascending."""
+    """Returns the layer numbers of `layers` in a stack of `num_layers` layers, ascending."""
     check_layers_form(layers)
     text = str(layers).strip()
     if text == "all":

@@ -1,4 +1,4 @@
-"""What a compressed model was made from: the hash of the original MLPs, in the key and in the record."""
+"""Ties a compressed model to its source by the hash of the original MLPs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mlpfusion.sites.sites import Site, base_model, find_sites, site_parameters
 
 
 def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
-    """SHA-256 of the original MLP weights of `sites` (name, dtype, shape, bytes), the same under every head."""
+    """Returns the SHA-256 of the MLP weights of `sites`: name, dtype, shape, bytes; the same under every head."""
     digest = hashlib.sha256()
     names = {id(parameter): name for name, parameter in base_model(model).named_parameters()}
     for site in sites:
@@ -27,10 +27,10 @@ def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
 def check_source(
     original: PreTrainedModel, compressed: PreTrainedModel, names: tuple[str, str], field: str = "original"
 ) -> FusionKey:
-    """The key of `compressed`. Raises `InputError` unless it is compressed, and `original` is what it was made from.
+    """Returns the key of `compressed`, once `original` is proven to be its source.
 
-    The hash of the source weights stands in the key. `names` are those of the two models for the message, `field` is
-    that of the original.
+    The hash of the original MLPs in the key is compared. `names` are the names of the two models for the message,
+    `field` is the argument with the original. Raises `InputError` for a model without a key, or another source.
     """
     check_not_compressed(original.config)
     key = model_key(compressed.config)

@@ -1,4 +1,4 @@
-"""Runs a method on the blocks of a plan; the model is only read."""
+"""Runs a method on the blocks of a plan, in one loop for all methods; the model is not changed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,17 +35,17 @@ class MethodRun:
     progress: Progress
 
     def second_step(self) -> SecondStep | None:
-        """The step that needs the gradients of the compressed model, None without one."""
+        """Returns the step on the gradients of the compressed model, None without one."""
         return one_shot_method(self.method).second_step(self.method)
 
 
 def run_method(
     model: PreTrainedModel, run: MethodRun, calibration: Provider | None = None, *, with_second_step: bool = False
 ) -> list[Outcome]:
-    """The outcome of every block of the plan, on the device of the model.
+    """Returns the outcome of every block of the plan, on the device of the model.
 
-    `calibration` gives what a calibrated method sees at a site; `with_second_step` does the second step of such a
-    method on the calibration of each block itself. Raises `InputError` for what the method refuses.
+    `calibration` returns the inputs of a site for a calibrated method. With `with_second_step` the second step of the
+    method runs on these same inputs, block by block. Raises `InputError` for weights or options the method refuses.
     """
     entries = run.plan.entries
     if one_shot_method(run.method).ranked_together:
@@ -71,10 +71,9 @@ def finish_blocks(
     before: Mapping[str, BlockTrace],
     after: Mapping[str, BlockTrace],
 ) -> list[Outcome]:
-    """The blocks after the second step of a method.
+    """Returns the blocks after the second step of the method.
 
-    `before` are the traces of `model` by path, `after` those of the same samples in the model with the blocks
-    `narrowed` in place.
+    `before` are traces of `model` by path, `after` traces of the same samples with the blocks `narrowed` in place.
     """
     finished: list[Outcome] = []
     for site, outcome in zip(run.plan.sites, narrowed, strict=True):
@@ -86,7 +85,7 @@ def finish_blocks(
 
 
 def check_finite_outcomes(plan: Plan, outcomes: Sequence[Outcome], method: str) -> None:
-    """Raises `InputError` for NaN or Inf in what `method` made: its arithmetic overflowed."""
+    """Raises `InputError` for NaN or Inf in an outcome: the arithmetic of `method` overflowed."""
     for site, outcome in zip(plan.sites, outcomes, strict=True):
         for name, tensor in outcome_tensors(outcome).items():
             bad = num_not_finite(tensor) if tensor.is_floating_point() else 0

@@ -1,4 +1,4 @@
-"""Widths under a common budget from what each width costs in error: the lower convex hulls, steepest step first."""
+"""Allocates widths under a common budget: lower convex hulls of the error curves, steepest step first."""
 
 import heapq
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from scipy.interpolate import PchipInterpolator
 
 @dataclass(frozen=True)
 class Curve:
-    """The error of one block at a few of its widths, `widths` ascending from 1 or more, the last one its own width.
+    """Error of one block at a few widths.
 
-    Errors of several blocks are added up, so all must be in one unit. Raises `ValueError` for widths that do not
-    ascend, and errors of another number or not finite.
+    `widths` ascend, the last one is the width of the block. The errors of several blocks are summed, so all need one
+    unit. Raises `ValueError` for widths out of order, and for errors of another number or not finite.
     """
 
     widths: tuple[int, ...]
@@ -27,9 +27,9 @@ class Curve:
             raise ValueError(f"`errors` must be {len(self.widths)} finite numbers, got {self.errors}")
 
     def at(self, widths: Sequence[int]) -> Float[np.ndarray, " widths"]:
-        """The error at `widths`: monotone cubic interpolation over the logarithm of the width.
+        """Interpolates the error at `widths`: monotone cubic over the logarithm of the width.
 
-        A wider block is never worse: where the measured errors say so, the smaller one holds.
+        Where a measured error rises with the width, the smaller one before it holds.
         """
         errors = np.minimum.accumulate(self.errors)
         if len(errors) == 1:
@@ -39,18 +39,21 @@ class Curve:
 
 
 def possible_widths(width: int, round_to: int) -> range | list[int]:
-    """The multiples of `round_to` up to `width`, and `width` itself."""
+    """Returns the multiples of `round_to` up to `width`, and `width` itself.
+
+    >>> possible_widths(10, 4)
+    [4, 8, 10]
+    """
     multiples = range(round_to, width + 1, round_to)
     return multiples if multiples and multiples[-1] == width else [*multiples, width]
 
 
 def allocate(curves: Sequence[Curve], costs: Sequence[int], *, round_to: int, budget: int) -> list[int]:
-    """The width of every block, at a sum of the errors as small as the lower convex hulls of the curves allow.
+    """Returns a width for every block, with the smallest sum of errors on the hulls of the curves.
 
-    Neuron by neuron (`round_to` of them at a time) goes to the block whose hull falls steepest for its cost, the first
-    one among equals, as long as it fits; `costs` are those of one neuron. What is left of `budget` is less than one
-    step at any block that is not whole. Every block gets `round_to` neurons, or all if it has fewer. Raises
-    `ValueError` if `budget` does not pay for these.
+    `round_to` neurons at a time go to the block with the steepest hull for its cost (the first among equals), as long
+    as the budget lasts; `costs` are per neuron. Less than one step of the budget is left at any block below full width.
+    Every block gets `round_to` neurons, or all if it has fewer. Raises `ValueError` for a budget too small for these.
     """
     widths = [possible_widths(curve.widths[-1], round_to) for curve in curves]
     gains = [-np.diff(_lower_hull(np.asarray(w), c.at(w))) / np.diff(w) for w, c in zip(widths, curves, strict=True)]
@@ -77,7 +80,7 @@ def allocate(curves: Sequence[Curve], costs: Sequence[int], *, round_to: int, bu
 def _lower_hull(
     widths: Int[np.ndarray, " widths"], errors: Float[np.ndarray, " widths"]
 ) -> Float[np.ndarray, " widths"]:
-    """The largest convex function below the errors, at the same widths (Andrew's monotone chain)."""
+    """Returns the largest convex function below the errors, at the same widths (Andrew's monotone chain)."""
     hull: list[int] = []
     for point in range(len(widths)):
         while len(hull) > 1 and _is_above(widths, errors, hull[-2], hull[-1], point):

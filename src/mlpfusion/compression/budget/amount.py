@@ -1,4 +1,4 @@
-"""What a budget is a share of: the parameters of a model, or the FLOPs of a forward pass."""
+"""Counts the parameters of a model, or the FLOPs of its forward pass: a budget is a share of one of these."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ UNITS = ("parameters", "flops")
 
 @dataclass(frozen=True)
 class Budget:
-    """The share of a model's parameters or forward FLOPs to keep, above 0 and at most 1, exact."""
+    """Share of the parameters or forward FLOPs to keep, above 0 and at most 1, as an exact fraction."""
 
     share: Fraction
     unit: str
@@ -37,7 +37,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Amounts:
-    """Of one unit, the whole model's, what one neuron of each site costs, and what is left if these get none."""
+    """Costs in one unit (parameters or FLOPs).
+
+    `total` of the model, `neurons[i]` of one neuron at site i, `fixed` of everything but the neurons of the sites.
+    """
 
     total: int
     neurons: tuple[int, ...]
@@ -45,9 +48,12 @@ class Amounts:
 
 
 def parse_budget(text: Any) -> Budget:
-    """The budget that `60%` (of the parameters), `60%parameters` or `60%flops` stands for.
+    """Reads `60%` (of the parameters), `60%parameters` or `60%flops`.
 
-    Raises `InputError` for another form, and a percentage that is not above 0 and at most 100.
+    Raises `InputError` for another form, and for a percentage of 0 or above 100.
+
+    >>> str(parse_budget("60%flops"))
+    '60%flops'
     """
     match = re.fullmatch(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,30}})?)\s*%\s*({'|'.join(UNITS)})?", str(text).strip())
     share = Fraction(match[1]) / 100 if match else Fraction(0)
@@ -58,9 +64,9 @@ def parse_budget(text: Any) -> Budget:
 
 
 def spendable(budget: Budget, amounts: Amounts, sites: Sequence[Site], round_to: int) -> int:
-    """What of `budget` is left for the neurons of the sites.
+    """Returns the part of `budget` for the neurons of the sites.
 
-    Raises `InputError`, with the least that can be reached, if it does not pay for `round_to` neurons each.
+    Raises `InputError`, with the smallest budget possible, if it does not pay for `round_to` neurons at each.
     """
     left = int(budget.share * amounts.total) - amounts.fixed
     least = sum(
@@ -77,7 +83,7 @@ def spendable(budget: Budget, amounts: Amounts, sites: Sequence[Site], round_to:
 
 
 def count_amounts(model: PreTrainedModel, sites: Sequence[Site], unit: str) -> Amounts:
-    """The parameters of `model`, shared ones once, or its FLOPs (`count_flops`), and those of a neuron at each site."""
+    """Counts the costs of `model` and of a neuron at each site; shared parameters count once."""
     mlps = [read_mlp(model, site) for site in sites]
     if unit == "parameters":
         total, neurons = model_size(model).parameters, tuple(mlp.parameters_per_neuron for mlp in mlps)
@@ -90,12 +96,13 @@ def count_amounts(model: PreTrainedModel, sites: Sequence[Site], unit: str) -> A
 
 
 def count_flops(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[int, list[int]]:
-    """The FLOPs of a forward pass by torch's counter, and how many tokens go through each site in it.
+    """Returns the FLOPs of a forward pass, and the tokens through each site in it.
 
-    Matrix products of linear maps, heads, attention (all pairs of tokens, causal or not) and convolutions count, two
-    FLOPs a product; element-wise steps do not. One sequence of `FLOPS_TOKENS` tokens, fewer where the model has fewer
-    positions, to the encoder and to the decoder; two images for a vision model. Runs the model once, with eager
-    attention, because the counter knows no other one on the CPU. Raises `InputError` if a site runs not once.
+    Counted by torch are matrix products of linear maps, heads, attention (all pairs of tokens, causal or not) and
+    convolutions, two FLOPs a product; element-wise steps are not. The input is one sequence of `FLOPS_TOKENS` tokens,
+    fewer where the model has fewer positions, to encoder and decoder; two images for a vision model. Runs the model
+    once, with eager attention: on the CPU the counter misses any other. Raises `InputError` for a site that runs more
+    than once.
     """
     inputs, attention = flops_inputs(model), model.config._attn_implementation or "eager"
     try:
@@ -111,7 +118,7 @@ def count_flops(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[int, lis
 
 
 def flops_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The inputs whose forward pass is counted."""
+    """Returns the inputs of the counted forward pass."""
     if model.main_input_name == "pixel_values":
         return dummy_inputs(model)
     config = model.config.get_text_config()

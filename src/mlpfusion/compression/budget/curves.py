@@ -1,4 +1,4 @@
-"""What each width of a block costs in error: from the inertia of its neurons, or through the model on calibration."""
+"""Measures the error of a block by its width: inertia without data, the model's last hidden state with data."""
 
 from collections.abc import Sequence
 
@@ -24,15 +24,15 @@ _SMALLEST_SHARE = 1 / 64
 
 
 def grid(width: int, smallest: int) -> list[int]:
-    """At most `NUM_WIDTHS` widths at equal ratios up to `width`, from a 64th of it, and `smallest`, if that is less."""
+    """Returns up to `NUM_WIDTHS` widths at equal ratios, from a 64th of `width` up, and `smallest`."""
     start = min(max(smallest, round(_SMALLEST_SHARE * width)), width)
     return sorted({min(smallest, width), *np.geomspace(start, width, NUM_WIDTHS).round().astype(int).tolist()})
 
 
 def inertia_curve(mlp: MLP, widths: Sequence[int], generator: torch.Generator) -> Curve:
-    """The share of the inertia of the neurons, the rows of MLP Fusion, that as many clusters leave; 0 at full width.
+    """Measures the share of the k-means inertia left by as many clusters; 0 at full width.
 
-    Raises `InputError` for NaN or Inf in a weight.
+    The points are the neurons as in MLP Fusion. Raises `InputError` for NaN or Inf in a weight.
     """
     rows = neurons(mlp)
     check_finite(rows, "the weights", " in an MLP")
@@ -48,11 +48,11 @@ def refit_curve(
     probe: Sequence[Batch],
     device: torch.device,
 ) -> Curve:
-    """The squared error of the last hidden state with this block alone narrower; 0 at full width.
+    """Measures the squared error of the last hidden state with only this block narrower; 0 at full width.
 
-    The block has its neurons of highest energy and a refit second map, both from `inputs`. The error is the mean length
-    of the change over the visible tokens of `probe`, over the mean length; squared, because the errors of several
-    blocks are nearly orthogonal, so that their squares add up. `model` must be in eval mode. One forward pass a width.
+    The narrow block has the neurons of highest energy and a refit second map, both from `inputs`. Error: mean length of
+    the change over the visible tokens of `probe`, over the mean length. Squared, because the errors of several blocks
+    are nearly orthogonal, so that their squares add up. `model` must be in eval mode; one forward pass a width.
     """
     mlp = on_device(in_compute_dtype(read_mlp(model, site)), device)
     inputs = inputs.to(mlp.up)

@@ -1,4 +1,4 @@
-"""Spreads the budget of a model over its blocks: curves, widths, and what the record says of them."""
+"""Spreads the budget of a model over its blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ PROBE_SAMPLES = 64
 
 @dataclass(frozen=True)
 class Spread:
-    """The widths that a budget gave: amounts in its unit, and by site the share kept and the error on its curve."""
+    """The widths from a budget: amounts in its unit; by site the share kept and the error on its curve."""
 
     budget: str
     unit: str
@@ -39,9 +39,9 @@ class Spread:
 
 
 def check_budget(model: PreTrainedModel, sites: Sequence[Site], selection: Selection) -> None:
-    """Raises `InputError` for a malformed budget, and one of parameters that cannot be reached; no weight is read.
+    """Raises `InputError` for a malformed budget, and one of parameters out of reach; no weight is read.
 
-    A budget of FLOPs needs a run of the model: `spread_budget` checks it before any other work.
+    A budget of FLOPs needs a run of the model, so `spread_budget` checks it.
     """
     budget, chosen = parse_budget(selection.budget), choose_sites(sites, selection.layers)
     check_step_fits(chosen, selection.round_to)
@@ -61,12 +61,12 @@ def spread_budget(
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> tuple[Plan, Spread]:
-    """The plan that keeps the share `selection.budget` of `model`, for a method that narrows.
+    """Returns a plan within `selection.budget`, for a method that narrows, and how it was spread.
 
-    Every one of the chosen sites gets a multiple of `round_to`, at least one, or its own width, so that the sum of the
-    errors on the curves is least (`allocate`). The curves are those of `inertia_curve`, and for a method that sees data
-    of `refit_curve` on `calibration`. The whole is never above the budget, and below it by less than one step. The
-    model is only read. Raises `InputError` as `check_budget` does, for FLOPs as well, and for NaN or Inf.
+    Every chosen site gets a multiple of `round_to`, at least one, or its own width, for the smallest sum of errors
+    (`allocate`). The curves are from `inertia_curve`, or with a method on batches from `refit_curve` on `calibration`.
+    The result is never above the budget, and below by less than one step. `model` is not changed. Raises `InputError`
+    for a budget out of reach, and for NaN or Inf.
     """
     budget, chosen, round_to = parse_budget(selection.budget), choose_sites(sites, selection.layers), selection.round_to
     check_step_fits(chosen, round_to)
@@ -119,7 +119,7 @@ def _refit_curves(
 
 
 def probe_batches(batches: Sequence[Batch]) -> list[Batch]:
-    """Batches at equal distances, as few as hold `PROBE_SAMPLES` samples at their mean size; all if these are fewer."""
+    """Picks batches at equal distances, just enough for `PROBE_SAMPLES` samples at their mean size."""
     sizes = [len(next(iter(batch.values()))) for batch in batches]
     count = min(len(batches), -(-PROBE_SAMPLES * len(batches) // sum(sizes)))
     return [batches[(2 * index + 1) * len(batches) // (2 * count)] for index in range(count)]
