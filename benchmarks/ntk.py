@@ -31,11 +31,12 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from mlpfusion.kernel import BlockTrace, RandomHead, adam_kernel, logit, product
+from mlpfusion.kinds.narrow import read_block
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.record import versions
 from mlpfusion.sites.sites import find_sites
 from mlpfusion.sites.table import find_architecture
-from mlpfusion.sites.traces import block_traces, read_block
+from mlpfusion.sites.traces import block_traces
 
 BATCH_SIZE = 32
 GIB = 1 << 30

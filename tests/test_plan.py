@@ -11,7 +11,7 @@ DECODER = Stack("decoder.{}", "up", "down", "act")
 
 
 def sites(stack: Stack = ENCODER, number: int = 12, width: int = 100) -> list[Site]:
-    return [Site(stack.layer.format(i), i, stack, 8, width) for i in range(number)]
+    return [Site(stack.layer.format(i), i, stack, 8, width, ()) for i in range(number)]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from mlpfusion.errors import DegenerateClusteringWarning
+from mlpfusion.kinds.kind import BlockSize
+from mlpfusion.kinds.table import KIND_NAMES
 
 RECORD_FILE = "mlp_fusion_record.json"
 _PACKAGES = ("mlpfusion", "torch", "transformers", "safetensors")
@@ -44,7 +46,7 @@ class Origin:
 class SiteRecord:
     """One compressed MLP: widths, trained parameters, and the metrics of the method.
 
-    `kind` is `narrow`, `low-rank`, `masked` or `routed`. `rank` is set for low-rank blocks only, by
+    `kind` is a name in `mlpfusion.kinds.table.KINDS`. `rank` is set for low-rank blocks only, by
     matrix where ranks differ. `parameters` counts what is stored, in a routed block all experts;
     `nonzero_parameters` leaves out masked entries.
     """
@@ -62,15 +64,8 @@ class SiteRecord:
 
     def size(self) -> str:
         """Describes the block: width, rank, share of non-zero parameters, or number of experts."""
-        if self.kind == "narrow":
-            return f"{self.width:,}"
-        if self.kind == "masked":
-            return f"{100 * self.nonzero_parameters / self.parameters:.1f} % non-zero"
-        if self.kind == "routed":
-            return f"{self.metrics['num_selected']} of {self.metrics['num_experts']} experts"
-        if isinstance(self.rank, dict):
-            return f"rank {min(self.rank.values())}-{max(self.rank.values())}"
-        return f"rank {self.rank}"
+        size = BlockSize(self.width, self.parameters, self.nonzero_parameters, self.rank)
+        return KIND_NAMES[self.kind].size_words(size, self.metrics)
 
 
 @dataclass(frozen=True)

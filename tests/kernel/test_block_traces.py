@@ -13,9 +13,10 @@ from transformers.pytorch_utils import Conv1D
 from mlpfusion.compression.compress import compress
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import SCALARS, RandomHead, adam_kernel, logit, loss, plain_kernel, prob0
+from mlpfusion.kinds.narrow import read_block
 from mlpfusion.methods.data_free.fusion import Fusion
 from mlpfusion.sites.sites import Site, base_model
-from mlpfusion.sites.traces import block_traces, random_traces, read_block
+from mlpfusion.sites.traces import block_traces, random_traces
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 SEEDS = (0, 1, 2)

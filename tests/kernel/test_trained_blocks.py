@@ -29,9 +29,9 @@ from mlpfusion.kernel import (
     plain_kernel,
 )
 from mlpfusion.kernel.gradient import WeightGradient
+from mlpfusion.kinds.low_rank import LowRankLinear
 from mlpfusion.measure.trained_block import trained_block
 from mlpfusion.mlp import MLP, forward
-from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.sites.sites import base_model, linear_maps, site_parameters
 from mlpfusion.sites.traces import block_traces
 

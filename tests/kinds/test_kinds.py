@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.modules.masked import MaskedConv1D, MaskedLinear
+from mlpfusion.kinds.masked import MaskedConv1D, MaskedLinear
 
 NAMES = ["bert", "gpt2", "llama", "modernbert", "t5", "t5-gated", "bart"]
 METHODS = [mlpfusion.SVD(), mlpfusion.Magnitude(), mlpfusion.NTKSAP(num_rounds=2, num_draws=1)]

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.modules.scaled import MatchedActivation
+from mlpfusion.kinds.narrow import MatchedActivation
 
 METHOD = mlpfusion.NTKMatch(refine_epochs=2)
 

@@ -10,7 +10,7 @@ from pico import pico_inputs, pico_model, pico_outputs
 from transformers import AutoModel, AutoModelForCausalLM
 
 import mlpfusion
-from mlpfusion.modules.scaled import ScaledActivation
+from mlpfusion.kinds.narrow import ScaledActivation
 
 
 def fused(name: str, auto_class: Any = AutoModel) -> Any:

@@ -28,8 +28,8 @@ from mlpfusion.cli import main
 from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.errors import InputError
+from mlpfusion.kinds.masked import MaskedLinear
 from mlpfusion.kinds.outcome import Routed
-from mlpfusion.modules.masked import MaskedLinear
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.sites import read_mlp
 from mlpfusion.sites.table import find_architecture

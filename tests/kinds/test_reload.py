@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.modules.scaled import ScaledActivation
+from mlpfusion.kinds.narrow import ScaledActivation
 
 HEADS = {
     "base": (AutoModel, modeling_auto.MODEL_MAPPING_NAMES),

@@ -9,14 +9,15 @@ from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.linear import replace_module
+from mlpfusion.kinds.kind import replace_module
+from mlpfusion.kinds.narrow import read_block
 from mlpfusion.measure.approximation import Probe, block_errors, references
 from mlpfusion.measure.output_error import output_error
 from mlpfusion.measure.outputs import outputs_on_inputs_of, recorded_outputs
 from mlpfusion.measure.paper_numbers import last_texts, padded_outputs
 from mlpfusion.mlp import forward
 from mlpfusion.sites.table import find_architecture
-from mlpfusion.sites.traces import mlp_inputs, read_block, run_base
+from mlpfusion.sites.traces import mlp_inputs, run_base
 
 NAMES = [name for name in PICO if name != "vit"]
 KINDS = {"narrow": mlpfusion.Fusion(), "low-rank": mlpfusion.SVD(), "masked": mlpfusion.Magnitude()}

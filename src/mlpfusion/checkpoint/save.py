@@ -27,7 +27,8 @@ from mlpfusion.checkpoint.weights import (
     weight_files,
 )
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import KEY, key_from_dict, key_to_dict
+from mlpfusion.kinds.key import key_from_dict, key_to_dict
+from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.record import Record
 from mlpfusion.sites.sites import base_model

@@ -12,8 +12,8 @@ from mlpfusion.checkpoint.quantisation import quantisation
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.errors import printable
-from mlpfusion.kinds.key import KEY
-from mlpfusion.modules.scaled import unscaled
+from mlpfusion.kinds.kind import KEY
+from mlpfusion.kinds.narrow import unscaled
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
 from mlpfusion.report.console import PlainConsole, bold, wide_console
@@ -24,6 +24,7 @@ from mlpfusion.sites.sites import (
     expert_parameters,
     find_sites,
     read_mlp,
+    site_module,
     site_parameters,
     visited_share,
 )
@@ -202,8 +203,8 @@ def _summary(model: PreTrainedModel, sites: list[Site]) -> StackSummary:
         widths=tuple(site.intermediate_size for site in sites),
         gated=mlp.gate is not None,
         bias=mlp.up_bias is not None,
-        activation=type(unscaled(base_model(model).get_submodule(sites[0].module_path("activation")))).__name__,
-        linear=type(base_model(model).get_submodule(sites[0].module_path("up"))).__name__,
+        activation=type(unscaled(site_module(model, sites[0], "activation"))).__name__,
+        linear=type(site_module(model, sites[0], "up")).__name__,
     )
 
 

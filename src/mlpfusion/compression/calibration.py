@@ -17,7 +17,7 @@ from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit
 from mlpfusion.kinds.outcome import Narrowed, Outcome
-from mlpfusion.kinds.table import KINDS
+from mlpfusion.kinds.table import install
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import head_pooling, needs_batches
@@ -226,7 +226,7 @@ def _compressed_traces(
     """Records the traces of the same samples in a copy with all blocks in place."""
     work = copy.deepcopy(model)
     for site, outcome in zip(run.plan.sites, outcomes, strict=True):
-        KINDS[type(outcome)].install(work, site, outcome)
+        install(work, site, outcome)
     with eval_mode(work):
         return block_traces(work, run.plan.sites, batches, alternating_logit, calibration_head(model, run.seed))
 
@@ -248,7 +248,7 @@ def _sequential_outcomes(
         run.progress(done, total, site.path)
         alone = replace(run, plan=replace(run.plan, entries=(entry,)), progress=lambda done, total, what: None)
         (outcome,) = run_method(work, alone, on_new_inputs)
-        KINDS[type(outcome)].install(work, site, outcome)
+        install(work, site, outcome)
         outcomes.append(outcome)
     run.progress(total, total, "")
     return outcomes

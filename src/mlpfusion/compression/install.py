@@ -1,7 +1,6 @@
 """Puts outcomes into a model, all or none, and makes the record."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 from transformers import PreTrainedModel
@@ -11,10 +10,10 @@ from mlpfusion.compression.provenance import source_hash
 from mlpfusion.compression.run import check_finite_outcomes
 from mlpfusion.compression.settings import Settings
 from mlpfusion.kinds.folding import set_key
-from mlpfusion.kinds.key import FusionKey, InstalledSite, site_kind
+from mlpfusion.kinds.key import FusionKey
+from mlpfusion.kinds.kind import InstalledSite
 from mlpfusion.kinds.outcome import Outcome
-from mlpfusion.kinds.table import KINDS
-from mlpfusion.kinds.undo import put_back_on_error
+from mlpfusion.kinds.table import install, kind_of, put_back_on_error
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
 from mlpfusion.sites.sites import Site, read_mlp
 from mlpfusion.sites.table import Architecture
@@ -39,7 +38,7 @@ def install_outcomes(
     with put_back_on_error(model):
         for site, outcome in zip(plan.sites, outcomes, strict=True):
             before = read_mlp(model, site).num_parameters
-            entry = KINDS[type(outcome)].install(model, site, outcome)
+            entry = install(model, site, outcome)
             records.append(_site_record(site, before, entry, outcome.metrics))
             installed[site.path] = entry
         warn_if_degenerate(records)
@@ -60,16 +59,17 @@ def install_outcomes(
 
 
 def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[str, float]) -> SiteRecord:
-    data = asdict(entry)
+    kind = kind_of(entry)
+    size = kind.size(site, entry)
     return SiteRecord(
         path=site.path,
         layer=site.layer,
         original_width=site.intermediate_size,
-        width=data.get("intermediate_size", site.intermediate_size),
+        width=size.width,
         original_parameters=before,
-        parameters=entry.num_parameters,
+        parameters=size.parameters,
         metrics=metrics,
-        kind=site_kind(entry),
-        rank=data.get("rank"),
-        nonzero_parameters=entry.num_parameters - data.get("num_zeros", 0),
+        kind=kind.name,
+        rank=size.rank,
+        nonzero_parameters=size.nonzero_parameters,
     )

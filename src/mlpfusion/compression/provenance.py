@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.compression.checks import check_not_compressed
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import FusionKey
-from mlpfusion.kinds.model_key import model_key
+from mlpfusion.kinds.key import FusionKey, model_key
 from mlpfusion.sites.sites import Site, base_model, find_sites, site_parameters
 
 

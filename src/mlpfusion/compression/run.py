@@ -11,7 +11,7 @@ from mlpfusion.checks import num_not_finite
 from mlpfusion.compression.plan import Plan
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
-from mlpfusion.kinds.outcome import Narrowed, Outcome, outcome_on, outcome_tensors
+from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.methods.block import Block, SecondStep
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.run import compress_block, compress_blocks, one_shot_method
@@ -51,14 +51,14 @@ def run_method(
     if one_shot_method(run.method).ranked_together:
         run.progress(0, len(entries), entries[0][0].path)
         blocks = [_block(model, run, site, width, calibration) for site, width in entries]
-        outcomes = [outcome_on(outcome, model.device) for outcome in compress_blocks(blocks, run.method)]
+        outcomes = [outcome.on(model.device) for outcome in compress_blocks(blocks, run.method)]
     else:
         outcomes = []
         for done, (site, width) in enumerate(entries):
             run.progress(done, len(entries), site.path)
             block = _block(model, run, site, width, calibration)
             outcome = compress_block(block, run.method, with_second_step=with_second_step)
-            outcomes.append(outcome_on(outcome, model.device))
+            outcomes.append(outcome.on(model.device))
     run.progress(len(entries), len(entries), "")
     return outcomes
 
@@ -80,14 +80,14 @@ def finish_blocks(
         original = on_device(read_mlp(model, site), run.device)
         small = replace(outcome, mlp=on_device(outcome.mlp, run.device))
         result = step(original, before[site.path].to(run.device), small, after[site.path].to(run.device))
-        finished.append(outcome_on(result, outcome.mlp.up.device))
+        finished.append(result.on(outcome.mlp.up.device))
     return finished
 
 
 def check_finite_outcomes(plan: Plan, outcomes: Sequence[Outcome], method: str) -> None:
     """Raises `InputError` for NaN or Inf in an outcome: the arithmetic of `method` overflowed."""
     for site, outcome in zip(plan.sites, outcomes, strict=True):
-        for name, tensor in outcome_tensors(outcome).items():
+        for name, tensor in outcome.tensors().items():
             bad = num_not_finite(tensor) if tensor.is_floating_point() else 0
             if bad:
                 raise InputError(

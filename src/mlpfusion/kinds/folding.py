@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import KEY, FusionKey, LowRankSite, NarrowSite, RoutedSite, key_to_dict
-from mlpfusion.kinds.model_key import model_key
-from mlpfusion.kinds.rebuild import installed_sites, site_size
-from mlpfusion.kinds.table import KINDS
-from mlpfusion.kinds.undo import put_back_on_error
+from mlpfusion.kinds.key import FusionKey, key_to_dict, model_key
+from mlpfusion.kinds.kind import KEY
+from mlpfusion.kinds.narrow import NarrowSite
+from mlpfusion.kinds.rebuild import installed_sites
+from mlpfusion.kinds.table import kind_of, put_back_on_error, site_size
 from mlpfusion.sites.sites import (
     Site,
     base_model,
@@ -45,9 +45,10 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
     stock = _stock_form(model, key)
     with put_back_on_error(model):
         for site in sites:
-            KINDS[type(key.sites[site.path])].fold(model, site)
-        if any(isinstance(site, LowRankSite) for site in key.sites.values()):
-            warnings.warn("the factors were multiplied: the model has its original size again", stacklevel=2)
+            kind_of(key.sites[site.path]).fold(model, site)
+        for text in dict.fromkeys(kind_of(entry).fold_warning for entry in key.sites.values()):
+            if text is not None:
+                warnings.warn(text, stacklevel=2)
         reason = stock.reason or _difference(model, stock)
         if reason is None:
             _set_config(model, stock.widths, None)
@@ -75,15 +76,17 @@ class _StockForm:
 
 def _check_foldable(model: PreTrainedModel, key: FusionKey, sites: list[Site]) -> None:
     """Raises `InputError` for all that folding a site would raise for."""
-    if any(isinstance(entry, RoutedSite) for entry in key.sites.values()):
-        raise InputError("`model` must have a stock form to be folded, got one with routed experts, which has none")
+    for entry in key.sites.values():
+        reason = kind_of(entry).no_stock_form
+        if reason is not None:
+            raise InputError(reason)
     check_readable(model, sites)
 
 
 def _stock_form(model: PreTrainedModel, key: FusionKey) -> _StockForm:
     """What a config without the key would have to say; nothing is changed."""
     widths: dict[str, set[int]] = {}
-    narrow = any(isinstance(entry, NarrowSite) for entry in key.sites.values())
+    narrow = any(kind_of(entry).original_width(entry) is not None for entry in key.sites.values())
     for site in find_sites(model, key.architecture) if narrow else []:
         if site.stack.width_key is None:
             return _StockForm({}, {}, f"no entry of the config is known to hold the width of {site.stack.layer}")
@@ -115,7 +118,7 @@ def _folded_key(model: PreTrainedModel, key: FusionKey) -> FusionKey:
     sites = {}
     for site in installed_sites(model, key):
         entry = key.sites[site.path]
-        original = entry.original_size if isinstance(entry, NarrowSite) else site.intermediate_size
+        original = kind_of(entry).original_width(entry) or site.intermediate_size
         sites[site.path] = NarrowSite(site.intermediate_size, original, "none", site_size(base_model(model), site))
     return FusionKey(key.architecture, sites, key.method, key.seed, key.source_sha256)
 

@@ -66,6 +66,6 @@ def _patch(module: ModuleType) -> None:
 
 def _key(config: "PreTrainedConfig") -> "FusionKey | None":
     """The parsed `mlp_fusion` key of a config, None without one. Raises as `model_key` does."""
-    from mlpfusion.kinds.model_key import model_key
+    from mlpfusion.kinds.key import model_key
 
     return model_key(config)

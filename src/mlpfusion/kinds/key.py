@@ -3,63 +3,20 @@
 import hashlib
 import json
 import re
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from mlpfusion.errors import InputError, shown
+from mlpfusion.kinds.kind import KEY, MAX_NUMBER, InstalledSite, entry_place
+from mlpfusion.kinds.table import KIND_NAMES, kind_of
 from mlpfusion.sites.sites import layer_number
-from mlpfusion.sites.table import Architecture, architecture_from_dict, architecture_to_dict
+from mlpfusion.sites.table import Architecture, Stack, architecture_from_dict, architecture_to_dict, check_known_row
+from mlpfusion.sites.width_keys import is_width_key
 
-KEY = "mlp_fusion"
 VERSION = 2  # 1 had no checksum; both are read
-_MAX_SITES, _MAX_NUMBER = 100_000, 2**53
-
-
-@dataclass(frozen=True)
-class NarrowSite:
-    """A narrower MLP: its width now and before, the scales in its activation (`install.narrow`), its parameters now."""
-
-    intermediate_size: int
-    original_size: int
-    scale: str
-    num_parameters: int
-
-
-@dataclass(frozen=True)
-class LowRankSite:
-    """An MLP of factors: the rank of its matrices, its parameters now (all factors and biases).
-
-    The rank is one number, or where the matrices differ one for each by its name (`up`, `gate`, `down`).
-    """
-
-    rank: int | dict[str, int]
-    num_parameters: int
-
-
-@dataclass(frozen=True)
-class MaskedSite:
-    """An MLP with zeros: how many its matrices have at least, and its parameters, zeros counted."""
-
-    num_zeros: int
-    num_parameters: int
-
-
-@dataclass(frozen=True)
-class RoutedSite:
-    """An MLP of experts: how many, how many of them compute for a token, and its parameters, those of all experts."""
-
-    num_experts: int
-    num_selected: int
-    num_parameters: int
-
-
-InstalledSite = NarrowSite | LowRankSite | MaskedSite | RoutedSite
-SITE_KINDS: dict[str, type[InstalledSite]] = {
-    "narrow": NarrowSite,
-    "low-rank": LowRankSite,
-    "masked": MaskedSite,
-    "routed": RoutedSite,
-}
+_MAX_SITES = 100_000
 
 
 @dataclass(frozen=True)
@@ -73,11 +30,6 @@ class FusionKey:
     source_sha256: str
 
 
-def site_kind(site: InstalledSite) -> str:
-    """The name of the kind of outcome at a site: `narrow`, `low-rank`, `masked` or `routed`."""
-    return next(name for name, kind in SITE_KINDS.items() if type(site) is kind)
-
-
 def key_to_dict(key: FusionKey) -> dict[str, Any]:
     """The key as JSON data, with the version of this form and a checksum."""
     data = {
@@ -86,7 +38,7 @@ def key_to_dict(key: FusionKey) -> dict[str, Any]:
         "seed": key.seed,
         "source_sha256": key.source_sha256,
         "architecture": architecture_to_dict(key.architecture),
-        "sites": {path: {"kind": site_kind(site), **asdict(site)} for path, site in key.sites.items()},
+        "sites": {path: {"kind": kind_of(site).name, **asdict(site)} for path, site in key.sites.items()},
     }
     return data | {"checksum": checksum(data)}
 
@@ -110,7 +62,7 @@ def key_from_dict(data: Any) -> FusionKey:
         raise InputError(f"`{KEY}.source_sha256` must be 64 hexadecimal digits, got {shown(data['source_sha256'])}")
     if not isinstance(data["method"], str) or type(data["seed"]) is not int:
         raise InputError(f"`{KEY}` must hold `method` as text and `seed` as a whole number")
-    if not re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", data["method"]) or abs(data["seed"]) > _MAX_NUMBER:
+    if not re.fullmatch("[a-z0-9][a-z0-9-]{0,63}", data["method"]) or abs(data["seed"]) > MAX_NUMBER:
         raise InputError(
             f"`{KEY}` must hold the name of a method and a seed below 2^53, "
             f"got {shown(data['method'])} and {shown(data['seed'])}"
@@ -136,40 +88,48 @@ def _check_paths(architecture: Architecture, sites: dict[Any, Any]) -> None:
 
 
 def _site_from_dict(path: str, data: Any) -> InstalledSite:
-    where = f"{KEY}.sites[{path}]"
+    where = entry_place(path)
     name = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(name, str) or name not in SITE_KINDS:
-        raise InputError(f"`{where}.kind` must be one of {', '.join(SITE_KINDS)}, got {shown(name)}")
-    items = fields(SITE_KINDS[name])
-    _check_keys(where, data, ["kind", *(item.name for item in items)])
-    for item in items:
-        _check_value(where, item, data[item.name])
-    site = SITE_KINDS[name](**{item.name: data[item.name] for item in items})
-    if isinstance(site, NarrowSite) and site.intermediate_size > site.original_size:
-        raise InputError(
-            f"`intermediate_size` of {path} must be at most {site.original_size}, got {site.intermediate_size}"
-        )
-    return site
-
-
-def _check_value(where: str, item: Field, value: Any) -> None:
-    if item.type is str and type(value) is not str:
-        raise InputError(f"`{where}.{item.name}` must be text, got {shown(value)}")
-    if item.name == "rank" and isinstance(value, dict) and value:
-        if not set(value) <= {"up", "gate", "down"}:
-            raise InputError(f"`{where}.rank` must have the names of matrices, got {shown(value)}")
-        for name, rank in value.items():
-            _check_number(f"{where}.rank.{name}", rank, 1)
-    elif item.type is not str:
-        _check_number(f"{where}.{item.name}", value, 0 if item.name == "num_zeros" else 1)
-
-
-def _check_number(where: str, value: Any, smallest: int) -> None:
-    if type(value) is not int or not smallest <= value <= _MAX_NUMBER:
-        raise InputError(f"`{where}` must be a whole number of at least {smallest}, got {shown(value)}")
+    if not isinstance(name, str) or name not in KIND_NAMES:
+        raise InputError(f"`{where}.kind` must be one of {', '.join(KIND_NAMES)}, got {shown(name)}")
+    kind = KIND_NAMES[name]
+    _check_keys(where, data, ["kind", *(item.name for item in fields(kind.entry))])
+    return kind.read_entry(path, data)
 
 
 def _check_keys(where: str, data: Any, known: list[str]) -> None:
     if not isinstance(data, dict) or set(data) != set(known):
         given = list(data) if isinstance(data, dict) else data
         raise InputError(f"`{where}` must have exactly the keys {', '.join(known)}, got {shown(given)}")
+
+
+def model_key(config: PreTrainedConfig) -> FusionKey | None:
+    """The key of a config, None without one.
+
+    Raises `InputError` if it is malformed, its row is not the table's for a known model type, or a `width_key` names
+    anything but the entry of the config that holds the original width. In keys of version 1, which `inspect` wrote with
+    guesses, such a `width_key` counts as null.
+    """
+    data = getattr(config, KEY, None)
+    if data is None:
+        return None
+    key = key_from_dict(data)
+    try:
+        check_known_row(config.model_type, key.architecture)
+    except InputError as error:
+        raise InputError(f"`{KEY}` does not fit the config: {error}") from error
+    wrong = [stack for stack in key.architecture.stacks if not _fits(config, key, stack)]
+    if wrong and data["version"] > 1:
+        raise InputError(
+            f"`{KEY}` must name in `width_key` the entry of the config that holds the original width, or null, "
+            f"got {shown(wrong[0].width_key)}"
+        )
+    stacks = (replace(stack, width_key=None) if stack in wrong else stack for stack in key.architecture.stacks)
+    return replace(key, architecture=Architecture(tuple(stacks)))
+
+
+def _fits(config: PreTrainedConfig, key: FusionKey, stack: Stack) -> bool:
+    """Whether the `width_key` of a stack is null or holds the original width of its layers in the key."""
+    layers = [entry for path, entry in key.sites.items() if layer_number(stack.layer, path) is not None]
+    widths = {kind_of(entry).original_width(entry) for entry in layers} - {None}
+    return stack.width_key is None or all(is_width_key(config, stack.width_key, width) for width in widths if width)

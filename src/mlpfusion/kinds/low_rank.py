@@ -1,62 +1,148 @@
-"""The low-rank kind: every linear map of a site becomes two, the width stays."""
+"""The low-rank kind: every linear map of a site becomes the product of two smaller ones, the width stays."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import LowRankSite
-from mlpfusion.kinds.linear import linear_copy, new_linear, replace_module
+from mlpfusion.errors import InputError, shown
+from mlpfusion.kernel import FactoredMLP
+from mlpfusion.kinds.kind import BlockSize, Kind, entry_place, number_at, replace_module
+from mlpfusion.kinds.narrow import read_block
 from mlpfusion.kinds.outcome import LowRank
-from mlpfusion.modules.low_rank import LowRankLinear
-from mlpfusion.sites.sites import Site, base_model, linear_maps, linear_tensors, site_parameters
+from mlpfusion.sites.sites import Site, base_model, linear_maps
+from mlpfusion.sites.weights import Tensors, check_linear, linear_bias, linear_weight, new_linear, read_all
 
 
-def install(model: PreTrainedModel, site: Site, outcome: LowRank) -> LowRankSite:
-    """Puts the factors in the place of the linear maps at `site`; biases stay. Changes the model; values are copied."""
-    base = base_model(model)
-    for path, names in linear_maps(site).items():
-        linear = base.get_submodule(path)
-        factors = [outcome.factors[name] for name in names]
-        new = _low_rank_like(linear, [right.shape[0] for _, right in factors])
-        _copy_factors(new, factors, linear_tensors(linear)[1])
-        replace_module(base, path, new)
+@dataclass(frozen=True)
+class LowRankSite:
+    """An MLP of factors: the rank of its matrices, its parameters now (all factors and biases).
+
+    The rank is one number, or where the matrices differ one for each by its name (`up`, `gate`, `down`).
+    """
+
+    rank: int | dict[str, int]
+    num_parameters: int
+
+
+class LowRankLinear(nn.Module):
+    """left(right(x)), two plain `nn.Linear`, in the place of one map; or several such pairs side by side.
+
+    The outputs of the pairs are put one after the other: a map that holds gate and up has a pair for each, so that the
+    factors do not depend on how an architecture stores the two; `ranks` has one number a pair. `dense_type` is the type
+    of the map that was replaced.
+
+    The buffer `weight` holds nothing. It makes transformers without this package fail on its shape, where missing and
+    unexpected weights would only be logged, and tells T5, which asks the map for `weight.dtype`, what to cast to.
+    """
+
+    weight: Tensor
+    made_of = "left+right"
+
+    def __init__(
+        self, in_features: int, out_features: int, ranks: Sequence[int], *, bias: bool, dense_type: type[nn.Module]
+    ):
+        super().__init__()
+        self.dense_type = dense_type
+        self.parts = nn.ModuleList(
+            nn.Sequential(
+                OrderedDict(
+                    right=nn.Linear(in_features, rank, bias=False),
+                    left=nn.Linear(rank, out_features // len(ranks), bias=bias),
+                )
+            )
+            for rank in ranks
+        )
+        self.register_buffer("weight", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [part(x) for part in self.parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def pairs(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """The linear maps (left, right) of every part."""
+        return [(part.get_submodule("left"), part.get_submodule("right")) for part in self.parts]  # pyright: ignore[reportReturnType]
+
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the whole map."""
+        pairs = self.pairs()
+        return sum(left.out_features for left, _ in pairs), pairs[0][1].in_features
+
+    def ranks(self) -> tuple[int, ...]:
+        """Columns of `left`, rows of `right`, of every part."""
+        return tuple(right.out_features for _, right in self.pairs())
+
+    def check_readable(self) -> None:
+        """Raises `InputError` for an adapter or a quantised weight in a factor. Multiplies nothing."""
+        for left, right in self.pairs():
+            check_linear(left)
+            check_linear(right)
+
+    def dense_weight(self) -> Float[Tensor, "out in"]:
+        """The weight of the one map that computes the same, detached."""
+        return torch.cat([left.weight.detach() @ right.weight.detach() for left, right in self.pairs()])
+
+    def dense_bias(self) -> Float[Tensor, " out"] | None:
+        """The bias of that map, detached."""
+        biases = [left.bias.detach() for left, _ in self.pairs() if left.bias is not None]
+        return torch.cat(biases) if biases else None
+
+
+def _read_entry(path: str, data: Mapping[str, Any]) -> LowRankSite:
+    where, rank = entry_place(path), data["rank"]
+    if isinstance(rank, dict) and rank:
+        if not set(rank) <= {"up", "gate", "down"}:
+            raise InputError(f"`{where}.rank` must have the names of matrices, got {shown(rank)}")
+        rank = {name: number_at(f"{where}.rank.{name}", one) for name, one in rank.items()}
+    else:
+        rank = number_at(f"{where}.rank", rank)
+    return LowRankSite(rank, number_at(f"{where}.num_parameters", data["num_parameters"]))
+
+
+def _entry_of(site: Site, outcome: LowRank, original: Tensors) -> LowRankSite:
     ranks = {name: right.shape[0] for name, (_, right) in outcome.factors.items()}
     rank = ranks["down"] if len(set(ranks.values())) == 1 else ranks
-    return LowRankSite(rank, sum(parameter.numel() for parameter in site_parameters(base, site)))
+    return LowRankSite(rank, sum(tensor.numel() for tensor in _tensors(site, outcome, original).values()))
 
 
-def rebuild(model: PreTrainedModel, site: Site, entry: LowRankSite) -> None:
-    """Makes room for the factors, uninitialised. Changes the model; idempotent. Raises `InputError` for a bad rank."""
+def _tensors(site: Site, outcome: LowRank, original: Tensors) -> dict[str, Tensor]:
+    """The factors; biases stay."""
+    biases = read_all(original, [weight for weight in site.weights if weight.is_bias])
+    tensors = {}
+    for path, fields in linear_maps(site).items():
+        for index, field in enumerate(fields):
+            left, right = outcome.factors[field]
+            part = f"{path}.parts.{index}"
+            tensors |= {f"{part}.left.weight": left, f"{part}.right.weight": right}
+            if f"{field}_bias" in biases:
+                tensors[f"{part}.left.bias"] = biases[f"{field}_bias"]
+    return tensors
+
+
+def _is_there(model: PreTrainedModel, site: Site, entry: LowRankSite) -> bool:
     base, ranks = base_model(model), _ranks(site, entry)
     largest = min(site.hidden_size, site.intermediate_size)
     if max(ranks.values()) > largest:
         raise InputError(
             f"`mlp_fusion` wants rank {max(ranks.values())} at {site.path}, the config allows at most {largest}"
         )
-    for path, names in linear_maps(site).items():
-        linear, wanted = base.get_submodule(path), [ranks[name] for name in names]
-        if not (isinstance(linear, LowRankLinear) and list(linear.ranks()) == wanted):
-            replace_module(base, path, _low_rank_like(linear, wanted))
-
-
-def check(model: PreTrainedModel, site: Site, entry: LowRankSite) -> None:
-    """Nothing beside the shapes, which transformers checks: any factors are good ones."""
-
-
-def fold(model: PreTrainedModel, site: Site) -> None:
-    """Multiplies the factors: the plain maps that stood there before, of their size. Changes the model."""
-    base = base_model(model)
-    for path in linear_maps(site):
+    there = []
+    for path, fields in linear_maps(site).items():
         linear = base.get_submodule(path)
-        if isinstance(linear, LowRankLinear):
-            weight, bias = linear.dense()
-            new = new_linear(linear.dense_type, *weight.shape, bias=bias is not None)
-            new = new.to(weight.dtype).to_empty(device=weight.device).train(linear.training)
-            linear_copy(new, weight, bias)
-            replace_module(base, path, new)
+        there.append(isinstance(linear, LowRankLinear) and list(linear.ranks()) == [ranks[name] for name in fields])
+    return all(there)
+
+
+def _make_room(model: PreTrainedModel, site: Site, entry: LowRankSite) -> None:
+    base, ranks = base_model(model), _ranks(site, entry)
+    for path, fields in linear_maps(site).items():
+        linear = base.get_submodule(path)
+        replace_module(base, path, _low_rank_like(linear, [ranks[name] for name in fields]))
 
 
 def _ranks(site: Site, entry: LowRankSite) -> dict[str, int]:
@@ -70,7 +156,7 @@ def _ranks(site: Site, entry: LowRankSite) -> dict[str, int]:
 
 def _low_rank_like(linear: nn.Module, ranks: Sequence[int]) -> LowRankLinear:
     """Factors for `linear` of its device, dtype and `requires_grad`, uninitialised."""
-    weight, bias = linear_tensors(linear)
+    weight, bias = linear_weight(linear), linear_bias(linear)
     out_features, in_features = weight.shape
     with torch.device("meta"):
         new = LowRankLinear(in_features, out_features, ranks, bias=bias is not None, dense_type=type(linear))
@@ -81,10 +167,68 @@ def _low_rank_like(linear: nn.Module, ranks: Sequence[int]) -> LowRankLinear:
     return new.train(linear.training)
 
 
+def _check(model: PreTrainedModel, site: Site, entry: LowRankSite) -> None:
+    """Nothing beside the shapes, which transformers checks: any factors are good ones."""
+
+
 @torch.no_grad()
-def _copy_factors(linear: LowRankLinear, factors: list[tuple[Tensor, Tensor]], bias: Tensor | None) -> None:
-    pairs = linear.pairs()
-    biases = [None] * len(pairs) if bias is None else bias.chunk(len(pairs))
-    for (left, right), (left_factor, right_factor), part in zip(pairs, factors, biases, strict=True):
-        linear_copy(left, left_factor, part)
-        linear_copy(right, right_factor, None)
+def _fold(model: PreTrainedModel, site: Site) -> None:
+    """Multiplies the factors: the plain maps that stood there before, of their size."""
+    base = base_model(model)
+    for path in linear_maps(site):
+        linear = base.get_submodule(path)
+        if isinstance(linear, LowRankLinear):
+            replace_module(base, path, plain_copy(linear))
+
+
+def plain_copy(linear: LowRankLinear) -> nn.Module:
+    """A plain map, of the type that was replaced, that computes the same."""
+    weight, bias = linear.dense_weight(), linear.dense_bias()
+    new = new_linear(linear.dense_type, *weight.shape, bias=bias is not None)
+    new = new.to(weight.dtype).to_empty(device=weight.device).train(linear.training)
+    linear_weight(new).copy_(weight)
+    if bias is not None:
+        assert new.bias is not None
+        new.bias.copy_(bias)
+    return new
+
+
+def _trained_block(model: PreTrainedModel, site: Site) -> FactoredMLP:
+    factors = {}
+    for path, fields in linear_maps(site).items():
+        linear = base_model(model).get_submodule(path)
+        assert isinstance(linear, LowRankLinear)
+        pairs = [(left.weight.detach(), right.weight.detach()) for left, right in linear.pairs()]
+        factors |= dict(zip(fields, pairs, strict=True))
+    return FactoredMLP(read_block(model, site), factors)
+
+
+def _size(site: Site, entry: LowRankSite) -> BlockSize:
+    return BlockSize(site.intermediate_size, entry.num_parameters, entry.num_parameters, entry.rank)
+
+
+def _size_words(size: BlockSize, metrics: Mapping[str, float]) -> str:
+    if isinstance(size.rank, dict):
+        return f"rank {min(size.rank.values())}-{max(size.rank.values())}"
+    return f"rank {size.rank}"
+
+
+KIND = Kind(
+    name="low-rank",
+    outcome=LowRank,
+    entry=LowRankSite,
+    blocks="low-rank factors in the MLPs",
+    without_package="Without the package transformers refuses the checkpoint with a shape error.",
+    read_entry=_read_entry,
+    entry_of=_entry_of,
+    tensors=_tensors,
+    is_there=_is_there,
+    make_room=_make_room,
+    check=_check,
+    fold=_fold,
+    trained_block=_trained_block,
+    size=_size,
+    size_words=_size_words,
+    can_be_cut=False,
+    fold_warning="the factors were multiplied: the model has its original size again",
+)

@@ -16,6 +16,15 @@ class Narrowed:
     mlp: MLP
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers by name: weights, biases, scales."""
+        scales = {"input_scale": self.mlp.input_scale, "output_scale": self.mlp.output_scale}
+        return self.mlp.tensors() | {name: scale for name, scale in scales.items() if scale is not None}
+
+    def on(self, device: torch.device) -> "Narrowed":
+        """The outcome with its tensors on `device`."""
+        return replace(self, mlp=on_device(self.mlp, device))
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -27,6 +36,16 @@ class LowRank:
     factors: dict[str, tuple[Tensor, Tensor]]
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All factors by name: `up.left`, `up.right` and so on."""
+        sides = {name: zip(("left", "right"), pair, strict=True) for name, pair in self.factors.items()}
+        return {f"{name}.{side}": factor for name, pair in sides.items() for side, factor in pair}
+
+    def on(self, device: torch.device) -> "LowRank":
+        """The outcome with its tensors on `device`."""
+        pairs = {name: (left.to(device), right.to(device)) for name, (left, right) in self.factors.items()}
+        return replace(self, factors=pairs)
+
 
 @dataclass(frozen=True)
 class Masked:
@@ -34,6 +53,14 @@ class Masked:
 
     mlp: MLP
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers by name: weights and biases."""
+        return self.mlp.tensors()
+
+    def on(self, device: torch.device) -> "Masked":
+        """The outcome with its tensors on `device`."""
+        return replace(self, mlp=on_device(self.mlp, device))
 
 
 @dataclass(frozen=True)
@@ -49,26 +76,14 @@ class Routed:
     num_selected: int
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers by name: weights, biases, router."""
+        return self.mlp.tensors() | {"router_in": self.router_in, "router_out": self.router_out}
+
+    def on(self, device: torch.device) -> "Routed":
+        """The outcome with its tensors on `device`."""
+        router_in, router_out = self.router_in.to(device), self.router_out.to(device)
+        return replace(self, mlp=on_device(self.mlp, device), router_in=router_in, router_out=router_out)
+
 
 Outcome = Narrowed | LowRank | Masked | Routed
-
-
-def outcome_on(outcome: Outcome, device: torch.device) -> Outcome:
-    """The outcome with all its tensors on `device`."""
-    if isinstance(outcome, LowRank):
-        pairs = {name: (left.to(device), right.to(device)) for name, (left, right) in outcome.factors.items()}
-        return replace(outcome, factors=pairs)
-    return replace(outcome, mlp=on_device(outcome.mlp, device))
-
-
-def outcome_tensors(outcome: Outcome) -> dict[str, Tensor]:
-    """All numbers of an outcome by name: weights, biases, scales, factors, routers."""
-    if isinstance(outcome, LowRank):
-        sides = {name: zip(("left", "right"), pair, strict=True) for name, pair in outcome.factors.items()}
-        return {f"{name}.{side}": factor for name, pair in sides.items() for side, factor in pair}
-    mlp = outcome.mlp
-    scales = {"input_scale": mlp.input_scale, "output_scale": mlp.output_scale}
-    tensors = mlp.tensors() | {name: scale for name, scale in scales.items() if scale is not None}
-    if isinstance(outcome, Routed):
-        tensors |= {"router_in": outcome.router_in, "router_out": outcome.router_out}
-    return tensors

@@ -3,26 +3,12 @@
 import warnings
 from collections.abc import Iterable, Sequence
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import FusionKey, NarrowSite
-from mlpfusion.kinds.parallel import check_parallel, share_scales
-from mlpfusion.kinds.table import KINDS
-from mlpfusion.sites.sites import (
-    Site,
-    base_model,
-    find_sites,
-    has_module,
-    is_plain,
-    layer_path,
-    linear_maps,
-    site_parameters,
-)
-
-SCALE_BUFFERS = (".output_scale", ".input_scale_bits", ".output_scale_bits")
-ROUTER_BUFFERS = (".router_in_bits", ".router_out_bits")
+from mlpfusion.kinds.key import FusionKey
+from mlpfusion.kinds.table import KINDS, kind_of, rebuild, site_size
+from mlpfusion.sites.sites import Site, base_model, find_sites, has_module, layer_path, linear_maps
 
 
 def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
@@ -34,10 +20,10 @@ def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
     base = base_model(model)
     if not any(has_module(base, path) for path in key.sites):
         return
-    check_parallel(model, key)
+    _check_parallel(model, key)
     for site in installed_sites(model, key):
         entry = key.sites[site.path]
-        KINDS[type(entry)].rebuild(model, site, entry)
+        rebuild(model, site, entry)
         _check_size(base, site, entry.num_parameters)
 
 
@@ -46,12 +32,10 @@ def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str],
 
     A lost weight is refused even where transformers would make a random one: in a compressed block nobody wants that.
     """
-    lost = [name for name in (*missing, *unexpected) if name.endswith(SCALE_BUFFERS)]
-    if lost:
-        raise InputError(f"the checkpoint must hold the scales of every scaled block and no other, see {min(lost)}")
-    lost = [name for name in (*missing, *unexpected) if name.endswith(ROUTER_BUFFERS)]
-    if lost:
-        raise InputError(f"the checkpoint must hold the router of every routed block and no other, see {min(lost)}")
+    for kind in KINDS:
+        lost = [name for name in (*missing, *unexpected) if name.endswith(kind.buffers)]
+        if lost:
+            raise InputError(f"the checkpoint must hold {kind.buffers_of} and no other, see {min(lost)}")
     missing, sites = sorted(missing), installed_sites(model, key)
     for site in sites:
         for path in linear_maps(site):
@@ -59,9 +43,9 @@ def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str],
             if absent:
                 raise InputError(f"the checkpoint must hold all weights of compressed blocks, {absent[0]} is missing")
         entry = key.sites[site.path]
-        KINDS[type(entry)].check(model, site, entry)
+        kind_of(entry).check(model, site, entry)
         if getattr(model, "tp_size", None) is not None:
-            share_scales(model, site)
+            kind_of(entry).after_cut(model, site)
     if getattr(model, "is_quantized", False):  # transformers sets it on a model that it quantises, on no other
         _warn_of_scales(model, sites, key)
 
@@ -82,18 +66,10 @@ def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
     return sites
 
 
-def site_size(base: nn.Module, site: Site) -> int:
-    """Number of parameters of the linear maps of a site."""
-    return sum(parameter.numel() for parameter in site_parameters(base, site))
-
-
 def _warn_of_scales(model: PreTrainedModel, sites: Sequence[Site], key: FusionKey) -> None:
     """Warns if quantised `down` maps stand behind scales: one scale a row cannot hold columns of such lengths."""
-    base, scaled = base_model(model), 0
-    for site in sites:
-        entry = key.sites[site.path]
-        if isinstance(entry, NarrowSite) and entry.scale != "none":
-            scaled += not is_plain(base.get_submodule(site.module_path("down")))
+    entries = [(site, key.sites[site.path]) for site in sites]
+    scaled = sum(kind_of(entry).is_hurt_by_quantising(model, site, entry) for site, entry in entries)
     if scaled:
         warnings.warn(
             f"the weights of {scaled} blocks are quantised behind stand-alone scales, which costs accuracy: load the "
@@ -102,7 +78,17 @@ def _warn_of_scales(model: PreTrainedModel, sites: Sequence[Site], key: FusionKe
         )
 
 
-def _check_size(base: nn.Module, site: Site, num_parameters: int) -> None:
+def _check_parallel(model: PreTrainedModel, key: FusionKey) -> None:
+    """Raises `InputError` if a tensor parallel plan is to spread a model with blocks that no plan can cut."""
+    config = getattr(model.config, "distributed_config", None)  # transformers puts it there before the model is built
+    if (getattr(config, "tp_size", None) or 1) > 1:
+        bad = [path for path, entry in key.sites.items() if not kind_of(entry).can_be_cut]
+        if bad:
+            whole = " and ".join(kind.name for kind in KINDS if not kind.can_be_cut)
+            raise InputError(f"`tp_plan` must be left out for {whole} blocks, got one at {bad[0]}")
+
+
+def _check_size(base: PreTrainedModel, site: Site, num_parameters: int) -> None:
     count = site_size(base, site)
     if count != num_parameters:
         raise InputError(f"`mlp_fusion` wants {num_parameters} parameters at {site.path}, the model has {count}")

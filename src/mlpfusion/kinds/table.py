@@ -1,40 +1,101 @@
-"""The kinds of outcome: how each is installed, rebuilt before loading, checked after it, and folded."""
+"""The kinds of outcome, and how an outcome gets into a model: whole, or the model stays as it was."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from transformers import PreTrainedModel
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.kinds import low_rank, masked, narrow, routed
-from mlpfusion.kinds.key import InstalledSite, LowRankSite, MaskedSite, NarrowSite, RoutedSite
-from mlpfusion.kinds.outcome import LowRank, Masked, Narrowed, Routed
-from mlpfusion.sites.sites import Site
+from mlpfusion.kinds.kind import InstalledSite, Kind
+from mlpfusion.kinds.outcome import Outcome
+from mlpfusion.sites.sites import Site, base_model, linear_maps, site_parameters
+from mlpfusion.sites.weights import ModelTensors
+
+KINDS: tuple[Kind, ...] = (narrow.KIND, low_rank.KIND, masked.KIND, routed.KIND)
+KIND_NAMES: dict[str, Kind] = {kind.name: kind for kind in KINDS}
+_BY_TYPE: dict[type, Kind] = {kind.outcome: kind for kind in KINDS} | {kind.entry: kind for kind in KINDS}
 
 
-@dataclass(frozen=True)
-class Kind:
-    """The functions of one kind; each works on one site of a model in place."""
-
-    install: Callable[[PreTrainedModel, Site, Any], InstalledSite]
-    rebuild: Callable[[PreTrainedModel, Site, Any], None]
-    check: Callable[[PreTrainedModel, Site, Any], None]
-    fold: Callable[[PreTrainedModel, Site], None]
+def kind_of(block: Outcome | InstalledSite) -> Kind:
+    """The kind of an outcome, or of an entry of the key."""
+    return _BY_TYPE[type(block)]
 
 
-_NARROW = Kind(narrow.install, narrow.rebuild, narrow.check, narrow.fold)
-_LOW_RANK = Kind(low_rank.install, low_rank.rebuild, low_rank.check, low_rank.fold)
-_MASKED = Kind(masked.install, masked.rebuild, masked.check, masked.fold)
-_ROUTED = Kind(routed.install, routed.rebuild, routed.check, routed.fold)
+def kind_of_outcome(makes: type[Outcome]) -> Kind:
+    """The kind of the outcomes of one class."""
+    return _BY_TYPE[makes]
 
-# By what a method hands back, and by what the key of a saved config holds.
-KINDS: dict[type, Kind] = {
-    Narrowed: _NARROW,
-    NarrowSite: _NARROW,
-    LowRank: _LOW_RANK,
-    LowRankSite: _LOW_RANK,
-    Masked: _MASKED,
-    MaskedSite: _MASKED,
-    Routed: _ROUTED,
-    RoutedSite: _ROUTED,
-}
+
+@torch.no_grad()
+def install(model: PreTrainedModel, site: Site, outcome: Outcome) -> InstalledSite:
+    """Puts a block in the place of the one at `site`; returns its entry in the key. Changes the model.
+
+    The values are copied into new modules: those that stood there, which `put_back_on_error` brings back, keep theirs.
+    """
+    base, kind, original = base_model(model), kind_of(outcome), ModelTensors(base_model(model))
+    entry, tensors = kind.entry_of(site, outcome, original), kind.tensors(site, outcome, original)
+    kind.make_room(model, site, entry)
+    places = _own_tensors(base, site)
+    for name, tensor in tensors.items():
+        places[name].copy_(tensor)
+    assert site_size(base, site) == entry.num_parameters
+    return entry
+
+
+def rebuild(model: PreTrainedModel, site: Site, entry: InstalledSite) -> None:
+    """Makes room for the block that `entry` names, uninitialised. Changes the model; idempotent.
+
+    Raises `InputError` where entry and model disagree.
+    """
+    kind = kind_of(entry)
+    if not kind.is_there(model, site, entry):
+        kind.make_room(model, site, entry)
+
+
+def site_size(base: PreTrainedModel, site: Site) -> int:
+    """Number of parameters of the linear maps of a site."""
+    return sum(parameter.numel() for parameter in site_parameters(base, site))
+
+
+def _own_tensors(base: PreTrainedModel, site: Site) -> dict[str, Tensor]:
+    """The parameters and buffers of the modules of a site, by name from `base`."""
+    modules = {path: base.get_submodule(path) for path in (*linear_maps(site), site.module_path("activation"))}
+    return {
+        f"{path}.{name}": tensor
+        for path, module in modules.items()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+
+
+@contextmanager
+def put_back_on_error(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, modules may be replaced and the config edited; any exception puts back what stood there.
+
+    Tensors are not copied: new values must go into new modules, not into those of the model.
+    """
+    modules = [(module, dict(module._modules)) for module in model.modules()]
+    configs = [(config, dict(vars(config))) for config in _configs(model)]
+    try:
+        yield
+    except BaseException:
+        for module, children in modules:
+            module._modules.clear()
+            module._modules.update(children)
+        for config, entries in configs:
+            vars(config).clear()
+            vars(config).update(entries)
+        raise
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """The configs of a model and of its base, and those inside these."""
+    found: dict[int, PreTrainedConfig] = {}
+    waiting = [model.config, base_model(model).config]
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in found:
+            found[id(config)] = config
+            waiting += [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    return list(found.values())

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
-from mlpfusion.sites.sites import Site, base_model
-from mlpfusion.sites.traces import run_base, visible_tokens
+from mlpfusion.sites.sites import Site, base_model, site_module
+from mlpfusion.sites.traces import hooks, run_base, visible_tokens
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -59,16 +59,12 @@ def recorded_outputs(
     Run the model once on each of `batches`, in order. Memory: two tensors of tokens x hidden size
     per site. The hooks are removed on exit, also after an exception.
     """
-    base, hooks = base_model(model), []
     recorder = OutputRecorder(model, sites, batches)
-    try:
+    with hooks() as handles:
         for site in sites:
-            modules = base.get_submodule(site.module_path("down")), base.get_submodule(site.path)
-            hooks += [module.register_forward_hook(_take(recorder, site, i)) for i, module in enumerate(modules)]
+            modules = site_module(model, site, "down"), base_model(model).get_submodule(site.path)
+            handles += [module.register_forward_hook(_take(recorder, site, i)) for i, module in enumerate(modules)]
         yield recorder
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
@@ -141,12 +137,9 @@ def _first_if_tensor(first: Any, second: Any) -> Any:
 
 
 @contextmanager
-def _layer_hooks(model: PreTrainedModel, hooks: Mapping[str, Any]) -> Iterator[None]:
-    base, handles = base_model(model), []
-    try:
-        for path, hook in hooks.items():
-            handles.append(base.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
+def _layer_hooks(model: PreTrainedModel, by_path: Mapping[str, Any]) -> Iterator[None]:
+    with hooks() as handles:
+        for path, hook in by_path.items():
+            layer = base_model(model).get_submodule(path)
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,11 +2,11 @@
 
 from transformers import PreTrainedModel
 
-from mlpfusion.kernel import Block, FactoredMLP, MaskedMLP
-from mlpfusion.modules.low_rank import LowRankLinear
-from mlpfusion.modules.masked import MASKED_TYPES
-from mlpfusion.sites.sites import Site, base_model, linear_maps
-from mlpfusion.sites.traces import read_block
+from mlpfusion.kernel import Block
+from mlpfusion.kinds.key import model_key
+from mlpfusion.kinds.narrow import read_block
+from mlpfusion.kinds.table import kind_of
+from mlpfusion.sites.sites import Site
 
 
 def trained_block(model: PreTrainedModel, site: Site) -> Block:
@@ -14,15 +14,6 @@ def trained_block(model: PreTrainedModel, site: Site) -> Block:
 
     Dense weights share memory with the model; products of factors are new.
     """
-    mlp = read_block(model, site)
-    maps = {path: base_model(model).get_submodule(path) for path in linear_maps(site)}
-    factors = {}
-    for path, names in linear_maps(site).items():
-        linear = maps[path]
-        if isinstance(linear, LowRankLinear):
-            pairs = [(left.weight.detach(), right.weight.detach()) for left, right in linear.pairs()]
-            factors |= dict(zip(names, pairs, strict=True))
-    if factors:
-        return FactoredMLP(mlp, factors)
-    masked = all(type(linear) in MASKED_TYPES.values() for linear in maps.values())
-    return MaskedMLP(mlp) if masked else mlp
+    key = model_key(model.config)
+    entry = None if key is None else key.sites.get(site.path)
+    return read_block(model, site) if entry is None else kind_of(entry).trained_block(model, site)

@@ -8,6 +8,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+from mlpfusion.kinds.table import KIND_NAMES
 from mlpfusion.record import RECORD_FILE, Origin, Record, SiteRecord
 from mlpfusion.storage.yaml import read_front_matter
 
@@ -45,18 +46,6 @@ The full record, with versions and the hash of the source weights, is in `{recor
 """
 
 
-_REFUSED = "Without the package transformers refuses the checkpoint with a shape error."
-_WHAT = {
-    "narrow": ("narrower MLPs", _REFUSED),
-    "low-rank": ("low-rank factors in the MLPs", _REFUSED),
-    "masked": (
-        "zeros in the MLPs",
-        "Without the package transformers loads it as well, but nothing then keeps the zeros in fine-tuning.",
-    ),
-    "routed": ("experts and routers in the MLPs", _REFUSED),
-}
-
-
 # Entries of the source's card kept for the compressed model; no scores, they were measured on the source.
 _KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag", "library_name", "tags")
 
@@ -66,12 +55,12 @@ def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
     came_from = record.model
     assert came_from is not None
     before, after = record.original, record.compressed
-    what, without = _WHAT[record.sites[0].kind]
+    kind = KIND_NAMES[record.sites[0].kind]
     return _TEXT.format(
         data=_front_matter(source, came_from),
         title=f"{plain(came_from.name.rpartition('/')[2])}, compressed",
-        what=what,
-        without=without,
+        what=kind.blocks,
+        without=kind.without_package,
         source=_link(came_from),
         snippet=_snippet(source, model),
         version=record.versions["mlpfusion"],

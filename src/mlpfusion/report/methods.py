@@ -6,12 +6,10 @@ from dataclasses import dataclass, fields
 from rich.table import Table
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.kinds.outcome import LowRank, Masked, Narrowed, Routed
+from mlpfusion.kinds.table import kind_of_outcome
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import METHODS
 from mlpfusion.report.console import PlainConsole, bold
-
-_KINDS: dict[type, str] = {Narrowed: "narrow", LowRank: "low-rank", Masked: "masked", Routed: "routed"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def method_entries() -> list[MethodEntry]:
     """All methods, in the order of the tables."""
     needs = {"nothing": "nothing", "inputs": "texts, or --data-free", "labels": "a task"}
     return [
-        MethodEntry(method_name(config), config, _KINDS[method.makes], needs[method.sees])
+        MethodEntry(method_name(config), config, kind_of_outcome(method.makes).name, needs[method.sees])
         for config, method in METHODS.items()
     ]
 

@@ -10,8 +10,10 @@ from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError
-from mlpfusion.sites.sites import Site, base_model, find_sites, linear_tensors
+from mlpfusion.sites.sites import Site, base_model, find_sites
 from mlpfusion.sites.table import Architecture, Stack
+from mlpfusion.sites.traces import hooks
+from mlpfusion.sites.weights import linear_weight
 from mlpfusion.sites.width_keys import text_config, with_proven_keys
 
 _ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
@@ -58,7 +60,7 @@ def _sites_or_none(model: PreTrainedModel, stack: Stack) -> list[Site]:
 def _detect_stack(base: PreTrainedModel, path: str, layer: nn.Module) -> Stack | None:
     hidden = getattr(text_config(base.config), "hidden_size", None)
     linears = _outside_attention(layer, (nn.Linear, Conv1D))
-    shapes = {name: tuple(linear_tensors(linear)[0].shape) for name, linear in linears.items()}
+    shapes = {name: tuple(linear_weight(linear).shape) for name, linear in linears.items()}
     for down, (hidden_size, width) in shapes.items():
         ups = [name for name, shape in shapes.items() if shape == (width, hidden_size) and name != down]
         fused = [name for name, shape in shapes.items() if shape == (2 * width, hidden_size) and name != down]
@@ -92,19 +94,19 @@ def _gate(layer: nn.Module, ups: list[str], activation: str) -> str:
     container = layer.get_submodule(".".join(ups[0].split(".")[: _shared_parents(*ups)]))
     outputs: dict[int, str] = {}
     entered: list[int] = []
-    hooks = [
-        layer.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: outputs.update({id(y): name}))
-        for name in ups
-    ]
-    hooks.append(layer.get_submodule(activation).register_forward_pre_hook(lambda _m, x: entered.append(id(x[0]))))
-    try:
-        weight = linear_tensors(layer.get_submodule(ups[0]))[0]
-        container(torch.empty(1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype))
-    except (TypeError, NotImplementedError, RuntimeError):  # a container that wants other arguments: names must do
-        return next((name for name in ups if "gate" in name), ups[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooks() as handles:
+        for name in ups:
+            hook = layer.get_submodule(name).register_forward_hook(
+                lambda _m, _x, y, name=name: outputs.update({id(y): name})
+            )
+            handles.append(hook)
+        enters = layer.get_submodule(activation).register_forward_pre_hook(lambda _m, x: entered.append(id(x[0])))
+        handles.append(enters)
+        try:
+            weight = linear_weight(layer.get_submodule(ups[0]))
+            container(torch.empty(1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype))
+        except (TypeError, NotImplementedError, RuntimeError):  # a container that wants other arguments: names must do
+            return next((name for name in ups if "gate" in name), ups[0])
     return next((outputs[key] for key in entered if key in outputs), ups[0])
 
 

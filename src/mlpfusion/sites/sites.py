@@ -1,30 +1,20 @@
 """Finds the MLPs of a model by its row of the table, and reads them into one layout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Protocol, cast, runtime_checkable
+from typing import Literal, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.mlp import MLP
-from mlpfusion.modules.low_rank import LowRankLinear
-from mlpfusion.modules.masked import MaskedConv1D, MaskedLinear
-from mlpfusion.modules.routed import RoutedLinear
 from mlpfusion.sites.table import Architecture, Stack
+from mlpfusion.sites.weights import ModelTensors, Tensors, Weight, check_linear, linear_shape, mlp_weights, read_all
 
-_PLAIN = (nn.Linear, Conv1D, MaskedLinear, MaskedConv1D)
-
-
-@runtime_checkable
-class LinearShape(Protocol):
-    """What `nn.Linear` and the linear maps of all quantisers and adapters have."""
-
-    in_features: int
-    out_features: int
+# What a row of the table names in a layer.
+Part = Literal["up", "gate", "down", "activation"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +26,13 @@ class Site:
     stack: Stack
     hidden_size: int
     intermediate_size: int
+    weights: tuple[Weight, ...]
 
-    def module_path(self, part: str) -> str:
+    def module_path(self, part: Part) -> str:
         """Path of `up`, `gate`, `down` or `activation` from the base model."""
-        return f"{self.path}.{getattr(self.stack, part)}"
+        stack = self.stack
+        names = {"up": stack.up, "gate": stack.gate, "down": stack.down, "activation": stack.activation}
+        return f"{self.path}.{names[part]}"
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -60,66 +53,35 @@ def find_sites(model: PreTrainedModel, architecture: Architecture) -> list[Site]
     return sites
 
 
+def site_module(model: PreTrainedModel, site: Site, part: Part) -> nn.Module:
+    """The module that is `up`, `gate`, `down` or `activation` at `site`."""
+    return base_model(model).get_submodule(site.module_path(part))
+
+
 def read_mlp(model: PreTrainedModel, site: Site) -> MLP:
     """The MLP at `site`; its tensors share memory with the model (transposed where the model keeps a `Conv1D`).
 
-    Scales that the model keeps in the activation are part of `activation`.
+    Scales that the model keeps in the activation are part of `activation`. Raises `InputError` for anything but plain
+    linear maps and those that a kind of outcome put in place.
     """
-    base = base_model(model)
-    up, up_bias = linear_tensors(base.get_submodule(site.module_path("up")))
-    down, down_bias = linear_tensors(base.get_submodule(site.module_path("down")))
-    gate, gate_bias = None, None
-    if site.stack.gate == site.stack.up:
-        gate, up = up.chunk(2)
-        gate_bias, up_bias = up_bias.chunk(2) if up_bias is not None else (None, None)
-    elif site.stack.gate is not None:
-        gate, gate_bias = linear_tensors(base.get_submodule(site.module_path("gate")))
-    activation = base.get_submodule(site.module_path("activation"))
-    return MLP(up, down, activation, gate, up_bias, gate_bias, down_bias)
+    return mlp_in(ModelTensors(base_model(model)), site, site_module(model, site, "activation"))
 
 
-def linear_tensors(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight with shape (out, in), and bias; the product, where the map is one of two factors.
+def mlp_in(state: Tensors, site: Site, activation: Callable[[Tensor], Tensor]) -> MLP:
+    """The MLP at `site` out of the tensors of its model: those in memory, or in an open file.
 
-    Raises `InputError` for anything but a plain linear map or one of ours.
+    Names in `state` start at the base model. The tensors share memory with those of `state`.
     """
-    if is_plain(linear) and isinstance(linear, Conv1D):
-        return linear.weight.detach().T, linear.bias.detach()
-    if is_plain(linear) and isinstance(linear, nn.Linear):
-        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    if isinstance(linear, LowRankLinear):
-        return linear.dense()
-    if isinstance(linear, RoutedLinear):
-        raise InputError(
-            "an MLP must compute all its neurons to be read as one, got one whose experts a router chooses"
-        )
-    kind = type(linear)
-    where = "" if kind.__module__.startswith("torch.") else f" of {kind.__module__.partition('.')[0]}"
-    if isinstance(linear, nn.Linear | Conv1D) and kind in _PLAIN:
-        where = f" with a weight of type {type(linear.weight).__name__}"
-    raise InputError(
-        f"the linear maps of an MLP must be nn.Linear or Conv1D, got {kind.__name__}{where}; "
-        "merge adapters, and start from the model before it was quantised or sharded"
+    found = read_all(state, site.weights)
+    return MLP(
+        up=found["up"],
+        down=found["down"],
+        activation=activation,
+        gate=found.get("gate"),
+        up_bias=found.get("up_bias"),
+        gate_bias=found.get("gate_bias"),
+        down_bias=found.get("down_bias"),
     )
-
-
-def linear_shape(linear: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear map of any make. Reads no weight, which a quantiser may have packed."""
-    if isinstance(linear, LowRankLinear):
-        return linear.shape()
-    if isinstance(linear, RoutedLinear):
-        return linear_shape(linear.linear)
-    if isinstance(linear, Conv1D):
-        return linear.nf, linear.nx
-    if isinstance(linear, LinearShape):
-        return linear.out_features, linear.in_features
-    raise InputError(f"the linear maps of an MLP must be nn.Linear or Conv1D, got {type(linear).__name__}")
-
-
-def is_plain(linear: nn.Module) -> bool:
-    """Whether `linear` is a stock linear map, or one that keeps its zeros, with a weight that is a plain tensor."""
-    weight = linear.weight if isinstance(linear, nn.Linear | Conv1D) else None
-    return type(linear) in _PLAIN and type(weight) in (nn.Parameter, Tensor)
 
 
 def layer_path(template: str, layer: int) -> str:
@@ -140,19 +102,16 @@ def check_readable(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     base = base_model(model)
     for site in sites:
         for path in linear_maps(site):
-            linear = base.get_submodule(path)
-            parts = [linear]
-            if isinstance(linear, LowRankLinear):  # without multiplying the factors
-                parts = [part for pair in linear.pairs() for part in pair]
-            for part in parts:
-                linear_tensors(part)
+            check_linear(base.get_submodule(path))
 
 
 def linear_maps(site: Site) -> dict[str, tuple[str, ...]]:
     """Path of every linear map from the base model -> the matrices in it; gate before up where it holds both."""
-    if site.stack.gate == site.stack.up:
-        return {site.module_path("up"): ("gate", "up"), site.module_path("down"): ("down",)}
-    return {site.module_path(part): (part,) for part in ("up", "gate", "down") if getattr(site.stack, part)}
+    maps: dict[str, tuple[str, ...]] = {}
+    for weight in site.weights:
+        if not weight.is_bias:
+            maps[weight.path] = (*maps.get(weight.path, ()), weight.field)
+    return maps
 
 
 def check_transformers_model(model: object) -> None:
@@ -226,15 +185,16 @@ def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Si
     hidden_size, width = linear_shape(base.get_submodule(f"{path}.{stack.down}"))
     if not width or not hidden_size:
         raise InputError(f"the MLP at {path} must have neurons, its {stack.down} has shape {(hidden_size, width)}")
-    rows = {part: linear_shape(base.get_submodule(f"{path}.{part}")) for part in {stack.up, stack.gate} - {None}}
-    expected = (2 * width if stack.gate == stack.up else width, hidden_size)
-    for part, shape in rows.items():
-        if tuple(shape) != expected:
-            raise InputError(f"{path}.{part} must have shape {expected} to fit {stack.down}, got {tuple(shape)}")
+    site = Site(path, layer, stack, hidden_size, width, mlp_weights(base, path, stack))
+    for weight in site.weights:
+        if weight.field in ("up", "gate"):
+            shape, expected = linear_shape(base.get_submodule(weight.path)), (width * weight.num_parts, hidden_size)
+            if tuple(shape) != expected:
+                raise InputError(f"{weight.path} must have shape {expected} to fit {stack.down}, got {tuple(shape)}")
     activation = base.get_submodule(f"{path}.{stack.activation}")
     if any(parameter.ndim > 1 for parameter in activation.parameters()):
         raise InputError(f"{path}.{stack.activation} must be an activation, got {type(activation).__name__}")
-    return Site(path, layer, stack, hidden_size, width)
+    return site
 
 
 def _paths(stack: Stack) -> list[str]:
@@ -251,7 +211,7 @@ def has_module(base: nn.Module, path: str) -> bool:
 
 
 def _mlp_shaped_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
-    lengths = {site.intermediate_size} | ({2 * site.intermediate_size} if site.stack.gate == site.stack.up else set())
+    lengths = {site.intermediate_size * len(names) for names in linear_maps(site).values()}
     axes = 2 if site.hidden_size in lengths else 1
     return [
         parameter

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace, RandomHead, Scalar, concatenate_traces, random_trace
 from mlpfusion.mlp import MLP, forward
-from mlpfusion.modules.scaled import activation_scales, unscaled
-from mlpfusion.sites.sites import Site, base_model, read_mlp
+from mlpfusion.sites.sites import Site, base_model, site_module
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,6 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def read_block(model: PreTrainedModel, site: Site) -> MLP:
-    """The MLP at `site` for its kernel: scales of a compressed block are in its own fields, not in `activation`.
-
-    Shares memory with the model and leaves it as it is. Raises `InputError` as `read_mlp` does.
-    """
-    mlp = read_mlp(model, site)
-    activation = base_model(model).get_submodule(site.module_path("activation"))
-    return replace(mlp, activation=unscaled(activation), **activation_scales(activation))
-
-
 def _visible_inputs(
     model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
 ) -> dict[str, list[tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]]]:
@@ -138,19 +128,25 @@ def check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
 
 
 @contextmanager
-def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
-    """Records what enters and what leaves the sites while the context is open; hooks go on any way out of it."""
-    base, hooks = base_model(model), []
-    seen = [Seen([], []) for _ in sites]
+def hooks() -> Iterator[list[RemovableHandle]]:
+    """A list for the handles of hooks, which are removed at the end, on any way out."""
+    handles: list[RemovableHandle] = []
     try:
-        for site, one in zip(sites, seen, strict=True):
-            up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
-            hooks.append(up.register_forward_pre_hook(_keep_input(one)))
-            hooks.append(down.register_forward_hook(_keep_output(one)))
-        yield seen
+        yield handles
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
+    """Records what enters and what leaves the sites while the context is open."""
+    seen = [Seen([], []) for _ in sites]
+    with hooks() as handles:
+        for site, one in zip(sites, seen, strict=True):
+            handles.append(site_module(model, site, "up").register_forward_pre_hook(_keep_input(one)))
+            handles.append(site_module(model, site, "down").register_forward_hook(_keep_output(one)))
+        yield seen
 
 
 def _keep_input(seen: Seen) -> Any:
@@ -224,18 +220,15 @@ def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "v
 @contextmanager
 def replaced_block(model: PreTrainedModel, site: Site, mlp: MLP) -> Iterator[None]:
     """`model` with what `mlp` computes at `site` while the context is open; no weight of it changes."""
-    base, entered = base_model(model), Seen([], [])
-    up, down = (base.get_submodule(site.module_path(part)) for part in ("up", "down"))
+    entered = Seen([], [])
 
     def compute(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return forward(mlp, entered.inputs.pop().to(mlp.up.dtype)).to(output.dtype)
 
-    hooks = [up.register_forward_pre_hook(_keep_input(entered)), down.register_forward_hook(compute)]
-    try:
+    with hooks() as handles:
+        handles.append(site_module(model, site, "up").register_forward_pre_hook(_keep_input(entered)))
+        handles.append(site_module(model, site, "down").register_forward_hook(compute))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def run_base(model: PreTrainedModel, batch: Batch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.batch import Batch, shifted_right
-from mlpfusion.kinds.model_key import model_key
+from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.sites.sites import base_model, site_parameters
 

@@ -7,11 +7,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.extras import LORA
-from mlpfusion.kinds.key import MaskedSite
-from mlpfusion.kinds.model_key import model_key
-from mlpfusion.modules.low_rank import LowRankLinear
-from mlpfusion.modules.routed import RoutedLinear
+from mlpfusion.kinds.key import model_key
+from mlpfusion.kinds.table import kind_of
 from mlpfusion.options.training import Lora
+from mlpfusion.sites.weights import KindMap
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
@@ -46,19 +45,20 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
 def _check(config: PreTrainedConfig) -> None:
     LORA.check()
     key = model_key(config)
-    if key is not None and any(isinstance(site, MaskedSite) for site in key.sites.values()):
-        raise InputError("`lora` must be left out for a masked model: what is merged into it fills its zeros")
+    for entry in {} if key is None else key.sites.values():
+        if kind_of(entry).no_adapter is not None:
+            raise InputError(f"`lora` must be left out for {kind_of(entry).no_adapter}")
 
 
 def _check_targets(model: PreTrainedModel, targets: str | None) -> None:
     """Raises `InputError` for a composite linear map; PEFT adapts only the maps inside."""
     names = [] if targets in (None, "all-linear") else targets.split("+")
     for path, module in model.named_modules():
-        if isinstance(module, LowRankLinear | RoutedLinear) and any(f".{path}".endswith(f".{name}") for name in names):
-            inner = "left+right" if isinstance(module, LowRankLinear) else "linear"
+        is_target = any(f".{path}".endswith(f".{name}") for name in names)
+        if is_target and isinstance(module, KindMap) and module.made_of:
             raise InputError(
                 f"`lora targets` must name linear maps that are not made of others, got {targets} for {path}: "
-                f"name those in it, {inner}, or all-linear"
+                f"name those in it, {module.made_of}, or all-linear"
             )
 
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.kinds import low_rank
+from mlpfusion.kinds.low_rank import LowRankLinear
 from mlpfusion.kinds.outcome import LowRank
+from mlpfusion.kinds.table import install
 from mlpfusion.methods.on_task import flop
 from mlpfusion.methods.on_task.flop import (
     FLOP,
@@ -26,7 +27,6 @@ from mlpfusion.methods.on_task.flop import (
     train_factors,
 )
 from mlpfusion.methods.on_task.hard_concrete import HardConcrete
-from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.sites.sites import base_model, linear_maps
 
 CONFIG = FLOP(epochs=10, batch_size=8, learning_rate=1e-3)
@@ -96,7 +96,7 @@ def test_the_factors_handed_back_are_the_gated_model_itself(name):
     fresh = make_job(name, dtype=torch.float64)
     for site, block in zip(fresh.sites, gated, strict=True):
         everything = {n: folded(one, torch.arange(len(one.gate.log_alpha))) for n, one in block.items()}
-        low_rank.install(fresh.model, site, LowRank(everything))
+        install(fresh.model, site, LowRank(everything))
     torch.testing.assert_close(pico_outputs(fresh.model, name), expected, rtol=1e-10, atol=1e-12)
 
 

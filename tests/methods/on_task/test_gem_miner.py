@@ -10,7 +10,7 @@ from task_job import HALF, make_job
 from torch.func import functional_call
 
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
-from mlpfusion.kinds import masked
+from mlpfusion.kinds.table import install
 from mlpfusion.methods.data_free.magnitude import Magnitude
 from mlpfusion.methods.masking import best_masks
 from mlpfusion.methods.on_task import gem_miner
@@ -138,7 +138,7 @@ def test_mining_lowers_the_loss_at_the_same_density():
     batch = job.data.collate([HALF.train[index] for index in range(96)])
     for outcomes in (mined, mask(mlps, 0.5, Magnitude(), [torch.Generator()] * len(mlps))):
         for site, outcome in zip(job.sites, outcomes, strict=True):
-            masked.install(job.model, site, outcome)
+            install(job.model, site, outcome)
         with torch.no_grad():
             losses.append(float(job.model.eval()(**batch).loss))
     assert losses[0] < losses[1]

@@ -13,14 +13,14 @@ from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.errors import InputError
-from mlpfusion.kinds import routed
 from mlpfusion.kinds.outcome import Routed
+from mlpfusion.kinds.routed import RoutedLinear
+from mlpfusion.kinds.table import install
 from mlpfusion.methods.on_task import moefication
 from mlpfusion.methods.on_task.experts import balanced_clusters
 from mlpfusion.methods.on_task.moefication import MoEfication
 from mlpfusion.methods.on_task.router import expert_scores, train_router
 from mlpfusion.mlp import forward, select_neurons
-from mlpfusion.modules.routed import RoutedLinear
 from mlpfusion.sites.sites import base_model, read_mlp
 from mlpfusion.sites.traces import mlp_inputs
 from mlpfusion.tune import Finetune, Lora, finetune
@@ -67,7 +67,7 @@ def test_all_experts_on_give_the_original_output(name):
     assert torch.equal(pico_outputs(job.model, name), expected)
     for site, outcome in zip(job.sites, outcomes, strict=True):
         everything = Routed(outcome.mlp, outcome.router_in, outcome.router_out, 4)
-        routed.install(job.model, site, everything)
+        install(job.model, site, everything)
     torch.testing.assert_close(pico_outputs(job.model, name), expected, rtol=1e-12, atol=1e-12)
 
 

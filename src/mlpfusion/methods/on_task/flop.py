@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mlpfusion.checks import check_above_zero
-from mlpfusion.kinds import low_rank
+from mlpfusion.kinds.low_rank import LowRankLinear
 from mlpfusion.kinds.outcome import LowRank, Outcome
+from mlpfusion.kinds.table import install
 from mlpfusion.loop.steps import adamw
 from mlpfusion.methods.block import factor_rank
 from mlpfusion.methods.data_free.svd import truncated_svd
 from mlpfusion.methods.on_task.hard_concrete import HardConcrete
 from mlpfusion.methods.on_task.job import Steps, TaskJob, TaskTraining, check_trained, train_only
-from mlpfusion.modules.low_rank import LowRankLinear
 from mlpfusion.sites.sites import base_model, linear_maps, read_mlp
 
 
@@ -129,7 +129,7 @@ def insert_gates(job: TaskJob) -> list[dict[str, GatedMatrix]]:
     for site in job.sites:
         rank = factor_rank(site.hidden_size, site.intermediate_size, 1.0)
         matrices = read_mlp(job.model, site).matrices()
-        low_rank.install(job.model, site, LowRank({n: truncated_svd(w, rank)[:2] for n, w in matrices.items()}))
+        install(job.model, site, LowRank({n: truncated_svd(w, rank)[:2] for n, w in matrices.items()}))
         block = {}
         for path, names in linear_maps(site).items():
             linear = base_model(job.model).get_submodule(path)

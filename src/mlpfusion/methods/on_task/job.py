@@ -6,14 +6,13 @@ from itertools import islice, pairwise
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.checks import check_fields, check_range, num_not_finite
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.errors import DivergenceError
 from mlpfusion.loop.steps import backward, training_batches
 from mlpfusion.progress import Progress
-from mlpfusion.sites.sites import Site, base_model, linear_maps
+from mlpfusion.sites.sites import Site, base_model
 
 # The parts of one batch, each with texts of similar length.
 Parts = Sequence[Mapping[str, Tensor]]
@@ -126,12 +125,11 @@ def frozen_last(
 def matrix_gradients(model: PreTrainedModel, site: Site) -> dict[str, Tensor]:
     """Returns the gradients of the matrices at `site` by name, in the layout of `read_mlp`."""
     gradients = {}
-    for path, names in linear_maps(site).items():
-        linear = base_model(model).get_submodule(path)
-        gradient = linear.get_parameter("weight").grad
-        assert gradient is not None
-        rows = gradient.T if isinstance(linear, Conv1D) else gradient
-        gradients |= zip(names, rows.chunk(len(names)), strict=True)
+    for weight in site.weights:
+        if not weight.is_bias:
+            gradient = base_model(model).get_parameter(weight.name).grad
+            assert gradient is not None
+            gradients[weight.field] = weight.view(gradient)
     return gradients
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mlpfusion.checks import check_range
-from mlpfusion.kinds import masked
 from mlpfusion.kinds.outcome import Outcome
+from mlpfusion.kinds.table import install
 from mlpfusion.loop.steps import adamw
 from mlpfusion.methods.masking import apply_mask, best_masks
 from mlpfusion.methods.on_task.job import Steps, TaskJob, TaskTraining, check_trained, frozen_last
@@ -62,7 +62,7 @@ def compress(job: TaskJob, config: LTH) -> list[Outcome]:
         kept = best_masks(frozen_last(sizes, kept), job.keep_ratio ** (round_ / config.rounds))
         _rewind(job, start)
         for site, mlp, part in zip(job.sites, pretrained, kept, strict=True):
-            masked.install(job.model, site, apply_mask(mlp, part))
+            install(job.model, site, apply_mask(mlp, part))
     return [apply_mask(mlp, part) for mlp, part in zip(pretrained, kept, strict=True)]
 
 
