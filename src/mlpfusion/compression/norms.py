@@ -13,7 +13,7 @@ from mlpfusion.kernel.trace import BlockTrace, random_trace
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, base_model, read_mlp
-from mlpfusion.sites.traces import eval_mode, watch_sites
+from mlpfusion.sites.traces import eval_mode, hooks, watch_sites
 
 # What is drawn for every block: about as many tokens as 256 sentences have.
 NUM_SAMPLES, NUM_TOKENS = 256, 24
@@ -63,13 +63,10 @@ def feeding_norms(model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, nn
         norms.append((module, output))
 
     modules = [module for module in model.modules() if "Norm" in type(module).__name__]
-    hooks = [module.register_forward_hook(keep) for module in modules]
-    try:
+    with hooks() as handles:
+        handles += [module.register_forward_hook(keep) for module in modules]
         with eval_mode(model), watch_sites(model, sites) as seen:
             base_model(model)(**dummy_inputs(model))
-    finally:
-        for hook in hooks:
-            hook.remove()
     pairs = zip(sites, seen, strict=True)
     return {site.path: _norm_with_output(norms, one.inputs[0], site) for site, one in pairs}
 
