@@ -27,6 +27,7 @@ import mlpfusion
 from mlpfusion.cli import main
 from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.settings import Settings
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.masked import MaskedLinear
 from mlpfusion.kinds.outcome import Routed
@@ -68,12 +69,14 @@ every_quantiser = pytest.mark.parametrize(
 def routed(model: PreTrainedModel) -> None:
     """Splits the neurons of two layers into four experts by hand; the first two of equal scores compute."""
     row = find_architecture(model.config.model_type)
-    plan = make_plan(sites_of(model), Selection(layers="last:2", keep_ratio=0.5))
+    selection = Selection(layers="last:2", keep_ratio=0.5)
+    plan = make_plan(sites_of(model), selection)
     outcomes = [
         Routed(read_mlp(model, site), torch.zeros(4, site.hidden_size), torch.zeros(4, 4), 2, metrics={})
         for site, _ in plan.entries
     ]
-    install_outcomes(model, plan, outcomes, row, {"method": "moefication", "seed": 0}, torch.device("cpu"))
+    settings = Settings(mlpfusion.MoEfication(), selection, 0)
+    install_outcomes(model, plan, outcomes, row, settings, torch.device("cpu"))
 
 
 def by_method(method: Any) -> Callable[[PreTrainedModel], None]:
