@@ -1,4 +1,4 @@
-"""Opens a checkpoint: a folder or a Hub id, safetensors and JSON only, checked before anything is loaded."""
+"""Opens checkpoints, folders or Hub ids: safetensors and JSON only, checked before loading."""
 
 import re
 import warnings
@@ -38,10 +38,10 @@ __all__ = [
 
 
 def resolve(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder of `model`: itself if it is one, else the Hub's snapshot at `revision` (downloaded or cached).
+    """Finds the folder of `model`: a local folder, or a snapshot of the Hub.
 
-    With `weights=False` only the small files are fetched. Raises `InputError` if there is no such model, and for a
-    `revision` of a folder.
+    A snapshot at `revision` is downloaded or taken from the cache; with `weights=False` only the
+    small files. Raises `InputError` for an unknown model, and for a `revision` of a folder.
     """
     folder = user_path("model", model)
     if model and folder.is_dir():
@@ -67,16 +67,17 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
 
 
 def _cure(model: str) -> str:
-    """What was meant by a name that is neither a folder nor an id, where that can be guessed."""
-    if found := re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", model):
-        return f": give the id, {found[1]}"
+    """Guesses the intended model from a URL or the path of a file."""
+    if match := re.match(r"https?://[^/]+/([\w.-]+/[\w.-]+)", model):
+        return f": give the id, {match[1]}"
     return ": give the folder of the file" if user_path("model", model).is_file() else ""
 
 
 def origin(model: str, revision: str | None, folder: Path) -> Origin:
-    """Where the checkpoint in `folder` came from, by the flags that named it; of a local folder the name only.
+    """Origin of the checkpoint in `folder`: Hub id and commit, or a folder's name.
 
-    A snapshot in the cache of the Hub says by its path what it is, also where it was named as a folder.
+    `model` and `revision` are as typed. A snapshot in the Hub's cache is recognised by its path, even
+    if typed as a folder.
     """
     place = folder.resolve()
     repository = place.parents[1].name if place.parent.name == "snapshots" else ""
@@ -88,7 +89,10 @@ def origin(model: str, revision: str | None, folder: Path) -> Origin:
 
 
 def check_finite(file: Path) -> None:
-    """Raises `InputError` for NaN or Inf in a weight or bias of a safetensors file; a buffer may hold infinities."""
+    """Raises `InputError` for NaN or Inf in a weight or bias of a file.
+
+    Buffers may hold infinities (attention masks).
+    """
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118, it is no dictionary
             if name.endswith(("weight", "bias")) and (tensor := opened.get_tensor(name)).is_floating_point():
@@ -96,9 +100,9 @@ def check_finite(file: Path) -> None:
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class named in `architectures`, looked up in transformers' own Auto tables only; the base model without one.
+    """Class named in `architectures`, or the class of the base model.
 
-    Raises `InputError` if transformers lists no such class for this `model_type`.
+    Only classes in transformers' Auto tables count. Raises `InputError` for any other name.
     """
     names = getattr(config, "architectures", None) or [_auto_names(config.model_type)[0]]
     if names[0] not in _auto_names(config.model_type):
@@ -107,22 +111,23 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def empty_model(config: PreTrainedConfig, kind: type[PreTrainedModel] | None = None) -> PreTrainedModel:
-    """The model of `config` without memory for its weights: modules and shapes only.
+    """Builds the model of `config` on the meta device: modules and shapes, no weights.
 
-    It is of the class that `architectures` names, or of `kind`. Raises `InputError` if there is no such model.
+    Its class is `kind`, or the one in `architectures`. Raises `InputError` for a config without sense.
     """
-    chosen = kind or model_class(config)
+    kind = kind or model_class(config)
     try:
         with torch.device("meta"):
-            return chosen(config)
+            return kind(config)
     except CONFIG_ERRORS as error:
-        raise InputError(f"config.json must describe a {chosen.__name__}, it does not: {one_line(error)}") from error
+        raise InputError(f"config.json must describe a {kind.__name__}, it does not: {one_line(error)}") from error
 
 
 def check_fit(folder: Path, config: PreTrainedConfig) -> list[Path]:
-    """The weight files, every header checked, also against the shapes that the config asks for. No tensor is read.
+    """Lists the weight files after a check of all headers and shapes.
 
-    Raises `InputError` as `check_weights` does, and where a tensor has another shape.
+    No tensor is read. Raises `InputError` for damaged or pickled weights, and for a tensor of another
+    shape than in the config.
     """
     files = check_weights(folder)
     misfit = first_misfit(empty_model(config), stored_tensors(files))
@@ -139,13 +144,13 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     left_out: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """The checkpoint with its weights, in eval mode, on the CPU.
+    """Loads a checkpoint with its weights, in eval mode, on the CPU.
 
-    Its class is `kind`, else the one that `architectures` names, else, where the files lack the head of that class,
-    the base model: nothing but a pooler is then invented. What `kind` lacks is drawn from the global random stream, and
-    so are the tensors `left_out`, as if the files did not have them. The dtype is that of the file unless given.
-    Raises `InputError` if weights do not fit the config, if the base model lacks one, or if the files have one for a
-    layer that has no place for it.
+    The class is `kind`; by default the one in `architectures`, or the base model if the files lack
+    the head (so nothing but a pooler is invented). Tensors of `kind` missing in the files, and those
+    named in `left_out`, are drawn from the global random stream. The dtype is that of the files unless
+    given. Raises `InputError` for weights that do not fit the config, and for a missing weight of the
+    base model.
     """
     model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out)
     poolers = [name for name in drawn if _is_pooler(name.removeprefix(f"{model.base_model_prefix}."))]
@@ -163,7 +168,7 @@ def _load(
     dtype: torch.dtype | str,
     left_out: Sequence[str] = (),
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of the weights that were drawn. Raises `InputError` as `load_model` does."""
+    """Returns (model, names of the weights drawn at random)."""
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if left_out:
         options["state_dict"] = _tensors_without(folder, left_out, empty_model(config, kind))
@@ -187,7 +192,7 @@ def _load(
 
 
 def base_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of the base model, without a head."""
+    """Class of the base model, without a head."""
     return getattr(transformers, _auto_names(config.model_type)[0])
 
 
@@ -196,7 +201,7 @@ def _base_names(config: PreTrainedConfig) -> set[str]:
 
 
 def _is_pooler(name: str) -> bool:
-    """Whether a tensor of the base model is one that a checkpoint made under another head has no reason to hold."""
+    """True for a pooler: checkpoints made under some heads lack this part of the base model."""
     return "pooler" in name.partition(".")[0]
 
 
@@ -208,7 +213,7 @@ def _misfit(folder: Path, config: PreTrainedConfig, kind: type[PreTrainedModel])
 
 
 def _check_unexpected(model: PreTrainedModel, names: set[str]) -> None:
-    """Raises `InputError` for tensors of layers that the model has no place for. Others are carried along."""
+    """Raises `InputError` for tensors of unknown layers; other unexpected tensors are fine."""
     base = model.base_model
     lists = {f"{path}." for path, module in base.named_modules() if isinstance(module, nn.ModuleList)}
     short = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in names}
@@ -218,29 +223,33 @@ def _check_unexpected(model: PreTrainedModel, names: set[str]) -> None:
 
 
 def _is_in(name: str, layers: str) -> bool:
-    """Whether a tensor belongs to a layer of a list; what is no weight or bias was a buffer of older versions."""
+    """True for a weight or bias in a layer of the list `layers` (older versions saved buffers too)."""
     rest = name.removeprefix(layers)
     return rest != name and rest.partition(".")[0].isdigit() and name.endswith(("weight", "bias"))
 
 
 def _some(names: list[str]) -> str:
-    """How many names there are, and the first of them."""
+    """Number of names, and the first three.
+
+    >>> _some(["a", "b", "c", "d"])
+    '4: a, b, c, ..'
+    """
     return f"{len(names)}: " + ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
 
 
 def _tensors_without(folder: Path, left_out: Sequence[str], model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors in the files but for those that `model` loads under the names `left_out`."""
+    """Reads all tensors in the files, except those named `left_out` in `model`."""
     stored = stored_tensors(weight_files(folder))
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, loaded in loaded_names(model, stored).items():
         if loaded not in left_out:
             with safe_open(stored[name].file, framework="pt") as opened:
-                found[name] = opened.get_tensor(name)
-    return found
+                tensors[name] = opened.get_tensor(name)
+    return tensors
 
 
 def _auto_names(model_type: str) -> list[str]:
-    """Names of the model classes that transformers' Auto tables list for a `model_type`, the base model first."""
+    """Names of transformers' classes for a `model_type`, the base model first."""
     tables = [modeling_auto.MODEL_MAPPING_NAMES]
     tables += [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
     names: list[str] = []
@@ -253,6 +262,6 @@ def _auto_names(model_type: str) -> list[str]:
 
 
 def display_name(model: str) -> str:
-    """The name of a checkpoint for records and cards: no path of this machine."""
+    """Name of a checkpoint for records and cards, without a path of this machine."""
     folder = user_path("model", model)
     return folder.resolve().name if folder.is_dir() else model

@@ -1,4 +1,4 @@
-"""The model that is tuned: a checkpoint, read as a classifier (or regressor) of sequences for the task."""
+"""Opens checkpoints for training, as classifiers or regressors of sequences."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -31,10 +31,10 @@ from mlpfusion.seeds import seeded
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that was checked: its folder, config, tokenizer, and the SHA-256 of its config and weights.
+    """A checked checkpoint: folder, config, tokenizer, SHA-256 of config and weights.
 
-    `config` has the padding id of the tokenizer. `tensors` are the names in the weight files. With `new_head` a head
-    that is there is left out: it is drawn from the seed as if there were none.
+    `config` has the padding id of the tokenizer; `tensors` are the names in the weight files. With
+    `new_head` a head in the files is ignored and drawn from the seed.
     """
 
     folder: Path
@@ -45,12 +45,16 @@ class Source:
     new_head: bool = False
 
     def has_head(self, kind: type[PreTrainedModel]) -> bool:
-        """Whether the model has a trained head of the class `kind`, which is kept."""
+        """True if the files hold a trained head of `kind`, and `new_head` is not set."""
         return not self.new_head and has_trained_head(self.config, kind, self.tensors)
 
 
 def open_source(model: str, revision: str | None = None, *, new_head: bool = False) -> Source:
-    """Reads and checks a checkpoint. Raises `InputError` as the readers do, and for NaN or Inf in a weight."""
+    """Reads and checks a checkpoint.
+
+    Raises `InputError` for an unreadable config, tokenizer or weight file, and for NaN or Inf in a
+    weight.
+    """
     folder = resolve(model, revision)
     config = read_config(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -65,10 +69,11 @@ def open_source(model: str, revision: str | None = None, *, new_head: bool = Fal
 
 
 def encode_for(source: Source, data: TaskData, max_length: int | None, config: Finetune | None = None) -> EncodedTask:
-    """The token ids of `data` for the model of `source`, its classes in the order of the trained head, if there is one.
+    """Tokenizes `data` for the model of `source`, classes in the order of its head.
 
-    With `config`, for runs with its `max_train_samples` and `split_seed`, only the training texts that these take are
-    tokenised. Raises `InputError` as `in_order_of_head` and `encode_task` do.
+    With `config` only the training texts of a run with its `max_train_samples` and `split_seed` are
+    tokenized. Raises `InputError` for a trained head with other classes, and a `max_length` above the
+    model's limit.
     """
     if source.has_head(classifier_class(source.config)):
         data = in_order_of_head(data, source.config)
@@ -79,10 +84,10 @@ def encode_for(source: Source, data: TaskData, max_length: int | None, config: F
 
 
 def prepare_config(source: Source, task: Task) -> PreTrainedConfig:
-    """The config of `source` with the outputs and label names for `task`; a copy.
+    """Copies the config of `source` with the outputs and label names of `task`.
 
-    Raises `InputError` if transformers has no such head for the model type, if the checkpoint has one of another size
-    or for other classes, or for the same in another order: `encode_for` gives a task in the order of the head.
+    Raises `InputError` for a model type without a head for sequences, and for a trained head of
+    another size, with other classes or in another order (`encode_for` reorders a task).
     """
     config = type(source.config).from_dict(source.config.to_dict())
     if source.has_head(classifier_class(config)):
@@ -101,10 +106,10 @@ def prepare_config(source: Source, task: Task) -> PreTrainedConfig:
 
 
 def load_for_task(source: Source, task: Task, seed: int) -> PreTrainedModel:
-    """The model of `source` with the head for `task`, in fp32.
+    """Loads the model of `source` with the head of `task`, in fp32.
 
-    A head that the checkpoint lacks is drawn from `seed` alone: it is the same for a model and what it was compressed
-    to. Raises `InputError` as `prepare_config` and `load_model` do.
+    A missing head is drawn from `seed` alone, so it is the same for a model and its compressed form.
+    Raises `InputError` for a head that does not fit the task.
     """
     config = prepare_config(source, task)
     kind = classifier_class(config)
@@ -114,15 +119,16 @@ def load_for_task(source: Source, task: Task, seed: int) -> PreTrainedModel:
 
 
 def load_source(source: Source) -> PreTrainedModel:
-    """The checkpoint as it is, in its own class, in fp32. What a head may lack is drawn from a fixed seed."""
+    """Loads the checkpoint in its own class, in fp32; missing tensors are drawn from seed 0."""
     with seeded(0):
         return _padded_alike(load_model(source.folder, source.config, dtype=torch.float32))
 
 
 def load_like(source: Source, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The checkpoint in the class of `teacher`, with outputs like its, in fp32; a missing head is drawn from `seed`.
+    """Loads the checkpoint in the class of `teacher`, in fp32.
 
-    A trained head keeps its outputs, and their names if they have any. Raises `InputError` as `load_model` does.
+    A missing head gets the teacher's outputs and is drawn from `seed`; a trained head keeps its outputs
+    and their names.
     """
     config = type(source.config).from_dict(source.config.to_dict())
     nameless = is_nameless(class_names(config)) and config.num_labels == teacher.config.num_labels
@@ -135,14 +141,14 @@ def load_like(source: Source, teacher: PreTrainedModel, seed: int) -> PreTrained
 
 
 def empty_for_task(source: Source, task: Task) -> PreTrainedModel:
-    """The same model without memory for its weights. Raises `InputError` as `prepare_config` does."""
+    """Builds the model of `load_for_task` on the meta device, without weights."""
     config = prepare_config(source, task)
     with torch.device("meta"):
         return classifier_class(config)(config)
 
 
 def _padded_alike(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, its generation config with the padding id of its config."""
+    """Sets the padding id of the config in the generation config, in place."""
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = model.config.get_text_config().pad_token_id
     return model
