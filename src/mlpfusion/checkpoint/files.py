@@ -37,6 +37,11 @@ def carried_files(folder: Path) -> list[Path]:
     """Lists the files to copy along (tokenizer, licence, modules, ..), sorted by name.
 
     Raises `InputError` for anything but a plain file inside the checkpoint.
+
+    >>> for name in ("tokenizer.json", "credentials.json"):
+    ...     (folder / name).touch()
+    >>> [file.name for file in carried_files(folder)]
+    ['tokenizer.json']
     """
     files = [file for file in folder.iterdir() if _is_carried(file.name)]
     files += folder.glob(f"{_TEMPLATES}/*.jinja")
@@ -49,7 +54,13 @@ def carried_files(folder: Path) -> list[Path]:
 
 
 def left_files(folder: Path) -> list[str]:
-    """Names of unknown files beside a checkpoint; they are not copied."""
+    """Names of unknown files beside a checkpoint; they are not copied.
+
+    >>> for name in ("tokenizer.json", "credentials.json"):
+    ...     (folder / name).touch()
+    >>> left_files(folder)
+    ['credentials.json']
+    """
     files = [file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir()]
     return sorted(file.name for file in files if not _is_carried(file.name) and not _matches(file.name, _KNOWN))
 
@@ -77,7 +88,12 @@ def check_plain_file(folder: Path, file: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises `InputError` for a missing file, and for any other content."""
+    """Reads a JSON object. Raises `InputError` for a missing file, and for any other content.
+
+    >>> _ = (folder / "data.json").write_text('{"layers": 2}')
+    >>> read_json(folder / "data.json")
+    {'layers': 2}
+    """
     if not path.is_file():
         raise InputError(f"{path.parent} must hold {path.name}, it does not")
     too_deep = f"{path} must be at most {_MAX_DEPTH} levels deep, got more"

@@ -48,7 +48,12 @@ def text_length(asked: int | None, limit: int | None, field: str = "max_length")
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """Position of the first token: 0, or padding id + 1 (RoBERTa)."""
+    """Position of the first token: 0, or padding id + 1 (RoBERTa).
+
+    >>> from transformers import RobertaConfig
+    >>> first_position(RobertaConfig(num_hidden_layers=1, pad_token_id=1))
+    2
+    """
     for name, module in empty_model(config).named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
             return module.padding_idx + 1

@@ -13,7 +13,12 @@ from mlpfusion.sites.sites import check_in_memory
 
 
 def quantisation(config: PreTrainedConfig) -> str | None:
-    """Name of the quantisation method; None for plain weights. Needs no quantiser installed."""
+    """Name of the quantisation method; None for plain weights. Needs no quantiser installed.
+
+    >>> config = PreTrainedConfig(quantization_config={"quant_method": "gptq"})
+    >>> quantisation(config)
+    'gptq'
+    """
     parts = [config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))]
     configs = [part.quantization_config for part in parts if getattr(part, "quantization_config", None) is not None]
     return _method(configs[0]) if configs else None

@@ -103,6 +103,9 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Class named in `architectures`, or the class of the base model.
 
     Only classes in transformers' Auto tables count. Raises `InputError` for any other name.
+
+    >>> model_class(transformers.BertConfig()).__name__
+    'BertModel'
     """
     names = getattr(config, "architectures", None) or [_auto_names(config.model_type)[0]]
     if names[0] not in _auto_names(config.model_type):
@@ -114,6 +117,9 @@ def empty_model(config: PreTrainedConfig, kind: type[PreTrainedModel] | None = N
     """Builds the model of `config` on the meta device: modules and shapes, no weights.
 
     Its class is `kind`, or the one in `architectures`. Raises `InputError` for a config without sense.
+
+    >>> empty_model(transformers.BertConfig(num_hidden_layers=1)).device
+    device(type='meta')
     """
     kind = kind or model_class(config)
     try:
@@ -262,6 +268,10 @@ def _auto_names(model_type: str) -> list[str]:
 
 
 def display_name(model: str) -> str:
-    """Name of a checkpoint for records and cards, without a path of this machine."""
+    """Name of a checkpoint for records and cards, without a path of this machine.
+
+    >>> display_name("FacebookAI/roberta-base")
+    'FacebookAI/roberta-base'
+    """
     folder = user_path("model", model)
     return folder.resolve().name if folder.is_dir() else model

@@ -75,6 +75,10 @@ def weight_files(folder: Path) -> list[Path]:
     """Lists the single weight file, else the shards of the index.
 
     Raises `InputError` without either.
+
+    >>> (folder / WEIGHTS).touch()
+    >>> [file.name for file in weight_files(folder)]
+    ['model.safetensors']
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -92,7 +96,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Reads the headers of safetensors files, by tensor. Raises `InputError` for a tensor in two files."""
+    """Reads the headers of safetensors files, by tensor. Raises `InputError` for a tensor in two files.
+
+    >>> from safetensors.torch import save_file
+    >>> save_file({"weight": torch.zeros(2, 3)}, folder / WEIGHTS)
+    >>> stored_tensors([folder / WEIGHTS])["weight"].shape
+    (2, 3)
+    """
     stored: dict[str, StoredTensor] = {}
     for file in files:
         for name, entry in _header(file).items():

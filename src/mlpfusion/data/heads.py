@@ -18,7 +18,11 @@ from mlpfusion.sites.sites import base_model
 
 
 def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Class of transformers for sequence classification. Raises `InputError` for model types without one."""
+    """Class of transformers for sequence classification. Raises `InputError` for model types without one.
+
+    >>> classifier_class(transformers.BertConfig()).__name__
+    'BertForSequenceClassification'
+    """
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise InputError(
             f"`model` must be of a type that transformers has a head for sequence classification for, "
@@ -49,7 +53,11 @@ def _head(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
-    """Names of a head's classes, in the order of its outputs."""
+    """Names of a head's classes, in the order of its outputs.
+
+    >>> class_names(transformers.BertConfig(id2label={0: "bad", 1: "good"}))
+    ('bad', 'good')
+    """
     names: dict[Any, Any] = config.id2label or {}  # transformers makes the keys whole numbers
     return tuple(str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels or 0))
 
@@ -76,7 +84,11 @@ def class_order(names: Sequence[str], spellings: Sequence[Sequence[str]]) -> tup
 
 
 def is_nameless(names: Sequence[str]) -> bool:
-    """True for the default names of transformers, `LABEL_0`, `LABEL_1`, .."""
+    """True for the default names of transformers, `LABEL_0`, `LABEL_1`, ..
+
+    >>> is_nameless(["LABEL_0", "LABEL_1"])
+    True
+    """
     return all(name == f"LABEL_{index}" for index, name in enumerate(names))
 
 

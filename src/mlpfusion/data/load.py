@@ -77,6 +77,11 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
     white space. Metrics are accuracy, and F1 for two classes; Pearson and Spearman for a
     regression. Raises `InputError` for a missing column, an empty file, and a validation label
     absent from training.
+
+    >>> for name in ("a.csv", "b.csv"):
+    ...     _ = (folder / name).write_text("text,label\\ngood,yes\\nbad,no\\n")
+    >>> load_files(folder / "a.csv", folder / "b.csv", CustomTask(("text",), "label")).task.label_names
+    ('no', 'yes')
     """
     tables = read_table(train, "train"), read_table(validation, "validation")
     _check_columns(tables[0], columns.text_columns, columns.label_column, "train")

@@ -39,6 +39,10 @@ def predictions(task: Task, logits: NDArray) -> NDArray:
     """Predicted class numbers, or the predicted numbers of a regression.
 
     `logits` has shape (samples, num_labels).
+
+    >>> from mlpfusion.data.glue import find_task
+    >>> predictions(find_task("rte"), np.array([[2.0, 1.0], [0.0, 1.0]]))
+    array([0, 1])
     """
     return logits.reshape(len(logits)) if task.is_regression else logits.argmax(axis=-1)
 
@@ -64,6 +68,10 @@ def check_metric(task: Task, name: str | None) -> str:
     """Returns `name`, or the headline metric of `task` for None.
 
     Raises `InputError` for a metric of another task.
+
+    >>> from mlpfusion.data.glue import find_task
+    >>> check_metric(find_task("mrpc"), None)
+    'accuracy'
     """
     if name is not None and name not in task.metrics:
         raise InputError(f"`metric_for_best_model` must be one of {', '.join(task.metrics)}, got {name!r}")

@@ -107,13 +107,23 @@ def distances(path: TrainingPath, full: TrainingPath) -> list[float]:
     """||df_c(t) - df(t)|| / ||df(t)|| after each measured step t.
 
     df(t) = logits(t) - logits(0); Frobenius norms over all held-out samples and outputs.
+
+    >>> full = TrainingPath(torch.tensor([[[0.0]], [[2.0]]]), torch.zeros(1), 0.1)
+    >>> small = TrainingPath(torch.tensor([[[1.0]], [[2.0]]]), torch.zeros(1), 0.1)
+    >>> distances(small, full)
+    [0.5]
     """
     ours, theirs = _changes(path), _changes(full)
     return ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).tolist()
 
 
 def lengths(path: TrainingPath, full: TrainingPath) -> list[float]:
-    """||df_c(t)|| / ||df(t)|| after each measured step t; 1 for logits moving equally far."""
+    """||df_c(t)|| / ||df(t)|| after each measured step t; 1 for logits moving equally far.
+
+    >>> full = TrainingPath(torch.tensor([[[0.0]], [[2.0]]]), torch.zeros(1), 0.1)
+    >>> lengths(full, full)
+    [1.0]
+    """
     return (_changes(path).norm(dim=1) / _changes(full).norm(dim=1)).tolist()
 
 

@@ -89,7 +89,11 @@ def outputs_on_inputs_of(
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Picks the hidden states from a layer's output, a tensor or a tuple."""
+    """Picks the hidden states from a layer's output, a tensor or a tuple.
+
+    >>> first_tensor((torch.ones(1), None))
+    tensor([1.])
+    """
     return output if isinstance(output, Tensor) else output[0]
 
 

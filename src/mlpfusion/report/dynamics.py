@@ -17,6 +17,10 @@ def curves(record: dict[str, Any], name: str, column: str) -> list[list[float]]:
     """One curve per seed of the method `name`.
 
     `column` is `distance`, `length` or `training_loss`.
+
+    >>> rows = [{"label": "svd", "distance": [0.5, 0.25]}]
+    >>> curves({"rows": rows}, "svd", "distance")
+    [[0.5, 0.25]]
     """
     return [row[column] for row in record["rows"] if row["label"] == name]
 
@@ -43,7 +47,12 @@ def first_steps(record: dict[str, Any], name: str, column: str = "distance") -> 
 
 
 def at_step(record: dict[str, Any], name: str, step: int, column: str = "distance") -> list[float]:
-    """Values measured after `step`, one per seed."""
+    """Values measured after `step`, one per seed.
+
+    >>> rows = [{"label": "svd", "distance": [0.5, 0.25]}]
+    >>> at_step({"rows": rows, "measured_at": [1, 5]}, "svd", 5)
+    [0.25]
+    """
     index = record["measured_at"].index(step)
     return [curve[index] for curve in curves(record, name, column)]
 

@@ -50,7 +50,11 @@ class ScoreColumn:
 
 
 def labels(record: Row) -> list[str]:
-    """Labels of the methods, in the order of the record."""
+    """Labels of the methods, in the order of the record.
+
+    >>> labels({"rows": [{"label": "full"}, {"label": "fusion"}, {"label": "full"}]})
+    ['full', 'fusion']
+    """
     return list(dict.fromkeys(row["label"] for row in record["rows"]))
 
 

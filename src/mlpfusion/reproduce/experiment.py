@@ -180,6 +180,10 @@ def cells(experiment: Experiment) -> Iterator[GridCell]:
     """Yields the cells of the grid, task by task.
 
     Uncompressed models have one cell per task, with all layers and ratio 1.
+
+    >>> grid = Experiment(model="m", tasks=("rte",), methods=("full", "fusion"), layers=("last:1", "last:2"))
+    >>> [(cell.row.label, cell.layers) for cell in cells(grid)]
+    [('full', 'all'), ('fusion', 'last:1'), ('fusion', 'last:2')]
     """
     for task in experiment.tasks:
         for row in table_rows(experiment):

@@ -212,6 +212,10 @@ def split_examples(examples: EncodedExamples, config: Distill) -> tuple[EncodedE
     """Returns (training examples, held-out examples), split at random by `seed`.
 
     Raises `InputError` if a part would be empty.
+
+    >>> examples = EncodedExamples([{"input_ids": [5]}] * 10)
+    >>> [len(part) for part in split_examples(examples, Distill(holdout=0.2))]
+    [8, 2]
     """
     num_held_out = round(config.holdout * len(examples))
     if not 1 <= num_held_out < len(examples):
@@ -221,7 +225,11 @@ def split_examples(examples: EncodedExamples, config: Distill) -> tuple[EncodedE
 
 
 def numbered(examples: EncodedExamples) -> EncodedExamples:
-    """Replaces the labels of the examples by their numbers, as `index`."""
+    """Replaces the labels of the examples by their numbers, as `index`.
+
+    >>> numbered(EncodedExamples([{"input_ids": [5], "labels": 1}]))[0]
+    {'input_ids': [5], 'index': 0}
+    """
     items = [{name: value for name, value in item.items() if name != "labels"} for item in examples.items]
     return EncodedExamples([item | {"index": number} for number, item in enumerate(items)])
 

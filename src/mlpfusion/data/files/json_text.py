@@ -51,6 +51,10 @@ def json_items(path: Path, field: str) -> Iterator[Item]:
 
     Items of an array are objects or texts. Raises `InputError` for anything else, and for an array
     above `MAX_ARRAY` characters.
+
+    >>> _ = (folder / "a.json").write_text('["one", "two"]')
+    >>> [item.value for item in json_items(folder / "a.json", "data")]
+    ['one', 'two']
     """
     lines = read_lines(path, field, guess=False, max_line=MAX_ARRAY)
     start = list(_up_to_text(lines))

@@ -29,6 +29,10 @@ def read_lines(path: Path, field: str, *, guess: bool = True, max_line: int = MA
     the text is UTF-8 or, if `guess` and no line is UTF-8, Windows-1252 with a `DataFileWarning`.
     Raises `InputError` for anything but a readable regular file in one encoding and within the
     limits; the message names `field` and the line.
+
+    >>> _ = (folder / "a.txt").write_text("one\\ntwo")
+    >>> list(read_lines(folder / "a.txt", "data"))
+    ['one\\n', 'two']
     """
     check_regular(path, field)
     size, number = 0, 0

@@ -58,6 +58,10 @@ def read_table(file: Path | str, field: str) -> Table:
     """Reads all rows of a file or data set.
 
     Raises `InputError` for an unknown kind of file, a broken row, and more than `MAX_ROWS` rows.
+
+    >>> _ = (folder / "train.csv").write_text("text,label\\ngood,1\\n")
+    >>> read_table(folder / "train.csv", "train").rows[0].values
+    {'text': 'good', 'label': '1'}
     """
     if is_data_set(str(file)):
         return Table(list(iterate_rows(file, field)), str(file), "row")

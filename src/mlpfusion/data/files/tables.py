@@ -47,6 +47,10 @@ def tsv_rows(path: Path, field: str) -> Iterator[Row]:
     quoted, the marks around cells are removed, with a `DataFileWarning`; the same warning says that
     marks were kept if all of them look like a spreadsheet's quoting. Raises `InputError` for a line
     with more or fewer cells than the header.
+
+    >>> _ = (folder / "a.tsv").write_text('text\\tlabel\\n"good\\t1\\n')
+    >>> next(tsv_rows(folder / "a.tsv", "train")).values
+    {'text': '"good', 'label': '1'}
     """
     lines = list(text_lines(path, field))
     if not lines:

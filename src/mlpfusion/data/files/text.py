@@ -20,6 +20,10 @@ def read_texts(
     and data sets of `iterate_rows`; a .json array of texts needs no column. Raises `InputError` for
     an unreadable file, a column that is missing, unknown or not text, a column named for plain
     text, and a file without any text.
+
+    >>> _ = (folder / "texts.txt").write_text("one\\n\\n two\\n")
+    >>> read_texts(folder / "texts.txt")
+    ['one', 'two']
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {max_samples}")
