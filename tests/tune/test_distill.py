@@ -8,7 +8,7 @@ import torch
 from pico import pico_model, sites_of
 from tiny_task import sentences, tiny_tokenizer
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DataCollatorWithPadding
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DataCollatorWithPadding, T5Config
 
 import mlpfusion
 from mlpfusion.data.encode import EncodedExamples, encode_texts
@@ -219,3 +219,10 @@ def test_states_of_all_layers_are_compared():
     visible = int(batch["attention_mask"].sum())
     assert [tuple(state.shape) for state in states] == [(visible, 32)] * 3
     assert float(layerwise_loss(states, [state + 2 for state in states])) == pytest.approx(12, rel=1e-5)
+
+
+def test_a_decoder_without_a_start_token_is_refused_here_too():
+    config = T5Config(decoder_start_token_id=None)
+    batch = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2)}
+    with pytest.raises(InputError, match="must have a `decoder_start_token_id`, got none"):
+        layer_states(torch.nn.Identity(), config, batch)
