@@ -26,6 +26,7 @@ def longest_text(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | 
     With relative positions (T5) only the tokenizer limits.
     """
     limits = [tokenizer.model_max_length, *(() if config is None else _positions(config))]
+    # A tokenizer without a limit states 1e30.
     whole = [int(limit) for limit in limits if type(limit) in (int, float) and 1 <= limit < 1e9]
     return min(whole, default=None)
 

@@ -207,7 +207,7 @@ def _base_names(config: PreTrainedConfig) -> set[str]:
 
 
 def _is_pooler(name: str) -> bool:
-    """True for a pooler: checkpoints made under some heads lack this part of the base model."""
+    """True for a pooler, which checkpoints of some heads lack."""
     return "pooler" in name.partition(".")[0]
 
 
@@ -229,7 +229,7 @@ def _check_unexpected(model: PreTrainedModel, names: set[str]) -> None:
 
 
 def _is_in(name: str, layers: str) -> bool:
-    """True for a weight or bias in a layer of the list `layers` (older versions saved buffers too)."""
+    """True for a weight or bias in a layer of `layers`; older versions saved buffers too."""
     rest = name.removeprefix(layers)
     return rest != name and rest.partition(".")[0].isdigit() and name.endswith(("weight", "bias"))
 

@@ -135,7 +135,7 @@ def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping
 
 
 def _nearest(name: str, old: set[str]) -> str:
-    """Finds the same name in `old`, or the most similar: it lends file and dtype."""
+    """Finds `name` in `old`, or the most similar one, to take file and dtype from."""
     return name if name in old else max(sorted(old), key=lambda other: _shared_parts(name, other))
 
 

@@ -56,7 +56,10 @@ def run_stage(
 
 
 def is_whole(result: Path) -> bool:
-    """True if `result` is there as written; warns of a damaged one and removes it."""
+    """True if `result` is there as written.
+
+    A damaged result is removed, with a `DamageWarning`.
+    """
     if not os.path.lexists(result):
         return False
     reason = damage(result)

@@ -38,6 +38,7 @@ class StoredTensor:
 
     @property
     def is_floating_point(self) -> bool:
+        """True for any float type, those of quantisers included."""
         return self.dtype.startswith(("F", "BF"))
 
 

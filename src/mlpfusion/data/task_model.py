@@ -45,7 +45,7 @@ class Source:
     new_head: bool = False
 
     def has_head(self, kind: type[PreTrainedModel]) -> bool:
-        """True if the files hold a trained head of `kind`, and `new_head` is not set."""
+        """True if a trained head of `kind` is in the files and kept."""
         return not self.new_head and has_trained_head(self.config, kind, self.tensors)
 
 
@@ -119,7 +119,10 @@ def load_for_task(source: Source, task: Task, seed: int) -> PreTrainedModel:
 
 
 def load_source(source: Source) -> PreTrainedModel:
-    """Loads the checkpoint in its own class, in fp32; missing tensors are drawn from seed 0."""
+    """Loads the checkpoint in its own class, in fp32.
+
+    Missing tensors of a head are drawn from seed 0.
+    """
     with seeded(0):
         return _padded_alike(load_model(source.folder, source.config, dtype=torch.float32))
 

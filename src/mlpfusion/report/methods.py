@@ -1,4 +1,4 @@
-"""The methods in words: kind, needs, options, taken from the tables and the configs' docstrings."""
+"""The methods in words, from the tables and the configs' docstrings."""
 
 import re
 from dataclasses import dataclass, fields

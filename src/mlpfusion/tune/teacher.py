@@ -70,7 +70,7 @@ def cache_states(
     one is written again. Size: 4 bytes x tokens x layers x hidden size.
     """
     key = hashlib.sha256(f"{model_sha256(teacher)} {examples.sha256()}".encode()).hexdigest()
-    cache = folder / f"teacher-states-{key[:32]}"
+    cache = folder / f"teacher-states-{key[:32]}"  # 128 bits: no two caches share a name
     of_first(lambda: _fill_cache(cache, Teacher(teacher), examples, collate))
     return CachedTeacher(cache / _STATES, tuple(examples.lengths))
 

@@ -44,6 +44,7 @@ class LengthGroupedOrder(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        # Seeds have 32 bits and a generator 64: no two pairs of seed and epoch share an order.
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 

@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """Values by column, and the row's first line (in a data set its number)."""
+    """Values by column, and the first line of the row.
+
+    In a data set `line` is the number of the row.
+    """
 
     values: Mapping[str, Any]
     line: int
