@@ -53,8 +53,15 @@ class MLP:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the trained tensors by field name."""
-        names = ("up", "up_bias", "gate", "gate_bias", "down", "down_bias")
-        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        fields = {
+            "up": self.up,
+            "up_bias": self.up_bias,
+            "gate": self.gate,
+            "gate_bias": self.gate_bias,
+            "down": self.down,
+            "down_bias": self.down_bias,
+        }
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
     def matrices(self) -> dict[str, Tensor]:
         """Returns `up`, `gate` (if any) and `down` by field name."""
@@ -110,17 +117,16 @@ def fold(mlp: MLP) -> MLP:
     >>> fold(mlp).down.tolist()
     [[3.0], [3.0]]
     """
-    folded = {}
-    if mlp.output_scale is not None:
-        folded["down"] = scale_neurons(mlp.down, mlp.output_scale)
-    if mlp.input_scale is not None:
-        side = "up" if mlp.gate is None else "gate"
-        for name in (side, f"{side}_bias"):
-            tensor = getattr(mlp, name)
-            if tensor is not None:
-                scale = mlp.input_scale if tensor.ndim == 1 else mlp.input_scale[:, None]
-                folded[name] = scale_neurons(tensor, scale)
-    return replace(mlp, input_scale=None, output_scale=None, **folded)
+    down = mlp.down if mlp.output_scale is None else scale_neurons(mlp.down, mlp.output_scale)
+    folded = replace(mlp, down=down, input_scale=None, output_scale=None)
+    scale = mlp.input_scale
+    if scale is None:
+        return folded
+    if mlp.gate is None:
+        up_bias = None if mlp.up_bias is None else scale_neurons(mlp.up_bias, scale)
+        return replace(folded, up=scale_neurons(mlp.up, scale[:, None]), up_bias=up_bias)
+    gate_bias = None if mlp.gate_bias is None else scale_neurons(mlp.gate_bias, scale)
+    return replace(folded, gate=scale_neurons(mlp.gate, scale[:, None]), gate_bias=gate_bias)
 
 
 def neurons(mlp: MLP) -> Float[Tensor, "neurons features"]:
@@ -154,20 +160,27 @@ def replace_neurons(mlp: MLP, rows: Float[Tensor, "clusters features"]) -> MLP:
     return replace(mlp, input_scale=None, output_scale=None, **fields)
 
 
-def select_neurons(mlp: MLP, indices: Int[Tensor, " kept"]) -> MLP:
+def select_neurons(mlp: MLP, indices: Int[Tensor, " selected"]) -> MLP:
     """Selects neurons by index, in the given order, from all tensors and scales.
 
     >>> mlp = MLP(torch.arange(3.0)[:, None], torch.arange(3.0)[None], torch.relu)
     >>> select_neurons(mlp, torch.tensor([2, 0])).down.tolist()
     [[2.0, 0.0]]
     """
-    fields = {name: part[indices].clone() for name, part in _neuron_parts(mlp).items() if name != "down"}
-    scales = {
-        name: scale[indices].clone()
-        for name in ("input_scale", "output_scale")
-        if (scale := getattr(mlp, name)) is not None
-    }
-    return replace(mlp, **fields, **scales, down=mlp.down[:, indices].contiguous())
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[indices].clone()
+
+    return replace(
+        mlp,
+        up=mlp.up[indices].clone(),
+        up_bias=rows(mlp.up_bias),
+        gate=rows(mlp.gate),
+        gate_bias=rows(mlp.gate_bias),
+        down=mlp.down[:, indices].contiguous(),
+        input_scale=rows(mlp.input_scale),
+        output_scale=rows(mlp.output_scale),
+    )
 
 
 def canonical_order(mlp: MLP) -> Int[Tensor, " neurons"]:
@@ -181,6 +194,16 @@ def canonical_order(mlp: MLP) -> Int[Tensor, " neurons"]:
     return neurons(mlp).double().square().sum(1).argsort(stable=True)
 
 
+def map_tensors(mlp: MLP, function: Callable[[Tensor], Tensor]) -> MLP:
+    """Applies a function to all weights and biases; the scales stay.
+
+    >>> mlp = MLP(torch.ones(2, 1), torch.ones(1, 2), torch.relu)
+    >>> map_tensors(mlp, lambda tensor: 3 * tensor).up.tolist()
+    [[3.0], [3.0]]
+    """
+    return replace(mlp, **{name: function(tensor) for name, tensor in mlp.tensors().items()})
+
+
 def in_compute_dtype(mlp: MLP) -> MLP:
     """Casts weights and biases to fp32, or leaves float64; the scales stay.
 
@@ -189,7 +212,7 @@ def in_compute_dtype(mlp: MLP) -> MLP:
     torch.float32
     """
     compute = torch.promote_types(mlp.up.dtype, torch.float32)
-    return replace(mlp, **{name: tensor.to(compute) for name, tensor in mlp.tensors().items()})
+    return map_tensors(mlp, lambda tensor: tensor.to(compute))
 
 
 def clone(mlp: MLP) -> MLP:
@@ -199,7 +222,7 @@ def clone(mlp: MLP) -> MLP:
     >>> clone(mlp).up is mlp.up
     False
     """
-    return replace(mlp, **{name: tensor.clone() for name, tensor in mlp.tensors().items()})
+    return map_tensors(mlp, Tensor.clone)
 
 
 def _neuron_parts(mlp: MLP) -> dict[str, Tensor]:
@@ -215,7 +238,8 @@ def on_device(mlp: MLP, device: torch.device) -> MLP:
     >>> on_device(mlp, torch.device("cpu")).up.device
     device(type='cpu')
     """
-    tensors = dict(mlp.tensors())
-    scales = {"input_scale": mlp.input_scale, "output_scale": mlp.output_scale}
-    tensors |= {name: scale for name, scale in scales.items() if scale is not None}
-    return replace(mlp, **{name: tensor.to(device) for name, tensor in tensors.items()})
+    return replace(
+        map_tensors(mlp, lambda tensor: tensor.to(device)),
+        input_scale=None if mlp.input_scale is None else mlp.input_scale.to(device),
+        output_scale=None if mlp.output_scale is None else mlp.output_scale.to(device),
+    )

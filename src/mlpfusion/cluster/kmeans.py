@@ -129,9 +129,16 @@ def kmeans_batched(
 def _check_settings(settings: _Settings, num_points: int) -> None:
     if not 1 <= settings.num_clusters <= num_points:
         raise ValueError(f"`num_clusters` must be between 1 and {num_points}, got {settings.num_clusters}")
-    for name, lowest in {"num_init": 1, "num_candidates": 1, "max_iter": 1, "tol": 0}.items():
-        if not getattr(settings, name) >= lowest:
-            raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(settings, name)}")
+    at_least_one = {
+        "num_init": settings.num_init,
+        "num_candidates": settings.num_candidates,
+        "max_iter": settings.max_iter,
+    }
+    for name, value in at_least_one.items():
+        if not value >= 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if not settings.tol >= 0:
+        raise ValueError(f"`tol` must be at least 0, got {settings.tol}")
 
 
 def _check_tensors(

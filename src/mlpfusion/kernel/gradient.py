@@ -109,13 +109,21 @@ def neuron_slab(mlp: MLP, slab: slice) -> MLP:
     2
     """
     dtype = compute_dtype(mlp)
-    fields = {name: tensor[slab].to(dtype) for name, tensor in mlp.tensors().items() if not name.startswith("down")}
-    scales = {
-        name: scale[slab].to(dtype)
-        for name in ("input_scale", "output_scale")
-        if (scale := getattr(mlp, name)) is not None
-    }
-    return replace(mlp, **fields, **scales, down=mlp.down[:, slab].to(dtype), down_bias=None)
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[slab].to(dtype)
+
+    return replace(
+        mlp,
+        up=mlp.up[slab].to(dtype),
+        up_bias=rows(mlp.up_bias),
+        gate=rows(mlp.gate),
+        gate_bias=rows(mlp.gate_bias),
+        down=mlp.down[:, slab].to(dtype),
+        down_bias=None,
+        input_scale=rows(mlp.input_scale),
+        output_scale=rows(mlp.output_scale),
+    )
 
 
 def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False) -> Iterator[WeightGradient]:

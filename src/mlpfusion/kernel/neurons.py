@@ -37,7 +37,7 @@ from mlpfusion.kernel.gradient import (
 )
 from mlpfusion.kernel.ntk import DEFAULT_WORKSPACE, neuron_slabs
 from mlpfusion.kernel.trace import BlockTrace
-from mlpfusion.mlp import MLP, fold
+from mlpfusion.mlp import MLP, fold, map_tensors
 
 _SUM_NEURONS = 64  # kernels copied at once, to bound the memory of the copy; not tuned
 
@@ -217,7 +217,7 @@ def _scaled_rows(mlp: MLP, side: str, scale: Float[Tensor, " neurons"]) -> dict[
 def _prepared(mlp: MLP, trace: BlockTrace) -> tuple[MLP, BlockTrace, Tensor]:
     check_block(mlp, trace)
     dtype = compute_dtype(mlp)
-    effective = _effective(replace(mlp, **{name: tensor.to(dtype) for name, tensor in mlp.tensors().items()}))
+    effective = _effective(map_tensors(mlp, lambda tensor: tensor.to(dtype)))
     ordered, places = by_length(trace)
     return effective, ordered.to(dtype=dtype), places
 

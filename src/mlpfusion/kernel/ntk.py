@@ -116,10 +116,10 @@ def _kernels(
     sorted_trace, places = by_length(trace)
     sorted_trace = sorted_trace.to(dtype=compute_dtype(mlp))
     accumulators, parameters = [KernelAccumulator(make) for make in products], trained_parameters(block, sorted_trace)
-    sizes = {"column_bytes": len(products) * bytes_per_column(trace.num_samples, sorted_trace.inputs)}
+    column_bytes = len(products) * bytes_per_column(trace.num_samples, sorted_trace.inputs)
     extra_bytes = parameters.extra_values() * sorted_trace.inputs.element_size()
-    sizes["fixed_bytes"] = _fixed_bytes(mlp, sorted_trace) + extra_bytes
-    slabs = neuron_slabs(mlp, sorted_trace, workspace_bytes, **sizes)
+    fixed_bytes = _fixed_bytes(mlp, sorted_trace) + extra_bytes
+    slabs = neuron_slabs(mlp, sorted_trace, workspace_bytes, column_bytes=column_bytes, fixed_bytes=fixed_bytes)
     for slab in slabs:
         for gradient in weight_gradients(neuron_slab(mlp, slab), sorted_trace):
             _add(accumulators, parameters.of_slab(gradient, slab), sorted_trace)

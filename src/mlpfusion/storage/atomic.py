@@ -151,20 +151,20 @@ def _wait_for_lock(descriptor: int, folder: Path) -> bool:
             return True
 
 
-def exchange(one: Path, other: Path) -> None:
+def exchange(first: Path, second: Path) -> None:
     """Exchanges two names in one step. Raises `OSError` with ENOSYS if the system cannot."""
     library = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(one), os.fsencode(other)
+    names = os.fsencode(first), os.fsencode(second)
     try:
         if sys.platform == "darwin":
             failed = library.renamex_np(*names, ctypes.c_uint(_EXCHANGE))
         else:
             failed = library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_EXCHANGE))
     except AttributeError as error:
-        raise OSError(errno.ENOSYS, "no call to exchange two names", str(one)) from error
+        raise OSError(errno.ENOSYS, "no call to exchange two names", str(first)) from error
     if failed:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(one), None, str(other))
+        raise OSError(number, os.strerror(number), str(first), None, str(second))
 
 
 def swap(staged: Path, place: Path) -> None:

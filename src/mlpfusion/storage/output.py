@@ -177,8 +177,8 @@ def _ways(path: Path) -> set[Path]:
     return ways
 
 
-def _same(one: Path, other: Path) -> bool:
-    return os.path.exists(one) and os.path.exists(other) and one.samefile(other)
+def _same(first: Path, second: Path) -> bool:
+    return os.path.exists(first) and os.path.exists(second) and first.samefile(second)
 
 
 def _try(place: Path, out: Path) -> None:

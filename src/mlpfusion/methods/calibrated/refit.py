@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.methods.calibrated.calibration import Calibration
-from mlpfusion.mlp import MLP, forward, hidden_activations, in_compute_dtype
+from mlpfusion.mlp import MLP, clone, forward, hidden_activations, in_compute_dtype, map_tensors
 
 _CHUNK_TOKENS = 4096  # activations of 3,072 neurons in fp32: 50 MB; not tuned
 _HELD_OUT = 0.1  # share of the samples; not tuned
@@ -124,8 +124,8 @@ def refine_weights(
         if step == steps or step % -(-steps // _NUM_CHECKS) == 0:
             error = output_error(state, held_out)
             if error < best_error:
-                best, best_error = replace(state, **{n: t.clone() for n, t in state.tensors().items()}), error
-    return replace(best, **{name: tensor.to(mlp.up.dtype) for name, tensor in best.tensors().items()})
+                best, best_error = clone(state), error
+    return map_tensors(best, lambda tensor: tensor.to(mlp.up.dtype))
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def _states(
 
 def _size(block: MLP, name: str) -> float:
     """Root mean square of a matrix, or of the matrix of a bias; 1 for a matrix of zeros."""
-    return float(getattr(block, name.removesuffix("_bias")).double().square().mean().sqrt()) or 1.0
+    return float(block.matrices()[name.removesuffix("_bias")].double().square().mean().sqrt()) or 1.0
 
 
 def _normal_equations(
