@@ -127,7 +127,7 @@ def check_that(condition: bool, name: str, allowed: str, value: Any) -> None:
 
 
 def check_above_zero(name: str, value: float) -> None:
-    """Raises `InputError` unless `value` > 0; NaN is refused.
+    """Raises `InputError` unless `value` > 0. NaN is refused.
 
     >>> check_above_zero("ridge", 0.01)
     """
@@ -177,7 +177,7 @@ def usable_device(device: "torch.device | str") -> "torch.device":
 
 
 def num_not_finite(tensor: "Float[Tensor, '*shape']") -> int:
-    """Counts the entries that are NaN or infinite.
+    """Counts the NaN and infinite entries.
 
     >>> import torch
     >>> num_not_finite(torch.tensor([1.0, torch.nan, -torch.inf]))

@@ -1,4 +1,4 @@
-"""Errors and warnings of the package, and how values look in their messages."""
+"""Errors and warnings of the package, and the form of values in messages."""
 
 import unicodedata
 from reprlib import Repr
@@ -46,7 +46,7 @@ def one_line(error: BaseException, max_length: int | None = 300) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Escapes all characters of `text` that move a cursor or cannot be encoded.
+    r"""Escapes control characters and lone surrogates in `text`.
 
     Characters in `keep` stay.
 

@@ -195,7 +195,7 @@ def canonical_order(mlp: MLP) -> Int[Tensor, " neurons"]:
 
 
 def map_tensors(mlp: MLP, function: Callable[[Tensor], Tensor]) -> MLP:
-    """Applies a function to all weights and biases; the scales stay.
+    """Applies a function to all weights and biases. The scales stay.
 
     >>> mlp = MLP(torch.ones(2, 1), torch.ones(1, 2), torch.relu)
     >>> map_tensors(mlp, lambda tensor: 3 * tensor).up.tolist()
@@ -205,7 +205,7 @@ def map_tensors(mlp: MLP, function: Callable[[Tensor], Tensor]) -> MLP:
 
 
 def in_compute_dtype(mlp: MLP) -> MLP:
-    """Casts weights and biases to fp32, or leaves float64; the scales stay.
+    """Casts weights and biases to fp32, or leaves float64. The scales stay.
 
     >>> half = MLP(torch.ones(2, 1).half(), torch.ones(1, 2).half(), torch.relu)
     >>> in_compute_dtype(half).up.dtype
@@ -216,7 +216,7 @@ def in_compute_dtype(mlp: MLP) -> MLP:
 
 
 def clone(mlp: MLP) -> MLP:
-    """Copies the weights and biases; the scales are shared.
+    """Copies the weights and biases. The scales are shared.
 
     >>> mlp = MLP(torch.ones(2, 1), torch.ones(1, 2), torch.relu)
     >>> clone(mlp).up is mlp.up

@@ -8,7 +8,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def shown_progress(progress: Progress | None) -> Progress:
-    """Returns `progress`, or for None a callback that does nothing.
+    """Returns `progress`, or for None an empty callback.
 
     >>> shown_progress(None)(1, 6, "layers.0.mlp")
     """

@@ -98,7 +98,7 @@ class Record:
 
 
 def model_size(model: nn.Module) -> Size:
-    """Counts parameters and bytes of a model as saved; buffers count as bytes only.
+    """Counts parameters and bytes of a model as saved. Buffers count as bytes only.
 
     >>> model_size(nn.Linear(3, 2))
     Size(parameters=8, bytes=32)
@@ -124,7 +124,7 @@ def warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of all packages that change results."""
+    """Returns the versions of Python and of the packages behind the results."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 

@@ -58,7 +58,7 @@ def set_streams(states: dict[str, Any], device: torch.device) -> None:
 
 
 def site_generator(seed: int, path: str) -> torch.Generator:
-    """Returns a generator that depends on the seed and the module path of a site alone.
+    """Returns the generator of one site, by the seed and the module path alone.
 
     Which other sites are compressed does not matter.
 

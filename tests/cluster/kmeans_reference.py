@@ -70,8 +70,8 @@ def greedy_choices(points: Tensor, uniforms: Tensor, centers: list[int]) -> list
     choices = []
     for step, row in enumerate(uniforms[1:], start=1):
         closest = torch.stack([(points - points[center]).square().sum(1) for center in centers[:step]]).amin(0)
-        cumulated = closest.cumsum(0)
-        candidates = [int((cumulated <= uniform * cumulated[-1]).sum()) for uniform in row]
+        cumulative = closest.cumsum(0)
+        candidates = [int((cumulative <= uniform * cumulative[-1]).sum()) for uniform in row]
         choices.append(
             {c: float(torch.minimum(closest, (points - points[c]).square().sum(1)).sum()) for c in candidates}
         )

@@ -27,7 +27,7 @@ def trace_of(mlp: MLP, seed: int, num_samples: int = 30) -> BlockTrace:
     return random_trace(inputs.to(mlp.up.dtype), lengths, generator)
 
 
-def weighed(mlp: MLP, trace: BlockTrace) -> Calibration:
+def weighted(mlp: MLP, trace: BlockTrace) -> Calibration:
     return Calibration.of(mlp, trace, token_weights(trace.cotangents))
 
 
@@ -137,9 +137,9 @@ def test_refit_is_the_least_squares_solution(layout, seed):
 
 @every_layout
 @every_seed
-def test_a_weighed_refit_is_the_least_squares_solution_of_the_weighed_errors(layout, seed):
+def test_a_weighted_refit_is_the_least_squares_solution_of_the_weighted_errors(layout, seed):
     mlp = make_mlp(seed=seed, **layout)
-    calibration = weighed(mlp, trace_of(mlp, seed, 60))
+    calibration = weighted(mlp, trace_of(mlp, seed, 60))
     kept, inputs = select_neurons(mlp, torch.arange(5)), calibration.trace.inputs
     assert calibration.weights is not None
     fitted = refit_down(kept, inputs, calibration.targets, 1e-12, calibration.weights)
@@ -147,7 +147,7 @@ def test_a_weighed_refit_is_the_least_squares_solution_of_the_weighed_errors(lay
     columns = hidden_activations(fitted, inputs)
     if fitted.down_bias is not None:
         columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
-    normal = (columns * calibration.weights[:, None]).T @ residual  # zero where the weighed errors are least
+    normal = (columns * calibration.weights[:, None]).T @ residual  # zero where the weighted errors are least
     assert float(normal.abs().max()) < 1e-6 * float(columns.norm() * calibration.targets.norm())
 
 

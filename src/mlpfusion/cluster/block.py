@@ -80,13 +80,13 @@ class OrderedBlock:
         return torch.stack(sums).sum(0) / len(self.points)
 
     def centered(self, dtype: torch.dtype) -> Float[Tensor, "neurons features"]:
-        """Subtracts the mean, which keeps inner products small and their differences exact."""
+        """Subtracts the mean: inner products stay small and their differences exact."""
         mean = self.mean()
         return torch.cat([(strip.double() - mean).to(dtype) for strip in self.points.split(_STRIP_ROWS)])
 
 
 def order_block(points: Float[Tensor, "neurons features"]) -> OrderedBlock:
-    """Sorts the points by their projection on a fixed direction; numbers the distinct rows.
+    """Sorts the points by their projection on a fixed direction. Numbers the distinct rows.
 
     >>> block = order_block(torch.tensor([[2.0], [1.0], [2.0]]))
     >>> block.num_distinct, block.groups.bincount().tolist()

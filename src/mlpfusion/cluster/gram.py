@@ -20,7 +20,7 @@ _SYMMETRIC_PARTS = 8
 
 @runtime_checkable
 class InnerProducts(Protocol):
-    """Inner products of the centred points of a batch of blocks, as k-means needs them.
+    """Inner products of the centred points of a batch of blocks, for k-means.
 
     A cluster sum adds up `rows`: rows of the Gram matrix, or points. Clusters are numbered through
     all blocks (cluster j of block b is `b * clusters + j`), and so are points in `labels`.
@@ -123,7 +123,7 @@ class PointSpace:
 
 
 def gram_matrix(points: Float[Tensor, "neurons features"]) -> Float[Tensor, "neurons neurons"]:
-    """Computes X X^T: the lower part by GEMMs over strips of columns, the upper part by copying.
+    """Computes X X^T: the lower part by GEMMs over strips, the upper part by copying.
 
     >>> gram_matrix(torch.tensor([[1.0, 0.0], [3.0, 4.0]])).tolist()
     [[1.0, 3.0], [3.0, 25.0]]
@@ -152,7 +152,7 @@ def segment_sums(
 def add_to_segments(
     sums: Float[Tensor, "segments *width"], segments: Int[Tensor, " points"], values: Float[Tensor, "points *width"]
 ) -> Float[Tensor, "segments *width"]:
-    """Adds each value to its segment of `sums`, in place; returns `sums`.
+    """Adds each value to its segment of `sums`, in place. Returns `sums`.
 
     The order of the additions is fixed, so results repeat bit by bit.
 

@@ -55,7 +55,7 @@ def kmeans(
     init: Float[Tensor, "clusters features"] | None = None,
     max_gram_bytes: int = 2**32,  # a Gram matrix of 32,768 neurons in float32
 ) -> KMeansResult:
-    """Clusters the rows of `points` so that squared distances to the cluster means are small.
+    """Clusters the rows of `points` by squared distance to the cluster means.
 
     Greedy k-means++ seeds with `num_candidates` draws a step. Lloyd follows, at most `max_iter`
     iterations, and with `refine` single-point moves until a round lowers the inertia by less than
@@ -161,7 +161,7 @@ def _check_tensors(
 
 
 def _groups(blocks: Sequence[OrderedBlock], settings: _Settings) -> Iterator[list[int]]:
-    """Yields the blocks to solve, in groups with Gram matrices that fit together.
+    """Yields the blocks to solve, in groups by memory of the Gram matrices.
 
     Blocks with few distinct rows need no solving and are left out.
     """
@@ -180,7 +180,7 @@ def _working_dtype(block: OrderedBlock) -> torch.dtype:
 
 
 def _all_distinct_rows(block: OrderedBlock, num_clusters: int) -> KMeansResult:
-    """Gives every distinct row a cluster; spare clusters split duplicates."""
+    """Gives every distinct row a cluster. Spare clusters split duplicates."""
     labels = fill_empty_clusters(block.groups, torch.zeros(len(block.groups), device=block.groups.device), num_clusters)
     return summarize(block, labels, num_clusters, Convergence(num_iter=0, num_rounds=0, converged=True))
 
@@ -191,7 +191,7 @@ def _solve(
     init: Float[Tensor, "blocks clusters features"] | None,
     settings: _Settings,
 ) -> list[KMeansResult]:
-    """Solves each block, all restarts on the same inner products; keeps the best restart."""
+    """Solves each block, all restarts on the same inner products. Keeps the best restart."""
     dtype = _working_dtype(blocks[0])
     centered = [block.centered(dtype) for block in blocks]
     fits = _gram_bytes(blocks[0]) <= settings.max_gram_bytes
@@ -225,7 +225,7 @@ def _distances_to_centers(
 def _assign(
     distances: Float[Tensor, "blocks clusters neurons"], squared_norms: Float[Tensor, "blocks neurons"]
 ) -> Int[Tensor, "blocks neurons"]:
-    """Assigns every point to its nearest cluster, numbered through all blocks; none is empty."""
+    """Assigns every point to its nearest cluster, numbered through all blocks. None is empty."""
     num_blocks, num_clusters, _ = distances.shape
     offsets = torch.arange(num_blocks, device=distances.device)[:, None] * num_clusters
     nearest, labels = distances.min(1)

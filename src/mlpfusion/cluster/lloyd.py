@@ -8,7 +8,7 @@ from mlpfusion.cluster.partition import Partition, fill_empty_clusters
 
 
 def lloyd(partition: Partition, max_iter: int) -> tuple[Int[Tensor, " blocks"], Bool[Tensor, " blocks"]]:
-    """Moves all points to their nearest centres until none moves; changes `partition`.
+    """Moves all points to their nearest centres until none moves. Changes `partition`.
 
     Returns the number of iterations and the convergence of each block. A point stays if its own
     centre is among the nearest. A block has also converged when its inertia no longer falls. An

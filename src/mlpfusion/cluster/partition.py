@@ -40,7 +40,7 @@ class Partition:
         self._refresh(torch.ones_like(self.counts, dtype=torch.bool))
 
     def move(self, points: Int[Tensor, " moved"], targets: Int[Tensor, " moved"]) -> None:
-        """Moves each point into another cluster, at most once; no cluster may be emptied."""
+        """Moves each point into another cluster, at most once. No cluster may be emptied."""
         sources, rows = self.labels[points], self._rows.index_select(0, points)
         add_to_segments(self._sums, targets, rows)
         add_to_segments(self._sums, sources, rows.neg_())

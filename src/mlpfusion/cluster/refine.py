@@ -53,7 +53,7 @@ class Moves:
 def refine(
     partition: Partition, tol: float = 0.0, max_rounds: int = MAX_ROUNDS
 ) -> tuple[Int[Tensor, " blocks"], Bool[Tensor, " blocks"]]:
-    """Moves single points as long as that lowers the inertia; changes `partition`.
+    """Moves single points while the inertia falls. Changes `partition`.
 
     Returns the rounds and the convergence of each block. Every round lowers the inertia of each
     block with a move left. A block ends when it has none (then it is a fixed point of Lloyd too),
@@ -130,7 +130,7 @@ def _with_conditions(
 
 
 def compatible(moves: Moves, num_clusters: int) -> Bool[Tensor, " moves"]:
-    """Selects moves with gains that add up: the best of a cluster alone, or all that may share.
+    """Selects moves with additive gains: the best of a cluster, or all allowed to share.
 
     The best move of a block is the best of both its clusters, hence always among them.
     """
@@ -160,7 +160,7 @@ def _best_of_both_clusters(moves: Moves, num_clusters: int) -> Bool[Tensor, " mo
 def _leaves_one(
     moves: Moves, made: Bool[Tensor, " moves"], counts: Float[Tensor, " clusters"]
 ) -> Bool[Tensor, " moves"]:
-    """Drops all but the best move out of a cluster that the selected moves would empty."""
+    """Drops all but the best move out of a cluster about to be emptied."""
     sources = moves.sources[made]
     leavers = torch.bincount(sources, minlength=len(counts))
     ranks = torch.arange(len(made), device=made.device)

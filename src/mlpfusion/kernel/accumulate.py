@@ -60,7 +60,7 @@ class BlockKernels:
 
 
 def join_kernels(kernels: Mapping[str, BlockKernels]) -> BlockKernels:
-    """Joins the kernels of several MLPs; block `up` of MLP `layers.0` becomes `layers.0.up`.
+    """Joins the kernels of several MLPs. Block `up` of MLP `layers.0` becomes `layers.0.up`.
 
     Raises `InputError` if the kernels have different numbers of samples, or there is none.
 
@@ -101,7 +101,7 @@ class KernelAccumulator:
             add_rows([self], name, slab.shape[0], part.shape[1], slab, _chunks(part))
 
     def buffers(self, num_samples: int, num_columns: int, like: Tensor) -> Contraction:
-        """Returns buffers for one slab, allocated anew for a wider slab; see `add_product`.
+        """Returns buffers for one slab, allocated anew for a wider slab. See `add_product`.
 
         `like` has the dtype and the device of the gradients. Raises `InputError` as `add` does.
         """
@@ -114,14 +114,14 @@ class KernelAccumulator:
         return self._contraction
 
     def add_product(self, name: str, product: Float64[Tensor, "samples samples"]) -> None:
-        """Adds the kernel of one slab to the block `name`; `product` may be changed later."""
+        """Adds the kernel of one slab to the block `name`. `product` may be changed later."""
         if name in self._blocks:
             self._blocks[name] += product
         else:
             self._blocks[name] = product
 
     def kernels(self, order: Int[Tensor, " samples"] | None = None) -> BlockKernels:
-        """Returns the kernels so far; sample i of the result is sample `order[i]` of the slabs.
+        """Returns the kernels so far. Sample i of the result is sample `order[i]` of the slabs.
 
         Raises `InputError` if nothing was added, or a gradient was NaN or infinite.
         """

@@ -94,7 +94,7 @@ def cosine(first: Float64[Tensor, "rows columns"], second: Float64[Tensor, "rows
 def centered_kernel_alignment(
     first: Float64[Tensor, "samples samples"], second: Float64[Tensor, "samples samples"]
 ) -> float:
-    """Cosine of H A H and H B H with H = I - 1/n (Cortes et al. 2012); NaN for constant A or B.
+    """Cosine of H A H and H B H with H = I - 1/n (Cortes et al. 2012). NaN for constant A or B.
 
     A and B need not be symmetric: the Adam kernel is not.
 

@@ -50,7 +50,7 @@ class EqualLengths:
 
 
 def by_length(trace: BlockTrace) -> tuple[BlockTrace, Tensor]:
-    """Sorts the trace by length; also returns the place of each original sample.
+    """Sorts the trace by length. Also returns the place of each original sample.
 
     >>> trace = BlockTrace(torch.zeros(3, 1), torch.zeros(3, 1), torch.tensor([2, 1]))
     >>> ordered, places = by_length(trace)
@@ -102,7 +102,7 @@ def compute_dtype(mlp: MLP) -> torch.dtype:
 
 
 def neuron_slab(mlp: MLP, slab: slice) -> MLP:
-    """Slices neurons out of a block, in the dtype of the gradients; shares memory if possible.
+    """Slices neurons out of a block, in the dtype of the gradients. Shares memory if possible.
 
     >>> mlp = MLP(torch.ones(4, 2), torch.ones(2, 4), torch.relu)
     >>> neuron_slab(mlp, slice(1, 3)).num_neurons

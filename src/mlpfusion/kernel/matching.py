@@ -45,7 +45,7 @@ class Matching:
 
 @torch.no_grad()
 def match_kernel(mlp: MLP, trace: BlockTrace, target: BlockKernels, matching: Matching) -> MLP:
-    """Rescales `mlp` to bring its Adam kernel near `target`; outputs stay, up to rounding.
+    """Rescales `mlp` to bring its Adam kernel near `target`. Outputs stay, up to rounding.
 
     `trace` is that of `mlp`, `target` the Adam kernel of another block of the same layout on the
     same samples. In a gated block `up` gets a scale too, so all three matrices are matched. Raises
@@ -83,7 +83,7 @@ def positive_scales(products: NeuronProducts, matching: Matching) -> tuple[Float
 
 
 def _side(target: BlockKernels, name: str) -> Tensor:
-    """Kernel of a matrix and its bias; `down` without, since no scale changes `down_bias`."""
+    """Kernel of a matrix and its bias. `down` without, since no scale changes `down_bias`."""
     bias = target.blocks.get(f"{name}_bias")
     return target.blocks[name] if bias is None or name == "down" else target.blocks[name] + bias
 

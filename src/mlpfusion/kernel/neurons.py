@@ -1,4 +1,4 @@
-"""Adam kernel of every neuron; the kernel of a block is linear in them.
+"""Adam kernel of every neuron, and the kernel of a block as their sum.
 
 The output of a block depends on its effective weights only, the weights with the scales folded in;
 the scales decide how fast each tensor learns. Dividing a tensor by a positive number multiplies its
@@ -147,7 +147,7 @@ def neuron_products(
 
 @torch.no_grad()
 def down_bias_kernel(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, "samples samples"]:
-    """Adam kernel of `down_bias`, the part that no scale changes; zero without that bias.
+    """Adam kernel of `down_bias`, independent of all scales. Zero without that bias.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu, down_bias=torch.zeros(1))
     >>> trace = BlockTrace(torch.ones(2, 1), torch.tensor([[2.0], [-5.0]]), torch.tensor([1, 1]))
@@ -167,7 +167,7 @@ def with_scales(
     down_scale: Float[Tensor, " neurons"],
     up_scale: Float[Tensor, " neurons"] | None = None,
 ) -> MLP:
-    """Sets the scales of a block and divides its weights, so that the output stays.
+    """Sets the scales of a block and divides its weights. The output stays.
 
     Its kernel is `NeuronKernels.combine` of the same three scales, up to rounding in the dtype of
     the weights. Raises `InputError` for a scale that is not positive, and for an `up_scale` of a
@@ -245,7 +245,7 @@ def _fill(
 
 
 def _features(gradient: WeightGradient, trace: BlockTrace) -> Iterator[Float[Tensor, "neurons samples features"]]:
-    """Yields the gradients with one row a neuron; a bias, if any, is the last column."""
+    """Yields the gradients with one row a neuron. A bias, if any, is the last column."""
     for group in equal_length_groups(trace, trace.num_samples):
         part = sample_gradients(gradient, group)
         if gradient.bias is not None:

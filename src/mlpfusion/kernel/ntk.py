@@ -62,7 +62,7 @@ def adam_kernel(block: Block, trace: BlockTrace, *, workspace_bytes: int = DEFAU
 
 @torch.no_grad()
 def plain_kernel(block: Block, trace: BlockTrace, *, workspace_bytes: int = DEFAULT_WORKSPACE) -> BlockKernels:
-    """Computes K[i, j] = <grad f(x_i), grad f(x_j)> (paper, Eq. 2); otherwise as `adam_kernel`.
+    """Computes K[i, j] = <grad f(x_i), grad f(x_j)> (paper, Eq. 2). Otherwise as `adam_kernel`.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
     >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
@@ -90,7 +90,7 @@ def adam_and_plain_kernel(
 def neuron_slabs(
     mlp: MLP, trace: BlockTrace, workspace_bytes: int, *, column_bytes: int, fixed_bytes: int
 ) -> list[slice]:
-    """Splits the neurons into nearly equal slabs that fit the workspace.
+    """Splits the neurons into nearly equal slabs within the workspace.
 
     `column_bytes` is the need of one gradient entry for all samples, `fixed_bytes` the caller's
     other need. Raises `InputError` if a single neuron does not fit.
@@ -152,7 +152,7 @@ def _add(accumulators: Sequence[KernelAccumulator], gradient: WeightGradient, tr
 
 
 def _rows(gradient: WeightGradient, trace: BlockTrace) -> Iterator[tuple[int, Tensor]]:
-    """Yields the gradients of all samples in chunks that fit one buffer, reused by each chunk."""
+    """Yields the gradients of all samples in chunks, all in one buffer."""
     num_entries = _num_entries(gradient)
     size = chunk_rows(num_entries)
     buffer = gradient.signals.new_empty(min(size, trace.num_samples), num_entries)

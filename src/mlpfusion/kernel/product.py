@@ -161,7 +161,7 @@ def _has_fast_int8(like: Tensor) -> bool:
 
 
 def _is_exact() -> bool:
-    """Whether this machine's int8 GEMM is exact for the largest digits; some add in 16 bits."""
+    """Whether this machine's int8 GEMM is exact for the largest digits. Some add in 16 bits."""
     digits = torch.full((8, 256), -_TOP, dtype=torch.int8)
     signs = torch.ones(8, 256, dtype=torch.int8)
     return all(bool((_whole_product(sign * digits, signs) == -_TOP * 256 * sign).all()) for sign in (1, -1))

@@ -75,7 +75,7 @@ class BlockTrace:
         return torch.arange(int(sizes.sum())) + offsets.repeat_interleave(sizes)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "BlockTrace":
-        """Moves the trace to `device` and casts X and D to `dtype`; shares memory if possible."""
+        """Moves the trace to `device` and casts X and D to `dtype`. Shares memory if possible."""
         inputs, cotangents = (x.to(device=device, dtype=dtype) for x in (self.inputs, self.cotangents))
         return replace(self, inputs=inputs, cotangents=cotangents, lengths=self.lengths.to(device=device))
 

@@ -69,7 +69,7 @@ class FactoredMLP:
 
 @dataclass(frozen=True)
 class MaskedMLP:
-    """A block that trains the non-zero entries of its matrices, and all biases.
+    """A block with trained non-zero matrix entries and biases; zeros stay.
 
     >>> MaskedMLP(MLP(torch.eye(3), torch.eye(3), torch.relu)).num_parameters
     6

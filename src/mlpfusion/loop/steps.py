@@ -39,7 +39,7 @@ def training_batches(
 
 
 def backward(model: PreTrainedModel, batch: Sequence[Mapping[str, Tensor]], step: int, learning_rate: float) -> float:
-    """Returns the mean loss over the examples of all parts; adds its gradients to the parameters'.
+    """Returns the mean loss over the examples of all parts. Adds its gradients to the parameters'.
 
     Raises `DivergenceError` if the loss is not finite.
     """

@@ -29,7 +29,7 @@ def best_masks(
 
 
 def apply_mask(mlp: MLP, mask: dict[str, Bool[Tensor, "out in"]]) -> Masked:
-    """Zeroes the matrices where `mask` is False; the metric is the share of entries left.
+    """Zeroes the matrices where `mask` is False. The metric is the share of entries left.
 
     >>> mlp = MLP(torch.eye(2), torch.eye(2), torch.relu)
     >>> mask = torch.tensor([[True, False], [False, False]])

@@ -76,7 +76,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_folders(folder: Path) -> Iterator[None]:
-    """Makes `folder` and its missing parents; removes them, if empty, after an error in the block.
+    """Makes `folder` and its missing parents. Removes them, if empty, after an error in the block.
 
     >>> with new_folders(folder / "a" / "b"):
     ...     (folder / "a" / "b").is_dir()
@@ -102,7 +102,7 @@ def new_folders(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Locks `folder` against other writers of this program; yields False without file locks.
+    """Locks `folder` against other writers of this program. Yields False without file locks.
 
     Raises `InputError` if the lock is not free within a minute.
 
@@ -119,7 +119,7 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file or folder for the life of the process; False if held by another process.
+    """Locks an open file or folder for the life of the process. False if held by another process.
 
     Also False if the file system has no locks.
     """
@@ -232,7 +232,7 @@ def sweep(place: Path) -> None:
 
 
 def _remove_left(path: Path) -> None:
-    """Removes a file or folder with a dead writer; links are left alone."""
+    """Removes a file or folder with a dead writer. Links are left alone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

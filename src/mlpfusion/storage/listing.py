@@ -1,4 +1,4 @@
-"""The file list in every folder of this program: which files may be replaced or were changed."""
+"""The list of files in every folder of this program: proof of origin, and hashes of weights."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def write_listing(folder: Path) -> None:
 
 
 def strange_file(folder: Path) -> str | None:
-    """Returns a file or link in `folder` missing from its list, or None; without a list, any file.
+    """Returns a file or link in `folder` missing from its list, or None. Without a list, any file.
 
     >>> (folder / "notes.txt").touch()
     >>> strange_file(folder)
@@ -54,7 +54,7 @@ def is_changed(folder: Path, name: str) -> bool:
 
 
 def _listed(folder: Path) -> Mapping[str, object]:
-    """Returns the list of `folder`, name -> SHA-256 or None; empty without a list."""
+    """Returns the list of `folder`, name -> SHA-256 or None. Empty without a list."""
     file = folder / LISTING
     if file.is_symlink() or not file.is_file():
         return {}

@@ -44,7 +44,7 @@ def unseal(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether `folder` was written to its end; the files are not checked.
+    """Whether `folder` was written to its end. The files are not checked.
 
     >>> is_sealed(folder)
     False
@@ -82,7 +82,7 @@ def damage(folder: Path) -> str | None:
 
 
 def sealed_json(data: dict[str, Any]) -> str:
-    """Formats `data` as indented JSON that ends with a hash of the rest.
+    """Formats `data` as indented JSON, with a hash of the rest at the end.
 
     >>> write_file(folder / "a.json", sealed_json({"step": 3}))
     >>> read_sealed_json(folder / "a.json")

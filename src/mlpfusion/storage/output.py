@@ -20,7 +20,7 @@ _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY, errno.EP
 
 @dataclass(frozen=True)
 class Occupant:
-    """Identity of a folder that may be replaced, to notice later changes."""
+    """Identity of a replaceable folder, to notice later changes."""
 
     device: int
     inode: int
@@ -36,7 +36,7 @@ class Occupant:
 def check_output(
     out: Path, *, overwrite: bool = False, reads: Iterable[str | None] = (), writes: Iterable[str | None] = ()
 ) -> Occupant | None:
-    """Returns the folder that `staged_folder` may replace, or None if `out` is new or empty.
+    """Returns the folder to replace, or None if `out` is new or empty.
 
     `reads` are files and folders read by the run (names on the Hub are ignored), `writes` others
     written. Only leftovers of killed runs beside `out` are touched. Raises `InputError` if `out` is
@@ -90,7 +90,7 @@ def staged_folder(out: Path, replacing: Occupant | None = None, *, listed: bool 
 
 @contextmanager
 def _new_folder(place: Path) -> Iterator[Path]:
-    """Yields a hidden folder, removed in the end; its lock marks a living writer."""
+    """Yields a hidden folder, removed in the end. Its lock marks a living writer."""
     staged, descriptor = new_sibling(place, "incomplete"), None
     try:
         with locked(place.parent):  # no sweep between the folder and its lock
@@ -152,7 +152,7 @@ def _place(out: Path) -> Path:
 
 
 def _check_apart(place: Path, out: Path, reads: Iterable[str | None], writes: Iterable[str | None]) -> None:
-    """Raises `InputError` if `place` is or holds a file or folder that must stay."""
+    """Raises `InputError` if `place` is or holds a file or folder in use."""
     read = [path for path in (Path(os.path.expanduser(name)) for name in reads if name) if os.path.exists(path)]
     others = [Path(os.path.expanduser(name)) for name in ("~", *writes) if name]
     for path in [Path.cwd(), *others, *read]:

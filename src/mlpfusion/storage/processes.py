@@ -1,4 +1,4 @@
-"""The processes of one `accelerate launch`: they train one model, and the first decides for all."""
+"""The processes of one `accelerate launch`: all train one model, the first decides."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -22,12 +22,12 @@ def on_cpu(device: str) -> bool:
 
 
 def join_processes(device: str) -> None:
-    """Connects this process with the others of its launch; call before any `PartialState`."""
+    """Connects this process with the others of its launch. Call before any `PartialState`."""
     PartialState(cpu=on_cpu(device))
 
 
 def of_first(answer: Callable[[], Answer]) -> Answer:
-    """Returns the answer of the first process, in all of them; also an `InputError` it raises.
+    """Returns the answer of the first process, in all of them. Also an `InputError` it raises.
 
     >>> of_first(lambda: "yes")
     'yes'

@@ -51,7 +51,7 @@ def newest_state(folder: Path, *, pickles: bool = False) -> Path | None:
 
 
 def last_sealed(folder: Path) -> Path | None:
-    """Returns the complete state with the most steps, or None; the files are not checked.
+    """Returns the complete state with the most steps, or None. The files are not checked.
 
     >>> (folder / "checkpoint-3").mkdir()
     >>> seal_state(folder / "checkpoint-3")
@@ -111,7 +111,7 @@ def _pickle_in(state: Path) -> str | None:
 
 
 def _states(folder: Path) -> list[Path]:
-    """Lists the states, newest first; files and links of such names are none."""
+    """Lists the states, newest first. Files and links of such names are none."""
     # 18 digits fit an int64, and no other spelling of a number is ours
     named = [
         path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-(0|[1-9][0-9]{0,17})", path.name)

@@ -176,7 +176,7 @@ def _finished_job(out: Path, settings: dict[str, Any], record_file: str) -> dict
 
 
 def start_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Makes the folder, or continues with it; of several processes only the first does.
+    """Makes the folder, or continues with it. Of several processes only the first does.
 
     Raises `InputError` as `check_work` does.
     """
@@ -195,7 +195,7 @@ def _open_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
 
 
 def remove_work(out: Path) -> None:
-    """Removes the folder, if any; other processes see it whole or not at all."""
+    """Removes the folder, if any. Other processes see it whole or not at all."""
     folder = work_folder(out)
     if folder.exists():
         going = folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}")

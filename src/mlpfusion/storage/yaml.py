@@ -96,7 +96,7 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def check_type(field: str, value: Any, kinds: Sequence[type]) -> Any:
-    """Returns `value` if it is of one of `kinds`; a whole number counts as a float.
+    """Returns `value` if it is of one of `kinds`. A whole number counts as a float.
 
     Raises `InputError` for another type; `field` starts the message.
 

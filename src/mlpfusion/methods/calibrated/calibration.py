@@ -60,7 +60,7 @@ class Calibration:
         return Calibration(self.trace.select(samples), self.targets[tokens], weights)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Calibration":
-        """Moves all tensors to `device` and casts to `dtype`; shares memory if possible."""
+        """Moves all tensors to `device` and casts to `dtype`. Shares memory if possible."""
         weights = None if self.weights is None else self.weights.to(device=device, dtype=dtype)
         return Calibration(self.trace.to(device, dtype), self.targets.to(device=device, dtype=dtype), weights)
 

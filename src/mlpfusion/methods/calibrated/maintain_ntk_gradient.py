@@ -40,7 +40,7 @@ class MaintainNTKGradient(TrainedMethod):
 
 
 def compress(block: Block, config: MaintainNTKGradient) -> Narrowed:
-    """Trains the fused block; the metrics are squared gradient errors over squared gradients.
+    """Trains the fused block. The metrics are squared gradient errors over squared gradients.
 
     Minimises the sum over samples x of |grad_W~ f_c(x) - C grad_W f(x)|_F^2, over all tensors but
     b2. C is the cluster membership, which stays; f is the scalar of the calibration's cotangents.

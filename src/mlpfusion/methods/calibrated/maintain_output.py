@@ -31,7 +31,7 @@ class MaintainOutput(TrainedMethod):
 
 
 def compress(block: Block, config: MaintainOutput) -> Narrowed:
-    """Trains the fused block; the metrics are squared errors over squared outputs."""
+    """Trains the fused block. The metrics are squared errors over squared outputs."""
     start = fused_start(block.mlp, block.num_neurons, block.generator)
     size = float(block.inputs.targets.double().square().sum()) or 1.0
 

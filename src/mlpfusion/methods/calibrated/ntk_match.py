@@ -88,7 +88,7 @@ class NTKMatch:
 
 
 def compress(block: Block, config: NTKMatch) -> Narrowed:
-    """Builds the block up to its scales (see `rescale`); the metrics are output errors.
+    """Builds the block up to its scales (see `rescale`). The metrics are output errors.
 
     The errors are on held-out samples if the weights are refined. Errors and fits weight the tokens
     as the calibration does.
@@ -155,7 +155,7 @@ def _choose(mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Gener
 def by_energy(
     mlp: MLP, inputs: Float[Tensor, "tokens hidden"], weights: Float[Tensor, " tokens"] | None = None
 ) -> Int[Tensor, " neurons"]:
-    """Sorts the neurons by the energy added to the (weighted) output; ties go to the lower index.
+    """Sorts the neurons by the energy added to the (weighted) output. Ties go to the lower index.
 
     Energy of neuron i: mean over tokens of a_i^2, times |down_i|^2.
 
@@ -184,7 +184,7 @@ def _contributions(mlp: MLP, calibration: Calibration) -> Float[Tensor, "neurons
 
 
 def _pivots(gram: Float[Tensor, "neurons neurons"], count: int) -> Int[Tensor, " count"]:
-    """First pivots of the pivoted Cholesky factorisation; ties and zeros go to the lower index."""
+    """First pivots of the pivoted Cholesky factorisation. Ties and zeros go to the lower index."""
     residual, columns, pivots = gram.diagonal().clone(), gram.new_zeros(count, len(gram)), []
     for step in range(count):
         pivot = int(residual.argmax())

@@ -23,7 +23,7 @@ def refit_down(
     ridge: float,
     weights: Float[Tensor, " tokens"] | None = None,
 ) -> MLP:
-    """Solves for the `down` and `down_bias` that bring the outputs nearest to `targets`.
+    """Refits `down` and `down_bias` to bring the outputs nearest to `targets`.
 
     Minimises sum_t weight_t^2 |output_t - target_t|^2 + ridge |down - down_old|^2, `ridge` in units
     of the mean squared activation. A block without `down_bias` gets none. Sums and solution are in
@@ -60,7 +60,7 @@ def activation_chunks(
 
 
 def weighted(rows: Float[Tensor, "tokens features"], weights: Float[Tensor, " tokens"] | None) -> Tensor:
-    """Multiplies each row by its weight; without weights, returns the rows.
+    """Multiplies each row by its weight. Without weights, returns the rows.
 
     >>> weighted(torch.ones(2, 1), torch.tensor([1.0, 3.0])).tolist()
     [[1.0], [3.0]]
@@ -145,7 +145,7 @@ def output_error(mlp: MLP, calibration: Calibration) -> float:
 def _states(
     mlp: MLP, calibration: Calibration, refinement: Refinement, steps: int, generator: torch.Generator
 ) -> Iterator[MLP]:
-    """Yields the block after every step; the next step changes its tensors."""
+    """Yields the block after every step. The next step changes its tensors."""
     if not steps:
         return
     block = in_compute_dtype(mlp)

@@ -38,7 +38,7 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainedMethod:
-    """Options of a method that trains the fused block.
+    """Options of a method with training of the fused block.
 
     `data_free` draws the inputs from the statistics of the normalisation before the block.
     """
@@ -80,7 +80,7 @@ def fused_start(mlp: MLP, num_neurons: int, generator: torch.Generator) -> Fused
 def train_student(
     start: MLP, calibration: Calibration, loss: Loss, training: Training, generator: torch.Generator
 ) -> tuple[MLP, float, float]:
-    """Trains all tensors but `down_bias`; returns the block and the loss before and after.
+    """Trains all tensors but `down_bias`. Returns the block and the loss before and after.
 
     The block is in the dtype of `start`, steps are made in fp32 or better, and losses are over all
     samples. If training did not lower the loss of the rounded block, `start` is returned. No

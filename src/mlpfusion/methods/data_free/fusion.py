@@ -73,7 +73,7 @@ def cluster_neurons(mlp: MLP, num_neurons: int, config: Fusion, generator: torch
 
 
 def cluster_metrics(clusters: KMeansResult) -> dict[str, float]:
-    """Returns diagnostics of the clustering; one giant cluster means a poor block."""
+    """Returns diagnostics of the clustering. One giant cluster means a poor block."""
     sizes = clusters.cluster_sizes
     largest, singletons = int(sizes.max()), int((sizes == 1).sum())
     mean_size = int(sizes.sum()) / len(sizes)

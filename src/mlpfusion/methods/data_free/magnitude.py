@@ -18,7 +18,7 @@ class Magnitude:
 
 
 def compress(blocks: Sequence[Block], config: Magnitude) -> list[Masked]:
-    """Zeroes the smallest |w| of all matrices of all blocks; biases stay. No randomness."""
+    """Zeroes the smallest |w| of all matrices of all blocks. Biases stay. No randomness."""
     sizes = [{name: w.abs() for name, w in block.mlp.matrices().items()} for block in blocks]
     masks = best_masks(sizes, blocks[0].keep_ratio)
     return [apply_mask(block.mlp, mask) for block, mask in zip(blocks, masks, strict=True)]

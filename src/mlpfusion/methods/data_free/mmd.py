@@ -44,7 +44,7 @@ class MMD:
 
 
 def compress(block: Block, config: MMD) -> Narrowed:
-    """Moves points, started from random neurons, to the distribution of all; metrics: MMD^2."""
+    """Moves points, started from random neurons, to the distribution of all. Metrics: MMD^2."""
     mlp = block.mlp
     order = canonical_order(mlp)
     rows = neurons(mlp)[order]
@@ -77,7 +77,7 @@ def optimise_points(
 def mmd_gradient(
     rows: Float[Tensor, "neurons features"], points: Float[Tensor, "points features"], between_rows: float
 ) -> Float[Tensor, "points features"]:
-    """Gradient of MMD^2 by `points`, at a fixed bandwidth; pairs at distance 0 contribute 0.
+    """Gradient of MMD^2 by `points`, at a fixed bandwidth. Pairs at distance 0 contribute 0.
 
     `between_rows` is the sum of all distances among `rows`, constant over the steps.
     """

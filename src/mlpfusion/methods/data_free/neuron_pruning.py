@@ -29,7 +29,7 @@ class NeuronPruning:
 
 
 def compress(block: Block, config: NeuronPruning) -> Narrowed:
-    """Keeps the neurons with the best scores, in their old order; ties go to the lower index.
+    """Keeps the neurons with the best scores, in their old order. Ties go to the lower index.
 
     No randomness.
     """

@@ -14,7 +14,7 @@ def balanced_clusters(
     generator: torch.Generator,
     max_iter: int = 20,  # not tuned
 ) -> tuple[Int[Tensor, " neurons"], Float[Tensor, "clusters features"]]:
-    """Clusters the rows into `num_clusters` clusters of one size; returns labels and means.
+    """Clusters the rows into `num_clusters` clusters of one size. Returns labels and means.
 
     `num_clusters` must divide the number of rows. Starts from plain k-means. Each iteration assigns
     the rows with the smallest sum of squared distances among all balanced assignments, until the

@@ -88,7 +88,7 @@ class Constraint:
         return torch.as_tensor(expected) / sum(matrix.size for matrix in self.matrices)
 
     def add_gradients(self, target: float) -> float:
-        """Adds its gradients to the gates', and lets the multipliers ascend; returns its value."""
+        """Adds its gradients to the gates', and lets the multipliers ascend. Returns its value."""
         self._ascent.zero_grad()
         excess = 100 * (self.expected_size() - target)
         value = self.multipliers[0] * excess + self.multipliers[1] * excess.square()
@@ -146,7 +146,7 @@ def insert_gates(job: TaskJob) -> list[dict[str, GatedMatrix]]:
 
 
 def train_factors(job: TaskJob, matrices: Sequence[GatedMatrix], config: FLOP) -> list[float]:
-    """Trains factors, gates and head; returns the loss of every step, constraint included."""
+    """Trains factors, gates and head. Returns the loss of every step, constraint included."""
     weights = [w for matrix in matrices for w in (matrix.left.weight, matrix.right.weight)] + job.head_parameters()
     gates = [matrix.gate.log_alpha for matrix in matrices]
     train_only(job.model, [*weights, *gates])

@@ -138,6 +138,6 @@ def _set_weights(job: TaskJob, pretrained: Sequence[MLP], scores: list[Matrices]
 
 @torch.no_grad()
 def _copy(into: Matrices, values: Matrices) -> None:
-    """Copies values into tensors that share memory with the model."""
+    """Copies values into the tensors of the model, in place."""
     for name, tensor in into.items():
         tensor.copy_(values[name])

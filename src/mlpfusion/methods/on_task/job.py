@@ -1,4 +1,4 @@
-"""The job of a method that learns on a task, and its training steps."""
+"""The job of a method with training on a task, and the training steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,14 +35,14 @@ class TaskJob:
     progress: Progress
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters of the new head: all that the base model does not have."""
+        """Returns the parameters of the new head: all outside the base model."""
         base = {id(parameter) for parameter in base_model(self.model).parameters()}
         return [parameter for parameter in self.model.parameters() if id(parameter) not in base]
 
 
 @dataclass(frozen=True)
 class TaskTraining:
-    """Options of a method that trains on the task, at a constant `learning_rate`.
+    """Options of training on the task, at a constant `learning_rate`.
 
     `epochs` passes over the training data are made. `batch_size` is the number of examples a step.
     """
@@ -91,7 +91,7 @@ class Steps:
             self._job.progress(self.num_steps, self.num_steps, "")
 
     def segments(self, number: int) -> list[int]:
-        """Splits the steps into `number` nearly equal parts; returns their lengths."""
+        """Splits the steps into `number` nearly equal parts. Returns their lengths."""
         ends = [round(part * self.num_steps / number) for part in range(number + 1)]
         return [end - start for start, end in pairwise(ends)]
 

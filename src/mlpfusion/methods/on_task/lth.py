@@ -42,7 +42,7 @@ class LTH(TaskTraining):
 
 
 def compress(job: TaskJob, config: LTH) -> list[Outcome]:
-    """Zeroes the pre-trained weights whose trained values were smallest, ranked over all sites.
+    """Zeroes pre-trained weights with the smallest trained values, ranked over all sites.
 
     After round k the share `keep_ratio`^(k / rounds) is left; a zeroed weight stays zero.
     """

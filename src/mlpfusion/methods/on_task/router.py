@@ -1,4 +1,4 @@
-"""The router of MoEfication: a small MLP that predicts the score of each expert for a token."""
+"""The router of MoEfication: a small MLP, from a token to a score for each expert."""
 
 from dataclasses import dataclass
 
