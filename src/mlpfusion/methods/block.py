@@ -1,4 +1,4 @@
-"""What a one-shot method gets to work on."""
+"""Input of a one-shot method: one block, its size, and a calibration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ SecondStep = Callable[[MLP, BlockTrace, Narrowed, BlockTrace], Narrowed]
 
 @dataclass(frozen=True)
 class CalibrationNeeds:
-    """What a calibrated method is to be given: `batches` of inputs, or else inputs drawn from the norms of the model.
+    """Needs of a calibrated method: `batches` of inputs, or inputs drawn from the model's norms.
 
-    `pooling` is what the head that weights the tokens reads (`kernel.scalar.POOLINGS`); `mean` weights all alike.
+    `pooling` is the pooling of the head that weights the tokens (`kernel.scalar.POOLINGS`); `mean`
+    weights all alike.
     """
 
     batches: bool = True
@@ -27,11 +28,11 @@ class CalibrationNeeds:
 
 @dataclass(frozen=True)
 class Block:
-    """One MLP to compress, how much of it is to stay, and all that a method may use beside it.
+    """One MLP to compress, with its target size, random generator and calibration.
 
-    A method that narrows keeps `num_neurons` neurons; one that keeps the width keeps the share `keep_ratio` of the
-    entries of the matrices. `generator` is the random stream of this block alone, so the outcome does not depend on
-    the other blocks. `calibration` is there for a method that sees inputs, and for no other.
+    A method that narrows keeps `num_neurons` neurons; others keep the share `keep_ratio` of the
+    matrix entries. `generator` belongs to this block alone, so the outcome does not depend on other
+    blocks. `calibration` is set for methods that see inputs, and None for others.
     """
 
     mlp: MLP
@@ -42,21 +43,22 @@ class Block:
 
     @property
     def rank(self) -> int:
-        """The largest rank at which two factors hold at most `keep_ratio` of the entries of a matrix, but at least 1.
+        """Largest rank of two factors within `keep_ratio` of the matrix entries; at least 1.
 
-        At `keep_ratio` 1 that is below full rank: two full factors hold more than their product.
+        At `keep_ratio` 1 the rank is below full rank: two full factors hold more than their
+        product.
         """
         return factor_rank(self.mlp.hidden_size, self.mlp.num_neurons, self.keep_ratio)
 
     @property
     def inputs(self) -> Calibration:
-        """The calibration of a method that sees inputs."""
+        """Calibration of a method that sees inputs."""
         assert self.calibration is not None
         return self.calibration
 
 
 def factor_rank(hidden_size: int, num_neurons: int, keep_ratio: float) -> int:
-    """`Block.rank` from the sizes alone.
+    """Computes `Block.rank` from the sizes alone.
 
     >>> factor_rank(hidden_size=768, num_neurons=3072, keep_ratio=0.25)
     153

@@ -11,7 +11,7 @@ from mlpfusion.storage.yaml import check_type, parse_option
 
 
 def method_name(config: type) -> str:
-    """The name of a method on the command line: the name of its file.
+    """Returns the name of a method on the command line: the name of its file.
 
     >>> from mlpfusion import NeuronPruning
     >>> method_name(NeuronPruning)
@@ -21,7 +21,7 @@ def method_name(config: type) -> str:
 
 
 def method_from_name(name: str, options: dict[str, Any] | None = None, among: Iterable[type] = ONE_SHOT) -> Any:
-    """The config of the method of that name among these types.
+    """Makes the config of a method, by name and options, from the types in `among`.
 
     Raises `InputError` for an unknown name, an unknown option or a bad value.
 
@@ -43,7 +43,7 @@ def method_from_name(name: str, options: dict[str, Any] | None = None, among: It
 
 
 def parse_method(text: str, among: Iterable[type] = ONE_SHOT) -> Any:
-    """The config that `NAME:OPTION=VALUE:..` stands for, values as in YAML.
+    """Parses `NAME:OPTION=VALUE:..` into a config, values as in YAML.
 
     Raises `InputError` as `parse_option` and `method_from_name` do.
 
@@ -55,7 +55,7 @@ def parse_method(text: str, among: Iterable[type] = ONE_SHOT) -> Any:
 
 
 def method_label(config: Any) -> str:
-    """The name of a config in a table: with the options that differ from the defaults.
+    """Formats a config for a table: the name, and the options that differ from the defaults.
 
     >>> method_label(parse_method("fusion:refine=false"))
     'fusion refine=False'
@@ -66,5 +66,5 @@ def method_label(config: Any) -> str:
 
 
 def known_methods(among: Iterable[type] = METHODS) -> str:
-    """The names of the config classes, for a message."""
+    """Lists the names of the config classes, for a message."""
     return ", ".join(config.__name__ for config in among)

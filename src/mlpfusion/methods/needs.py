@@ -1,4 +1,4 @@
-"""What a config needs beside the weights: batches of inputs, and the head that weights their tokens."""
+"""Needs of a config beside the weights: batches of inputs, and the head that weights tokens."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from mlpfusion.methods.table import METHODS
 
 
 def needs_batches(config: Any) -> bool:
-    """Whether the method is calibrated on batches; False where it sees no inputs, or draws them from the norms.
+    """Whether the method needs batches; False if it sees no inputs, or draws them from the norms.
 
     >>> from mlpfusion import Fusion, NTKMatch
     >>> needs_batches(Fusion()), needs_batches(NTKMatch()), needs_batches(NTKMatch(data_free=True))
@@ -17,7 +17,7 @@ def needs_batches(config: Any) -> bool:
 
 
 def head_pooling(config: Any) -> str:
-    """What the head that weights the tokens reads; `mean` weights all alike.
+    """Returns the pooling of the head that weights the tokens; `mean` weights all alike.
 
     >>> from mlpfusion import NTKMatch
     >>> head_pooling(NTKMatch(pooling="first"))

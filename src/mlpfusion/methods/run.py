@@ -1,4 +1,4 @@
-"""Runs a one-shot method on blocks, with the checks that every method needs."""
+"""Runs one-shot methods on blocks, with the checks common to all methods."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,20 +13,25 @@ from mlpfusion.mlp import MLP
 
 
 def one_shot_method(config: Any) -> Method:
-    """The row of a config. Raises `InputError` for what is no config of a method that works without labels."""
+    """Returns the row of a config.
+
+    Raises `InputError` unless the config is of a one-shot method.
+    """
     if type(config) not in ONE_SHOT:
         raise InputError(f"`method` must be a config of {known_methods(ONE_SHOT)}, got {shown(config)}")
     return METHODS[type(config)]
 
 
 def compress_block(block: Block, config: Any, *, with_second_step: bool = False) -> Outcome:
-    """What the method `config` makes of one block, which is left as it is.
+    """Compresses one block by the method `config`; the block is not changed.
 
-    `with_second_step` adds the second step of a method that has one, on the calibration of the block itself: in a
-    model the step sees the gradients that come back through the compressed blocks instead.
+    `with_second_step` adds the second step of a two-step method, on the calibration of the block
+    itself. In a model the step sees the gradients that come back through the compressed blocks
+    instead.
 
-    Raises `InputError` for what is no one-shot method, a width or a share out of range, NaN or Inf in a weight or in
-    the calibration, and a calibration where the method takes none, or none where it needs one.
+    Raises `InputError` for a config of another kind, a width or share out of range, NaN or Inf in a
+    weight or in the calibration, a calibration for a method that takes none, and none for a method
+    that needs one.
     """
     (outcome,) = compress_blocks([block], config)
     step = METHODS[type(config)].second_step(config) if with_second_step else None
@@ -37,7 +42,7 @@ def compress_block(block: Block, config: Any, *, with_second_step: bool = False)
 
 
 def compress_blocks(blocks: Sequence[Block], config: Any) -> list[Outcome]:
-    """What the method `config` makes of all blocks, ranked together where the method does so.
+    """Compresses all blocks by the method `config`, ranked together if the method does so.
 
     Raises `InputError` as `compress_block` does.
     """

@@ -1,7 +1,7 @@
-"""The table of methods: config type -> its function, what it makes of a block, and what it needs to see.
+"""The table of methods: config type -> function, kind of outcome, and needs.
 
-A method is one file with a frozen config and a function `compress`, and one row here. It knows nothing of models,
-layers, files or devices.
+A method is one file with a frozen config and a function `compress`, and one row here. A method
+knows nothing of models, layers, files or devices.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ from mlpfusion.methods.on_task import flop, gem_miner, lth, moefication
 
 @dataclass(frozen=True)
 class Method:
-    """One row: `compress` and what it needs.
+    """One row: the function `compress`, the outcome it makes, and its needs.
 
-    `compress(block, config)` gives the outcome of one `Block`; with `ranked_together` it gets all blocks and gives a
-    list; where the method sees labels it gets a `TaskJob` and gives a list. `makes` is the class of these outcomes.
-    `sees` is what it needs beside the weights: nothing, unlabelled inputs (a `Calibration`), or a labelled task.
-    `second_step(config)` is the step of a calibrated method that needs the gradients of the compressed model, None
-    where the options of the config leave it out. `why_inexact` says why a method that narrows does not give the block
-    back at full width; all others must.
+    `compress(block, config)` returns the outcome of one `Block`. With `ranked_together` it gets all
+    blocks and returns a list. With labels it gets a `TaskJob` and returns a list. `makes` is the
+    class of the outcomes. `sees` names the needs beside the weights: nothing, unlabelled inputs (a
+    `Calibration`), or a labelled task. `second_step(config)` returns the step of a calibrated
+    method that needs the gradients of the compressed model, or None if the options leave it out.
+    `why_inexact` is set for methods that do not return the block at full width; all others must.
     """
 
     compress: Callable[[Any, Any], Any]
@@ -67,7 +67,7 @@ METHODS: dict[type, Method] = {
     flop.FLOP: Method(flop.compress, makes=LowRank, sees="labels"),
     moefication.MoEfication: Method(moefication.compress, makes=Routed, sees="labels"),
 }
-# The methods by what they see: those that need no labels, those of them that need inputs, those that learn on a task.
+# Methods without labels; of these the ones with inputs; methods that learn on a task.
 ONE_SHOT: tuple[type, ...] = tuple(config for config, method in METHODS.items() if method.sees != "labels")
 CALIBRATED: tuple[type, ...] = tuple(config for config, method in METHODS.items() if method.sees == "inputs")
 ON_TASK: tuple[type, ...] = tuple(config for config, method in METHODS.items() if method.sees == "labels")
