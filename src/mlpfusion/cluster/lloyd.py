@@ -13,6 +13,13 @@ def lloyd(partition: Partition, max_iter: int) -> tuple[Int[Tensor, " blocks"], 
     Returns the number of iterations and the convergence of each block. A point stays if its own
     centre is among the nearest. A block has also converged when its inertia no longer falls. An
     empty cluster takes the point farthest from its centre.
+
+    >>> from mlpfusion.cluster.gram import GramSpace
+    >>> space = GramSpace.from_points([torch.tensor([[0.0], [1.0], [9.0]])])
+    >>> lloyd(partition := Partition(space, torch.tensor([[0, 1, 1]]), 2), max_iter=10)[1].tolist()
+    [True]
+    >>> partition.labels.tolist()
+    [0, 0, 1]
     """
     active = torch.ones(partition.num_blocks, dtype=torch.bool, device=partition.labels.device)
     num_iter = torch.zeros_like(active, dtype=torch.int64)

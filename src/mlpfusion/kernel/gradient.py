@@ -164,7 +164,13 @@ def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False)
 def sample_gradients(
     gradient: WeightGradient, group: EqualLengths, *, out: Float[Tensor, "samples neurons hidden"] | None = None
 ) -> Float[Tensor, "samples neurons hidden"]:
-    """Computes the gradients of the samples of one group, into `out` if given."""
+    """Computes the gradients of the samples of one group, into `out` if given.
+
+    >>> trace = BlockTrace(torch.ones(2, 1), torch.ones(2, 1), torch.tensor([2]))
+    >>> gradient = WeightGradient("up", torch.tensor([[1.0], [2.0]]), trace.inputs)
+    >>> sample_gradients(gradient, equal_length_groups(trace, 8)[0]).tolist()
+    [[[3.0]]]
+    """
     return torch.bmm(group.of(gradient.signals).transpose(1, 2), group.of(gradient.vectors), out=out)
 
 

@@ -50,6 +50,12 @@ def match_kernel(mlp: MLP, trace: BlockTrace, target: BlockKernels, matching: Ma
     `trace` is that of `mlp`, `target` the Adam kernel of another block of the same layout on the
     same samples. In a gated block `up` gets a scale too, so all three matrices are matched. Raises
     `InputError` if the numbers of samples differ.
+
+    >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
+    >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
+    >>> target = BlockKernels({"up": torch.tensor([[12.0]]), "down": torch.tensor([[6.0]])})
+    >>> round(match_kernel(mlp, trace, target, Matching("layer")).input_scale.item(), 4)
+    2.0
     """
     if len(target.total) != trace.num_samples:
         raise InputError(f"`target` must be of {trace.num_samples} samples, got {len(target.total)}")

@@ -94,6 +94,11 @@ def neuron_slabs(
 
     `column_bytes` is the need of one gradient entry for all samples, `fixed_bytes` the caller's
     other need. Raises `InputError` if a single neuron does not fit.
+
+    >>> mlp = MLP(torch.ones(4, 1), torch.ones(1, 4), torch.relu)
+    >>> trace = BlockTrace(torch.ones(1, 1), torch.ones(1, 1), torch.tensor([1]))
+    >>> neuron_slabs(mlp, trace, 200, column_bytes=8, fixed_bytes=0)
+    [slice(0, 2, None), slice(2, 4, None)]
     """
     like, hidden_size = trace.inputs, mlp.hidden_size
     signals = (PLAIN_SIGNALS if mlp.gate is None else GATED_SIGNALS) * trace.num_tokens

@@ -140,7 +140,13 @@ class IntegerSignProduct:
 
 
 def sign_product(num_samples: int, max_columns: int, like: Tensor) -> Contraction:
-    """Makes buffers for G sign(G)^T, in whole numbers where faster."""
+    """Makes buffers for G sign(G)^T, in whole numbers where faster.
+
+    >>> buffers = sign_product(2, 1, torch.zeros(1, dtype=torch.float64))
+    >>> buffers.put(0, torch.tensor([[3.0], [-2.0]]).double())
+    >>> buffers.product(1).tolist()
+    [[3.0, -3.0], [-2.0, 2.0]]
+    """
     make = IntegerSignProduct if _has_fast_int8(like) else FloatSignProduct
     return make(num_samples, max_columns, like)
 

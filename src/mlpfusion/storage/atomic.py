@@ -152,7 +152,12 @@ def _wait_for_lock(descriptor: int, folder: Path) -> bool:
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Exchanges two names in one step. Raises `OSError` with ENOSYS if the system cannot."""
+    """Exchanges two names in one step. Raises `OSError` with ENOSYS if the system cannot.
+
+    >>> write_file(folder / "a", "1"); write_file(folder / "b", "2")
+    >>> with suppress(OSError):  # not on every file system
+    ...     exchange(folder / "a", folder / "b")
+    """
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(first), os.fsencode(second)
     try:

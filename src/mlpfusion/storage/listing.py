@@ -42,13 +42,23 @@ def strange_file(folder: Path) -> str | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` has a list, and all files in the list."""
+    """Whether `folder` has a list, and all files in the list.
+
+    >>> is_complete(folder)
+    False
+    """
     listed = _listed(folder)
     return bool(listed) and all((folder / name).is_file() for name in listed)
 
 
 def is_changed(folder: Path, name: str) -> bool:
-    """Whether the list has another SHA-256 for the file `name`."""
+    """Whether the list has another SHA-256 for the file `name`.
+
+    >>> (folder / "a.safetensors").touch()
+    >>> write_listing(folder)
+    >>> is_changed(folder, "a.safetensors")
+    False
+    """
     expected = _listed(folder).get(name)
     return expected is not None and expected != file_sha256(folder / name)
 

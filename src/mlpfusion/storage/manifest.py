@@ -39,7 +39,13 @@ def seal(folder: Path) -> None:
 
 
 def unseal(folder: Path) -> None:
-    """Removes the manifest, before any other change in `folder`."""
+    """Removes the manifest, before any other change in `folder`.
+
+    >>> seal(folder)
+    >>> unseal(folder)
+    >>> is_sealed(folder)
+    False
+    """
     (folder / MANIFEST).unlink(missing_ok=True)
 
 

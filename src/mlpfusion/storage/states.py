@@ -29,7 +29,13 @@ def seal_state(state: Path) -> None:
 
 
 def remove_state(state: Path) -> None:
-    """Removes a state, its mark first. Of a link only the link is removed."""
+    """Removes a state, its mark first. Of a link only the link is removed.
+
+    >>> (folder / "checkpoint-3").mkdir()
+    >>> remove_state(folder / "checkpoint-3")
+    >>> list(folder.iterdir())
+    []
+    """
     if state.is_dir() and not state.is_symlink():
         unseal(state)
         shutil.rmtree(state)
@@ -62,7 +68,13 @@ def last_sealed(folder: Path) -> Path | None:
 
 
 def keep_states(folder: Path, steps: set[int]) -> None:
-    """Removes the states in `folder` except those after `steps` steps."""
+    """Removes the states in `folder` except those after `steps` steps.
+
+    >>> (folder / "checkpoint-3").mkdir(); (folder / "checkpoint-6").mkdir()
+    >>> keep_states(folder, {6})
+    >>> [path.name for path in folder.iterdir()]
+    ['checkpoint-6']
+    """
     for state in _states(folder):
         if _step(state) not in steps:
             remove_state(state)

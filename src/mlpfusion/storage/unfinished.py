@@ -56,6 +56,11 @@ def opened_work(
     """Opens the folder of a job, and locks `out` against other jobs during the block.
 
     Raises `InputError` as `check_output` and `check_work` do, and at once if another job runs.
+
+    >>> out, settings = folder / "out", {"seed": 0}
+    >>> with opened_work(out, settings, "a.json", resume=False, overwrite=False, reads=[]) as opened:
+    ...     opened.done is None
+    True
     """
     with _locked(out):
         done = finished_job(out, settings, record_file) if resume else None
@@ -94,7 +99,13 @@ def _take(lock: BaseFileLock, out: Path) -> None:
 
 
 def take_lock(lock: BaseFileLock) -> bool:
-    """Whether this process has the lock now. The system releases the lock of a killed process."""
+    """Whether this process has the lock now. The system releases the lock of a killed process.
+
+    >>> lock = FileLock(folder / "lock")
+    >>> take_lock(lock)
+    True
+    >>> give_back(lock)
+    """
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     with suppress(Timeout):
         lock.acquire(blocking=False)
@@ -179,6 +190,10 @@ def start_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
     """Makes the folder, or continues with it. Of several processes only the first does.
 
     Raises `InputError` as `check_work` does.
+
+    >>> start_work(folder / "out", {"seed": 0}, resume=False, overwrite=False)
+    >>> will_replace(folder / "out")
+    False
     """
     of_first(lambda: _open_work(out, settings, resume=resume, overwrite=overwrite))
 
@@ -195,7 +210,10 @@ def _open_work(out: Path, settings: dict[str, Any], *, resume: bool, overwrite: 
 
 
 def remove_work(out: Path) -> None:
-    """Removes the folder, if any. Other processes see it whole or not at all."""
+    """Removes the folder, if any. Other processes see it whole or not at all.
+
+    >>> remove_work(folder / "out")
+    """
     folder = work_folder(out)
     if folder.exists():
         going = folder.with_name(f".{folder.name}.removed-{secrets.token_hex(4)}")
