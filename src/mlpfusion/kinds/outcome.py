@@ -1,12 +1,28 @@
 """What a method hands back, one class a kind of outcome."""
 
 from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.mlp import MLP, on_device
+
+
+class Outcome(Protocol):
+    """A compressed block of any kind, with the numbers that the method leaves in the record (`metrics`)."""
+
+    @property
+    def metrics(self) -> dict[str, float]: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers of the block by name."""
+        ...
+
+    def on(self, device: torch.device) -> Self:
+        """The outcome with its tensors on `device`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,7 @@ class Narrowed:
         scales = {"input_scale": self.mlp.input_scale, "output_scale": self.mlp.output_scale}
         return self.mlp.tensors() | {name: scale for name, scale in scales.items() if scale is not None}
 
-    def on(self, device: torch.device) -> "Narrowed":
+    def on(self, device: torch.device) -> Self:
         """The outcome with its tensors on `device`."""
         return replace(self, mlp=on_device(self.mlp, device))
 
@@ -41,7 +57,7 @@ class LowRank:
         sides = {name: zip(("left", "right"), pair, strict=True) for name, pair in self.factors.items()}
         return {f"{name}.{side}": factor for name, pair in sides.items() for side, factor in pair}
 
-    def on(self, device: torch.device) -> "LowRank":
+    def on(self, device: torch.device) -> Self:
         """The outcome with its tensors on `device`."""
         pairs = {name: (left.to(device), right.to(device)) for name, (left, right) in self.factors.items()}
         return replace(self, factors=pairs)
@@ -58,7 +74,7 @@ class Masked:
         """All numbers by name: weights and biases."""
         return self.mlp.tensors()
 
-    def on(self, device: torch.device) -> "Masked":
+    def on(self, device: torch.device) -> Self:
         """The outcome with its tensors on `device`."""
         return replace(self, mlp=on_device(self.mlp, device))
 
@@ -80,10 +96,7 @@ class Routed:
         """All numbers by name: weights, biases, router."""
         return self.mlp.tensors() | {"router_in": self.router_in, "router_out": self.router_out}
 
-    def on(self, device: torch.device) -> "Routed":
+    def on(self, device: torch.device) -> Self:
         """The outcome with its tensors on `device`."""
         router_in, router_out = self.router_in.to(device), self.router_out.to(device)
         return replace(self, mlp=on_device(self.mlp, device), router_in=router_in, router_out=router_out)
-
-
-Outcome = Narrowed | LowRank | Masked | Routed

@@ -51,7 +51,7 @@ class Weight:
 
     def view(self, stored: Tensor) -> Tensor:
         """The matrix (out, in), or the bias, in `stored`, the whole tensor. Shares memory."""
-        rows = stored.T if self.transposed else stored
+        rows = _turned(stored, self.transposed)
         return rows if self.half is None else rows.chunk(self.num_parts)[self.half]
 
 
@@ -76,7 +76,7 @@ def written(weights: Iterable[Weight], values: Mapping[str, Tensor]) -> dict[str
             parts.setdefault(weight.name, []).append(values[weight.field])
             transposed |= {weight.name} if weight.transposed else set()
     whole = {name: halves[0] if len(halves) == 1 else torch.cat(halves) for name, halves in parts.items()}
-    return {name: tensor.T if name in transposed else tensor for name, tensor in whole.items()}
+    return {name: _turned(tensor, name in transposed) for name, tensor in whole.items()}
 
 
 def mlp_weights(base: nn.Module, layer: str, stack: Stack) -> tuple[Weight, ...]:
@@ -117,8 +117,7 @@ class ModelTensors:
         linear = self._base.get_submodule(path)
         if leaf == "bias":
             return linear_bias(linear)
-        weight = linear_weight(linear)
-        return weight.T if _is_transposed(linear) else weight
+        return _turned(linear_weight(linear), _is_transposed(linear))
 
 
 @runtime_checkable
@@ -179,8 +178,7 @@ def check_linear(linear: nn.Module) -> None:
 
 def held_weight(linear: nn.Module) -> Tensor:
     """The weight (out, in) in a plain map, or in one of ours that is nearly plain. Raises as `linear_weight` does."""
-    weight = _checked(linear).weight.detach()
-    return weight.T if isinstance(linear, Conv1D) else weight
+    return _turned(_checked(linear).weight.detach(), _is_transposed(linear))
 
 
 def held_bias(linear: nn.Module) -> Tensor | None:
@@ -224,6 +222,11 @@ def resized(linear: nn.Module, *, in_features: int | None = None, out_features: 
     for name, parameter in linear.named_parameters():
         new.get_parameter(name).requires_grad_(parameter.requires_grad)
     return new.train(linear.training)
+
+
+def _turned(weight: Tensor, transposed: bool) -> Tensor:
+    """The weight in the other layout of the two if `transposed`; a view."""
+    return weight.T if transposed else weight
 
 
 def _is_transposed(linear: nn.Module) -> bool:
