@@ -84,6 +84,7 @@ class Partition:
         clusters = changed.nonzero()[:, 0]
         blocks, counts = clusters // self.num_clusters, self.counts[clusters]
         rows = self._space.with_sums(self._sums.index_select(0, clusters), blocks)
+        # <x, s> becomes |x|^2 - 2 <x, s> / n + |s|^2 / n^2, in place
         rows = rows.mul_((-2 / counts)[:, None]).add_((norms[clusters] / counts.square())[:, None])
         rows.add_(self._space.squared_norms.index_select(0, blocks))
         self.distances.view(self.num_clusters, self.num_blocks, -1)[clusters % self.num_clusters, blocks] = rows

@@ -95,6 +95,7 @@ def _improving_moves(
     counts = partition.counts.view(partition.num_blocks, -1)
     factors = (counts / (counts + 1)).T[..., None]
     shape = (*factors.shape[:2], -1)
+    # joining cluster b costs n_b / (n_b + 1) |x - c_b|^2
     torch.mul(partition.distances.view(shape), factors, out=costs.view(shape))
     partition.set_own(costs, torch.inf)
     joining = costs.amin(0)

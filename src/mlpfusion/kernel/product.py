@@ -110,6 +110,7 @@ class IntegerSignProduct:
         self._largest[here] = largest
         signs[here] = torch.sign(gradients, out=work)
         rest = gradients * (_TOP / largest)
+        # digit by digit: round, subtract, and scale what is left up to the next digit
         for index, digit in enumerate(digits):
             digit[here] = torch.round(rest, out=work)
             if index < _NUM_DIGITS - 1:

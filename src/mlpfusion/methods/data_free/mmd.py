@@ -111,6 +111,7 @@ def squared_mmd(rows: Float[Tensor, "neurons features"], points: Float[Tensor, "
 
 def _kernel(distances: Tensor, bandwidth: float) -> Tensor:
     """Sum over i = 0..4 of exp(-distance / (2^i bandwidth)): one exponential, four squarings."""
+    # the widest kernel; each square of an exponential halves the bandwidth
     power = torch.exp(distances / (-bandwidth * 2 ** (_NUM_KERNELS - 1)))
     total = power.clone()
     for _ in range(_NUM_KERNELS - 1):
