@@ -35,7 +35,10 @@ import torch
 import transformers
 from transformers import modeling_utils
 
-from mlpfusion.commands.compress import Recipe, run_recipe
+from mlpfusion.commands.command import not_told
+from mlpfusion.commands.compress import CompressOptions
+from mlpfusion.commands.compress import run as run_compress
+from mlpfusion.options.selection import Selection
 from mlpfusion.storage import atomic
 from mlpfusion.storage.output import check_output
 
@@ -226,7 +229,8 @@ def check_next_run(out: Path) -> None:
 
 def compress(model: Path, out: Path, width: int = 14) -> None:
     """What `mlpfusion compress MODEL OUT --width WIDTH --overwrite` does."""
-    run_recipe(Recipe(model=str(model), out=str(out), width=width, overwrite=True))
+    options = CompressOptions(str(model), str(out), selection=Selection(width=width), overwrite=True)
+    run_compress(options, not_told)
 
 
 def compress_scene(folder: Path, *, old: bool = True) -> Scene:

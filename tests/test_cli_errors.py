@@ -194,7 +194,7 @@ def test_markup_and_escapes_in_paths_and_keys_do_nothing(checkpoint, tmp_path):
         ("`--out`", ("dynamics", "MODEL", "--task", "sst2", "--out", "PATH")),
         ("`--out`", ("compare", "MODEL", "--data", "a.txt", "--out", "PATH")),
         ("`--architecture`", ("inspect", "MODEL", "--architecture", "PATH")),
-        ("RECIPE", ("reproduce", "PATH", "--out", "out")),
+        ("EXPERIMENT", ("reproduce", "PATH", "--out", "out")),
     ],
 )
 def test_a_path_that_no_file_can_have_is_named(name, command, path, checkpoint, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ ROOMS = [
     ("reproduce",),
     ("commands",),
     ("demo",),
-    ("cli", "cli_reproduce", "cli_tune", "__main__"),
+    ("cli", "__main__"),
 ]
 LINE = " | ".join(", ".join(names) for names in ROOMS)
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

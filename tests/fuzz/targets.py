@@ -13,20 +13,23 @@ from fuzzing import Target, damaged, damaged_bytes
 from safetensors.torch import load_file
 from tiny_task import save_checkpoint
 
-from mlpfusion.commands.compare import parse_methods, parse_seeds
-from mlpfusion.commands.compress import Recipe, run_recipe
-from mlpfusion.commands.distill import DistillJob
-from mlpfusion.commands.dynamics import DynamicsJob
-from mlpfusion.commands.tune import TuneJob
+from mlpfusion.commands import compress
+from mlpfusion.commands.command import not_told
+from mlpfusion.commands.compress import CompressOptions
 from mlpfusion.compression.budget.amount import parse_budget
 from mlpfusion.compression.plan import parse_layers
 from mlpfusion.data.files.text import read_texts
 from mlpfusion.data.glue import CustomTask
 from mlpfusion.data.load import load_files
+from mlpfusion.measure.method_list import parse_methods, parse_seeds
 from mlpfusion.methods.names import method_from_name, method_name
 from mlpfusion.methods.table import ONE_SHOT
-from mlpfusion.options.fields import read_recipe
+from mlpfusion.options.distill import DistillOptions
+from mlpfusion.options.dynamics import DynamicsOptions
+from mlpfusion.options.fields import read_options
+from mlpfusion.options.selection import Selection
 from mlpfusion.options.training import parse_lora
+from mlpfusion.options.tune import TuneOptions
 from mlpfusion.reproduce.experiment import parse_table_row, read_experiment
 from mlpfusion.sites.table import read_architecture
 from mlpfusion.storage.yaml import parse_option
@@ -111,17 +114,17 @@ stacks:
     width_key: intermediate_size
 """
 _YAML: tuple[tuple[str, Callable[[Path], object]], ...] = (
-    (_COMPRESS, lambda file: read_recipe(file, Recipe())),
-    (_TUNE, lambda file: _tuning(read_recipe(file, TuneJob()))),
-    (_DISTILL, lambda file: read_recipe(file, DistillJob()).distill()),
-    (_DYNAMICS, lambda file: read_recipe(file, DynamicsJob())),
+    (_COMPRESS, lambda file: read_options(CompressOptions, file)),
+    (_TUNE, lambda file: _tuning(read_options(TuneOptions, file))),
+    (_DISTILL, lambda file: read_options(DistillOptions, file)),
+    (_DYNAMICS, lambda file: read_options(DynamicsOptions, file)),
     (_EXPERIMENT, lambda file: read_experiment(str(file), {})),
     (_ROW, read_architecture),
 )
 
 
-def _tuning(job: TuneJob) -> object:
-    return [job.finetune(rate, seed) for rate in job.learning_rate for seed in job.seeds]
+def _tuning(options: TuneOptions) -> object:
+    return [options.finetune(rate, seed) for rate in options.learning_rate for seed in options.seeds]
 
 
 def _yaml(rng: random.Random, folder: Path) -> Callable[[], object]:
@@ -174,11 +177,11 @@ def _checkpoint(rng: random.Random, folder: Path) -> Callable[[], object]:
         length = 8 + int.from_bytes(content[:8], "little")
         changed = damaged_bytes(rng, content[:length]) + content[length:]
     file.write_bytes(changed)
-    recipe = Recipe(model=str(source), out=str(out), keep_ratio=0.5)
+    options = CompressOptions(str(source), str(out), selection=Selection(keep_ratio=0.5))
 
     def run() -> None:
         try:
-            run_recipe(recipe)
+            compress.run(options, not_told)
             load_file(out / "model.safetensors")
         finally:
             left = sorted(path.name for path in folder.glob(".out*"))

@@ -15,11 +15,15 @@ from click.testing import CliRunner, Result
 from tiny_task import TASK, examples, save_checkpoint, sentences
 
 from mlpfusion.cli import main
-from mlpfusion.commands.dynamics import DynamicsJob, Runner, run_dynamics
+from mlpfusion.commands import dynamics
+from mlpfusion.commands.command import not_told
 from mlpfusion.data.encode import encode_task
 from mlpfusion.data.load import TaskData
 from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.measure.run_dynamics import Runner
 from mlpfusion.methods.names import method_from_name
+from mlpfusion.options.dynamics import DynamicsOptions
+from mlpfusion.options.fields import from_plain
 from mlpfusion.report.dynamics import distance_table, first_steps, loss_table, write_dynamics_chart
 
 METHODS = "fusion,svd,ntk-match:refine_epochs=1"
@@ -51,6 +55,10 @@ def fields(tmp_path) -> dict[str, Any]:
         "calibration_samples": 16,
         "device": "cpu",
     }
+
+
+def report(fields: dict[str, Any]) -> dict[str, Any]:
+    return dynamics.run(from_plain(DynamicsOptions, fields), not_told)
 
 
 def call(fields: dict[str, Any], *flags: object) -> Result:
@@ -101,7 +109,7 @@ def test_all_models_of_a_seed_have_the_same_head_and_other_parts_only_in_the_blo
     data = encode_task(
         TaskData(TASK, examples(64, 0), {"validation": examples(8, 1)}, ""), source.tokenizer, max_length=16
     )
-    runner = Runner(DynamicsJob(**fields), source, data, None, None)
+    runner = Runner(from_plain(DynamicsOptions, fields), source, data, None, None)
     full = load_for_task(source, TASK, 3).state_dict()
     for name in ("fusion", "svd", "ntk-match"):
         small = runner.start(method_from_name(name), 3)[0].state_dict()
@@ -113,12 +121,12 @@ def test_all_models_of_a_seed_have_the_same_head_and_other_parts_only_in_the_blo
 
 def test_texts_of_a_file_calibrate_too(fields, tmp_path):
     chosen = fields | {"methods": ("ntk-match:refine_epochs=1",), "seeds": (0,)}
-    plain = run_dynamics(DynamicsJob(**chosen))
+    plain = report(chosen)
     assert plain["calibration"] == {"samples": 16, "source": "training split, unlabelled"}
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(sentences(40, 7)[0]))
     told = chosen | {"out": str(tmp_path / "two"), "calibration": str(texts)}
-    other = run_dynamics(DynamicsJob(**told))
+    other = report(told)
     assert other["calibration"]["file"] == "texts.txt"
     assert other["rows"][0]["training_loss"] == plain["rows"][0]["training_loss"]
     assert other["rows"][1]["distance"] != plain["rows"][1]["distance"]
@@ -127,7 +135,7 @@ def test_texts_of_a_file_calibrate_too(fields, tmp_path):
 @pytest.mark.slow
 def test_block_by_block_changes_the_calibrated_methods_and_no_other(fields, tmp_path):
     chosen = fields | {"seeds": (0,)}
-    plain = run_dynamics(DynamicsJob(**chosen))
+    plain = report(chosen)
     result = call(chosen | {"out": str(tmp_path / "two")}, "--sequential", "--json")
     assert result.exit_code == 0, result.output
     other = json.loads(result.stdout)
@@ -178,7 +186,7 @@ def test_a_finished_report_is_not_overwritten_unless_asked_for(fields, tmp_path)
 
 def dynamics_and_die(fields: dict[str, Any], moment: int | None, runs: Any, touches: Any) -> None:
     """In the child: counts the runs that are started and the touches of the folder; kills itself at `moment`."""
-    import mlpfusion.commands.dynamics as module
+    import mlpfusion.measure.run_dynamics as module
 
     whole, folder = module.train_path, str(Path(fields["out"]).parent)
 
@@ -194,13 +202,13 @@ def dynamics_and_die(fields: dict[str, Any], moment: int | None, runs: Any, touc
 
     module.train_path = counted
     sys.addaudithook(touch)
-    module.run_dynamics(DynamicsJob(**fields))
+    report(fields)
 
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_repeats_no_finished_run(fields, tmp_path):
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlpfusion.commands.dynamics", "transformers.models.bert.modeling_bert"])
+    context.set_forkserver_preload(["mlpfusion.measure.run_dynamics", "transformers.models.bert.modeling_bert"])
     chosen = fields | {"methods": ("fusion", "clustering"), "seeds": (0,), "calibration_samples": 256}
 
     def start(moment: int | None, out: Path) -> tuple[int, int, int]:

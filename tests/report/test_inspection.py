@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModel
 
 import mlpfusion
 from mlpfusion.cli import main
-from mlpfusion.commands.inspect import inspect_checkpoint
+from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.errors import InputError
+from mlpfusion.options.selection import Selection
 from mlpfusion.sites.table import Architecture, Stack
 
 STABLELM = {
@@ -23,7 +24,7 @@ STABLELM = {
 def test_the_cut_that_is_shown_is_the_cut_that_compress_makes(name, tmp_path):
     model = pico_model(name)
     model.save_pretrained(tmp_path)
-    shown = inspect_checkpoint(str(tmp_path), layers="last:2", keep_ratio=0.3)
+    shown = inspect_checkpoint(str(tmp_path), Selection("last:2", 0.3))
     record = mlpfusion.compress(model, mlpfusion.NeuronPruning(), layers="last:2", keep_ratio=0.3)
     assert shown.known
     assert shown.visited_share == 1.0

@@ -8,11 +8,18 @@ from detected import detected_config
 from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
-from mlpfusion.commands.inspect import inspect_checkpoint
+from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.data.glue import GLUE
 from mlpfusion.report.experiment import columns, experiment_markdown, labels, shares
 from mlpfusion.report.experiment_chart import write_experiment_chart
-from mlpfusion.reproduce.experiment import CHARTS, Experiment, cells, named_recipes, parse_table_row, read_experiment
+from mlpfusion.reproduce.experiment import (
+    CHARTS,
+    Experiment,
+    cells,
+    named_experiments,
+    parse_table_row,
+    read_experiment,
+)
 
 
 def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
@@ -128,10 +135,10 @@ def test_an_unknown_recipe_is_told_which_there_are():
 def test_without_a_recipe_all_are_listed():
     result = call("reproduce")
     assert result.exit_code == 0
-    assert all(name in result.output for name in named_recipes())
+    assert all(name in result.output for name in named_experiments())
 
 
-@pytest.mark.parametrize("name", named_recipes())
+@pytest.mark.parametrize("name", named_experiments())
 def test_every_recipe_of_the_package_is_a_valid_grid(name):
     experiment = read_experiment(name, {"out": "somewhere"})
     assert experiment.title

@@ -169,7 +169,7 @@ def test_a_weight_that_is_not_finite_is_named_before_any_training_and_leaves_not
 
 
 def test_a_grid_goes_on_without_the_rates_that_diverge(fused, data, tmp_path, monkeypatch):
-    from mlpfusion.commands import tune as job
+    from mlpfusion.tune import run as job
 
     def poisoned(model: Any, *args: Any) -> Any:
         if args[1].learning_rate > 0.1:

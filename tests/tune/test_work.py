@@ -10,9 +10,9 @@ import pytest
 from command import call, refused
 
 from mlpfusion.checkpoint.stage import is_whole
-from mlpfusion.commands import tune as job
 from mlpfusion.errors import DamageWarning, InputError
 from mlpfusion.storage.unfinished import opened_work, work_folder
+from mlpfusion.tune import run as job
 
 SETTINGS = {"epochs": 1}
 

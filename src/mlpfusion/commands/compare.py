@@ -1,119 +1,160 @@
-"""The work behind `mlpfusion compare` and `mlpfusion measure`: options in, records out."""
+"""`mlpfusion compare`."""
 
-import json
-import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedConfig
+import click
 
-from mlpfusion.batch import Batch, with_decoder_inputs
-from mlpfusion.checkpoint.tokenizer import token_batches
-from mlpfusion.checks import seed_number, user_path
-from mlpfusion.data.calibration_texts import CalibrationTexts
-from mlpfusion.data.files.rows import has_columns, short_name
-from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.random_tokens import RandomTokens
-from mlpfusion.errors import InputError, shown
-from mlpfusion.measure.approximation import Probe
-from mlpfusion.measure.comparison import compare_methods, load_checkpoint
-from mlpfusion.measure.paper_numbers import last_texts
-from mlpfusion.methods.names import method_name, parse_method
-from mlpfusion.methods.needs import needs_batches
-from mlpfusion.methods.table import ON_TASK, ONE_SHOT
+from mlpfusion.commands.command import Command
+from mlpfusion.errors import InputError, printable
+from mlpfusion.options.calibration import CALIBRATION_SAMPLES
+from mlpfusion.options.fields import argument, option
+from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
-from mlpfusion.record import versions
-from mlpfusion.report.comparison import comparison_markdown, comparison_record
-from mlpfusion.report.comparison_chart import write_chart
-from mlpfusion.sites.table import read_architecture
-from mlpfusion.storage.output import Occupant, staged_folder
+
+if TYPE_CHECKING:
+    from mlpfusion.data.calibration_texts import CalibrationTexts
+    from mlpfusion.data.random_tokens import RandomTokens
 
 
-def run_comparison(
-    model: str, *, data: str, column: str | None, max_samples: int, progress: Progress, **run: Any
-) -> Any:
-    """The record of `compare_methods` on a checkpoint.
+@dataclass(frozen=True)
+class CompareOptions:
+    """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
 
-    `run` holds methods, layers, keep_ratio, seeds, scalar and authors_quirks; it may hold `calibration`, a file or data
-    set as in `read_texts` (without it, random tokens), `calibration_samples`, and `architecture`, the path of a row
-    file. Everything is checked before the
-    weights are read. Raises `InputError`.
-    """
-    methods, seeds = parse_methods(run["methods"]), parse_seeds(run["seeds"])
-    wanted = any(needs_batches(method) for method in methods)
-    for name in ("calibration", "calibration_samples"):
-        if not wanted and run.get(name) is not None:
-            raise InputError(f"`{name}` must be left out where no method is calibrated, got {run['methods']}")
-    tables = [file for file in (data, run.get("calibration")) if file is not None and has_columns(file)]
-    source = _calibration_source(
-        run.get("calibration"), column if run.get("calibration") in tables else None, run.get("calibration_samples")
+    model: str = argument("MODEL")
+    data: str = option("", "Texts, one a line, or a table with --column.", metavar="FILE", required=True)
+    column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
+    max_samples: int = option(256, "Texts to measure on.")
+    methods: str = option("all", "all, or names like fusion,fusion:refine=false.", metavar="A[,B..]")
+    architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
+    layers: str = option("0", "Layers, each of which is cut alone.")
+    keep_ratio: float = option(0.25, "Share of the neurons to keep.")
+    seeds: str = option("0,1,2", "Each drives the random head and the compression.", metavar="N[,N..]")
+    scalar: str = option("logit", "f of the kernel: logit or prob0 (the authors').")
+    calibration: str | None = option(
+        None, "Texts for calibrated methods: a file, or hub:owner/name[[:config]:split].", metavar="FILE"
     )
-    Probe(run["scalar"])
-    texts = read_texts(data, column=column if data in tables or not tables else None, max_samples=max_samples)
-    row = None if run.get("architecture") is None else read_architecture(user_path("architecture", run["architecture"]))
-    folder, loaded = load_checkpoint(model)
-    batches = with_decoder_inputs(token_batches(folder, texts, loaded.config), loaded.config)
-    calibration = {seed: source.batches(folder, loaded.config, seed) for seed in seeds} if wanted else None
-    selection = {name: run[name] for name in ("layers", "keep_ratio", "scalar")}
-    authors_batch = _authors_batch(folder, texts, loaded.config) if run["authors_quirks"] else None
-    options = {"seeds": seeds, "authors_batch": authors_batch, "calibration": calibration, "progress": progress}
-    rows = compare_methods(loaded, methods, batches, architecture=row, **selection, **options)
-    measured_on = {"model": Path(model).name, "data": short_name(data), "samples": len(texts)}
-    if wanted:
-        measured_on["calibration"] = source.record() | {"samples": source.num_samples}
-    where = {"device": str(loaded.device), "threads": torch.get_num_threads(), "versions": versions()}
-    return comparison_record(rows, measured_on | selection | {"seeds": seeds} | where)
+    calibration_samples: int = option(CALIBRATION_SAMPLES, "Texts of --calibration to use.")
+    authors_quirks: bool = option(False, "Also the numbers of the authors' code, in fields of their own.")
+    out: str | None = option(None, "New folder for comparison.json, .md and .png.", metavar="DIR")
+    overwrite: bool = option(False, "Replace --out, if a former run wrote all that it holds.")
 
 
-def write_comparison(record: dict[str, Any], folder: Path, replacing: Occupant | None = None) -> list[Path]:
-    """Writes comparison.json, comparison.md and, where matplotlib is installed, comparison.png into the new `folder`.
+def run(options: CompareOptions, progress: Progress) -> dict[str, Any]:
+    """Returns the record of the comparison, also written to `out`."""
+    from mlpfusion.checks import user_path
+    from mlpfusion.report.comparison_chart import write_comparison
+    from mlpfusion.storage.output import check_output
 
-    Complete or not at all. Raises `InputError` as `staged_folder` does.
+    if options.out is None:
+        return run_comparison(options, progress)
+    folder, reads = user_path("out", options.out), (options.model, options.data, options.calibration)
+    replaced = check_output(folder, overwrite=options.overwrite, reads=reads)
+    record = run_comparison(options, progress)
+    write_comparison(record, folder, replaced)
+    return record
+
+
+def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any]:
+    """Returns the record of `compare_methods` on a checkpoint.
+
+    Everything is checked before the weights are read. Raises `InputError`.
     """
-    with staged_folder(folder, replacing) as staged:
-        data, text = staged / "comparison.json", staged / "comparison.md"
-        data.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        text.write_text(comparison_markdown(record), encoding="utf-8")
-        written = [data, text, *write_chart(record, staged / "comparison.png")]
-    return [folder / path.name for path in written]
+    import torch
+
+    from mlpfusion.batch import with_decoder_inputs
+    from mlpfusion.checkpoint.tokenizer import token_batches
+    from mlpfusion.checks import user_path
+    from mlpfusion.data.files.rows import has_columns, short_name
+    from mlpfusion.data.files.text import read_texts
+    from mlpfusion.measure.approximation import Probe
+    from mlpfusion.measure.comparison import check_selection, compare_methods, load_checkpoint
+    from mlpfusion.measure.method_list import parse_methods, parse_seeds
+    from mlpfusion.measure.paper_numbers import last_batch
+    from mlpfusion.methods.needs import needs_batches
+    from mlpfusion.record import versions
+    from mlpfusion.report.comparison import comparison_record
+    from mlpfusion.sites.table import read_architecture
+
+    methods, seeds = parse_methods(options.methods), parse_seeds(options.seeds)
+    is_calibrated = any(needs_batches(method) for method in methods)
+    if not is_calibrated:
+        _check_no_calibration(options)
+    tables = [file for file in (options.data, options.calibration) if file is not None and has_columns(file)]
+    source = _calibration_source(options, options.column if options.calibration in tables else None)
+    Probe(options.scalar)
+    column = options.column if options.data in tables or not tables else None
+    texts = read_texts(options.data, column=column, max_samples=options.max_samples)
+    file = options.architecture
+    row = None if file is None else read_architecture(user_path("architecture", file))
+    selection = Selection(options.layers, options.keep_ratio)
+    check_selection(options.model, row, selection)
+    folder, model = load_checkpoint(options.model)
+    rows = compare_methods(
+        model,
+        methods,
+        with_decoder_inputs(token_batches(folder, texts, model.config), model.config),
+        layers=options.layers,
+        keep_ratio=options.keep_ratio,
+        seeds=seeds,
+        scalar=options.scalar,
+        calibration={seed: source.batches(folder, model.config, seed) for seed in seeds} if is_calibrated else None,
+        authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks else None,
+        architecture=row,
+        progress=progress,
+    )
+    measured_on: dict[str, Any] = {
+        "model": Path(options.model).name,
+        "data": short_name(options.data),
+        "samples": len(texts),
+        "layers": options.layers,
+        "keep_ratio": options.keep_ratio,
+        "scalar": options.scalar,
+        "seeds": seeds,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    if is_calibrated:
+        measured_on["calibration"] = source.record() | {"samples": source.num_samples}
+    return comparison_record(rows, measured_on)
 
 
-def parse_methods(text: str) -> list[Any]:
-    """Configs from names with options, as in `all,fusion:refine=false`; `all`: of every kind. Raises `InputError`."""
-    methods: list[Any] = []
-    for item in text.split(","):
-        every = item.strip() == "all"
-        methods += [method() for method in ONE_SHOT] if every else [_one_shot(item.strip())]
-    return methods
+def _check_no_calibration(options: CompareOptions) -> None:
+    """Raises `InputError` for what says how to calibrate."""
+    for name, is_given in (
+        ("calibration", options.calibration is not None),
+        ("calibration_samples", options.calibration_samples != CALIBRATION_SAMPLES),
+    ):
+        if is_given:
+            raise InputError(f"`{name}` must be left out where no method is calibrated, got {options.methods}")
 
 
-def _calibration_source(
-    file: str | None, column: str | None, num_samples: int | None
-) -> CalibrationTexts | RandomTokens:
-    count = 256 if num_samples is None else num_samples
-    return RandomTokens(count) if file is None else CalibrationTexts.read(file, column, count)
+def _calibration_source(options: CompareOptions, column: str | None) -> "CalibrationTexts | RandomTokens":
+    """Without a file, random tokens."""
+    from mlpfusion.data.calibration_texts import CalibrationTexts
+    from mlpfusion.data.random_tokens import RandomTokens
+
+    if options.calibration is None:
+        return RandomTokens(options.calibration_samples)
+    return CalibrationTexts.read(options.calibration, column, options.calibration_samples)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Whole numbers from a list like `0,1,2`. Raises `InputError` for anything else."""
-    items = [item.strip() for item in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,12}", item) for item in items):
-        raise InputError(f"`seeds` must be a list of whole numbers like 0,1,2, got {shown(text)}")
-    return [seed_number("seeds", int(item)) for item in items]
+def show(record: dict[str, Any], options: CompareOptions) -> None:
+    """Prints the tables, and which files there are."""
+    from mlpfusion.checks import user_path
+    from mlpfusion.report.comparison_chart import COMPARISON_FILES, chart_note
+    from mlpfusion.report.terminal import print_comparison
+
+    print_comparison(record)
+    if options.out is None:
+        return
+    for file in (user_path("out", options.out) / name for name in COMPARISON_FILES):
+        if file.is_file():
+            click.echo(f"written: {printable(str(file))}")
+    click.echo(chart_note(COMPARISON_FILES[-1]), nl=False)
 
 
-def _authors_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig) -> Batch:
-    (batch,) = with_decoder_inputs(token_batches(folder, last_texts(texts), config), config)
-    return batch
-
-
-def _one_shot(text: str) -> Any:
-    name = text.partition(":")[0]
-    if name in [method_name(method) for method in ON_TASK]:
-        raise InputError(
-            f"`methods` must need no labels here, got {name}, which learns on a task: "
-            "`mlpfusion compress --task`, then `mlpfusion tune` its result"
-        )
-    return parse_method(text)
+SUMMARY = "Output and kernel error of every method on MODEL (Table 1)."
+COMMAND = Command("compare", SUMMARY, CompareOptions, run, show, title="Comparing")

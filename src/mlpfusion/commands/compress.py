@@ -1,315 +1,200 @@
-"""A run from checkpoint to checkpoint: its fields, read from YAML, checked before any work, and carried out."""
+"""`mlpfusion compress`."""
 
-import warnings
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from mlpfusion.checkpoint.files import carried_files, left_files
-from mlpfusion.checkpoint.read import check_fit, empty_model, load_model, origin, read_config, resolve
-from mlpfusion.checkpoint.save import save_compressed
-from mlpfusion.checks import seed_number, user_path
-from mlpfusion.compression.budget import check_budget
-from mlpfusion.compression.calibration import check_calibration
-from mlpfusion.compression.checks import check_not_compressed, check_sizes
-from mlpfusion.compression.compress import compress
-from mlpfusion.compression.on_task import install_learned, learn
-from mlpfusion.compression.plan import choose_sites, make_plan
-from mlpfusion.data.calibration_texts import CalibrationTexts
-from mlpfusion.data.chosen import custom_task, split_train, task_data
-from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.random_tokens import RandomTokens
-from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
+from mlpfusion.commands.command import Command
 from mlpfusion.errors import InputError, shown
-from mlpfusion.extras import check_training_installed
-from mlpfusion.methods.names import method_from_name, method_name
-from mlpfusion.methods.needs import needs_batches
-from mlpfusion.methods.table import CALIBRATED, METHODS, ON_TASK
+from mlpfusion.options.calibration import CalibrationOptions
+from mlpfusion.options.fields import argument, changed, option, part
 from mlpfusion.options.selection import Selection
-from mlpfusion.options.training import Finetune
+from mlpfusion.options.task import TaskOptions
 from mlpfusion.progress import Progress
-from mlpfusion.record import RECORD_FILE, Record
-from mlpfusion.report.card import model_card
-from mlpfusion.sites.row_check import check_visited
-from mlpfusion.sites.sites import find_sites
-from mlpfusion.sites.table import Architecture, find_architecture
-from mlpfusion.storage.output import Occupant, check_output, staged_folder
 
-# What a task method learns on.
-TASK_FIELDS = (
-    "task",
-    "train",
-    "text_column",
-    "label_column",
-    "regression",
-    "max_train_samples",
-    "max_length",
-    "new_head",
-)
+if TYPE_CHECKING:
+    from mlpfusion.data.calibration_texts import CalibrationTexts
+    from mlpfusion.data.encode import EncodedTask
+    from mlpfusion.data.random_tokens import RandomTokens
+    from mlpfusion.data.task_model import Source
+    from mlpfusion.record import Record
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What to compress, how, and where to put it: the same fields as the flags of `mlpfusion compress`.
+class CompressOptions:
+    """Compresses MODEL (a folder or a Hub id) into the new folder OUT.
 
-    `options` are the fields of the method's config; `calibration` is a file or data set as in `read_texts`, of which
-    `calibration_samples` texts are drawn by `seed`, and `data_free` means as many sequences of random tokens instead;
-    `task`, or `train` with `text_column` (two for pairs) and `label_column`, is what a task method learns on: the part
-    that `mlpfusion tune` trains on with the same `max_train_samples`, `max_length` and `new_head`;
-    `architecture` is the path of a row file for a model type that has no row of its own.
+    One size must be given: --keep-ratio, --width or --budget. All of it can stand in the file of --config.
+
+    OUT appears complete or not at all. It holds all tensors of MODEL but for the MLPs that were cut, byte for byte, its
+    tokenizer, a record of the run and a model card. So do the methods that learn on a task: OUT is of MODEL's class,
+    without a head for the task.
     """
 
-    model: str = ""
-    out: str = ""
-    method: str = "fusion"
-    options: dict[str, Any] = field(default_factory=dict)
-    layers: str = "all"
-    keep_ratio: float | None = None
-    width: int | None = None
-    budget: str | None = None
-    round_to: int = 1
-    seed: int = 0
-    device: str = "cpu"
-    revision: str | None = None
-    architecture: str | None = None
-    overwrite: bool = False
-    calibration: str | None = None
-    column: str | None = None
-    calibration_samples: int = 256
-    sequential: bool = False
-    data_free: bool = False
-    task: str | None = None
-    train: str | None = None
-    text_column: tuple[str, ...] = ()
-    label_column: str | None = None
-    regression: bool = False
-    max_train_samples: int | None = None
-    max_length: int | None = None
-    new_head: bool = False
+    model: str = argument("MODEL")
+    out: str = argument("OUT")
+    method: str = option("fusion", "Name of a method: `mlpfusion methods` lists them.", metavar="NAME")
+    options: dict[str, Any] = option(
+        {}, "Of the method: see `mlpfusion methods NAME`.", metavar="NAME=VALUE", flag="--option"
+    )
+    selection: Selection = part(Selection)
+    seed: int = option(0, "Of all random steps.")
+    device: str = option("cpu", "cpu or cuda: where the arithmetic is done.")
+    revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
+    architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
+    overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
+    texts: CalibrationOptions = part(CalibrationOptions)
+    data_free: bool = option(False, "Calibrate on random tokens instead of texts.")
+    data: TaskOptions = part(TaskOptions)
+    max_train_samples: int | None = option(None, "Random part of train, the same that tune takes.")
 
 
-def recipe_command(recipe: Recipe, model: str) -> str:
-    """The command line that carries out `recipe`, with `model` for the name of the checkpoint."""
-    defaults = asdict(Recipe())
+def command_line(options: CompressOptions, model: str) -> str:
+    """Returns what one would type, with `model` for the name of the checkpoint."""
+    values = {"method": options.method} | changed(options)
     flags = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {_written(value)}")
-        for name, value in asdict(recipe).items()
-        if name not in ("model", "out", "options") and (value != defaults[name] or name == "method")
+        for name, value in values.items()
+        if name not in ("model", "out", "options")
     ]
-    options = [f"--option {name}={value}" for name, value in recipe.options.items()]
-    return " ".join(["mlpfusion compress", model, recipe.out, *flags, *options])
+    own = [f"--option {name}={value}" for name, value in options.options.items()]
+    return " ".join(["mlpfusion compress", model, options.out, *flags, *own])
 
 
 def _written(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
-    """Compresses the checkpoint `recipe.model` into the new folder `recipe.out`.
+def run(options: CompressOptions, progress: Progress) -> "Record":
+    """Compresses the checkpoint and returns the record.
 
-    All that can be checked without the weights is checked before they are read; `out` appears complete or not at all.
-    Raises `InputError` for anything wrong with the recipe or the checkpoint.
+    All that can be checked without the weights is checked before they are read. Raises `InputError`.
     """
-    for name in ("model", "out"):
-        if not getattr(recipe, name):
-            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
-    if recipe.method in [method_name(method) for method in ON_TASK]:
-        check_training_installed()
-        return run_task_recipe(recipe, progress)
-    replaced = check_recipe_output(recipe)
-    method = _method(recipe)
-    selection = _selection(recipe)
-    selection.check_size_given()
-    check_sizes(method, selection)
-    seed_number("seed", recipe.seed)
-    _check_no_task(recipe)
-    texts = _calibration_source(recipe, method)
-    source, config, architecture = check_source_model(recipe, selection)
-    batches = None if texts is None else texts.batches(source, config, recipe.seed)
-    model = load_model(source, config)
-    record = compress(
-        model,
-        method,
-        layers=recipe.layers,
-        keep_ratio=recipe.keep_ratio,
-        width=recipe.width,
-        budget=recipe.budget,
-        round_to=recipe.round_to,
-        seed=recipe.seed,
-        calibration=batches,
-        sequential=recipe.sequential,
-        architecture=architecture,
-        device=recipe.device,
-        progress=progress,
+    from mlpfusion.checks import seed_number, user_path
+    from mlpfusion.compression.checkpoint import (
+        Work,
+        compress_checkpoint,
+        learn_checkpoint,
+        open_checkpoint,
+        write_checkpoint,
     )
-    return write_result(recipe, source, model, _with_source(record, texts, recipe.seed), replaced)
+    from mlpfusion.methods.table import ON_TASK
+    from mlpfusion.report.card import model_card
+    from mlpfusion.storage.output import check_output
+
+    out = user_path("out", options.out)
+    reads = (options.model, options.texts.calibration, options.data.train, options.architecture)
+    replaced = check_output(out, overwrite=options.overwrite, reads=reads)
+    method = _method(options)
+    seed_number("seed", options.seed)
+    texts = None
+    if type(method) in ON_TASK:
+        _check_learning(options)
+    else:
+        options.selection.check_size_given()
+        texts = _calibration_source(options, method)
+    source = open_checkpoint(options.model, options.revision, options.architecture, options.selection, options.device)
+    work = Work(method, options.selection, options.seed, options.device, progress)
+    if type(method) in ON_TASK:
+        model, record = learn_checkpoint(source, work, *_training_part(options, str(source.folder)))
+    else:
+        model, record = compress_checkpoint(source, work, texts, sequential=options.texts.sequential)
+    return write_checkpoint(source, model, record, out, replaced, model_card)
 
 
-def _selection(recipe: Recipe) -> Selection:
-    return Selection(recipe.layers, recipe.keep_ratio, recipe.width, recipe.budget, recipe.round_to)
+def _method(options: CompressOptions) -> Any:
+    """The config of the method. Raises `InputError` for a bad option or size, and a `data_free` that it has not."""
+    from mlpfusion.compression.checks import check_sizes
+    from mlpfusion.methods.names import method_from_name, method_name
+    from mlpfusion.methods.table import CALIBRATED, METHODS, ON_TASK
 
-
-def check_recipe_output(recipe: Recipe) -> Occupant | None:
-    """The folder that the result may replace. Raises `InputError` as `check_output` does."""
-    reads = (recipe.model, recipe.calibration, recipe.train, recipe.architecture)
-    return check_output(user_path("out", recipe.out), overwrite=recipe.overwrite, reads=reads)
-
-
-def check_source_model(recipe: Recipe, selection: Selection) -> tuple[Path, PreTrainedConfig, Architecture]:
-    """Folder, config and row of `recipe.model`, checked; no weight is read.
-
-    `selection` holds layers and sizes. Raises `InputError`.
-    """
-    _check_device(recipe.device)
-    source = resolve(recipe.model, recipe.revision)
-    config = read_config(source)
-    architecture = find_architecture(config.model_type, recipe.architecture)
-    _check_plan(config, architecture, selection)
-    check_fit(source, config)
-    carried_files(source)
-    if left := left_files(source):
-        some = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-        warnings.warn(f"files that belong to no model or tokenizer are left out: {some}", stacklevel=3)
-    return source, config, architecture
-
-
-def write_result(
-    recipe: Recipe, source: Path, model: PreTrainedModel, record: Record, replaced: Occupant | None
-) -> Record:
-    """Writes model, tokenizer, record and model card into the new folder `recipe.out`, complete or not at all.
-
-    The record comes back as it is written, with where the model came from and the sizes of the files.
-    """
-    config, came_from = read_config(source), origin(recipe.model, recipe.revision, source)
-    with staged_folder(user_path("out", recipe.out), replaced) as folder:
-        record = replace(save_compressed(model, source, config, record, folder), model=came_from)
-        (folder / "README.md").write_text(model_card(record, source, model), encoding="utf-8")
-        (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
-    return record
-
-
-def _method(recipe: Recipe) -> Any:
-    """The config of the method. Raises `InputError` as `method_from_name` does, and for a wrong `data_free`."""
-    method = method_from_name(recipe.method, recipe.options, METHODS)
-    if recipe.data_free and type(method) not in CALIBRATED:
+    method = method_from_name(options.method, options.options, METHODS)
+    size = options.selection
+    if type(method) in ON_TASK and size.keep_ratio is None and size.width is None and size.budget is None:
+        raise InputError(f"`keep_ratio` must be given for {options.method}, got none")
+    if options.data_free and type(method) not in (*CALIBRATED, *ON_TASK):
         able = ", ".join(method_name(one) for one in CALIBRATED)
-        raise InputError(f"`data_free` must be left out but for {able}, got the method {recipe.method}")
+        raise InputError(f"`data_free` must be left out but for {able}, got the method {options.method}")
+    check_sizes(method, options.selection)
     return method
 
 
-def _calibration_source(recipe: Recipe, method: Any) -> CalibrationTexts | RandomTokens | None:
+def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationTexts | RandomTokens | None":
     """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
-    given = recipe.calibration is not None or recipe.data_free
-    if recipe.data_free and not needs_batches(method):
+    from mlpfusion.compression.calibration import check_calibration
+    from mlpfusion.data.calibration_texts import CalibrationTexts
+    from mlpfusion.data.random_tokens import RandomTokens
+    from mlpfusion.methods.needs import needs_batches
+
+    for name in (*changed(options.data), *(["max_train_samples"] if options.max_train_samples is not None else [])):
+        raise InputError(f"`{name}` must be left out for {options.method}, which does not learn on a task")
+    texts = options.texts
+    given = texts.calibration is not None or options.data_free
+    if options.data_free and not needs_batches(method):
         raise InputError(
             "`data_free` must be given once: the flag calibrates on random tokens, the option of the method on what "
             "the norms of the model let through"
         )
-    check_calibration(method, given=given, sequential=recipe.sequential)
-    if recipe.data_free and recipe.calibration is not None:
-        raise InputError(f"`calibration` must be left out with `data_free`, got {recipe.calibration}")
-    if recipe.calibration is None and recipe.column is not None:
-        raise InputError(f"`column` must be left out without `calibration`, got {recipe.column!r}")
-    if not given and recipe.calibration_samples != Recipe.calibration_samples:
-        got = f"got {shown(recipe.calibration_samples)}"
+    check_calibration(method, given=given, sequential=texts.sequential)
+    if options.data_free and texts.calibration is not None:
+        raise InputError(f"`calibration` must be left out with `data_free`, got {texts.calibration}")
+    if texts.calibration is None and texts.column is not None:
+        raise InputError(f"`column` must be left out without `calibration`, got {texts.column!r}")
+    if not given and "calibration_samples" in changed(texts):
+        got = f"got {shown(texts.calibration_samples)}"
         raise InputError(f"`calibration_samples` must be left out without `calibration` or `data_free`, {got}")
-    if recipe.data_free:
-        return RandomTokens(recipe.calibration_samples)
-    if recipe.calibration is None:
+    if options.data_free:
+        return RandomTokens(texts.calibration_samples)
+    if texts.calibration is None:
         return None
-    return CalibrationTexts.read(recipe.calibration, recipe.column, recipe.calibration_samples)
+    return CalibrationTexts.read(texts.calibration, texts.column, texts.calibration_samples)
 
 
-def _with_source(record: Record, texts: CalibrationTexts | RandomTokens | None, seed: int) -> Record:
-    """The record that says where its calibration is from."""
-    if texts is None:
-        return record
-    used = record.recipe["calibration"] | texts.record() | {"seed": seed}
-    return replace(record, recipe=record.recipe | {"calibration": used})
+def _check_learning(options: CompressOptions) -> None:
+    """Raises `InputError` for what a method that learns on a task does not take, and for a task that is missing."""
+    from mlpfusion.extras import check_training_installed
+    from mlpfusion.options.training import Finetune
+
+    check_training_installed()
+    for name in (*changed(options.texts), *(["data_free"] if options.data_free else [])):
+        raise InputError(f"`{name}` must be left out for {options.method}, which learns on a task")
+    data = options.data
+    if data.task is None and not (data.train and data.text_column and data.label_column):
+        known = f"`task` must be given for {options.method}, or `train` with `text_column` and `label_column`"
+        raise InputError(known)
+    Finetune(max_train_samples=options.max_train_samples)
 
 
-def _check_no_task(recipe: Recipe) -> None:
-    """Raises `InputError` if a task is given to a method that does not learn on one."""
-    for name in TASK_FIELDS:
-        if getattr(recipe, name):
-            raise InputError(f"`{name}` must be left out for {recipe.method}, which does not learn on a task")
-    if recipe.max_length != Recipe.max_length:
-        raise InputError(f"`max_length` must be left out for {recipe.method}, which does not learn on a task")
+def _training_part(options: CompressOptions, folder: str) -> "tuple[Source, EncodedTask]":
+    """The checkpoint, and what `tune` would train on with the same options: what it holds out is left out here too."""
+    from mlpfusion.data.chosen import chosen_data, split_train
+    from mlpfusion.data.task_model import empty_for_task, encode_for, open_source
+    from mlpfusion.options.training import Finetune
 
-
-def _check_device(device: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"`device` must be cpu or cuda, got {shown(device)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("`device` must be cpu on this machine, got 'cuda', but torch sees no CUDA device")
-
-
-def _check_plan(config: PreTrainedConfig, architecture: Architecture, selection: Selection) -> None:
-    """Raises `InputError` for a bad layer or width, or a row that does not fit, with shapes only: no weight is read."""
-    check_not_compressed(config)
-    model = empty_model(config)
-    sites = find_sites(model, architecture)
-    if selection.budget is None:
-        make_plan(sites, selection)
-    else:
-        check_budget(model, sites, selection)
-    check_visited(model, choose_sites(sites, selection.layers))
-
-
-# What other kinds of method take.
-_REFUSED = ("calibration", "column", "sequential", "data_free")
-
-
-def run_task_recipe(recipe: Recipe, progress: Progress | None = None) -> Record:
-    """Compresses `recipe.model` into the new folder `recipe.out`, in the class that the checkpoint has.
-
-    The method learns on a copy with the head of the task, which is drawn from the seed where the checkpoint has none;
-    that head is not saved. Learned on is the training part that `tune` has with the same `max_train_samples`: what it
-    holds out to choose on is left out here too. All that can be checked is checked before the weights are read; `out`
-    appears complete or not at all. Raises `InputError`.
-    """
-    replaced = check_recipe_output(recipe)
-    method = _checked_method(recipe)
-    selection = _selection(recipe)
-    folder, config, architecture = check_source_model(recipe, selection)
-    source = open_source(str(folder), new_head=recipe.new_head)
-    data = _training_part(recipe, source)
-    empty_for_task(source, data.task)
-    model = load_for_task(source, data.task, recipe.seed)
-    learned = learn(
-        model, method, data, selection, recipe.seed, architecture=architecture, device=recipe.device, progress=progress
-    )
-    del model
-    compressed = load_model(folder, config)
-    return write_result(recipe, folder, compressed, install_learned(compressed, learned), replaced)
-
-
-def _checked_method(recipe: Recipe) -> Any:
-    """The config of the method. Raises `InputError` for a bad option, and for what does not go with the kind."""
-    method = method_from_name(recipe.method, recipe.options, ON_TASK)
-    if recipe.keep_ratio is None and recipe.width is None and recipe.budget is None:
-        raise InputError(f"`keep_ratio` must be given for {recipe.method}, got none")
-    check_sizes(method, _selection(recipe))
-    for name in _REFUSED:
-        if getattr(recipe, name):
-            raise InputError(f"`{name}` must be left out for {recipe.method}, which learns on a task")
-    if recipe.calibration_samples != Recipe.calibration_samples:
-        raise InputError(f"`calibration_samples` must be left out for {recipe.method}, which learns on a task")
-    if recipe.task is None and not (recipe.train and recipe.text_column and recipe.label_column):
-        raise InputError(f"`task` must be given for {recipe.method}, or `train` with `text_column` and `label_column`")
-    Finetune(max_train_samples=recipe.max_train_samples)
-    return method
-
-
-def _training_part(recipe: Recipe, source: Source) -> EncodedTask:
-    """What `tune` would train on, as token ids. Raises `InputError` as the loaders do."""
-    columns = custom_task(recipe.text_column, recipe.label_column, regression=recipe.regression, task=recipe.task)
-    validation = None if recipe.task is not None else recipe.train  # asked for by the loader, not looked at
-    found = task_data(recipe.task, recipe.train, validation, columns)
-    config = Finetune(max_train_samples=recipe.max_train_samples)
-    data = encode_for(source, replace(found, evaluation={}), recipe.max_length, config)
+    told = options.data
+    source = open_source(folder, new_head=told.new_head)
+    validation = None if told.task is not None else told.train  # asked for by the loader, not looked at
+    found = chosen_data(told, validation)
+    config = Finetune(max_train_samples=options.max_train_samples)
+    data = encode_for(source, replace(found, evaluation={}), told.max_length, config)
     train, _ = split_train(data, config)
-    return replace(data, train=train)
+    empty_for_task(source, data.task)
+    return source, replace(data, train=train)
+
+
+def show(record: "Record", options: CompressOptions) -> None:
+    """Prints what was done layer by layer, and what comes next."""
+    from mlpfusion.report.terminal import print_record
+
+    print_record(record, options.model, options.out)
+
+
+COMMAND = Command(
+    "compress",
+    "Compresses MODEL into the new folder OUT.",
+    CompressOptions,
+    run,
+    show,
+    title="Compressing",
+    usage="--keep-ratio SHARE [OPTIONS]",
+    takes_file=True,
+)

@@ -1,28 +1,56 @@
-"""The work behind `mlpfusion measure`."""
+"""`mlpfusion measure`."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mlpfusion.batch import with_decoder_inputs
-from mlpfusion.checkpoint.config import read_config
-from mlpfusion.checkpoint.read import resolve
-from mlpfusion.checkpoint.tokenizer import token_batches
-from mlpfusion.commands.compare import _authors_batch
-from mlpfusion.data.files.text import read_texts
-from mlpfusion.measure.approximation import BlockError, Probe
-from mlpfusion.measure.comparison import measure_checkpoint
+from mlpfusion.commands.command import Command
+from mlpfusion.options.fields import argument, option
+from mlpfusion.progress import Progress
+
+if TYPE_CHECKING:
+    from mlpfusion.measure.approximation import BlockError
 
 
-def run_measurement(
-    original: str, compressed: str, *, data: str, column: str | None, max_samples: int, **run: Any
-) -> list[BlockError]:
-    """The errors of the blocks of a compressed checkpoint on the texts of a file.
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Output error and kernel error of every block of COMPRESSED, all in place, against its source ORIGINAL."""
 
-    `run` holds scalar, seed and authors_quirks. Raises `InputError`.
-    """
-    probe = Probe(run["scalar"], run["seed"])
-    texts = read_texts(data, column=column, max_samples=max_samples)
-    folder = resolve(original)
+    original: str = argument("ORIGINAL")
+    compressed: str = argument("COMPRESSED")
+    data: str = option("", "Texts, one a line, or a table with --column.", metavar="FILE", required=True)
+    column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
+    max_samples: int = option(256, "Texts to measure on.")
+    scalar: str = option("logit", "f of the kernel: logit or prob0 (the authors').")
+    seed: int = option(0, "Of the random head.")
+    authors_quirks: bool = option(False, "Also the numbers of the authors' code, in fields of their own.")
+
+
+def run(options: MeasureOptions, _progress: Progress) -> "list[BlockError]":
+    """Returns the errors of the blocks on the texts. Raises `InputError`."""
+    from mlpfusion.batch import with_decoder_inputs
+    from mlpfusion.checkpoint.config import read_config
+    from mlpfusion.checkpoint.read import resolve
+    from mlpfusion.checkpoint.tokenizer import token_batches
+    from mlpfusion.data.files.text import read_texts
+    from mlpfusion.measure.approximation import Probe
+    from mlpfusion.measure.comparison import measure_checkpoint
+    from mlpfusion.measure.paper_numbers import last_batch
+
+    probe = Probe(options.scalar, options.seed)
+    texts = read_texts(options.data, column=options.column, max_samples=options.max_samples)
+    folder = resolve(options.original)
     config = read_config(folder)
-    authors_batch = _authors_batch(folder, texts, config) if run["authors_quirks"] else None
+    authors_batch = last_batch(folder, texts, config) if options.authors_quirks else None
     batches = with_decoder_inputs(token_batches(folder, texts, config), config)
-    return measure_checkpoint(original, compressed, batches, probe, authors_batch)
+    return measure_checkpoint(options.original, options.compressed, batches, probe, authors_batch)
+
+
+def show(errors: "list[BlockError]", _options: MeasureOptions) -> None:
+    """Prints a table of the blocks."""
+    from mlpfusion.report.terminal import print_block_errors
+
+    print_block_errors(errors)
+
+
+SUMMARY = "Output and kernel error of COMPRESSED against ORIGINAL."
+COMMAND = Command("measure", SUMMARY, MeasureOptions, run, show)

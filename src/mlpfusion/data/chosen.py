@@ -6,7 +6,14 @@ from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.glue import CustomTask, find_task
 from mlpfusion.data.load import TaskData, load_files, load_task
 from mlpfusion.errors import InputError
+from mlpfusion.options.task import TaskOptions
 from mlpfusion.options.training import Finetune
+
+
+def chosen_data(options: TaskOptions, validation: str | None) -> TaskData:
+    """Reads the task that the options name, `validation` the file to report on. Raises `InputError`."""
+    columns = custom_task(options.text_column, options.label_column, regression=options.regression, task=options.task)
+    return task_data(options.task, options.train, validation, columns)
 
 
 def task_data(task: str | None, train: str | None, validation: str | None, columns: CustomTask | None) -> TaskData:

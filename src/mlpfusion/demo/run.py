@@ -14,8 +14,9 @@ from rich.text import Text
 from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedModel
 
-from mlpfusion.commands.compress import Recipe, recipe_command, run_recipe
-from mlpfusion.commands.inspect import inspect_checkpoint, print_inspection
+from mlpfusion.commands import compress
+from mlpfusion.commands.compress import CompressOptions, command_line
+from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.demo.authors import LABEL, TEXT, author_rows, write_authors
 from mlpfusion.demo.model import demo_batch, demo_checkpoint, demo_sentences, embeddings, last_hidden_state
 from mlpfusion.demo.picture import write_picture
@@ -25,8 +26,11 @@ from mlpfusion.errors import InputError
 from mlpfusion.measure.approximation import BlockError, Probe
 from mlpfusion.measure.comparison import measure_checkpoint
 from mlpfusion.measure.speed import forward_seconds
+from mlpfusion.options.calibration import CalibrationOptions
+from mlpfusion.options.selection import Selection
 from mlpfusion.record import Record
 from mlpfusion.report.console import PlainConsole, bold, progress_bar
+from mlpfusion.report.inspection import print_inspection
 from mlpfusion.report.numbers import FULL
 
 _NEXT = """\
@@ -70,15 +74,15 @@ def run_demo(out: Path, seed: int) -> None:
     """
     console, source, server = PlainConsole(soft_wrap=False), demo_checkpoint(), start_server()
     _heading(console, "1. Inspect all-MiniLM-L6-v2, a real pretrained sentence encoder")
-    print_inspection(inspect_checkpoint(str(source), layers="last:4"), title="all-MiniLM-L6-v2")
+    print_inspection(inspect_checkpoint(str(source), Selection("last:4", 0.25)), title="all-MiniLM-L6-v2")
     _heading(console, "2. A small task: whose sentence is it?")
     write_authors(out / _DATA)
     _print_task(console, out)
     _heading(console, "3. Cut the last 4 of 6 layers to 25 % of their neurons, in one shot, two ways")
-    recipes = {name: _recipe(source, out, method, seed) for name, method in _METHODS.items()}
-    records = {name: _compress(console, name, recipe, source) for name, recipe in recipes.items()}
+    cuts_of = {name: _options(source, out, method, seed) for name, method in _METHODS.items()}
+    records = {name: _compress(console, name, options, source) for name, options in cuts_of.items()}
     _heading(console, "4. Load them back in a fresh process, and measure")
-    cuts = _measure(console, source, recipes, records)
+    cuts = _measure(console, source, cuts_of, records)
     _heading(console, "5. Before and after")
     original = AutoModel.from_pretrained(source).eval()
     models = [original, *(cut.model for cut in cuts.values())]
@@ -128,39 +132,40 @@ def _print_task(console: PlainConsole, out: Path) -> None:
     )
 
 
-def _recipe(source: Path, out: Path, method: str, seed: int) -> Recipe:
-    recipe = Recipe(str(source), str(out / method), method, layers="last:4", keep_ratio=0.25, seed=seed, overwrite=True)
+def _options(source: Path, out: Path, method: str, seed: int) -> CompressOptions:
+    selection, target = Selection(layers="last:4", keep_ratio=0.25), str(out / method)
+    options = CompressOptions(str(source), target, method, selection=selection, seed=seed, overwrite=True)
     if method == "fusion":
-        return recipe
-    return replace(recipe, calibration=str(out / _DATA / "train.jsonl"), column=TEXT)
+        return options
+    return replace(options, texts=CalibrationOptions(str(out / _DATA / "train.jsonl"), TEXT))
 
 
-def _compress(console: PlainConsole, name: str, recipe: Recipe, source: Path) -> Record:
-    console.print(f"$ {recipe_command(recipe, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
+def _compress(console: PlainConsole, name: str, options: CompressOptions, source: Path) -> Record:
+    console.print(f"$ {command_line(options, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
     with progress_bar("Compressing") as progress:
-        record = run_recipe(recipe, progress)
-    console.print(f"{name}: {len(record.sites)} blocks in {record.seconds:.1f} s, saved in {recipe.out}")
+        record = compress.run(options, progress)
+    console.print(f"{name}: {len(record.sites)} blocks in {record.seconds:.1f} s, saved in {options.out}")
     return record
 
 
 def _measure(
-    console: PlainConsole, source: Path, recipes: Mapping[str, Recipe], records: Mapping[str, Record]
+    console: PlainConsole, source: Path, cuts_of: Mapping[str, CompressOptions], records: Mapping[str, Record]
 ) -> dict[str, Cut]:
     cuts = {}
     with progress_bar("Measuring") as progress:
-        for index, (name, recipe) in enumerate(recipes.items()):
-            progress(index, len(recipes) + 1, name)
-            cuts[name] = _cut(source, recipe, records[name])
-        progress(len(recipes), len(recipes) + 1, "in a fresh process")
+        for index, (name, options) in enumerate(cuts_of.items()):
+            progress(index, len(cuts_of) + 1, name)
+            cuts[name] = _cut(source, options, records[name])
+        progress(len(cuts_of), len(cuts_of) + 1, "in a fresh process")
         _check_reload(list(cuts.values()))
     console.print(f"The outputs on {len(demo_sentences())} sentences are the same, bit for bit.")
     return cuts
 
 
-def _cut(source: Path, recipe: Recipe, record: Record) -> Cut:
-    folder, batch = Path(recipe.out), demo_batch(source)
+def _cut(source: Path, options: CompressOptions, record: Record) -> Cut:
+    folder, batch = Path(options.out), demo_batch(source)
     original, model = AutoModel.from_pretrained(source).eval(), AutoModel.from_pretrained(folder).eval()
-    errors = measure_checkpoint(str(source), recipe.out, [batch], Probe())
+    errors = measure_checkpoint(str(source), options.out, [batch], Probe())
     before, after = (embeddings(last_hidden_state(m, batch), batch["attention_mask"]) for m in (original, model))
     return Cut(folder, record, model, errors, float((before * after).sum(1).mean()))
 

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
-from mlpfusion.checkpoint.read import check_weights, load_model, read_config, resolve
+from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
 from mlpfusion.compression.calibration import TracedCalibration, trace_calibration
-from mlpfusion.compression.checks import check_model
+from mlpfusion.compression.checks import check_model, check_not_compressed
 from mlpfusion.compression.compress import compress
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.provenance import check_source
@@ -25,9 +25,9 @@ from mlpfusion.methods.run import one_shot_method
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import Record, SiteRecord
-from mlpfusion.sites.row_check import checked_sites
+from mlpfusion.sites.row_check import check_visited, checked_sites
 from mlpfusion.sites.sites import Site, find_sites
-from mlpfusion.sites.table import Architecture
+from mlpfusion.sites.table import Architecture, find_architecture
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ def compare_methods(
                 rows.append(_row(method, seed, record.seconds, block, error))
     progress(total, total, "")
     return rows
+
+
+def check_selection(model: str, architecture: Architecture | None, selection: Selection) -> None:
+    """Raises `InputError` for layers, a size or a row that do not fit a checkpoint; no weight is read."""
+    config = read_config(resolve(model))
+    check_not_compressed(config)
+    empty = empty_model(config)
+    sites = find_sites(empty, architecture or find_architecture(config.model_type))
+    check_visited(empty, make_plan(sites, selection).sites)
 
 
 def measure_checkpoint(

@@ -11,48 +11,12 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.batch import to_device
-from mlpfusion.checks import check_fields, check_range, check_that
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.unlabelled import unlabelled_batches
 from mlpfusion.loop.steps import adamw, backward, training_batches
+from mlpfusion.options.dynamics import Dynamics
 from mlpfusion.progress import Progress
 from mlpfusion.sites.sites import check_in_memory
-
-# Always measured: in the first steps the kernel of the start describes the training best.
-FIRST_STEPS = (1, 2, 5, 10)
-
-
-@dataclass(frozen=True)
-class Dynamics:
-    """One run of AdamW at a constant rate, fp32, without dropout.
-
-    All parameters train. Betas and epsilon are those of `Finetune`; no weight decay and no
-    clipping, so that only gradients move the logits. `seed` draws the order of the data, nothing
-    else. Logits are kept before the first step, after steps 1, 2, 5 and 10, after every multiple of
-    `every`, and after the last step.
-    """
-
-    steps: int = 100
-    learning_rate: float = 5e-5
-    batch_size: int = 32
-    every: int = 25
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_range("steps", self.steps, 1)
-        check_that(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
-        check_range("batch_size", self.batch_size, 1)
-        check_range("every", self.every, 1)
-
-    def measured_at(self) -> tuple[int, ...]:
-        """Steps with kept logits, ascending, without step 0.
-
-        >>> Dynamics(steps=60).measured_at()
-        (1, 2, 5, 10, 25, 50, 60)
-        """
-        steps = {*FIRST_STEPS, *range(self.every, self.steps, self.every), self.steps}
-        return tuple(sorted(step for step in steps if step <= self.steps))
 
 
 @dataclass(frozen=True)

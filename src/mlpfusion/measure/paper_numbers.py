@@ -8,12 +8,14 @@ over all tensors of the block, b2 included (their batches of one text have no pa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.batch import Batch
+from mlpfusion.batch import Batch, with_decoder_inputs
+from mlpfusion.checkpoint.tokenizer import token_batches
 from mlpfusion.kernel import BlockKernels, kernel_error
 from mlpfusion.measure.output_error import output_error
 from mlpfusion.measure.outputs import recorded_outputs
@@ -47,6 +49,12 @@ def last_texts(texts: Sequence[str]) -> Sequence[str]:
     8
     """
     return texts[(len(texts) - 1) // BATCH_SIZE * BATCH_SIZE :]
+
+
+def last_batch(folder: Path, texts: Sequence[str], config: PreTrainedConfig) -> Batch:
+    """Returns their last batch as token ids, by the tokenizer in `folder`."""
+    (batch,) = with_decoder_inputs(token_batches(folder, last_texts(texts), config), config)
+    return batch
 
 
 @torch.no_grad()

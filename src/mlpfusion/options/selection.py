@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mlpfusion.checks import real_number, whole_number
 from mlpfusion.errors import InputError, shown
+from mlpfusion.options.fields import option
 
 # A number of a layer, short enough to be one, and a range of two.
 _NUMBER = "[0-9]{1,9}"
@@ -26,11 +27,13 @@ class Selection:
     'last:8'
     """
 
-    layers: str = "all"
-    keep_ratio: float | None = None
-    width: int | None = None
-    budget: str | None = None
-    round_to: int = 1
+    layers: str = option("all", "all, last:8, first:2, 4-11 or 0,3,5; in each stack by itself.")
+    keep_ratio: float | None = option(None, "Share of the neurons to keep, e.g. 0.25; or --width, or --budget.")
+    width: int | None = option(None, "Neurons to keep, instead of --keep-ratio.")
+    budget: str | None = option(
+        None, "Share of the whole model to keep instead, spread: 60% or 60%flops.", metavar="SHARE"
+    )
+    round_to: int = option(1, "Round the widths of --keep-ratio and --budget to a multiple of this.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "round_to", whole_number("round_to", self.round_to, 1))

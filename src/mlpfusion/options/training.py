@@ -5,6 +5,7 @@ from typing import Any
 
 from mlpfusion.checks import check_fields
 from mlpfusion.errors import InputError, shown
+from mlpfusion.options.fields import key, option, own
 
 SELECT_ON = ("holdout", "validation", "last")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -42,25 +43,25 @@ class Finetune:
     the state for resuming within epochs as well.
     """
 
-    learning_rate: float = 2e-5
-    epochs: int = 3
-    batch_size: int = 32
-    warmup_ratio: float = 0.06
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.98
-    adam_epsilon: float = 1e-6
-    seed: int = 0
-    split_seed: int = 0
-    holdout: float = 0.1
-    select_on: str = "holdout"
-    metric_for_best_model: str | None = None
-    patience: int | None = None
-    max_train_samples: int | None = None
-    lora: Lora | None = None
-    precision: str = "fp32"
-    device: str = "auto"
-    save_steps: int | None = None
+    learning_rate: float = own(2e-5)
+    epochs: int = option(3, "Passes over train.")
+    batch_size: int = option(32, "Examples a step and device.")
+    warmup_ratio: float = option(0.06, "Share of the steps with a rising rate.")
+    weight_decay: float = option(0.1, "AdamW's, not on biases and norms.")
+    adam_beta1: float = key(0.9)
+    adam_beta2: float = key(0.98)
+    adam_epsilon: float = key(1e-6)
+    seed: int = own(0)
+    split_seed: int = option(0, "Draws --holdout and --max-train-samples.")
+    holdout: float = option(0.1, "Share of train to choose epoch and rate on.")
+    select_on: str = option("holdout", "holdout, validation (the paper's habit, optimistic) or last (no choice).")
+    metric_for_best_model: str | None = option(None, "Metric to choose by, if not the first of the task.")
+    patience: int | None = option(None, "Stop after as many epochs without a better score.")
+    max_train_samples: int | None = option(None, "Random part of train, the same for all seeds.")
+    lora: Lora | None = own(None)
+    precision: str = option("fp32", "fp32, bf16 or fp16 autocast; weights stay fp32.")
+    device: str = option("auto", "auto, cpu or cuda.")
+    save_steps: int | None = option(None, "Save the state for --resume this often, not only after epochs.")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,5 +1,6 @@
 """Draws a comparison (paper, Figure 1): output and Adam kernel error by method."""
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,13 +12,16 @@ from mlpfusion.report.comparison import (
     COLUMNS,
     ErrorColumn,
     LabelledRow,
+    comparison_markdown,
     labelled_rows,
     labels_of,
     over_seeds,
     paths_of,
 )
 from mlpfusion.report.numbers import deviation
+from mlpfusion.storage.output import Occupant, staged_folder
 
+COMPARISON_FILES = ("comparison.json", "comparison.md", "comparison.png")
 _PANELS = (COLUMNS["output_error"], COLUMNS["adam_kernel_error"])
 _WIDTH, _FRAME = 10.0, 1.4  # inches; the frame is titles, axes and the legend
 _ROW, _DOT = 0.12, 0.034  # inches of a method, and more per layer: 16 methods x 6 layers fit a screen of 800 pixels
@@ -29,6 +33,18 @@ def chart_note(name: str) -> str:
     """One line about a missing matplotlib; empty if installed."""
     missing = CHARTS.missing()
     return f"{name} was not drawn, that needs {missing}: {CHARTS.install}\n" if missing else ""
+
+
+def write_comparison(record: dict[str, Any], folder: Path, replacing: Occupant | None = None) -> None:
+    """Writes `COMPARISON_FILES` into the new `folder`, the chart where matplotlib is installed.
+
+    Complete or not at all. Raises `InputError` as `staged_folder` does.
+    """
+    data, text, chart = COMPARISON_FILES
+    with staged_folder(folder, replacing) as staged:
+        (staged / data).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (staged / text).write_text(comparison_markdown(record), encoding="utf-8")
+        write_chart(record, staged / chart)
 
 
 def write_chart(record: dict[str, Any], path: Path) -> list[Path]:

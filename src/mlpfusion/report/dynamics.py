@@ -88,6 +88,12 @@ def dynamics_markdown(record: dict[str, Any]) -> str:
     return "\n\n".join([settings, *(f"## {title}\n\n{table}" for title, table in tables.items())]) + "\n"
 
 
+def write_dynamics(record: dict[str, Any], folder: Path) -> None:
+    """Writes dynamics.md and, where matplotlib is installed, dynamics.png into `folder`."""
+    (folder / "dynamics.md").write_text(dynamics_markdown(record), encoding="utf-8")
+    write_dynamics_chart(record, folder / "dynamics.png")
+
+
 def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
     """Writes the chart to `path`; returns [] without matplotlib.
 

@@ -32,6 +32,10 @@ _CURES = {
 }
 
 
+# Parameters of commands that name a file of options.
+_FILES = ("config", "recipe", "experiment")
+
+
 class _Terminated(SystemExit):
     """SIGTERM as an exception: the stack unwinds, nothing is left behind."""
 
@@ -149,13 +153,14 @@ def _in_words(error: BaseException) -> str:
 def _with_flags(message: str) -> str:
     """Replaces fields in backticks by flags: `keep_ratio` -> `--keep-ratio`, `model` -> MODEL.
 
-    Fields set in the file of --recipe stay, and so do fields followed by ` of ` (parts of a file).
+    Fields set in a file of options stay, and so do fields followed by ` of ` (parts of a file).
     """
     context = click.get_current_context()
     typed = {}
+    has_file = any(context.params.get(name) is not None for name in _FILES)
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if context.params.get("recipe") is None or source is click.core.ParameterSource.COMMANDLINE:
+        if not has_file or source is click.core.ParameterSource.COMMANDLINE:
             typed[parameter.name] = parameter
 
     if "seeds" in typed:  # every one of `--seeds` is checked under the name `seed`

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Sequence
 
-# Label of the model without any compressed block.
-FULL = "full"
+from mlpfusion.measure.method_list import FULL as FULL
+
 _SMALL = 0.01  # below it three decimals leave fewer than two digits
 # Okabe and Ito 2008, distinct for the colour-blind, without yellow; the last four are matplotlib's, for long lists.
 COLORS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22")

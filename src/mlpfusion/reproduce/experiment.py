@@ -1,7 +1,7 @@
 """Experiments: grids of fine-tuning runs, described by YAML files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
 from mlpfusion.methods.names import method_label, parse_method
 from mlpfusion.methods.table import METHODS
-from mlpfusion.options.fields import read_job
+from mlpfusion.options.distill import Distill
+from mlpfusion.options.fields import from_plain, key, plain, read_values
 from mlpfusion.options.training import Finetune, Lora, parse_lora
 from mlpfusion.report.numbers import FULL
-from mlpfusion.reproduce.named import named_recipes
-from mlpfusion.tune.distill import Distill
+from mlpfusion.reproduce.named import named_experiments
 
+_REQUIRED = ("model", "out", "tasks", "methods", "layers", "keep_ratio", "seeds", "learning_rate")
 CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
 
 
@@ -34,20 +35,20 @@ class Experiment:
     are options of `tune`, all other fields of `Finetune`.
     """
 
-    name: str = ""
-    title: str = ""
-    description: str = ""
-    model: str = ""
-    out: str = ""
-    references: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    layers: tuple[str, ...] = ("all",)
-    keep_ratio: tuple[float, ...] = (0.25,)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    learning_rate: tuple[float, ...] = (2e-5,)
+    name: str = key("", free=True)
+    title: str = key("", free=True)
+    description: str = key("", free=True)
+    model: str = key("", free=True)
+    out: str = key("", free=True)
+    references: tuple[str, ...] = key((), free=True)
+    tasks: tuple[str, ...] = key((), free=True)
+    methods: tuple[str, ...] = key((), free=True)
+    layers: tuple[str, ...] = key(("all",), free=True)
+    keep_ratio: tuple[float, ...] = key((0.25,), free=True)
+    seeds: tuple[int, ...] = key((0, 1, 2), free=True)
+    learning_rate: tuple[float, ...] = key((2e-5,), free=True)
     layerwise_learning_rate: float | None = None
-    lora_learning_rate: tuple[float, ...] = ()
+    lora_learning_rate: tuple[float, ...] = key((), free=True)
     epochs: int = 3
     batch_size: int = Finetune.batch_size
     max_length: int | None = None
@@ -60,9 +61,9 @@ class Experiment:
     max_train_samples: int | None = None
     calibration_samples: int = 256
     precision: str = "fp32"
-    device: str = "auto"
-    architecture: str | None = None
-    chart: str = "scores"
+    device: str = key("auto", free=True)
+    architecture: str | None = key(None, free=True)
+    chart: str = key("scores", free=True)
 
     def rates(self, row: "TableRow") -> tuple[float, ...]:
         """Learning rates to try for one row of the table."""
@@ -132,27 +133,26 @@ class GridCell:
     keep_ratio: float
 
 
-def read_experiment(recipe: str, flags: dict[str, Any]) -> Experiment:
-    """Reads an experiment by name or YAML file; `flags` replace its fields.
+def read_experiment(name: str, changes: Mapping[str, Any]) -> Experiment:
+    """Reads an experiment by name or YAML file; `changes` replace its fields.
 
     Raises `InputError` for an unknown name or field, and for values that no run could have.
     """
-    known = named_recipes()
-    file = known.get(recipe) or user_path("recipe", recipe)
+    known = named_experiments()
+    file = known.get(name) or user_path("experiment", name)
     if not file.is_file():
-        raise InputError(f"`recipe` must be a YAML file or one of {', '.join(known)}, got {shown(recipe)}")
-    experiment = read_job(Experiment(name=file.stem), str(file), flags)
+        raise InputError(f"`experiment` must be a YAML file or one of {', '.join(known)}, got {shown(name)}")
+    experiment = from_plain(Experiment, {"name": file.stem, **read_values(file, "experiment"), **changes})
     check_experiment(experiment)
     return experiment
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Raises `InputError` for wrong fields; reads no model and no data."""
-    for name in ("model", "out", "tasks", "methods", "layers", "keep_ratio", "seeds", "learning_rate"):
-        given = getattr(experiment, name)
-        if not given:
+    """Raises `InputError` for anything wrong that shows without the model and the data."""
+    for name, given in plain(experiment).items():
+        if name in _REQUIRED and not given:
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
-        if isinstance(given, tuple) and len(set(given)) < len(given):
+        if name in _REQUIRED and isinstance(given, tuple) and len(set(given)) < len(given):
             raise InputError(f"`{name}` must not repeat, got {', '.join(map(str, given))}")
     if experiment.chart not in CHARTS:
         raise InputError(f"`chart` must be one of {', '.join(CHARTS)}, got {shown(experiment.chart)}")

@@ -29,6 +29,7 @@ from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import ON_TASK
+from mlpfusion.options.fields import bound
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
@@ -46,9 +47,6 @@ from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.start import compressed_start, trained_parameters
 
 Row = dict[str, Any]
-# Fields of an experiment that change no number of a run, or stand in its identity under the run's own value.
-_FREE = ("name", "title", "description", "model", "out", "references", "tasks", "methods", "layers", "keep_ratio")
-_FREE += ("seeds", "learning_rate", "lora_learning_rate", "device", "chart", "architecture")
 _NAMES = ("model", "label")  # of a run: experiments that share its file may call model and method by other names
 
 
@@ -123,7 +121,7 @@ class Grid:
         unused = {"calibration_samples"} if row.method is None or not needs_batches(row.method) else set()
         unused |= set() if row.layerwise else {"layerwise_learning_rate"}
         unused |= set() if experiment.new_head else {"new_head"}
-        settings = {name: value for name, value in asdict(experiment).items() if name not in {*_FREE, *unused}}
+        settings = {name: value for name, value in bound(experiment).items() if name not in unused}
         settings["max_length"] = self.data(cell)[0].max_length
         own = {
             "model": display_name(row.model),
@@ -189,20 +187,34 @@ class Grid:
     ) -> tuple[PreTrainedModel, Row]:
         """Model to fine-tune, and its counts of parameters; methods learn from `train`."""
         method, source, (data, _) = cell.row.method, self.source(cell.row.model), self.data(cell)
-        selection: dict[str, Any] = {"layers": cell.layers, "keep_ratio": cell.keep_ratio}
         if method is None or type(method) in ON_TASK:
             model = load_for_task(source, data.task, seed)
             if method is None:
                 return model, {"parameters": model.num_parameters(), "nonzero_parameters": model.num_parameters()}
             seen = replace(data, train=train)
-            selection["architecture"] = self.architecture(cell)
-            record = compress(model, method, data=seen, **selection, seed=seed, progress=progress)
+            record = compress(
+                model,
+                method,
+                data=seen,
+                layers=cell.layers,
+                keep_ratio=cell.keep_ratio,
+                seed=seed,
+                architecture=self.architecture(cell),
+                progress=progress,
+            )
         else:
             calibration, count = None, self.experiment.calibration_samples
-            selection["architecture"] = self.architecture(cell)
             if needs_batches(method):
                 calibration = calibration_batches(train, data.collate, source.config, count, seed)
-            model, record = compressed_start(source, data.task, method, seed, selection, calibration)
+            model, record = compressed_start(
+                source,
+                data.task,
+                method,
+                Selection(cell.layers, cell.keep_ratio),
+                seed=seed,
+                architecture=self.architecture(cell),
+                calibration=calibration,
+            )
         sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}
         return model, sizes | {"compress_seconds": record.seconds}
 

@@ -6,18 +6,18 @@ from pathlib import Path
 from mlpfusion.storage.yaml import read_yaml
 
 
-def named_recipes() -> dict[str, Path]:
+def named_experiments() -> dict[str, Path]:
     """Maps the names of the experiments in the package to their YAML files.
 
-    >>> named_recipes()["table2"].name
+    >>> named_experiments()["table2"].name
     'table2.yaml'
     """
-    folder = Path(str(resources.files("mlpfusion.reproduce"))) / "recipes"
+    folder = Path(str(resources.files("mlpfusion.reproduce"))) / "experiments"
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def recipe_list() -> str:
+def experiment_list() -> str:
     """Lists names and titles, one experiment per line."""
-    titles = {name: read_yaml(file, "recipe")["title"] for name, file in named_recipes().items()}
+    titles = {name: read_yaml(file, "experiment")["title"] for name, file in named_experiments().items()}
     width = max(map(len, titles))
     return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())

@@ -26,6 +26,11 @@ def join_processes(device: str) -> None:
     PartialState(cpu=on_cpu(device))
 
 
+def is_first() -> bool:
+    """Returns True in the process that speaks for the others of its launch."""
+    return PartialState().is_main_process
+
+
 def of_first(answer: Callable[[], Answer]) -> Answer:
     """Returns the answer of the first process, in all of them. Also an `InputError` it raises.
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, TrainerCallback
 
 from mlpfusion.batch import to_device
-from mlpfusion.checks import check_above_zero, check_fields, check_range, check_that
 from mlpfusion.compression.provenance import check_source
 from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.heads import teacher_order
 from mlpfusion.errors import InputError
-from mlpfusion.options.training import PRECISIONS, Finetune
+from mlpfusion.options.distill import Distill
+from mlpfusion.options.training import Finetune
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import base_model, check_in_memory
@@ -27,46 +26,6 @@ from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_t
 from mlpfusion.tune.record import DistillRun
 from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states
 from mlpfusion.tune.trainer import Loss, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
-
-OBJECTIVES = ("layerwise", "hidden", "logits", "logits+hidden")
-
-
-@dataclass(frozen=True)
-class Distill:
-    """Options of learning from the original model.
-
-    Objectives: `layerwise` is the paper's tuning (Eq. 6; only compressed blocks train, eval mode,
-    Adam at a constant rate). The others train all parameters with dropout and a linear schedule:
-    `hidden` on the same loss, `logits` on T^2 KL(teacher / T || student / T) at T = `temperature`
-    (Hinton et al. 2015), `logits+hidden` on the sum. The share `holdout` of the data is held out to
-    measure the loss before and after.
-    """
-
-    objective: str = "layerwise"
-    learning_rate: float = 2e-5
-    epochs: int = 1
-    batch_size: int = 32
-    temperature: float = 2.0
-    seed: int = 0
-    holdout: float = 0.1
-    precision: str = "fp32"
-    device: str = "auto"
-    save_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_that(self.objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}", self.objective)
-        check_that(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
-        check_range("epochs", self.epochs, 1)
-        check_range("batch_size", self.batch_size, 1)
-        check_above_zero("temperature", self.temperature)
-        check_that(0 < self.holdout < 1, "holdout", "above 0 and below 1", self.holdout)
-        check_that(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
-        check_that(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", self.device)
-        if self.save_steps is not None:
-            check_range("save_steps", self.save_steps, 1)
-        if self.temperature != type(self).temperature and not self.objective.startswith("logits"):
-            raise InputError(f"`temperature` must be left out for {self.objective}, which has no logits")
 
 
 def distill(

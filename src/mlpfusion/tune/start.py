@@ -11,21 +11,40 @@ from mlpfusion.compression.compress import compress
 from mlpfusion.data.glue import Task
 from mlpfusion.data.task_model import Source, load_for_task
 from mlpfusion.errors import DegenerateClusteringWarning
+from mlpfusion.options.selection import Selection
 from mlpfusion.record import Record
+from mlpfusion.sites.table import Architecture
 
 
 def compressed_start(
-    source: Source, task: Task, method: Any, seed: int, selection: dict[str, Any], calibration: Sequence[Batch] | None
+    source: Source,
+    task: Task,
+    method: Any,
+    selection: Selection,
+    *,
+    seed: int,
+    architecture: Architecture,
+    calibration: Sequence[Batch] | None,
+    sequential: bool = False,
 ) -> tuple[PreTrainedModel, Record]:
     """The model of `source` with the head for `task`, in fp32 on the CPU and in eval mode, and what `compress` did.
 
     A head that the checkpoint lacks is drawn from `seed` before the model is compressed, so it is that of the full
-    model. `selection` are the arguments of `compress` that choose layers and sizes. Raises `InputError` as `compress`.
+    model. Raises `InputError` as `compress`.
     """
     model = load_for_task(source, task, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateClusteringWarning)
-        record = compress(model, method, seed=seed, calibration=calibration, **selection)
+        record = compress(
+            model,
+            method,
+            layers=selection.layers,
+            keep_ratio=selection.keep_ratio,
+            seed=seed,
+            architecture=architecture,
+            calibration=calibration,
+            sequential=sequential,
+        )
     return model.eval(), record
 
 

@@ -1,0 +1,54 @@
+"""Options of `mlpfusion tune`."""
+
+from dataclasses import dataclass, replace
+
+from mlpfusion.options.distill import Distill
+from mlpfusion.options.fields import argument, option, part
+from mlpfusion.options.run import RunOptions
+from mlpfusion.options.task import TaskOptions
+from mlpfusion.options.training import Finetune, parse_lora
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Fine-tunes MODEL (a folder or a Hub id, compressed or not) on a task into the new folder OUT.
+
+    The best epoch is chosen on a held-out part of train; the reported split is not used for that. OUT appears complete
+    or not at all; until then, OUT.unfinished holds what --resume needs.
+    """
+
+    model: str = argument("MODEL", free=True)
+    out: str = argument("OUT", free=True)
+    data: TaskOptions = part(TaskOptions)
+    validation: str | None = option(None, "Data of your own to report on.", metavar="FILE", free=True)
+    learning_rate: tuple[float, ...] = option((2e-5,), "One, or several to choose from.", metavar="LR[,LR..]")
+    seeds: tuple[int, ...] = option((0,), "Of head, order and dropout; several: mean and std.", metavar="N[,N..]")
+    training: Finetune = part(Finetune)
+    lora: str | None = option(
+        None, "Train LoRA factors and the head only; also dropout, targets.", metavar="r=8[,alpha=16]"
+    )
+    layerwise: int = option(0, "Layer-wise tuning of the blocks first (Eq. 6).", metavar="EPOCHS")
+    layerwise_learning_rate: float | None = option(None, "Of --layerwise, if not the first --learning-rate.")
+    teacher: str | None = option(None, "The model before compression, for --layerwise.", metavar="ORIGINAL", free=True)
+    cache: str | None = option(
+        None, "Keeps the hidden states of the teacher on disk, for further runs.", metavar="DIR", free=True
+    )
+    revision: str | None = option(None, "Branch, tag or commit of a Hub id.", free=True)
+    run: RunOptions = part(RunOptions)
+
+    def finetune(self, learning_rate: float, seed: int) -> Finetune:
+        """Returns the config of one run. Raises `InputError` for a value out of range."""
+        lora = None if self.lora is None else parse_lora(self.lora)
+        return replace(self.training, learning_rate=learning_rate, seed=seed, lora=lora)
+
+    def layerwise_config(self) -> Distill:
+        """Returns the config of the layer-wise stage. Raises `InputError` for a value out of range."""
+        return Distill(
+            epochs=self.layerwise,
+            learning_rate=self.layerwise_learning_rate or self.learning_rate[0],
+            batch_size=self.training.batch_size,
+            seed=self.seeds[0],
+            precision=self.training.precision,
+            device=self.training.device,
+            save_steps=self.training.save_steps,
+        )

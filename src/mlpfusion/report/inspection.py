@@ -1,0 +1,90 @@
+"""An inspection of a checkpoint in words."""
+
+from rich.table import Table
+from rich.text import Text
+
+from mlpfusion.compression.preview import Cut, Inspection
+from mlpfusion.errors import printable
+from mlpfusion.report.console import PlainConsole, bold, wide_console
+
+
+def print_inspection(inspection: Inspection, title: str | None = None) -> None:
+    """Prints an inspection for people, under `title` or the name of the checkpoint."""
+    console = PlainConsole()
+    share = 100 * inspection.mlp_parameters / inspection.parameters
+    what = printable(f": {inspection.model_class}, model type {inspection.model_type}")
+    console.print(Text.assemble(bold(title or inspection.model), what))
+    console.print(
+        f"{inspection.parameters:,} parameters, {inspection.mlp_parameters:,} of them ({share:.1f} %) in MLPs"
+    )
+    if inspection.expert_parameters:
+        experts = 100 * inspection.expert_parameters / inspection.parameters
+        console.print(
+            f"{inspection.expert_parameters:,} of them ({experts:.1f} %) are in experts. Mixtures of experts are not "
+            "supported yet: no row describes them, and `compress` refuses their layers."
+        )
+    if not inspection.stacks:
+        if not inspection.expert_parameters:
+            console.print(
+                "No MLP was recognised. Write a row by hand (see ARCHITECTURE.md) and pass it by --architecture."
+            )
+        return
+    wide_console().print(_stack_table(inspection))
+    console.print(f"MLP parameters of these layers that are covered: {100 * inspection.visited_share:.1f} %")
+    _print_proposed_row(console, inspection)
+    if inspection.quantised:
+        console.print(
+            f"The weights are quantised by {inspection.quantised}: nothing here can change them. Start from the model "
+            "that was quantised."
+        )
+    if inspection.compressed:
+        key = inspection.compressed
+        console.print(
+            f"Compressed by mlpfusion: method {key['method']}, seed {key['seed']}, {len(key['sites'])} blocks."
+        )
+    if inspection.cut:
+        _print_cut(console, inspection, inspection.cut)
+
+
+def _print_proposed_row(console: PlainConsole, inspection: Inspection) -> None:
+    if not inspection.proposed_row:
+        return
+    console.print(
+        f"\n{inspection.model_type} has no row of its own. Save this as row.yaml, check it, and pass it by "
+        "--architecture row.yaml:\n"
+    )
+    console.print(inspection.proposed_row, highlight=False)
+    if "width_key: null" in inspection.proposed_row:
+        console.print(
+            "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "
+            "`import mlpfusion` to load."
+        )
+
+
+def _print_cut(console: PlainConsole, inspection: Inspection, cut: Cut) -> None:
+    left, mlp_left = cut.parameters / inspection.parameters, cut.mlp_parameters / inspection.mlp_parameters
+    widths = ", ".join(f"{width:,}" for width in sorted(set(cut.widths)))
+    console.print(
+        f"Keeping {100 * cut.keep_ratio:g} % of the neurons in layers {cut.layers} "
+        f"({cut.num_sites} MLPs, width {widths})",
+        f"leaves {cut.parameters:,} parameters ({100 * left:.1f} %), {100 * mlp_left:.1f} % of those in MLPs.",
+    )
+
+
+def _stack_table(inspection: Inspection) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("layers", "number", "hidden", "width", "gated", "bias", "activation", "linear"):
+        table.add_column(column, no_wrap=True)
+    for stack in inspection.stacks:
+        widths = ", ".join(f"{width:,}" for width in dict.fromkeys(stack.widths))
+        flags = ["yes" if flag else "no" for flag in (stack.gated, stack.bias)]
+        table.add_row(
+            stack.layers,
+            str(len(stack.widths)),
+            f"{stack.hidden_size:,}",
+            widths,
+            *flags,
+            stack.activation,
+            stack.linear,
+        )
+    return table

@@ -1,0 +1,241 @@
+"""A checkpoint in, a tuned one out, over learning rates and seeds; resumed where it was stopped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from mlpfusion.checkpoint.read import display_name
+from mlpfusion.checkpoint.stage import put_in_place, run_stage
+from mlpfusion.checks import user_path
+from mlpfusion.data.chosen import chosen_data, split_train
+from mlpfusion.data.encode import EncodedTask
+from mlpfusion.data.glue import Task
+from mlpfusion.data.metrics import check_metric
+from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, load_source, open_source
+from mlpfusion.errors import InputError
+from mlpfusion.options.fields import bound
+from mlpfusion.options.training import Finetune
+from mlpfusion.options.tune import TuneOptions
+from mlpfusion.progress import Progress
+from mlpfusion.record import model_size, versions
+from mlpfusion.storage.output import Occupant, check_output
+from mlpfusion.storage.processes import join_processes
+from mlpfusion.storage.unfinished import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
+from mlpfusion.tune.distill import check_pair, distill, split_examples
+from mlpfusion.tune.finetune import RunContext, finetune
+from mlpfusion.tune.lora import add_lora
+from mlpfusion.tune.record import (
+    TUNE_RECORD_FILE,
+    DistillRun,
+    RunRecord,
+    TuneRecord,
+    distill_run_from_dict,
+    run_from_dict,
+    summarise,
+    tune_record_from_dict,
+)
+from mlpfusion.tune.trainer import DivergenceError, log_callbacks, training_arguments
+
+
+def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], progress: Progress) -> TuneRecord:
+    """Tunes the checkpoint `options.model` into the new folder `options.out`; `card` makes the model card.
+
+    The learning rate is chosen with the first seed, the other seeds run at that rate, and the model of the seed with
+    the best selection score is saved (with `select_on="last"`, of the first seed). All that can be checked is checked
+    before the first step; `out` appears complete or not at all. Raises `InputError`, and a `DivergenceError` if the
+    loss became NaN or Inf at every learning rate.
+    """
+    configs, out, work = _check_options(options), user_path("out", options.out), options.run
+    writes = (options.cache, work.log_dir)
+    if not work.resume:
+        check_output(out, overwrite=work.overwrite, reads=_reads(options), writes=writes)
+    source = open_source(options.model, options.revision, new_head=options.data.new_head)
+    data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length, configs[0])
+    empty = empty_for_task(source, data.task)
+    if configs[0].lora is not None:
+        add_lora(empty, configs[0].lora)
+    check_metric(data.task, options.training.metric_for_best_model)
+    train, _ = split_train(data, configs[0])
+    pair = _layerwise_pair(options, source)
+    if pair is not None:
+        split_examples(train, options.layerwise_config())
+    settings = _settings(options, source, data)
+    join_processes(options.training.device)
+    with opened_work(
+        out,
+        settings,
+        TUNE_RECORD_FILE,
+        resume=work.resume,
+        overwrite=work.overwrite,
+        reads=_reads(options),
+        writes=writes,
+    ) as opened:
+        if opened.done is not None:
+            return tune_record_from_dict(opened.done)
+        return _carried_out(_Runner(options, source, data, progress), pair, card, opened.replaced)
+
+
+def _carried_out(
+    runner: "_Runner",
+    pair: tuple[PreTrainedModel, PreTrainedModel] | None,
+    card: Callable[[TuneRecord], str],
+    replaced: Occupant | None,
+) -> TuneRecord:
+    out = user_path("out", runner.options.out)
+    layerwise = None if pair is None else runner.layerwise(*pair)
+    if layerwise is not None:
+        runner = replace(runner, source=replace(runner.source, folder=layerwise[0]))
+    record, result = _run_all(runner, None if layerwise is None else layerwise[1])
+    if PartialState().is_main_process:
+        expect_record(out, record.to_json())
+        put_in_place(result, out, {"README.md": card(record), TUNE_RECORD_FILE: record.to_json()}, replaced)
+        remove_work(out)
+    PartialState().wait_for_everyone()
+    return record
+
+
+def _reads(options: TuneOptions) -> tuple[str | None, ...]:
+    """What `out` must not be and not hold."""
+    return (options.model, options.teacher, options.data.train, options.validation)
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Carries out the stages of a run, each in a folder of its own; one that is finished is read instead."""
+
+    options: TuneOptions
+    source: Source
+    data: EncodedTask
+    progress: Progress
+
+    def layerwise(self, student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[Path, DistillRun]:
+        folder = work_folder(user_path("out", self.options.out)) / "layerwise"
+        options = self.options
+        config, cache = options.layerwise_config(), options.cache
+        train, _ = split_train(self.data, options.finetune(options.learning_rate[0], options.seeds[0]))
+
+        def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
+            where = RunContext(states, self.progress, log_callbacks(options.run.log_dir, states.name))
+            cached = None if cache is None else user_path("cache", cache)
+            return student, distill(student, teacher, train, self.data.collate, config, where, cached)
+
+        return run_stage(folder, self.source.folder, stage, distill_run_from_dict)
+
+    def run(self, rate: float, seed: int) -> tuple[Path, RunRecord]:
+        name = f"learning-rate-{rate:g}-seed-{seed}"
+
+        def stage(states: Path) -> tuple[PreTrainedModel, RunRecord]:
+            model = load_for_task(self.source, self.data.task, seed)
+            where = RunContext(states, self.progress, log_callbacks(self.options.run.log_dir, name))
+            return finetune(model, self.data, self.options.finetune(rate, seed), where)
+
+        folder = work_folder(user_path("out", self.options.out)) / name
+        return run_stage(folder, self.source.folder, stage, run_from_dict)
+
+
+def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord, Path]:
+    """The record, and the folder of the run whose model is to be kept."""
+    options, first, diverged, errors = runner.options, [], [], []
+    for rate in options.learning_rate:
+        try:
+            first.append(runner.run(rate, options.seeds[0]))
+        except DivergenceError as error:
+            diverged.append(rate)
+            errors.append(error)
+    if not first:
+        raise errors[-1]
+    best = max(first, key=_selection_score)
+    chosen = [best, *(runner.run(best[1].learning_rate, seed) for seed in options.seeds[1:])]
+    result, kept = max(chosen, key=_selection_score)
+    saved = load_for_task(replace(runner.source, folder=result), runner.data.task, kept.seed)
+    record = TuneRecord(
+        recipe={"model": display_name(options.model)} | _bound(options, runner.data),
+        task=runner.data.task.name,
+        data=runner.data.source,
+        note=_note(options, runner.data),
+        model_sha256=runner.source.sha256,
+        device=str(PartialState().device),
+        versions=versions(),
+        size=model_size(saved),
+        learning_rate=kept.learning_rate,
+        saved_seed=kept.seed,
+        scores=summarise([run for _, run in chosen]),
+        diverged=tuple(diverged),
+        layerwise=layerwise,
+        runs=tuple(run for _, run in (*first, *chosen[1:])),
+        f1_class=_f1_class(runner.data.task),
+    )
+    return record, result
+
+
+def _layerwise_pair(options: TuneOptions, source: Source) -> tuple[PreTrainedModel, PreTrainedModel] | None:
+    """Student and teacher of the layer-wise stage, None if there is none. Raises `InputError` if they do not fit."""
+    if not options.layerwise:
+        for name, value in (
+            ("teacher", options.teacher),
+            ("cache", options.cache),
+            ("layerwise_learning_rate", options.layerwise_learning_rate),
+        ):
+            if value is not None:
+                raise InputError(f"`layerwise` must be given with `{name}`: for how many epochs?")
+        return None
+    if options.teacher is None:
+        raise InputError("`teacher` must be given for `layerwise`: the model before compression")
+    student, teacher = load_source(source), load_source(open_source(options.teacher))
+    check_pair(student, teacher, options.layerwise_config(), "teacher")
+    return student, teacher
+
+
+def _check_options(options: TuneOptions) -> list[Finetune]:
+    """The configs of all runs that may be needed. Raises `InputError`."""
+    rates, seeds, training = options.learning_rate, options.seeds, options.training
+    for name, values in (("learning_rate", rates), ("seeds", seeds)):
+        if not values:
+            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+    if len(set(seeds)) < len(seeds) or len(set(rates)) < len(rates):
+        raise InputError(f"`seeds` and `learning_rate` must not repeat, got {seeds} and {rates}")
+    if training.select_on == "last" and len(rates) > 1:
+        raise InputError("`select_on` must be holdout or validation to choose among several learning rates, got 'last'")
+    configs = [options.finetune(rate, seed) for rate in rates for seed in seeds]
+    if options.layerwise:
+        options.layerwise_config()
+    training_arguments(Path(options.out), device=training.device, precision=training.precision)
+    log_callbacks(options.run.log_dir, "")
+    check_flags(resume=options.run.resume, overwrite=options.run.overwrite)
+    return configs
+
+
+def _bound(options: TuneOptions, data: EncodedTask) -> dict[str, Any]:
+    """What a resumed run must have too, with the length that was taken where none was given."""
+    return bound(options) | {"max_length": data.max_length}
+
+
+def _settings(options: TuneOptions, source: Source, data: EncodedTask) -> dict[str, Any]:
+    """All that the bytes of the result depend on."""
+    hashes = {"model": source.sha256, "train": data.train.sha256()}
+    hashes |= {name: examples.sha256() for name, examples in data.evaluation.items()}
+    return normalised(_bound(options, data) | hashes | {"versions": versions()})
+
+
+def _f1_class(task: Task) -> str | None:
+    return task.label_names[task.positive] if "f1" in task.metrics else None
+
+
+def _selection_score(run: tuple[Path, RunRecord]) -> float:
+    score = run[1].selection_score
+    return 0.0 if score is None else score
+
+
+def _note(options: TuneOptions, data: EncodedTask) -> str:
+    """What a reader of the scores must know about how they were chosen."""
+    if options.training.select_on == "validation":
+        split = next(iter(data.evaluation))
+        return f"epoch and learning rate were chosen on {split}, which is reported too (the paper's habit): optimistic"
+    if options.training.select_on == "last":
+        return "nothing was chosen: the last epoch"
+    share = f"{100 * options.training.holdout:g} % of train"
+    return f"epoch and learning rate were chosen on {share}, held out; the reported splits were not used"

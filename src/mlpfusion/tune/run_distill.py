@@ -1,0 +1,146 @@
+"""A compressed checkpoint in, one that learned from the original out; resumed where it stopped."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from mlpfusion.checkpoint.lengths import longest_text
+from mlpfusion.checkpoint.read import display_name
+from mlpfusion.checkpoint.save import save_trained
+from mlpfusion.checkpoint.stage import put_in_place, run_stage
+from mlpfusion.checks import user_path
+from mlpfusion.data.encode import EncodedExamples, encode_texts
+from mlpfusion.data.files.rows import short_name
+from mlpfusion.data.files.text import read_texts
+from mlpfusion.data.load import load_task
+from mlpfusion.data.task_model import Source, load_like, load_source, open_source
+from mlpfusion.errors import InputError
+from mlpfusion.options.distill import DistillOptions
+from mlpfusion.options.fields import bound
+from mlpfusion.progress import Progress
+from mlpfusion.record import model_size, versions
+from mlpfusion.storage.output import check_output
+from mlpfusion.storage.processes import join_processes
+from mlpfusion.storage.unfinished import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
+from mlpfusion.tune.distill import check_pair, distill, split_examples
+from mlpfusion.tune.finetune import RunContext
+from mlpfusion.tune.record import (
+    DISTILL_RECORD_FILE,
+    DistillRecord,
+    DistillRun,
+    distill_record_from_dict,
+    distill_run_from_dict,
+)
+from mlpfusion.tune.trainer import log_callbacks, training_arguments
+
+
+def distill_checkpoint(
+    options: DistillOptions, card: Callable[[DistillRecord], str], progress: Progress
+) -> DistillRecord:
+    """Trains `options.compressed` on what `options.original` predicts, into the new folder `options.out`.
+
+    All that can be checked is checked before the first step; `out` appears complete or not at all. Raises `InputError`,
+    and a `DivergenceError` if the loss became NaN or Inf.
+    """
+    _check_options(options)
+    config, work, out = options.training, options.run, user_path("out", options.out)
+    reads, writes = (options.original, options.compressed, options.data), (options.cache, work.log_dir)
+    if not work.resume:
+        check_output(out, overwrite=work.overwrite, reads=reads, writes=writes)
+    original, compressed = open_source(options.original), open_source(options.compressed)
+    examples, source_of_data = _examples(options, compressed, original)
+    split_examples(examples, config)
+    student, teacher = _pair(options, compressed, original)
+    check_pair(student, teacher, config)
+    told = bound(options)
+    hashes = {"original": original.sha256, "compressed": compressed.sha256, "data": examples.sha256()}
+    settings = normalised(told | hashes | {"versions": versions()})
+    with opened_work(
+        out,
+        settings,
+        DISTILL_RECORD_FILE,
+        resume=work.resume,
+        overwrite=work.overwrite,
+        reads=reads,
+        writes=writes,
+    ) as opened:
+        if opened.done is not None:
+            return distill_record_from_dict(opened.done)
+
+        def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
+            collate = DataCollatorWithPadding(compressed.tokenizer)
+            where = RunContext(states, progress, log_callbacks(work.log_dir, "distill"))
+            cache = None if options.cache is None else user_path("cache", options.cache)
+            return student, distill(student, teacher, examples, collate, config, where, cache)
+
+        folder = work_folder(out) / "distill"
+        result, run = run_stage(folder, compressed.folder, stage, distill_run_from_dict, _saver(options))
+        record = DistillRecord(
+            recipe={
+                "original": display_name(options.original),
+                "compressed": display_name(options.compressed),
+                **told,
+            },
+            data=source_of_data,
+            original_sha256=original.sha256,
+            compressed_sha256=compressed.sha256,
+            device=str(PartialState().device),
+            versions=versions(),
+            size=model_size(student),
+            run=run,
+        )
+        if PartialState().is_main_process:
+            expect_record(out, record.to_json())
+            files = {"README.md": card(record), DISTILL_RECORD_FILE: record.to_json()}
+            put_in_place(result, out, files, opened.replaced)
+            remove_work(out)
+        PartialState().wait_for_everyone()
+        return record
+
+
+def _check_options(options: DistillOptions) -> None:
+    training, work = options.training, options.run
+    join_processes(training.device)
+    if (options.data is None) == (options.task is None):
+        raise InputError(f"exactly one of `data` and `task` must be given, got {options.data} and {options.task}")
+    if options.task is not None and options.column is not None:
+        raise InputError(f"`column` must be left out with `task`, got {options.column!r}: {options.task} has its own")
+    if options.max_samples is not None and options.max_samples < 1:
+        raise InputError(f"`max_samples` must be at least 1, got {options.max_samples}")
+    if options.cache is not None and training.objective.startswith("logits"):
+        raise InputError(
+            f"`cache` must be left out for the objective {training.objective}: only hidden states are kept"
+        )
+    training_arguments(Path(options.out), device=training.device, precision=training.precision)
+    log_callbacks(work.log_dir, "")
+    check_flags(resume=work.resume, overwrite=work.overwrite)
+
+
+def _saver(options: DistillOptions) -> Callable[[PreTrainedModel, Path, Path], None]:
+    """How the student is written: with the head that it got for logits, else with nothing that it did not have."""
+    return partial(save_trained, new_head=options.training.objective.startswith("logits"))
+
+
+def _pair(options: DistillOptions, compressed: Source, original: Source) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Student and teacher; for logits the student gets the teacher's head."""
+    teacher = load_source(original)
+    if options.training.objective.startswith("logits"):
+        return load_like(compressed, teacher, options.training.seed), teacher
+    return load_source(compressed), teacher
+
+
+def _examples(options: DistillOptions, source: Source, original: Source) -> tuple[EncodedExamples, str]:
+    if options.task is not None:
+        data = load_task(options.task)
+        texts, name = data.train.texts[: options.max_samples], data.source.partition(",")[0]
+    else:
+        assert options.data is not None
+        lines = read_texts(options.data, column=options.column, max_samples=options.max_samples)
+        texts, name = [(line,) for line in lines], short_name(options.data)
+    limits = [(longest_text(source.tokenizer, one.config) or sys.maxsize, one.config) for one in (source, original)]
+    _, shortest = min(limits, key=lambda pair: pair[0])
+    return encode_texts(texts, source.tokenizer, shortest, max_length=options.max_length), name
