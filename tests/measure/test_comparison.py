@@ -260,3 +260,18 @@ def test_out_of_compare_is_looked_at_before_any_work(tmp_path, monkeypatch):
         line = refused("compare", model, "--data", tmp_path / "text.txt", "--out", out, "--overwrite")
         assert line.startswith("Error: `--out` must")
     assert (tmp_path / "mine" / "comparison.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layers", "99"], "`--layers` must be between 0 and 2, got 99"),
+        (["--keep-ratio", 0], "`--keep-ratio` must be above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_layers_and_size_of_compare_are_checked_before_the_weights_are_read(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlpfusion.measure.comparison.load_model", lambda *_: pytest.fail("weights were read"))
+    (tmp_path / "text.txt").write_text("w1 w2\n")
+    model = save_checkpoint(tmp_path / "model")
+    line = refused("compare", model, "--data", tmp_path / "text.txt", "--methods", "fusion", *flags)
+    assert line == f"Error: {message}"

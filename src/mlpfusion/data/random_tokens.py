@@ -1,6 +1,6 @@
 """Calibration without data: sequences of random tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mlpfusion.data.calibration_texts import check_samples
 from mlpfusion.errors import InputError
 
 _LENGTHS = (4, 40)  # tokens per sequence without special ones: from 4 to 39, sentences like GLUE's; not tuned
+_MARK = "random tokens"  # in place of the name of a file
 _COMMON = 300  # ranks before the frequencies begin to fall: punctuation, single letters and words like "the"; not tuned
 
 
@@ -53,7 +54,16 @@ class RandomTokens:
 
     def record(self) -> dict[str, Any]:
         """Origin of the texts, for a record."""
-        return {"file": "random tokens"}
+        return {"file": _MARK}
+
+
+def is_random_tokens(calibration: Mapping[str, Any]) -> bool:
+    """Returns True if a record of a calibration is that of random tokens, and of no file of that name.
+
+    >>> is_random_tokens({"file": "random tokens", "column": None}), is_random_tokens({"file": "random tokens"})
+    (False, True)
+    """
+    return calibration.get("file") == _MARK and "column" not in calibration  # `CalibrationTexts.record` names one
 
 
 def _longest(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
