@@ -34,7 +34,7 @@ def command(arguments: list[str], environment: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    preload = ("mlpfusion.tune.run", "mlpfusion.report.tuning", "mlpfusion.reproduce.schedule", "peft")
+    preload = ("mlpfusion.tune.run", "mlpfusion.report.terminal", "mlpfusion.reproduce.schedule", "peft")
     return fork_server(*preload, "transformers.models.bert.modeling_bert")
 
 

@@ -26,7 +26,7 @@ def command(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    preload = ("mlpfusion.tune.run", "mlpfusion.tune.run_distill", "mlpfusion.report.tuning", "peft")
+    preload = ("mlpfusion.tune.run", "mlpfusion.tune.run_distill", "mlpfusion.report.terminal", "peft")
     return fork_server(*preload, "transformers.models.bert.modeling_bert")
 
 
