@@ -15,8 +15,8 @@ FULL = "full"
 def parse_methods(text: str) -> list[Any]:
     """Returns configs from names with options; `all` has those that need no labels. Raises `InputError`.
 
-    >>> parse_methods("fusion:refine=false,magnitude")
-    [Fusion(num_init=10, max_iter=300, refine=False), Magnitude()]
+    >>> parse_methods("random-neurons,magnitude")
+    [RandomNeurons(), Magnitude()]
     """
     methods: list[Any] = []
     for item in text.split(","):
