@@ -14,12 +14,13 @@ import torch
 from click.testing import CliRunner, Result
 from tiny_task import TASK, examples, save_checkpoint, sentences
 
+from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.cli import main
 from mlpfusion.commands import dynamics
 from mlpfusion.commands.command import not_told
 from mlpfusion.data.encode import encode_task
 from mlpfusion.data.load import TaskData
-from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.data.task_model import load_for_task
 from mlpfusion.measure.run_dynamics import Runner
 from mlpfusion.methods.names import method_from_name
 from mlpfusion.options.dynamics import DynamicsOptions
@@ -105,7 +106,7 @@ def test_the_command_leaves_record_tables_and_chart(fields, tmp_path):
 
 
 def test_all_models_of_a_seed_have_the_same_head_and_other_parts_only_in_the_blocks(fields):
-    source = open_source(fields["model"])
+    source = open_for_training(fields["model"])
     data = encode_task(
         TaskData(TASK, examples(64, 0), {"validation": examples(8, 1)}, ""), source.tokenizer, max_length=16
     )

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from tiny_task import examples, save_checkpoint, tiny_tokenizer
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.data.glue import GLUE, Task
 from mlpfusion.data.heads import class_order, in_order_of_head, teacher_order
 from mlpfusion.data.load import TaskData
 from mlpfusion.data.metrics import score
-from mlpfusion.data.task_model import encode_for, load_for_task, load_like, load_source, open_source
+from mlpfusion.data.task_model import encode_for, load_for_task, load_in_own_class, load_like
 from mlpfusion.data.unlabelled import unlabelled_batches
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import held_out_logits
@@ -42,7 +43,7 @@ def headed(folder, names=("LABEL_0", "LABEL_1"), order=(0, 1), name="bert"):
 
 
 def scores(folder) -> dict[str, float]:
-    source = open_source(str(folder))
+    source = open_for_training(str(folder))
     data = encode_for(source, half(), 16)
     model = load_for_task(source, data.task, 0).eval()
     found = data.evaluation["validation"]
@@ -122,7 +123,7 @@ def test_a_config_that_names_a_head_does_not_make_one(tmp_path):
     folder = headed(tmp_path / "model", ("cat", "dog", "cow")[:2])
     weights = load_file(folder / "model.safetensors")
     save_file({name: weights[name] for name in weights if "classifier" not in name}, folder / "model.safetensors")
-    source = open_source(str(folder))
+    source = open_for_training(str(folder))
     task = replace(HALF, label_names=("a", "b", "c"))
     models = [load_for_task(source, task, seed) for seed in (0, 0, 1)]
     heads = [model.get_submodule("classifier").get_parameter("weight") for model in models]
@@ -136,7 +137,7 @@ def test_a_head_that_the_config_does_not_name_is_one(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
     with pytest.raises(InputError, match="got one for cat, dog"):
-        encode_for(open_source(str(folder)), half(), 16)
+        encode_for(open_for_training(str(folder)), half(), 16)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
@@ -144,9 +145,9 @@ def test_a_new_head_has_nothing_of_the_old_one(name, tmp_path):
     """Also where both have the same size: it is the head that a checkpoint without one gets from the same seed."""
     old = save_checkpoint(tmp_path / "old", name, AutoModelForSequenceClassification)
     bare = save_checkpoint(tmp_path / "bare", name)
-    trained = load_for_task(open_source(str(old)), replace(HALF, label_names=("LABEL_0", "LABEL_1")), 5)
-    new = load_for_task(open_source(str(old), new_head=True), HALF, 5)
-    drawn = load_for_task(open_source(str(bare)), HALF, 5)
+    trained = load_for_task(open_for_training(str(old)), replace(HALF, label_names=("LABEL_0", "LABEL_1")), 5)
+    new = load_for_task(open_for_training(str(old), new_head=True), HALF, 5)
+    drawn = load_for_task(open_for_training(str(bare)), HALF, 5)
     values, expected, before = dict(new.named_parameters()), dict(drawn.named_parameters()), trained.state_dict()
     head = [parameter for parameter in values if not parameter.startswith(f"{new.base_model_prefix}.")]
     assert head
@@ -172,14 +173,14 @@ def test_a_new_head_is_tuned_saved_and_of_the_size_of_the_task(data, tmp_path):
 def test_a_student_learns_the_teachers_logits_class_by_class(tmp_path):
     names = ("first half", "second half")
     teacher_folder, student_folder = headed(tmp_path / "a", names), headed(tmp_path / "b", names, (1, 0))
-    teacher = load_source(open_source(str(teacher_folder)))
-    student = load_like(open_source(str(student_folder)), teacher, 0)
+    teacher = load_in_own_class(open_for_training(str(teacher_folder)))
+    student = load_like(open_for_training(str(student_folder)), teacher, 0)
     assert student.config.id2label == {0: "second half", 1: "first half"}
     assert teacher_order(student, teacher) == [1, 0]
     config = Distill(objective="logits")
     batch = dict(tiny_tokenizer()(["w1 w2 w3", "w40"], padding=True, return_tensors="pt"))
     loss = make_loss(Teacher(teacher), student, config)
     assert loss(student, batch).item() == pytest.approx(0, abs=1e-6)
-    other = load_like(open_source(str(headed(tmp_path / "c", ("cat", "dog")))), teacher, 0)
+    other = load_like(open_for_training(str(headed(tmp_path / "c", ("cat", "dog")))), teacher, 0)
     with pytest.raises(InputError, match="classes of `original`, first half, second half, got one for cat, dog"):
         check_pair(other, teacher, config)

@@ -15,7 +15,8 @@ from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.integration_utils import is_tensorboard_available
 
-from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.checkpoint.open import open_for_training
+from mlpfusion.data.task_model import load_for_task
 
 
 def test_a_grid_with_seeds_leaves_the_best_model_and_a_record(fused, data, tmp_path):
@@ -69,15 +70,15 @@ def test_lora_leaves_the_adapter_and_the_merged_model(fused, data, tmp_path):
     assert result.exit_code == 0, result.output
     merged = AutoModelForSequenceClassification.from_pretrained(out)
     task = TASK.__class__("custom", ("sentence",), ("0", "1"), ("accuracy", "f1"))
-    adapted = PeftModel.from_pretrained(load_for_task(open_source(str(fused)), task, 0), str(out / "adapter"))
+    adapted = PeftModel.from_pretrained(load_for_task(open_for_training(str(fused)), task, 0), str(out / "adapter"))
     batch = dict(tiny_tokenizer()(["w1 w2 w3", "w40"], padding=True, return_tensors="pt"))
     with torch.no_grad():
         torch.testing.assert_close(merged(**batch).logits, adapted.eval()(**batch).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_the_head_of_a_model_and_of_what_it_was_compressed_to_is_the_same(checkpoint, fused):
-    models = [load_for_task(open_source(str(folder)), TASK, 5) for folder in (checkpoint, fused)]
-    other = load_for_task(open_source(str(fused)), TASK, 6)
+    models = [load_for_task(open_for_training(str(folder)), TASK, 5) for folder in (checkpoint, fused)]
+    other = load_for_task(open_for_training(str(fused)), TASK, 6)
     heads: list[Any] = [model.get_submodule("classifier").weight for model in (*models, other)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])

@@ -9,10 +9,11 @@ from pico import PICO, others_slow, pico_config, pico_model
 from tiny_task import TASK, save_checkpoint, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.padding import agree_on_padding
 from mlpfusion.checkpoint.tokenizer import load_tokenizer
 from mlpfusion.data.heads import classifier_class
-from mlpfusion.data.task_model import Source, prepare_config
+from mlpfusion.data.task_model import prepare_config
 from mlpfusion.errors import InputError
 
 NAMES = [name for name in PICO if name != "vit"]
@@ -32,11 +33,10 @@ def tokenizers(tmp_path_factory):
     return folders
 
 
-def classifier(name: str, pad: int | None, folder) -> tuple[torch.nn.Module, Source]:
+def classifier(name: str, pad: int | None, folder) -> tuple[torch.nn.Module, Checkpoint]:
     config = pico_config(name)
     config.pad_token_id = pad
-    tokenizer = load_tokenizer(folder, config)
-    source = Source(folder, agree_on_padding(config, tokenizer), tokenizer, "", frozenset())
+    source = Checkpoint("model", None, folder, config, new_head=True)
     config = prepare_config(source, TASK)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -77,9 +77,8 @@ def test_models_whose_positions_begin_at_the_padding_id_keep_it(tokenizers):
 def test_a_head_that_reads_the_end_token_needs_another_one_for_padding(tokenizers):
     config = pico_config("bart")
     config.pad_token_id = config.eos_token_id
-    tokenizer = load_tokenizer(tokenizers[1], config)
     with pytest.raises(InputError, match="padding token that is not its end token"):
-        prepare_config(Source(tokenizers[1], agree_on_padding(config, tokenizer), tokenizer, "", frozenset()), TASK)
+        prepare_config(Checkpoint("model", None, tokenizers[1], config, new_head=True), TASK)
 
 
 def test_what_tune_saves_makes_batches_as_in_training(data, tmp_path):

@@ -9,7 +9,8 @@ import torch
 from command import call
 from tiny_task import make_task, save_checkpoint, write_files
 
-from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.checkpoint.open import open_for_training
+from mlpfusion.data.task_model import load_for_task
 from mlpfusion.options.training import Finetune
 from mlpfusion.storage.processes import on_cpu
 from mlpfusion.tune.finetune import RunContext, finetune
@@ -43,7 +44,7 @@ def test_weights_without_a_gradient_are_known_before_training(monkeypatch, tmp_p
 
     monkeypatch.setattr(StageTrainer, "train_on", told)
     data = make_task()
-    model = load_for_task(open_source(str(save_checkpoint(tmp_path / "model"))), data.task, 0)
+    model = load_for_task(open_for_training(str(save_checkpoint(tmp_path / "model"))), data.task, 0)
     with pytest.raises(KeyboardInterrupt):
         finetune(model, data, Finetune(epochs=1, device="cpu"), RunContext(tmp_path / "states"))
     assert found == [False, True]

@@ -6,11 +6,12 @@ import pytest
 from command import call
 from tiny_task import TASK, examples
 
+from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.checkpoint.tokenizer import tokenized
 from mlpfusion.data import calibration_texts, encode
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.load import TaskData
-from mlpfusion.data.task_model import encode_for, open_source
+from mlpfusion.data.task_model import encode_for
 from mlpfusion.options.training import Finetune
 
 
@@ -31,7 +32,7 @@ def seen(monkeypatch) -> list[str]:
 @pytest.mark.parametrize("select_on", ["holdout", "validation", "last"])
 def test_a_part_of_the_training_set_is_the_same_examples_as_without_it(select_on, checkpoint, seen):
     data = TaskData(TASK, examples(96, 0), {"validation": examples(7, 1)}, "made up")
-    source = open_source(str(checkpoint))
+    source = open_for_training(str(checkpoint))
     config = Finetune(max_train_samples=20, split_seed=3, select_on=select_on)
     whole = encode_for(source, data, 16)
     assert len(seen) == 96 + 7

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_task import TASK, tiny_tokenizer
 from transformers import BertForPreTraining, PreTrainedModel
 
-from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.checkpoint.open import open_for_training
+from mlpfusion.data.task_model import load_for_task
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def fused(checkpoint, tmp_path) -> Path:
 
 
 def start(folder: Path) -> PreTrainedModel:
-    return load_for_task(open_source(str(folder)), TASK, seed=5)
+    return load_for_task(open_for_training(str(folder)), TASK, seed=5)
 
 
 def test_the_compressed_and_the_full_model_start_from_the_pooler_of_the_source(checkpoint, fused):

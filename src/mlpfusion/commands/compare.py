@@ -64,18 +64,18 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     import torch
 
     from mlpfusion.batch import with_decoder_inputs
+    from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.checkpoint.tokenizer import token_batches
-    from mlpfusion.checks import user_path
+    from mlpfusion.compression.checks import check_cut
     from mlpfusion.data.files.rows import has_columns, short_name
     from mlpfusion.data.files.text import read_texts
     from mlpfusion.measure.approximation import Probe
-    from mlpfusion.measure.comparison import check_selection, compare_methods, load_checkpoint
+    from mlpfusion.measure.comparison import compare_methods
     from mlpfusion.measure.method_list import parse_methods, parse_seeds
     from mlpfusion.measure.paper_numbers import last_batch
     from mlpfusion.methods.needs import needs_batches
     from mlpfusion.record import versions
     from mlpfusion.report.comparison import comparison_record
-    from mlpfusion.sites.table import read_architecture
 
     methods, seeds = parse_methods(options.methods), parse_seeds(options.seeds)
     is_calibrated = any(needs_batches(method) for method in methods)
@@ -86,11 +86,9 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     Probe(options.scalar)
     column = options.column if options.data in tables or not tables else None
     texts = read_texts(options.data, column=column, max_samples=options.max_samples)
-    file = options.architecture
-    row = None if file is None else read_architecture(user_path("architecture", file))
-    selection = Selection(options.layers, options.keep_ratio)
-    check_selection(options.model, row, selection)
-    folder, model = load_checkpoint(options.model)
+    checkpoint = open_checkpoint(options.model, architecture=options.architecture)
+    check_cut(checkpoint.empty(), checkpoint.row, Selection(options.layers, options.keep_ratio))
+    folder, model = checkpoint.folder, checkpoint.load()
     rows = compare_methods(
         model,
         methods,
@@ -101,7 +99,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         scalar=options.scalar,
         calibration={seed: source.batches(folder, model.config, seed) for seed in seeds} if is_calibrated else None,
         authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks else None,
-        architecture=row,
+        architecture=checkpoint.row,
         progress=progress,
     )
     measured_on: dict[str, Any] = {

@@ -12,10 +12,10 @@ from mlpfusion.options.task import TaskOptions
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
+    from mlpfusion.checkpoint.open import Checkpoint
     from mlpfusion.data.calibration_texts import CalibrationTexts
     from mlpfusion.data.encode import EncodedTask
     from mlpfusion.data.random_tokens import RandomTokens
-    from mlpfusion.data.task_model import Source
     from mlpfusion.record import Record
 
 
@@ -69,12 +69,14 @@ def run(options: CompressOptions, progress: Progress) -> "Record":
 
     All that can be checked without the weights is checked before they are read. Raises `InputError`.
     """
+    from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.checks import seed_number, user_path
     from mlpfusion.compression.checkpoint import (
         Work,
+        check_device,
+        check_source,
         compress_checkpoint,
         learn_checkpoint,
-        open_checkpoint,
         write_checkpoint,
     )
     from mlpfusion.methods.table import ON_TASK
@@ -92,10 +94,14 @@ def run(options: CompressOptions, progress: Progress) -> "Record":
     else:
         options.selection.check_size_given()
         texts = _calibration_source(options, method)
-    source = open_checkpoint(options.model, options.revision, options.architecture, options.selection, options.device)
+    check_device(options.device)
+    source = open_checkpoint(
+        options.model, options.revision, architecture=options.architecture, new_head=options.data.new_head
+    )
+    check_source(source, options.selection)
     work = Work(method, options.selection, options.seed, options.device, progress)
     if type(method) in ON_TASK:
-        model, record = learn_checkpoint(source, work, *_training_part(options, str(source.folder)))
+        model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:
         model, record = compress_checkpoint(source, work, texts, sequential=options.texts.sequential)
     return write_checkpoint(source, model, record, out, replaced, model_card)
@@ -164,21 +170,21 @@ def _check_learning(options: CompressOptions) -> None:
     Finetune(max_train_samples=options.max_train_samples)
 
 
-def _training_part(options: CompressOptions, folder: str) -> "tuple[Source, EncodedTask]":
-    """The checkpoint, and what `tune` would train on with the same options: what it holds out is left out here too."""
+def _training_part(options: CompressOptions, source: "Checkpoint") -> "EncodedTask":
+    """The training examples of `tune` with the same options, without those it holds out."""
     from mlpfusion.data.chosen import chosen_data, split_train
-    from mlpfusion.data.task_model import empty_for_task, encode_for, open_source
+    from mlpfusion.data.task_model import empty_for_task, encode_for
     from mlpfusion.options.training import Finetune
 
     told = options.data
-    source = open_source(folder, new_head=told.new_head)
+    source.read_for_training()
     validation = None if told.task is not None else told.train  # asked for by the loader, not looked at
     found = chosen_data(told, validation)
     config = Finetune(max_train_samples=options.max_train_samples)
     data = encode_for(source, replace(found, evaluation={}), told.max_length, config)
     train, _ = split_train(data, config)
     empty_for_task(source, data.task)
-    return source, replace(data, train=train)
+    return replace(data, train=train)
 
 
 def show(record: "Record", options: CompressOptions) -> None:

@@ -28,8 +28,7 @@ class MeasureOptions:
 def run(options: MeasureOptions, _progress: Progress) -> "list[BlockError]":
     """Returns the errors of the blocks on the texts. Raises `InputError`."""
     from mlpfusion.batch import with_decoder_inputs
-    from mlpfusion.checkpoint.config import read_config
-    from mlpfusion.checkpoint.read import resolve
+    from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.checkpoint.tokenizer import token_batches
     from mlpfusion.data.files.text import read_texts
     from mlpfusion.measure.approximation import Probe
@@ -38,11 +37,11 @@ def run(options: MeasureOptions, _progress: Progress) -> "list[BlockError]":
 
     probe = Probe(options.scalar, options.seed)
     texts = read_texts(options.data, column=options.column, max_samples=options.max_samples)
-    folder = resolve(options.original)
-    config = read_config(folder)
+    original, compressed = open_checkpoint(options.original), open_checkpoint(options.compressed)
+    folder, config = original.folder, original.config
     authors_batch = last_batch(folder, texts, config) if options.authors_quirks else None
     batches = with_decoder_inputs(token_batches(folder, texts, config), config)
-    return measure_checkpoint(options.original, options.compressed, batches, probe, authors_batch)
+    return measure_checkpoint(original, compressed, batches, probe, authors_batch)
 
 
 def show(errors: "list[BlockError]", _options: MeasureOptions) -> None:

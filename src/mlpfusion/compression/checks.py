@@ -5,13 +5,17 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.checkpoint.quantisation import check_not_quantised, check_parameters
+from mlpfusion.compression.budget.spread import check_budget
+from mlpfusion.compression.plan import choose_sites, make_plan
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.key import KEY
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.names import known_methods, method_name
 from mlpfusion.methods.table import METHODS, Method
 from mlpfusion.options.selection import Selection
-from mlpfusion.sites.sites import check_transformers_model
+from mlpfusion.sites.row_check import check_visited
+from mlpfusion.sites.sites import check_transformers_model, find_sites
+from mlpfusion.sites.table import Architecture
 
 
 def known_method(method: Any) -> Method:
@@ -46,3 +50,17 @@ def check_model(model: PreTrainedModel) -> None:
     if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
         raise InputError("`model` must be on one device, got one dispatched by `device_map`")
     check_parameters(model)
+
+
+def check_cut(model: PreTrainedModel, row: Architecture, selection: Selection) -> None:
+    """Raises `InputError` for layers or sizes that do not fit a model, and for MLPs its row overlooks.
+
+    Reads no weight: `model` may be on the meta device.
+    """
+    check_not_compressed(model.config)
+    sites = find_sites(model, row)
+    if selection.budget is None:
+        make_plan(sites, selection)
+    else:
+        check_budget(model, sites, selection)
+    check_visited(model, choose_sites(sites, selection.layers))

@@ -1,16 +1,12 @@
 """Opens checkpoints for training, as classifiers or regressors of sequences."""
 
-import hashlib
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.checkpoint.padding import agree_on_padding
-from mlpfusion.checkpoint.read import check_finite, check_weights, load_model, read_config, resolve
-from mlpfusion.checkpoint.tokenizer import load_tokenizer
-from mlpfusion.checkpoint.weights import stored_tensors
+from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.read import load_model
 from mlpfusion.data.chosen import training_order
 from mlpfusion.data.encode import EncodedTask, encode_task
 from mlpfusion.data.glue import Task
@@ -29,73 +25,43 @@ from mlpfusion.options.training import Finetune
 from mlpfusion.seeds import seeded
 
 
-@dataclass(frozen=True)
-class Source:
-    """A checked checkpoint: folder, config, tokenizer, SHA-256 of config and weights.
-
-    `config` has the padding id of the tokenizer; `tensors` are the names in the weight files. With
-    `new_head` a head in the files is ignored and drawn from the seed.
-    """
-
-    folder: Path
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    sha256: str
-    tensors: frozenset[str]
-    new_head: bool = False
-
-    def has_head(self, kind: type[PreTrainedModel]) -> bool:
-        """True if a trained head of `kind` is in the files and kept."""
-        return not self.new_head and has_trained_head(self.config, kind, self.tensors)
+def has_head(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> bool:
+    """Whether the checkpoint has a trained head of the class `kind`, to be kept."""
+    return not checkpoint.new_head and has_trained_head(checkpoint.training_config, kind, checkpoint.tensors)
 
 
-def open_source(model: str, revision: str | None = None, *, new_head: bool = False) -> Source:
-    """Reads and checks a checkpoint.
-
-    Raises `InputError` for an unreadable config, tokenizer or weight file, and for NaN or Inf in a
-    weight.
-    """
-    folder = resolve(model, revision)
-    config = read_config(folder)
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    files = check_weights(folder)
-    for file in files:
-        check_finite(file)
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    tokenizer = load_tokenizer(folder, config)
-    config = agree_on_padding(config, tokenizer)
-    return Source(folder, config, tokenizer, digest.hexdigest(), frozenset(stored_tensors(files)), new_head)
-
-
-def encode_for(source: Source, data: TaskData, max_length: int | None, config: Finetune | None = None) -> EncodedTask:
-    """Tokenizes `data` for the model of `source`, classes in the order of its head.
+def encode_for(
+    checkpoint: Checkpoint, data: TaskData, max_length: int | None, config: Finetune | None = None
+) -> EncodedTask:
+    """Tokenizes `data` for the model of `checkpoint`, classes in the order of its head.
 
     With `config` only the training texts of a run with its `max_train_samples` and `split_seed` are
     tokenized. Raises `InputError` for a trained head with other classes, and a `max_length` above the
     model's limit.
     """
-    if source.has_head(classifier_class(source.config)):
-        data = in_order_of_head(data, source.config)
+    if has_head(checkpoint, classifier_class(checkpoint.training_config)):
+        data = in_order_of_head(data, checkpoint.training_config)
     is_chosen = config is not None and config.max_train_samples is not None
     if config is not None and is_chosen:
         data = replace(data, train=data.train.subset(training_order(len(data.train), config)))
-    return replace(encode_task(data, source.tokenizer, source.config, max_length=max_length), is_chosen=is_chosen)
+    return replace(
+        encode_task(data, checkpoint.tokenizer, checkpoint.training_config, max_length=max_length), is_chosen=is_chosen
+    )
 
 
-def prepare_config(source: Source, task: Task) -> PreTrainedConfig:
-    """Copies the config of `source` with the outputs and label names of `task`.
+def prepare_config(checkpoint: Checkpoint, task: Task) -> PreTrainedConfig:
+    """Copies the config of `checkpoint` with the outputs and label names of `task`.
 
     Raises `InputError` for a model type without a head for sequences, and for a trained head of
     another size, with other classes or in another order (`encode_for` reorders a task).
     """
-    config = type(source.config).from_dict(source.config.to_dict())
-    if source.has_head(classifier_class(config)):
+    config = type(checkpoint.training_config).from_dict(checkpoint.training_config.to_dict())
+    if has_head(checkpoint, classifier_class(config)):
         _check_order(task, config)
     if config.is_encoder_decoder and config.pad_token_id == config.eos_token_id:
         raise InputError(
             "the tokenizer must have a padding token that is not its end token, where the head reads, "
-            f"got {source.tokenizer.pad_token!r}; name another `pad_token` in tokenizer_config.json"
+            f"got {checkpoint.tokenizer.pad_token!r}; name another `pad_token` in tokenizer_config.json"
         )
     config.num_labels = task.num_labels
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
@@ -105,47 +71,47 @@ def prepare_config(source: Source, task: Task) -> PreTrainedConfig:
     return config
 
 
-def load_for_task(source: Source, task: Task, seed: int) -> PreTrainedModel:
-    """Loads the model of `source` with the head of `task`, in fp32.
+def load_for_task(checkpoint: Checkpoint, task: Task, seed: int) -> PreTrainedModel:
+    """Loads the model of `checkpoint` with the head of `task`, in fp32.
 
     A missing head is drawn from `seed` alone, so it is the same for a model and its compressed form.
     Raises `InputError` for a head that does not fit the task.
     """
-    config = prepare_config(source, task)
+    config = prepare_config(checkpoint, task)
     kind = classifier_class(config)
-    left_out = head_tensors(config, kind) if source.new_head else ()
+    left_out = head_tensors(config, kind) if checkpoint.new_head else ()
     with seeded(seed):
-        return load_model(source.folder, config, kind=kind, dtype=torch.float32, left_out=left_out)
+        return load_model(checkpoint.folder, config, kind=kind, dtype=torch.float32, left_out=left_out)
 
 
-def load_source(source: Source) -> PreTrainedModel:
+def load_in_own_class(checkpoint: Checkpoint) -> PreTrainedModel:
     """Loads the checkpoint in its own class, in fp32.
 
     Missing tensors of a head are drawn from seed 0.
     """
     with seeded(0):
-        return _padded_alike(load_model(source.folder, source.config, dtype=torch.float32))
+        return _padded_alike(load_model(checkpoint.folder, checkpoint.training_config, dtype=torch.float32))
 
 
-def load_like(source: Source, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
+def load_like(checkpoint: Checkpoint, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Loads the checkpoint in the class of `teacher`, in fp32.
 
     A missing head gets the teacher's outputs and is drawn from `seed`; a trained head keeps its outputs
     and their names.
     """
-    config = type(source.config).from_dict(source.config.to_dict())
+    config = type(checkpoint.training_config).from_dict(checkpoint.training_config.to_dict())
     nameless = is_nameless(class_names(config)) and config.num_labels == teacher.config.num_labels
-    if nameless or not source.has_head(type(teacher)):
+    if nameless or not has_head(checkpoint, type(teacher)):
         for name in ("id2label", "label2id"):
             setattr(config, name, getattr(teacher.config, name))
     config.problem_type = teacher.config.problem_type
     with seeded(seed):
-        return _padded_alike(load_model(source.folder, config, kind=type(teacher), dtype=torch.float32))
+        return _padded_alike(load_model(checkpoint.folder, config, kind=type(teacher), dtype=torch.float32))
 
 
-def empty_for_task(source: Source, task: Task) -> PreTrainedModel:
+def empty_for_task(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
     """Builds the model of `load_for_task` on the meta device, without weights."""
-    config = prepare_config(source, task)
+    config = prepare_config(checkpoint, task)
     with torch.device("meta"):
         return classifier_class(config)(config)
 

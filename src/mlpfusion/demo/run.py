@@ -14,6 +14,7 @@ from rich.text import Text
 from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedModel
 
+from mlpfusion.checkpoint.open import open_checkpoint
 from mlpfusion.commands import compress
 from mlpfusion.commands.compress import CompressOptions, command_line
 from mlpfusion.compression.preview import inspect_checkpoint
@@ -165,7 +166,7 @@ def _measure(
 def _cut(source: Path, options: CompressOptions, record: Record) -> Cut:
     folder, batch = Path(options.out), demo_batch(source)
     original, model = AutoModel.from_pretrained(source).eval(), AutoModel.from_pretrained(folder).eval()
-    errors = measure_checkpoint(str(source), options.out, [batch], Probe())
+    errors = measure_checkpoint(open_checkpoint(str(source)), open_checkpoint(options.out), [batch], Probe())
     before, after = (embeddings(last_hidden_state(m, batch), batch["attention_mask"]) for m in (original, model))
     return Cut(folder, record, model, errors, float((before * after).sum(1).mean()))
 

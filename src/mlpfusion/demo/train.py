@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.data.encode import encode_task
-from mlpfusion.data.task_model import load_for_task, open_source
+from mlpfusion.data.task_model import load_for_task
 from mlpfusion.data.unlabelled import unlabelled_batches
 from mlpfusion.demo.authors import load_authors
 from mlpfusion.demo.model import MAX_LENGTH
@@ -86,7 +87,7 @@ class HeldOutWatch(TrainerCallback):
 
 def train(checkpoint: Path, data: Path, seed: int, progress: Progress) -> Trained:
     """Fine-tunes `checkpoint` on the authors in `data`; `seed` draws head, data order, dropout."""
-    source = open_source(str(checkpoint))
+    source = open_for_training(str(checkpoint))
     encoded = encode_task(load_authors(data), source.tokenizer, max_length=MAX_LENGTH)
     held_out = encoded.evaluation["validation"]
     held_out = held_out.subset(sorted(range(len(held_out)), key=lambda index: held_out.lengths[index]))

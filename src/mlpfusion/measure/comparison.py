@@ -4,15 +4,14 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
-from mlpfusion.checkpoint.read import check_weights, empty_model, load_model, read_config, resolve
+from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.compression.calibration import TracedCalibration, trace_calibration
-from mlpfusion.compression.checks import check_model, check_not_compressed
+from mlpfusion.compression.checks import check_model
 from mlpfusion.compression.compress import compress
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.provenance import check_source
@@ -25,9 +24,9 @@ from mlpfusion.methods.run import one_shot_method
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import Record, SiteRecord
-from mlpfusion.sites.row_check import check_visited, checked_sites
+from mlpfusion.sites.row_check import checked_sites
 from mlpfusion.sites.sites import Site, find_sites
-from mlpfusion.sites.table import Architecture, find_architecture
+from mlpfusion.sites.table import Architecture
 
 
 @dataclass(frozen=True)
@@ -103,17 +102,12 @@ def compare_methods(
     return rows
 
 
-def check_selection(model: str, architecture: Architecture | None, selection: Selection) -> None:
-    """Raises `InputError` for layers, a size or a row that do not fit a checkpoint; no weight is read."""
-    config = read_config(resolve(model))
-    check_not_compressed(config)
-    empty = empty_model(config)
-    sites = find_sites(empty, architecture or find_architecture(config.model_type))
-    check_visited(empty, make_plan(sites, selection).sites)
-
-
 def measure_checkpoint(
-    original: str, compressed: str, batches: Sequence[Batch], probe: Probe, authors_batch: Batch | None = None
+    original: Checkpoint,
+    compressed: Checkpoint,
+    batches: Sequence[Batch],
+    probe: Probe,
+    authors_batch: Batch | None = None,
 ) -> list[BlockError]:
     """Measures every compressed block of a checkpoint, with all cuts in place.
 
@@ -122,25 +116,14 @@ def measure_checkpoint(
     compressed, or `original` is not its source (by the hash of the source weights in the key of a
     compressed checkpoint).
     """
-    before, after = _load(original), _load(compressed)
-    key = check_source(before, after, (original, compressed))
+    before, after = (checkpoint.load() for checkpoint in (original, compressed))
+    key = check_source(before, after, (original.name, compressed.name))
     sites = [site for site in find_sites(before, key.architecture) if site.path in key.sites]
     originals = references(before, sites, batches, probe, authors_batch)
     outputs = outputs_on_inputs_of(before, after, sites, batches)
     return block_errors(
         originals, after, key.architecture, batches, probe, outputs=outputs, authors_batch=authors_batch
     )
-
-
-def load_checkpoint(model: str) -> tuple[Path, PreTrainedModel]:
-    """Folder and model of a checkpoint, in eval mode. Raises `InputError` if unreadable."""
-    return resolve(model), _load(model)
-
-
-def _load(model: str) -> PreTrainedModel:
-    folder = resolve(model)
-    check_weights(folder)
-    return load_model(folder, read_config(folder)).eval()
 
 
 def _traced(

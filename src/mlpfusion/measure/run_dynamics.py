@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
+from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checks import user_path
-from mlpfusion.compression.checks import check_not_compressed, known_method
-from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.checks import check_cut, known_method
 from mlpfusion.data.calibration_texts import CalibrationTexts, check_samples
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
-from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
+from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
 from mlpfusion.data.unlabelled import calibration_batches
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import TrainingPath, distances, lengths, train_path
@@ -32,9 +32,7 @@ from mlpfusion.options.dynamics import DynamicsOptions
 from mlpfusion.options.fields import bound
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
-from mlpfusion.sites.row_check import check_visited
-from mlpfusion.sites.sites import find_sites
-from mlpfusion.sites.table import Architecture, architecture_to_dict, find_architecture
+from mlpfusion.sites.table import architecture_to_dict
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import check_output, staged_folder
 from mlpfusion.storage.processes import join_processes
@@ -59,9 +57,11 @@ def run_dynamics(
     resume = work_folder(out).exists() and not options.overwrite
     if not resume:
         check_output(out, overwrite=options.overwrite, reads=reads)
-    source = open_source(options.model, options.revision, new_head=options.data.new_head)
+    source = open_for_training(
+        options.model, options.revision, architecture=options.architecture, new_head=options.data.new_head
+    )
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length)
-    _check_plan(options, source, data)
+    check_cut(empty_for_task(source, data.task), source.row, options.selection())
     told, texts = options.texts, None
     if told.calibration is not None:
         texts = CalibrationTexts.read(told.calibration, told.column, told.calibration_samples)
@@ -91,7 +91,7 @@ class Runner:
     """Carries out the runs, each kept in a folder of its own; one that is there is read instead."""
 
     options: DynamicsOptions
-    source: Source
+    source: Checkpoint
     data: EncodedTask
     texts: CalibrationTexts | None
     arguments: Any
@@ -104,7 +104,7 @@ class Runner:
 
     def calibration(self, seed: int) -> list[Batch]:
         """Batches of unlabelled texts for the calibrated methods."""
-        config = self.source.config
+        config = self.source.training_config
         if self.texts is not None:
             return self.texts.batches(self.source.folder, config, seed)
         return calibration_batches(
@@ -128,7 +128,7 @@ class Runner:
             method,
             self.options.selection(),
             seed=seed,
-            architecture=self.row(),
+            architecture=self.source.row,
             calibration=calibration,
             sequential=calibrated and self.options.texts.sequential,
         )
@@ -153,16 +153,12 @@ class Runner:
         run, tensors = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8")), load_file(folder / _PATH_FILE)
         return run, TrainingPath(**tensors, seconds_per_step=run["seconds_per_step"])
 
-    def row(self) -> Architecture:
-        """Where the MLPs are. Raises as `find_architecture` does."""
-        return find_architecture(self.source.config.model_type, self.options.architecture)
-
     def settings(self) -> dict[str, Any]:
         """All that the numbers depend on."""
         hashes = {"model": self.source.sha256, "train": self.data.train.sha256(), "held_out": self.held_out().sha256()}
         where = {"device": str(self.arguments.device), "threads": torch.get_num_threads(), "versions": versions()}
         texts = None if self.texts is None else self.texts.record()["texts_sha256"]
-        row = {} if self.options.architecture is None else {"architecture": architecture_to_dict(self.row())}
+        row = {} if self.options.architecture is None else {"architecture": architecture_to_dict(self.source.row)}
         return normalised(bound(self.options) | hashes | where | {"calibration": texts} | row)
 
 
@@ -255,11 +251,3 @@ def _check_calibration(options: DynamicsOptions, methods: Sequence[Any]) -> None
             )
     if options.texts.column is not None and options.texts.calibration is None:
         raise InputError(f"`column` must be left out without `calibration`, got {options.texts.column!r}")
-
-
-def _check_plan(options: DynamicsOptions, source: Source, data: EncodedTask) -> None:
-    """Raises `InputError` for a model without such a head or layers, with shapes only: no weight is read."""
-    check_not_compressed(source.config)
-    empty = empty_for_task(source, data.task)
-    sites = find_sites(empty, find_architecture(source.config.model_type, options.architecture))
-    check_visited(empty, make_plan(sites, options.selection()).sites)

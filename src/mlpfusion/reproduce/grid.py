@@ -15,15 +15,15 @@ from accelerate import PartialState
 from filelock import FileLock
 from transformers import PreTrainedModel
 
+from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checks import user_path
-from mlpfusion.compression.checks import check_not_compressed
+from mlpfusion.compression.checks import check_cut
 from mlpfusion.compression.compress import compress
-from mlpfusion.compression.plan import make_plan
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.load import load_task
-from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, open_source
+from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
 from mlpfusion.data.unlabelled import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
@@ -34,9 +34,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Experiment, GridCell
-from mlpfusion.sites.row_check import check_visited
-from mlpfusion.sites.sites import find_sites
-from mlpfusion.sites.table import Architecture, architecture_to_dict, find_architecture
+from mlpfusion.sites.table import architecture_to_dict
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.processes import of_first
@@ -60,7 +58,7 @@ class Grid:
     """
 
     experiment: Experiment
-    sources: dict[str, Source] = field(default_factory=dict)
+    sources: dict[str, Checkpoint] = field(default_factory=dict)
     tasks: dict[tuple[str, str], tuple[EncodedTask, dict[str, str]]] = field(default_factory=dict)
 
     @property
@@ -68,15 +66,13 @@ class Grid:
         """Folder of the experiment."""
         return user_path("out", self.experiment.out)
 
-    def source(self, model: str) -> Source:
+    def source(self, model: str) -> Checkpoint:
         """Opens the checkpoint `model` once. Raises `InputError` if it cannot be read."""
         if model not in self.sources:
-            self.sources[model] = open_source(model, new_head=self.experiment.new_head)
+            self.sources[model] = open_for_training(
+                model, architecture=self.experiment.architecture, new_head=self.experiment.new_head
+            )
         return self.sources[model]
-
-    def architecture(self, cell: GridCell) -> Architecture:
-        """Architecture of the cell's model. Raises `InputError` for a model type without a row."""
-        return find_architecture(self.source(cell.row.model).config.model_type, self.experiment.architecture)
 
     def data(self, cell: GridCell) -> tuple[EncodedTask, dict[str, str]]:
         """Tokenizes the task of `cell` once: (task, SHA-256 of its splits)."""
@@ -101,9 +97,7 @@ class Grid:
         if row.layerwise:
             split_examples(train, self.experiment.distill(config.learning_rate, config.seed, row.layerwise))
         if row.method is not None:
-            check_not_compressed(source.config)
-            sites = find_sites(empty, self.architecture(cell))
-            check_visited(empty, make_plan(sites, Selection(cell.layers, cell.keep_ratio)).sites)
+            check_cut(empty, source.row, Selection(cell.layers, cell.keep_ratio))
         if row.lora is not None:
             add_lora(empty, row.lora)
         for rate in self.experiment.rates(row):
@@ -134,7 +128,7 @@ class Grid:
             "lora": None if row.lora is None else asdict(row.lora),
         }
         if row.method is not None and experiment.architecture is not None:
-            own["architecture"] = architecture_to_dict(self.architecture(cell))
+            own["architecture"] = architecture_to_dict(self.source(cell.row.model).row)
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
         return settings | own | place | {"learning_rate": rate, "seed": seed}
 
@@ -199,20 +193,20 @@ class Grid:
                 layers=cell.layers,
                 keep_ratio=cell.keep_ratio,
                 seed=seed,
-                architecture=self.architecture(cell),
+                architecture=self.source(cell.row.model).row,
                 progress=progress,
             )
         else:
             calibration, count = None, self.experiment.calibration_samples
             if needs_batches(method):
-                calibration = calibration_batches(train, data.collate, source.config, count, seed)
+                calibration = calibration_batches(train, data.collate, source.training_config, count, seed)
             model, record = compressed_start(
                 source,
                 data.task,
                 method,
                 Selection(cell.layers, cell.keep_ratio),
                 seed=seed,
-                architecture=self.architecture(cell),
+                architecture=self.source(cell.row.model).row,
                 calibration=calibration,
             )
         sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import put_in_place, run_stage
 from mlpfusion.checks import user_path
@@ -15,7 +16,7 @@ from mlpfusion.data.chosen import chosen_data, split_train
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.glue import Task
 from mlpfusion.data.metrics import check_metric
-from mlpfusion.data.task_model import Source, empty_for_task, encode_for, load_for_task, load_source, open_source
+from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task, load_in_own_class
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import bound
 from mlpfusion.options.training import Finetune
@@ -53,7 +54,7 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     writes = (options.cache, work.log_dir)
     if not work.resume:
         check_output(out, overwrite=work.overwrite, reads=_reads(options), writes=writes)
-    source = open_source(options.model, options.revision, new_head=options.data.new_head)
+    source = open_for_training(options.model, options.revision, new_head=options.data.new_head)
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length, configs[0])
     empty = empty_for_task(source, data.task)
     if configs[0].lora is not None:
@@ -108,7 +109,7 @@ class _Runner:
     """Carries out the stages of a run, each in a folder of its own; one that is finished is read instead."""
 
     options: TuneOptions
-    source: Source
+    source: Checkpoint
     data: EncodedTask
     progress: Progress
 
@@ -172,7 +173,7 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
     return record, result
 
 
-def _layerwise_pair(options: TuneOptions, source: Source) -> tuple[PreTrainedModel, PreTrainedModel] | None:
+def _layerwise_pair(options: TuneOptions, source: Checkpoint) -> tuple[PreTrainedModel, PreTrainedModel] | None:
     """Student and teacher of the layer-wise stage, None if there is none. Raises `InputError` if they do not fit."""
     if not options.layerwise:
         for name, value in (
@@ -185,7 +186,7 @@ def _layerwise_pair(options: TuneOptions, source: Source) -> tuple[PreTrainedMod
         return None
     if options.teacher is None:
         raise InputError("`teacher` must be given for `layerwise`: the model before compression")
-    student, teacher = load_source(source), load_source(open_source(options.teacher))
+    student, teacher = load_in_own_class(source), load_in_own_class(open_for_training(options.teacher))
     check_pair(student, teacher, options.layerwise_config(), "teacher")
     return student, teacher
 
@@ -214,7 +215,7 @@ def _bound(options: TuneOptions, data: EncodedTask) -> dict[str, Any]:
     return bound(options) | {"max_length": data.max_length}
 
 
-def _settings(options: TuneOptions, source: Source, data: EncodedTask) -> dict[str, Any]:
+def _settings(options: TuneOptions, source: Checkpoint, data: EncodedTask) -> dict[str, Any]:
     """All that the bytes of the result depend on."""
     hashes = {"model": source.sha256, "train": data.train.sha256()}
     hashes |= {name: examples.sha256() for name, examples in data.evaluation.items()}

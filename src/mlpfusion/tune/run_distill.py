@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.checkpoint.lengths import longest_text
+from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.save import save_trained
 from mlpfusion.checkpoint.stage import put_in_place, run_stage
@@ -17,7 +18,7 @@ from mlpfusion.data.encode import EncodedExamples, encode_texts
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts
 from mlpfusion.data.load import load_task
-from mlpfusion.data.task_model import Source, load_like, load_source, open_source
+from mlpfusion.data.task_model import load_in_own_class, load_like
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import DistillOptions
 from mlpfusion.options.fields import bound
@@ -51,7 +52,7 @@ def distill_checkpoint(
     reads, writes = (options.original, options.compressed, options.data), (options.cache, work.log_dir)
     if not work.resume:
         check_output(out, overwrite=work.overwrite, reads=reads, writes=writes)
-    original, compressed = open_source(options.original), open_source(options.compressed)
+    original, compressed = open_for_training(options.original), open_for_training(options.compressed)
     examples, source_of_data = _examples(options, compressed, original)
     split_examples(examples, config)
     student, teacher = _pair(options, compressed, original)
@@ -125,15 +126,17 @@ def _saver(options: DistillOptions) -> Callable[[PreTrainedModel, Path, Path], N
     return partial(save_trained, new_head=options.training.objective.startswith("logits"))
 
 
-def _pair(options: DistillOptions, compressed: Source, original: Source) -> tuple[PreTrainedModel, PreTrainedModel]:
+def _pair(
+    options: DistillOptions, compressed: Checkpoint, original: Checkpoint
+) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Student and teacher; for logits the student gets the teacher's head."""
-    teacher = load_source(original)
+    teacher = load_in_own_class(original)
     if options.training.objective.startswith("logits"):
         return load_like(compressed, teacher, options.training.seed), teacher
-    return load_source(compressed), teacher
+    return load_in_own_class(compressed), teacher
 
 
-def _examples(options: DistillOptions, source: Source, original: Source) -> tuple[EncodedExamples, str]:
+def _examples(options: DistillOptions, source: Checkpoint, original: Checkpoint) -> tuple[EncodedExamples, str]:
     if options.task is not None:
         data = load_task(options.task)
         texts, name = data.train.texts[: options.max_samples], data.source.partition(",")[0]

@@ -7,9 +7,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
+from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.compression.compress import compress
 from mlpfusion.data.glue import Task
-from mlpfusion.data.task_model import Source, load_for_task
+from mlpfusion.data.task_model import load_for_task
 from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import Record
@@ -17,7 +18,7 @@ from mlpfusion.sites.table import Architecture
 
 
 def compressed_start(
-    source: Source,
+    source: Checkpoint,
     task: Task,
     method: Any,
     selection: Selection,

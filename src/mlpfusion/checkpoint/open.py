@@ -1,0 +1,113 @@
+"""Opens a checkpoint once: its config at once, everything else on first use."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from mlpfusion.checkpoint.config import CONFIG
+from mlpfusion.checkpoint.padding import agree_on_padding
+from mlpfusion.checkpoint.read import check_finite, check_weights, empty_model, load_model, origin, read_config, resolve
+from mlpfusion.checkpoint.tokenizer import load_tokenizer
+from mlpfusion.checkpoint.weights import stored_tensors
+from mlpfusion.record import Origin
+from mlpfusion.sites.table import Architecture, find_architecture
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of transformers in `folder`; what is not asked for is not read.
+
+    `name` and `revision` are what the user gave, `architecture_file` the row file for a model type outside the table.
+    With `new_head` a trained head counts as missing.
+    """
+
+    name: str
+    revision: str | None
+    folder: Path
+    config: PreTrainedConfig
+    architecture_file: str | None = None
+    new_head: bool = False
+
+    @cached_property
+    def row(self) -> Architecture:
+        """Where the MLPs are. Raises `InputError` for a model type without a row."""
+        return find_architecture(self.config.model_type, self.architecture_file)
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The weight files, their headers checked. Raises `InputError` for missing or damaged ones."""
+        return check_weights(self.folder)
+
+    @cached_property
+    def tensors(self) -> frozenset[str]:
+        """The names in the weight files."""
+        return frozenset(stored_tensors(self.weight_files))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of config and weights, all of which are read. Raises `InputError` for NaN or Inf in a weight."""
+        digest = hashlib.sha256((self.folder / CONFIG).read_bytes())
+        for file in self.weight_files:
+            check_finite(file)
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a padding token. Raises `InputError` where there is none."""
+        return load_tokenizer(self.folder, self.config)
+
+    @cached_property
+    def training_config(self) -> PreTrainedConfig:
+        """A copy of the config with the padding id of the tokenizer."""
+        return agree_on_padding(self.config, self.tokenizer)
+
+    @property
+    def origin(self) -> Origin:
+        """Where the checkpoint came from, for records and cards."""
+        return origin(self.name, self.revision, self.folder)
+
+    def read_for_training(self) -> None:
+        """Reads all that training needs. Raises `InputError` for NaN or Inf in a weight, and a missing tokenizer."""
+        assert self.sha256
+        assert self.training_config
+
+    def empty(self) -> PreTrainedModel:
+        """The model without memory for its weights, in the class of the checkpoint."""
+        return empty_model(self.config)
+
+    def load(self) -> PreTrainedModel:
+        """The model with its weights, in the class of the checkpoint, in eval mode on the CPU.
+
+        Raises `InputError` for damaged weights.
+        """
+        assert self.weight_files
+        return load_model(self.folder, self.config).eval()
+
+
+def open_checkpoint(
+    name: str, revision: str | None = None, *, architecture: str | None = None, new_head: bool = False
+) -> Checkpoint:
+    """Opens the folder or Hub id `name`; only its config is read.
+
+    `architecture` is the path of a row file. Raises `InputError` if there is no such checkpoint, or a config that is
+    malformed or that of quantised weights.
+    """
+    folder = resolve(name, revision)
+    return Checkpoint(name, revision, folder, read_config(folder), architecture, new_head)
+
+
+def open_for_training(
+    name: str, revision: str | None = None, *, architecture: str | None = None, new_head: bool = False
+) -> Checkpoint:
+    """Opens a checkpoint as `open_checkpoint` does, and reads all that training needs of it.
+
+    Raises `InputError` for damaged weights, NaN or Inf in a weight, and a missing tokenizer too.
+    """
+    checkpoint = open_checkpoint(name, revision, architecture=architecture, new_head=new_head)
+    checkpoint.read_for_training()
+    return checkpoint
