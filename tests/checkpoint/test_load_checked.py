@@ -308,7 +308,7 @@ def test_a_config_without_a_bottom_is_refused(entry, depth, checkpoint):
 
 def test_a_config_out_of_proportion_to_its_weights_is_refused_before_they_are_read(checkpoint, tmp_path, monkeypatch):
     change_config(checkpoint, intermediate_size=10**12)
-    monkeypatch.setattr("mlpfusion.compression.checkpoint.load_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("mlpfusion.checkpoint.open.load_model", lambda *_: pytest.fail("weights were read"))
     line = refused("compress", checkpoint, tmp_path / "out", *CUT)
     assert "bert.encoder.layer.0.intermediate.dense.bias has shape (56,), the config asks for (1000000000000,)" in line
 
