@@ -20,6 +20,7 @@ from mlpfusion.checkpoint.read import empty_model, load_model, read_config
 from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.settings import Settings
 from mlpfusion.kinds.outcome import Routed
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.detect import detect_architecture
@@ -131,10 +132,10 @@ def compress_whole(source: Path, out: Path, kind: str) -> Any:
         blocks = [read_mlp(model, site) for site, _ in plan.entries]
         draws = torch.Generator().manual_seed(0)
         routers = torch.randn(4, blocks[0].hidden_size, generator=draws), torch.randn(4, 4, generator=draws)
-        recipe = {"method": "moefication", "seed": 0}
+        settings = Settings(mlpfusion.MoEfication(), Selection(layers="last:1", keep_ratio=1.0), 0)
         with torch.no_grad():
             outcomes = [Routed(block, *routers, 2) for block in blocks]
-            record = install_outcomes(model, plan, outcomes, row, recipe, torch.device("cpu"))
+            record = install_outcomes(model, plan, outcomes, row, settings, torch.device("cpu"))
     else:
         given = None if config.model_type in ARCHITECTURES else row
         method, batches = METHODS[kind], None

@@ -270,7 +270,7 @@ def test_out_of_compare_is_looked_at_before_any_work(tmp_path, monkeypatch):
     ],
 )
 def test_layers_and_size_of_compare_are_checked_before_the_weights_are_read(flags, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlpfusion.measure.comparison.load_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("mlpfusion.checkpoint.open.load_model", lambda *_: pytest.fail("weights were read"))
     (tmp_path / "text.txt").write_text("w1 w2\n")
     model = save_checkpoint(tmp_path / "model")
     line = refused("compare", model, "--data", tmp_path / "text.txt", "--methods", "fusion", *flags)

@@ -153,7 +153,7 @@ def from_plain(kind: type[Options], data: Mapping[str, Any]) -> Options:
             raise InputError(f"a recipe must have keys among {', '.join(known)}, got {shown(name)}")
         values[name] = _checked(known[name], value)
     for name, leaf in known.items():
-        if leaf.about.required and not values.get(name, leaf.default):
+        if leaf.about.required and values.get(name, leaf.default or None) in (None, ()):
             raise InputError(f"`{name}` must be given, on the command line or in the recipe")
     return _made(kind, values)
 
