@@ -222,7 +222,8 @@ def test_states_of_all_layers_are_compared():
 
 
 def test_a_decoder_without_a_start_token_is_refused_here_too():
-    config = T5Config(decoder_start_token_id=None)
+    config = T5Config()
+    config.decoder_start_token_id = None
     batch = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2)}
     with pytest.raises(InputError, match="must have a `decoder_start_token_id`, got none"):
         layer_states(torch.nn.Identity(), config, batch)
