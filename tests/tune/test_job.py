@@ -209,6 +209,7 @@ def test_layerwise_tuning_comes_first_and_lowers_its_loss(checkpoint, fused, dat
     flags = ["--layerwise", 2, "--teacher", checkpoint, "--layerwise-learning-rate", "2e-3", "--cache", tmp_path / "c"]
     result = call("tune", fused, tmp_path / "out", *data, *flags, "--json")
     assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["model_sha256"] == open_for_training(str(fused)).sha256  # not of the tuned blocks
     stage = json.loads(result.stdout)["layerwise"]
     assert stage["loss_after"] < stage["loss_before"]
     assert stage["train_samples"] + stage["held_out_samples"] == 86  # what was held out of train is not seen here

@@ -77,7 +77,7 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     ) as opened:
         if opened.done is not None:
             return tune_record_from_dict(opened.done)
-        return _carried_out(_Runner(options, source, data, progress), pair, card, opened.replaced)
+        return _carried_out(_Runner(options, source, source.folder, data, progress), pair, card, opened.replaced)
 
 
 def _carried_out(
@@ -89,7 +89,7 @@ def _carried_out(
     out = user_path("out", runner.options.out)
     layerwise = None if pair is None else runner.layerwise(*pair)
     if layerwise is not None:
-        runner = replace(runner, source=replace(runner.source, folder=layerwise[0]))
+        runner = replace(runner, start=layerwise[0])
     record, result = _run_all(runner, None if layerwise is None else layerwise[1])
     if PartialState().is_main_process:
         expect_record(out, record.to_json())
@@ -110,6 +110,7 @@ class _Runner:
 
     options: TuneOptions
     source: Checkpoint
+    start: Path  # the weights that fine-tuning begins with: of `source`, or of its layer-wise tuning
     data: EncodedTask
     progress: Progress
 
@@ -130,12 +131,12 @@ class _Runner:
         name = f"learning-rate-{rate:g}-seed-{seed}"
 
         def stage(states: Path) -> tuple[PreTrainedModel, RunRecord]:
-            model = load_for_task(self.source, self.data.task, seed)
+            model = load_for_task(replace(self.source, folder=self.start), self.data.task, seed)
             where = RunContext(states, self.progress, log_callbacks(self.options.run.log_dir, name))
             return finetune(model, self.data, self.options.finetune(rate, seed), where)
 
         folder = work_folder(user_path("out", self.options.out)) / name
-        return run_stage(folder, self.source.folder, stage, run_from_dict)
+        return run_stage(folder, self.start, stage, run_from_dict)
 
 
 def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord, Path]:
