@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(options: DistillOptions, progress: Progress) -> "DistillRecord | None":
     """Returns the record; None in all processes of torchrun but the first."""
     check_training_installed()
-    from mlpfusion.report.tune_card import distill_card
+    from mlpfusion.report.card import distill_card
     from mlpfusion.storage.processes import is_first
     from mlpfusion.tune.run_distill import distill_checkpoint
 

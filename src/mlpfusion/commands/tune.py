@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(options: TuneOptions, progress: Progress) -> "TuneRecord | None":
     """Returns the record; None in all processes of torchrun but the first."""
     check_training_installed()
-    from mlpfusion.report.tune_card import tune_card
+    from mlpfusion.report.card import tune_card
     from mlpfusion.storage.processes import is_first
     from mlpfusion.tune.run import tune_checkpoint
 
