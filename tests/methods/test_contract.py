@@ -7,6 +7,7 @@ import torch
 from blocks import narrow
 from random_mlp import make_mlp
 
+import mlpfusion
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed
@@ -48,6 +49,12 @@ def calibration_of(mlp: MLP, seed: int = 2) -> Calibration:
 def inputs(mlp: MLP, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(9, mlp.hidden_size, generator=generator, dtype=torch.float64).to(mlp.up.dtype)
+
+
+def test_every_method_is_a_public_name():
+    """A row of the table and its two lines in `mlpfusion/__init__.py` belong together."""
+    assert {getattr(mlpfusion, method.__name__) for method in METHODS} == set(METHODS)
+    assert {method.__name__ for method in METHODS} <= set(dir(mlpfusion))
 
 
 @every_exact_method

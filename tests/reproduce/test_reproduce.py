@@ -128,7 +128,7 @@ def test_a_folder_of_something_else_is_refused(recipe, tmp_path):
 
 def test_an_unknown_recipe_is_told_which_there_are():
     line = refused("reproduce", "table3", "--out", "x")
-    assert "RECIPE must be a YAML file or one of" in line
+    assert "EXPERIMENT must be a YAML file or one of" in line
     assert "table2" in line
 
 

@@ -113,7 +113,7 @@ def test_the_dtype_of_the_checkpoint_stays(data, tmp_path):
 
 def test_what_does_not_fit_together_is_one_line_before_anything_is_written(checkpoint, data, tmp_path, monkeypatch):
     monkeypatch.setattr("mlpfusion.compression.checkpoint.load_for_task", lambda *_: pytest.fail("weights were read"))
-    monkeypatch.setattr("mlpfusion.compression.checkpoint.load_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("mlpfusion.checkpoint.open.load_model", lambda *_: pytest.fail("weights were read"))
     out = tmp_path / "out"
     train = data[1]
     bad, empty = tmp_path / "bad.jsonl", tmp_path / "empty.jsonl"
