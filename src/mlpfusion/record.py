@@ -119,7 +119,7 @@ def warn_if_degenerate(records: Sequence[SiteRecord]) -> None:
             f"{100 * largest:.0f} % of the neurons, up to {100 * single:.0f} % of the clusters are single neurons. "
             "Leave these layers out (often they are the first: `layers=last:N`), keep more of them, or try ntk-match",
             DegenerateClusteringWarning,
-            stacklevel=6,  # the line where the user calls `compress`
+            stacklevel=4,  # the line where the user calls `compress`
         )
 
 

@@ -99,35 +99,20 @@ def compress(
             model, method, data, selection, seed, architecture=architecture, device=device, progress=progress
         )
         return install_learned(model, learned)
-    return _compress_one_shot(model, method, selection, seed, calibration, sequential, architecture, device, progress)
-
-
-@torch.no_grad()
-def _compress_one_shot(
-    model: PreTrainedModel,
-    method: Any,
-    selection: Selection,
-    seed: int,
-    calibration: Sequence[Batch] | TracedCalibration | None,
-    sequential: bool,
-    architecture: Architecture | None,
-    device: torch.device | str | None,
-    progress: Progress | None,
-) -> Record:
-    started = time.perf_counter()
-    batches = checked_batches(calibration)
-    check_model(model)
-    if batches is not None and not isinstance(calibration, TracedCalibration):
-        check_taken(model, batches)
-    row, sites = checked_sites(model, architecture)
-    place = usable_device(model.device if device is None else device)
-    told = shown_progress(progress)
-    plan, spread = _plan(model, sites, selection, MethodRun(Plan(()), method, seed, place, told), batches)
-    run = MethodRun(plan, method, seed, place, told)
-    outcomes, settings = _outcomes(model, run, Settings(method, selection, seed, sequential), calibration)
-    record = install_outcomes(model, plan, outcomes, row, settings, place)
-    seconds = round(time.perf_counter() - started, 3)
-    return replace(record, seconds=seconds, budget=None if spread is None else asdict(spread))
+    with torch.no_grad():
+        started = time.perf_counter()
+        batches = checked_batches(calibration)
+        check_model(model)
+        if batches is not None and not isinstance(calibration, TracedCalibration):
+            check_taken(model, batches)
+        architecture, sites = checked_sites(model, architecture)
+        place, progress = usable_device(model.device if device is None else device), shown_progress(progress)
+        plan, spread = _plan(model, sites, selection, MethodRun(Plan(()), method, seed, place, progress), batches)
+        run = MethodRun(plan, method, seed, place, progress)
+        outcomes, settings = _outcomes(model, run, Settings(method, selection, seed, sequential), calibration)
+        record = install_outcomes(model, plan, outcomes, architecture, settings, place)
+        seconds = round(time.perf_counter() - started, 3)
+        return replace(record, seconds=seconds, budget=None if spread is None else asdict(spread))
 
 
 def _plan(
