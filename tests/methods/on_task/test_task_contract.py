@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FLOP": {"learning_rate": 1e-3, "batch_size": 16},
     "MoEfication": {"epochs": 3, "batch_size": 64},
 }
-METHODS = [method(**OPTIONS[method.__name__]) for method in ON_TASK]
+METHODS = [method(**OPTIONS.get(method.__name__, {})) for method in ON_TASK]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: method_name(type(m)))
 every_name = pytest.mark.parametrize("name", others_slow(NAMES))
 
