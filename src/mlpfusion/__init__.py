@@ -6,7 +6,6 @@ Importing the package is cheap (no torch) and lets transformers load compressed 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mlpfusion.extras import TRAINING
 from mlpfusion.kinds.hook import register as _register
 
 if TYPE_CHECKING:
@@ -62,14 +61,7 @@ _PUBLIC = {
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(_PUBLIC[name])
-    except ModuleNotFoundError as error:
-        missing = TRAINING.missing()
-        if not missing:
-            raise
-        raise ImportError(f"mlpfusion.{name} needs {missing}: {TRAINING.install}") from error
-    return getattr(module, name)
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

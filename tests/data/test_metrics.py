@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from mlpfusion.data.glue import GLUE
-from mlpfusion.data.metrics import METRICS, check_metric, mean_and_deviation, score
+from mlpfusion.data.metrics import METRICS, check_metric, score
 from mlpfusion.errors import InputError
+from mlpfusion.tune.record import mean_and_deviation
 
 LABELS = np.array([0, 0, 1, 1, 1, 0])
 FOUND = np.array([0, 1, 1, 0, 1, 0])  # 2 true positives, 1 false one, 1 false negative, 2 true negatives

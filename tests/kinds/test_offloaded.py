@@ -14,8 +14,9 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 import mlpfusion
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import Dynamics, train_path
-from mlpfusion.tune import Finetune, finetune
+from mlpfusion.options.training import Finetune
 from mlpfusion.tune.distill import Distill, distill
+from mlpfusion.tune.finetune import finetune
 
 COLLATE = DataCollatorWithPadding(tiny_tokenizer())
 KINDS = {

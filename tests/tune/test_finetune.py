@@ -14,9 +14,8 @@ import mlpfusion
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.errors import InputError
-from mlpfusion.options.training import parse_lora
-from mlpfusion.tune import Finetune, Lora, finetune
-from mlpfusion.tune.finetune import RunContext
+from mlpfusion.options.training import Finetune, Lora, parse_lora
+from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.trainer import DivergenceError, LengthGroupedOrder
 
 FAST = Finetune(learning_rate=2e-3, epochs=2, batch_size=8, device="cpu")

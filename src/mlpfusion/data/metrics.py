@@ -1,7 +1,7 @@
 """The metrics of GLUE, computed by scikit-learn and SciPy."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,12 +76,3 @@ def check_metric(task: Task, name: str | None) -> str:
     if name is not None and name not in task.metrics:
         raise InputError(f"`metric_for_best_model` must be one of {', '.join(task.metrics)}, got {name!r}")
     return name or task.headline
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1; 0 for one value).
-
-    >>> mean_and_deviation([1.0, 2.0, 3.0])
-    (2.0, 1.0)
-    """
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

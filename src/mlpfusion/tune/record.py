@@ -1,10 +1,12 @@
 """Records of training runs: plain data, written as JSON."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlpfusion.data.metrics import mean_and_deviation
+import numpy as np
+
 from mlpfusion.record import Size
 
 TUNE_RECORD_FILE = "mlp_fusion_tune_record.json"
@@ -157,3 +159,12 @@ def summarise(runs: list[RunRecord]) -> dict[str, dict[str, tuple[float, float]]
         split: {name: mean_and_deviation([run.scores[split][name] for run in runs]) for name in names}
         for split, names in splits.items()
     }
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1; 0 for one value).
+
+    >>> mean_and_deviation([1.0, 2.0, 3.0])
+    (2.0, 1.0)
+    """
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

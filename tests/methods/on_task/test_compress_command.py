@@ -17,7 +17,7 @@ from mlpfusion.cli import main
 from mlpfusion.data.chosen import split_train
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import ON_TASK
-from mlpfusion.tune import Finetune
+from mlpfusion.options.training import Finetune
 
 OPTIONS = {"lth": "learning_rate=0.005", "gem-miner": "rounds=2", "flop": "batch_size=8", "moefication": "epochs=2"}
 

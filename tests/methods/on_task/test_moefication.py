@@ -21,9 +21,10 @@ from mlpfusion.methods.on_task.experts import balanced_clusters
 from mlpfusion.methods.on_task.moefication import MoEfication
 from mlpfusion.methods.on_task.router import expert_scores, train_router
 from mlpfusion.mlp import forward, select_neurons
+from mlpfusion.options.training import Finetune, Lora
 from mlpfusion.sites.sites import base_model, read_mlp
 from mlpfusion.sites.traces import mlp_inputs
-from mlpfusion.tune import Finetune, Lora, finetune
+from mlpfusion.tune.finetune import finetune
 
 FAST = MoEfication(epochs=3, batch_size=64)
 

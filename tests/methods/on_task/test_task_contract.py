@@ -17,8 +17,9 @@ from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.errors import DivergenceError, InputError
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import ON_TASK
+from mlpfusion.options.training import Finetune
 from mlpfusion.sites.sites import base_model, linear_maps
-from mlpfusion.tune import Finetune, finetune
+from mlpfusion.tune.finetune import finetune
 
 # bert is plain, gpt2 transposed, llama gated, modernbert has gate and up in one map.
 NAMES = ["bert", "gpt2", "llama", "modernbert"]
