@@ -65,9 +65,9 @@ PICO: dict[str, tuple[str, dict[str, Any]]] = {
 SEVERAL = ("bert", "bart", "gpt2", "llama", "t5-gated")
 
 
-def others_slow(names: Iterable[str] = PICO) -> list[Any]:
-    """`names` to parametrize a test by; those not in `SEVERAL` are slow: CI runs them."""
-    return [name if name in SEVERAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def others_slow(names: Iterable[str] = PICO, quick: Iterable[str] = SEVERAL) -> list[Any]:
+    """`names` to parametrize a test by; those not in `quick` are slow: CI runs them."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def pico_config(name: str) -> PreTrainedConfig:

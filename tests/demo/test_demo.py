@@ -100,6 +100,7 @@ def test_a_demo_that_breaks_off_leaves_complete_folders_only(error, small, monke
     assert all((tmp_path / "out" / name / "model.safetensors").is_file() for name in ("fusion", "ntk-match"))
 
 
+@pytest.mark.slow
 def test_an_error_in_the_process_that_trains_is_the_demos(small, tmp_path):
     write_authors(tmp_path / "set")
     (tmp_path / "set" / "test.jsonl").unlink()
@@ -107,6 +108,7 @@ def test_an_error_in_the_process_that_trains_is_the_demos(small, tmp_path):
         train_apart(start_server(), small, tmp_path / "set", 0, lambda *_: None)
 
 
+@pytest.mark.slow
 def test_head_and_order_are_the_same_for_all_models(small, tmp_path):
     write_authors(tmp_path / "set")
     progress: list[Any] = []

@@ -34,6 +34,7 @@ def test_a_few_damaged_inputs_end_well(target: Target, tmp_path: Path) -> None:
     assert not counts.num_raw, str(counts)
 
 
+@pytest.mark.slow
 def test_edited_keys_are_refused_or_change_nothing_and_both_happen() -> None:
     outcomes = Counter(check_key(random.Random(f"key 0 {number}")) for number in range(150))
     assert outcomes["refused"] > 75

@@ -28,7 +28,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "NTKSAP": {"num_rounds": 2},
 }
 METHODS = [method(**QUICK.get(method.__name__, {})) for method in (*ONE_SHOT, *ON_TASK)]
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method_name(type(method)))
+_OFTEN = (mlpfusion.Fusion, mlpfusion.NTKMatch, mlpfusion.SVD, mlpfusion.Magnitude, mlpfusion.LTH)
+every_method = pytest.mark.parametrize(
+    "method",
+    [method if isinstance(method, _OFTEN) else pytest.param(method, marks=pytest.mark.slow) for method in METHODS],
+    ids=lambda method: method_name(type(method)),
+)
 SHARES = (0.0, 0.4)
 FROM_THE_END = (1, 4, 13)  # operations that install blocks
 

@@ -22,6 +22,7 @@ from mlpfusion.reproduce.experiment import (
 )
 
 
+@pytest.mark.slow
 def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
     result = call("reproduce", recipe(), "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -50,6 +50,7 @@ def test_a_run_that_is_there_is_not_repeated_and_one_more_method_adds_only_its_o
     assert len(runs(out)) == 4  # other numbers, other runs
 
 
+@pytest.mark.slow
 def test_the_rate_is_chosen_with_the_first_seed(recipe, tmp_path):
     path = recipe(methods=["full"], learning_rate=[1e-6, 1e-2], seeds=[0, 1, 2])
     assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0

@@ -53,7 +53,7 @@ def results(out: Path, name: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "flags", "moments"),
     [
-        pytest.param("tune", ["--select-on", "last"], (0.55,), id="full"),
+        pytest.param("tune", ["--select-on", "last"], (0.55,), id="full", marks=pytest.mark.slow),
         pytest.param(
             "tune",
             ["--lora", "r=2", "--patience", "1", "--epochs", "4"],

@@ -83,6 +83,7 @@ def test_the_whole_record_of_a_resumed_run_is_that_of_an_unbroken_one(step, whol
     assert [step for step, _ in whole[1]["training_loss"]] == [10]
 
 
+@pytest.mark.slow
 def test_a_lora_run_is_resumed_to_the_same_record(tmp_path):
     config = replace(CONFIG, lora=Lora(r=2, dropout=0.1))
     stopped(tmp_path / "run", config, 13)

@@ -99,6 +99,7 @@ def test_a_job_that_replaces_an_older_result_is_resumed_and_not_taken_for_it(fus
 
 
 @pytest.mark.filterwarnings("always::mlpfusion.errors.DamageWarning")
+@pytest.mark.slow
 def test_a_damaged_stage_is_made_again_and_a_broken_record_is_no_traceback(fused, data, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:

@@ -43,7 +43,7 @@ def batches(name: str) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("round_to", [1, pytest.param(5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("name", others_slow(SEVERAL, quick=("bert", "llama")))
 def test_the_parameters_are_within_one_step_below_the_budget(name, round_to):
     model = pico_model(name)
     before = parameters(model)
@@ -57,7 +57,7 @@ def test_the_parameters_are_within_one_step_below_the_budget(name, round_to):
     assert all(width % round_to == 0 or width in (56, 60) for width in widths(record))
 
 
-@pytest.mark.parametrize("name", others_slow())
+@pytest.mark.parametrize("name", others_slow(quick=("bert", "llama")))
 def test_the_flops_that_are_counted_are_those_that_torch_counts_before_and_after(name):
     model, original = pico_model(name), pico_model(name)
     record = mlpfusion.compress(model, mlpfusion.NeuronPruning(), budget="92%flops")
@@ -110,6 +110,7 @@ def test_a_layer_of_idle_neurons_gets_fewer_neurons_than_the_others_on_calibrati
 
 
 @pytest.mark.parametrize("calibrated", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_all_of_the_model_is_kept_at_100_percent_and_more_at_a_larger_budget(calibrated):
     given: dict[str, Any] = {"calibration": batches("bert")} if calibrated else {}
     method = REFIT if calibrated else mlpfusion.Fusion()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from pico import pico_model
+from pico import others_slow, pico_model
 from task_job import HALF
 from tiny_task import save_checkpoint, tiny_tokenizer, write_files
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -49,7 +49,7 @@ def data(tmp_path) -> list[object]:
 TASK_METHODS = [method_name(method) for method in ON_TASK]
 
 
-@pytest.mark.parametrize("method", TASK_METHODS)
+@pytest.mark.parametrize("method", others_slow(TASK_METHODS, quick=("lth",)))
 def test_the_checkpoint_keeps_its_class_and_all_but_the_mlps(method, checkpoint, data, tmp_path):
     out, flags = tmp_path / "out", ["--method", method, "--option", OPTIONS[method], "--keep-ratio", 0.25]
     result = call("compress", checkpoint, out, *flags, *data, "--layers", "last:1", "--max-train-samples", 40, "--json")
