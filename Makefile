@@ -33,7 +33,7 @@ test-quantised: .venv/test
 	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
 	  > $$(.venv-quantised/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
 	.venv-quantised/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes optimum-quanto torchao
-	.venv-quantised/bin/python -m pytest tests/install/test_quantised.py
+	.venv-quantised/bin/python -m pytest tests/kinds/test_quantised.py
 
 # Hundreds of kills, and every architecture in every kind of outcome: an hour on two cores.
 exhaustive: .venv/test

@@ -5,7 +5,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from markdown_pages import DOCUMENTATION, PAGES, ROOT, anchor_of, anchors, blocks, headings, links, name_of
+from markdown_pages import DOCUMENTATION, PAGES, ROOT, anchor_of, anchors, blocks, headings, links, name_of, prose
+
+# What is, not what was: the log and the decisions name files of their day.
+NOW = [page for page in PAGES if page.name not in ("LOG.md", "CHANGELOG.md") and "decisions" not in page.parts]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
@@ -27,6 +30,13 @@ def test_relative_links_and_anchors_resolve(page: Path) -> None:
         assert target.is_file(), f"{link} names no file"
         assert target.is_relative_to(ROOT), f"{link} leaves the repository"
         assert not anchor or anchor in anchors(target), f"{link} names no heading"
+
+
+@pytest.mark.parametrize("path", [ROOT / "Makefile", ROOT / ".ci/run", *NOW], ids=name_of)
+def test_files_named_in_a_text_exist(path: Path) -> None:
+    text = prose(path) if path.suffix == ".md" else path.read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:src|tests|benchmarks|docs|examples)/[\w./-]*\w\.\w+)", text)
+    assert [file for file in named if "NAME" not in file and not (ROOT / file).exists()] == []
 
 
 @each_page
