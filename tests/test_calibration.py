@@ -24,7 +24,7 @@ from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import forward
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.sites import read_mlp
-from mlpfusion.sites.traces import block_traces, mlp_inputs
+from mlpfusion.sites.traces import block_traces, mlp_inputs, recording
 
 METHOD = mlpfusion.MaintainOutput()
 
@@ -203,6 +203,30 @@ def test_a_failure_leaves_the_model_as_it_was(sequential):
     assert same(before, state(model))
     assert not hasattr(model.config, "mlp_fusion")
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_half_precision_model_is_recorded_in_fp32():
+    half = pico_model("llama", dtype=torch.bfloat16)
+    whole = copy.deepcopy(half).float()
+    of_half, of_whole = (trace_calibration(one, sites_of(one), batches_of("llama"), 0).traces for one in (half, whole))
+    assert {trace.inputs.dtype for trace in of_half.values()} == {torch.float32}
+    for path, trace in of_whole.items():
+        assert torch.equal(of_half[path].inputs, trace.inputs)
+        assert torch.equal(of_half[path].cotangents, trace.cotangents)
+
+
+def test_half_precision_comes_back_after_an_error():
+    model = pico_model("llama", dtype=torch.bfloat16)
+    before = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
+
+    def fail() -> None:
+        with recording(model):
+            assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert before == {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
 
 
 def test_bf16_batches_and_padding_are_taken():

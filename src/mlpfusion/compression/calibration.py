@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mlpfusion.batch import Batch, to_device
+from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number
 from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
 from mlpfusion.compression.settings import CalibrationSize
@@ -24,7 +24,7 @@ from mlpfusion.methods.needs import head_pooling, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
-from mlpfusion.sites.traces import block_traces, eval_mode, mlp_inputs, random_head
+from mlpfusion.sites.traces import block_traces, eval_mode, mlp_inputs, random_head, recordable, recording
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
@@ -182,8 +182,8 @@ def _traced(
     model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str
 ) -> TracedCalibration:
     started = time.perf_counter()
-    home = [to_device(batch, model.device) for batch in batches]
-    with eval_mode(model):
+    home = [recordable(batch, model.device) for batch in batches]
+    with recording(model):
         traces, weights = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed)), {}
         if pooling != "mean":
             focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
@@ -227,7 +227,7 @@ def _compressed_traces(
     work = copy.deepcopy(model)
     for site, outcome in zip(run.plan.sites, outcomes, strict=True):
         install(work, site, outcome)
-    with eval_mode(work):
+    with recording(work):
         return block_traces(work, run.plan.sites, batches, alternating_logit, calibration_head(model, run.seed))
 
 
@@ -238,7 +238,7 @@ def _sequential_outcomes(
     work, outcomes, total = copy.deepcopy(model), [], len(run.plan.entries)
 
     def on_new_inputs(site: Site) -> Calibration:
-        with eval_mode(work):
+        with recording(work):
             inputs = mlp_inputs(work, [site], batches)[site.path]
         original = calibration(site)
         return replace(original, trace=replace(original.trace, inputs=inputs))

@@ -108,7 +108,7 @@ def verdict(results: Mapping[str, Trained]) -> str:
         "than two of those may be chance.",
         *lines,
         f"Distance of the logits from the full model's, before -> after: {distances}.",
-        f"One seed, {full.record.steps} steps at {CONFIG.learning_rate:g}: a look. README.md has the benchmarks.",
+        f"One seed, {full.record.steps} steps at {CONFIG.learning_rate:g}: a look. docs/results.md has the benchmarks.",
     ])  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mlpfusion.batch import Batch, to_device
+from mlpfusion.batch import Batch
 from mlpfusion.compression.budget.allocation import Curve, allocate, possible_widths
 from mlpfusion.compression.budget.amount import Amounts, Budget, count_amounts, parse_budget, spendable
 from mlpfusion.compression.budget.curves import grid, inertia_curve, refit_curve
@@ -18,7 +18,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, read_mlp
-from mlpfusion.sites.traces import eval_mode, mlp_inputs
+from mlpfusion.sites.traces import mlp_inputs, recordable, recording
 
 # The unit of the curves: of methods that see no data, and of the others.
 MEASURES = ("share of the inertia left", "squared relative error of the last hidden state, alone")
@@ -108,9 +108,9 @@ def _refit_curves(
     device: torch.device,
     progress: Progress | None,
 ) -> list[Curve]:
-    home = [to_device(batch, model.device) for batch in batches]
+    home = [recordable(batch, model.device) for batch in batches]
     curves = []
-    with eval_mode(model):
+    with recording(model):
         for done, (site, widths) in enumerate(zip(sites, grids, strict=True)):
             _report(progress, done, len(sites), site)
             inputs = mlp_inputs(model, [site], home)[site.path]
