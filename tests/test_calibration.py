@@ -100,6 +100,24 @@ def test_the_head_of_the_calibration_is_not_that_of_the_measurement_with_the_sam
     assert not torch.equal(calibrated.weight, calibration_head(model, 1).weight)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("name", ["bert", "opt", "llama"])
+def test_without_a_match_no_gradient_is_recorded_and_the_blocks_are_the_same(name, sequential, monkeypatch):
+    model, batches = pico_model(name), batches_of(name)
+    method = mlpfusion.NTKMatch(match="none", refine_epochs=1)
+    found, outcomes = watched(model, batches, sequential=sequential, monkeypatch=monkeypatch, method=method)
+    for one in found.values():
+        assert one.trace.cotangents.shape == one.trace.inputs.shape
+        assert one.trace.cotangents.untyped_storage().size() == 4
+        assert not one.trace.cotangents.any()
+    full = trace_calibration(model, sites_of(model), batches, 5)
+    assert all(trace.cotangents.any() for trace in full.traces.values())
+    _, expected = watched(model, full, sequential=sequential, monkeypatch=monkeypatch, method=method)
+    for outcome, other in zip(outcomes, expected, strict=True):
+        assert outcome.mlp.up.shape == other.mlp.up.shape
+        torch.testing.assert_close(outcome.mlp.down, other.mlp.down, rtol=1e-3, atol=1e-4)
+
+
 def test_the_head_of_a_classifier_is_not_used(monkeypatch):
     model = pico_model("bert", AutoModelForSequenceClassification)
     batches = batches_of("bert")

@@ -122,7 +122,7 @@ def test_bad_arguments_are_refused_in_one_line_and_leave_nothing(arguments, mess
 def test_unknown_recipe_keys_and_types_are_refused(checkpoint, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     for text, message in [
-        ("ratio: 0.5", "a recipe must have keys among model, out, method, options, layers, keep_ratio,"),
+        ("ratio: 0.5", "the options must have keys among model, out, method, options, layers, keep_ratio,"),
         ("keep_ratio: much", "`keep_ratio` must be of type float or nothing, got 'much'"),
         ("seed: 1.5", "`seed` must be of type int, got 1.5"),
         ("- 3", "`--recipe` must hold keys and values, got [3]"),

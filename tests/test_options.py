@@ -38,10 +38,10 @@ def test_the_fields_of_a_part_stand_in_its_place_and_back():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"out": "x", "epoch": 1}, "a recipe must have keys among out, rate, epochs, names, got 'epoch'"),
+        ({"out": "x", "epoch": 1}, "the options must have keys among out, rate, epochs, names, got 'epoch'"),
         ({"out": "x", "epochs": 1.5}, "`epochs` must be of type int, got 1.5"),
         ({"out": "x", "names": [1]}, "`names` must be of type str, got 1"),
-        ({"epochs": 1}, "`out` must be given, on the command line or in the recipe"),
+        ({"epochs": 1}, "`out` must be given, got none"),
     ],
 )
 def test_unknown_missing_and_mistyped_values_are_refused(values, message):

@@ -8,7 +8,18 @@ from typing import Any
 
 import click
 
-from mlpfusion.commands import compare, compress, distill, dynamics, inspect, measure, methods, reproduce, tune
+from mlpfusion.commands import (
+    compare,
+    compress,
+    distill,
+    dynamics,
+    evaluate,
+    inspect,
+    measure,
+    methods,
+    reproduce,
+    tune,
+)
 from mlpfusion.commands.command import Command, not_told
 from mlpfusion.demo import command as demo
 from mlpfusion.options.fields import from_plain, read_values
@@ -20,6 +31,7 @@ COMMANDS = (
     compress.COMMAND,
     compare.COMMAND,
     measure.COMMAND,
+    evaluate.COMMAND,
     methods.COMMAND,
     demo.COMMAND,
     tune.COMMAND,

@@ -97,7 +97,7 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
         ({"calibration_samples": 0}, "`calibration_samples` must be at least 1"),
         ({"model": "/nowhere"}, "`model` must"),
         ({"epochs": "two"}, "`epochs` must be of type int"),
-        ({"epoch": 2}, "a recipe must have keys among"),
+        ({"epoch": 2}, "the options must have keys among"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_first_run(recipe, tmp_path, changed, part):

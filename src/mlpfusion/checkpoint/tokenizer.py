@@ -99,6 +99,32 @@ def tokenized(
     return [dict(zip(names, row, strict=True)) for row in zip(*(encoded[name] for name in names), strict=True)]
 
 
+def token_stream(text: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> list[int]:
+    """Token ids of the whole `text`, however long, without special tokens around it.
+
+    Raises `InputError` as `tokenized` does.
+    """
+    _check_unicode((text,))
+    with _Typed("the tokenizer must take every text, it failed"):
+        ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    _check_ids([max(ids)] if ids else [], tokenizer, config)
+    return ids
+
+
+def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
+    """Ids of the special tokens that the tokenizer puts before and after a text.
+
+    Raises `InputError` for a tokenizer that changes the text when it adds them.
+    """
+    text = "a"
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    framed = tokenizer(text)["input_ids"]
+    for start in range(len(framed) - len(plain) + 1):
+        if framed[start : start + len(plain)] == plain:
+            return framed[:start], framed[start + len(plain) :]
+    raise InputError("the tokenizer must put its special tokens around a text, got one that changes it")
+
+
 def token_batches(
     folder: Path, texts: Sequence[str], config: PreTrainedConfig | None = None, *, max_length: int | None = None
 ) -> list[Mapping[str, Tensor]]:

@@ -20,11 +20,19 @@ from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.kinds.table import install
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import head_pooling, needs_batches
+from mlpfusion.methods.needs import head_pooling, needs_batches, needs_gradients
 from mlpfusion.methods.table import METHODS
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
-from mlpfusion.sites.traces import block_traces, eval_mode, mlp_inputs, random_head, recordable, recording
+from mlpfusion.sites.traces import (
+    block_traces,
+    eval_mode,
+    input_traces,
+    mlp_inputs,
+    random_head,
+    recordable,
+    recording,
+)
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
@@ -149,7 +157,7 @@ def trace_calibration(
     seed = seed_number("seed", seed)
     check_some(batches)
     check_taken(model, batches)
-    return _traced(model, sites, batches, seed, pooling)
+    return _traced(model, sites, batches, seed, pooling, gradients=True)
 
 
 def traced_for(
@@ -161,15 +169,16 @@ def traced_for(
 ) -> TracedCalibration:
     """Returns the traces for `method` at `sites`, recorded now unless `calibration` holds them.
 
-    Batches must be checked already (`checked_batches`, `check_taken`). Raises `InputError` for no batch, and for traces
-    with another seed or pooling, or without one of the sites.
+    Gradients are recorded only for a method that needs them. Batches must be checked already (`checked_batches`,
+    `check_taken`). Raises `InputError` for no batch, and for traces with another seed or pooling, or without one of the
+    sites.
     """
     pooling = head_pooling(method)
     if isinstance(calibration, TracedCalibration):
         calibration.check(sites, seed, pooling)
         return calibration
     check_some(calibration)
-    return _traced(model, sites, calibration, seed, pooling)
+    return _traced(model, sites, calibration, seed, pooling, gradients=needs_gradients(method))
 
 
 def check_some(batches: Sequence[Batch]) -> None:
@@ -179,12 +188,15 @@ def check_some(batches: Sequence[Batch]) -> None:
 
 
 def _traced(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str, *, gradients: bool
 ) -> TracedCalibration:
     started = time.perf_counter()
-    home = [recordable(batch, model.device) for batch in batches]
+    home, weights = [recordable(batch, model.device) for batch in batches], {}
     with recording(model):
-        traces, weights = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed)), {}
+        if gradients:
+            traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
+        else:
+            traces = input_traces(model, sites, home)
         if pooling != "mean":
             focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
             weights = {path: token_weights(trace.cotangents) for path, trace in focused.items()}
@@ -211,6 +223,7 @@ def calibrated_outcomes(
     step = run.second_step()
     if step is None:
         return outcomes
+    run.progress(0, len(outcomes), "recording the compressed model")
     after = _compressed_traces(model, run, outcomes, traced.batches)
     return finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traced.traces, after)
 

@@ -76,11 +76,13 @@ def finish_blocks(
     `before` are traces of `model` by path, `after` traces of the same samples with the blocks `narrowed` in place.
     """
     finished: list[Outcome] = []
-    for site, outcome in zip(run.plan.sites, narrowed, strict=True):
+    for done, (site, outcome) in enumerate(zip(run.plan.sites, narrowed, strict=True)):
+        run.progress(done, len(narrowed), f"{site.path}, second step")
         original = on_device(read_mlp(model, site), run.device)
         small = replace(outcome, mlp=on_device(outcome.mlp, run.device))
         result = step(original, before[site.path].to(run.device), small, after[site.path].to(run.device))
         finished.append(result.on(outcome.mlp.up.device))
+    run.progress(len(narrowed), len(narrowed), "")
     return finished
 
 

@@ -1,6 +1,5 @@
 """Unlabelled texts for calibration, drawn from a file by a seed."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +13,7 @@ from mlpfusion.batch import Batch, with_decoder_inputs
 from mlpfusion.checkpoint.lengths import longest_text, text_length
 from mlpfusion.checkpoint.tokenizer import load_tokenizer, token_batches, tokenized
 from mlpfusion.data.files.rows import short_name
-from mlpfusion.data.files.text import read_texts
+from mlpfusion.data.files.text import read_texts, texts_sha256
 from mlpfusion.errors import InputError, shown
 from mlpfusion.storage.listing import file_sha256
 
@@ -73,7 +72,7 @@ class CalibrationTexts:
             "file": short_name(self.file),
             "column": self.column,
             "file_sha256": file_sha256(path) if path.is_file() else None,
-            "texts_sha256": hashlib.sha256("\n".join(self.texts).encode(errors="surrogatepass")).hexdigest(),
+            "texts_sha256": texts_sha256(self.texts),
         }
 
 

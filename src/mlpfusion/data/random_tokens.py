@@ -1,6 +1,6 @@
 """Calibration without data: sequences of random tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.batch import Batch, with_decoder_inputs
 from mlpfusion.checkpoint.lengths import longest_text
-from mlpfusion.checkpoint.tokenizer import load_tokenizer, padded
+from mlpfusion.checkpoint.tokenizer import load_tokenizer, padded, special_frame
 from mlpfusion.data.calibration_texts import check_samples
 from mlpfusion.errors import InputError
 
@@ -41,7 +41,7 @@ class RandomTokens:
         tokenizer = load_tokenizer(folder, config)
         generator = torch.Generator().manual_seed(seed)
         ranks = _ordinary_tokens(tokenizer, config)
-        before, after = _frame(tokenizer)
+        before, after = special_frame(tokenizer)
         sequences = []
         longest = _longest(tokenizer, config) - len(before) - len(after)
         for drawn_length in torch.randint(*_LENGTHS, (self.num_samples,), generator=generator).tolist():
@@ -79,14 +79,3 @@ def _ordinary_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
     if not ordinary:
         raise InputError("the tokenizer must have tokens that are not special, got none")
     return torch.tensor(ordinary)
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
-    """Special tokens before and after a text."""
-    text = "a"
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    framed = tokenizer(text)["input_ids"]
-    for start in range(len(framed) - len(plain) + 1):
-        if framed[start : start + len(plain)] == plain:
-            return framed[:start], framed[start + len(plain) :]
-    raise InputError("the tokenizer must put its special tokens around a text, got one that changes it")

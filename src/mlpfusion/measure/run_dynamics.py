@@ -217,7 +217,7 @@ def _check_options(options: DynamicsOptions) -> list[Any]:
     """The configs of the methods. Raises `InputError`."""
     for name, values in (("methods", options.methods), ("seeds", options.seeds)):
         if not values:
-            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+            raise InputError(f"`{name}` must be given, got none")
     methods = parse_methods(",".join(options.methods))
     for method in methods:
         known_method(method)

@@ -19,11 +19,13 @@ class CalibrationNeeds:
     """Needs of a calibrated method: `batches` of inputs, or inputs drawn from the model's norms.
 
     `pooling` is the pooling of the head that weights the tokens (`kernel.scalar.POOLINGS`); `mean`
-    weights all alike.
+    weights all alike. Without `gradients` the cotangents of the calibration are zeros: no backward
+    pass is made, which takes most of the memory of a calibration.
     """
 
     batches: bool = True
     pooling: str = "mean"
+    gradients: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Needs of a config beside the weights: batches of inputs, and the head that weights tokens."""
+"""Needs of a config beside the weights: batches of inputs, gradients, and the head that weights tokens."""
 
 from typing import Any
 
@@ -24,6 +24,16 @@ def head_pooling(config: Any) -> str:
     'first'
     """
     return _needs(config).pooling
+
+
+def needs_gradients(config: Any) -> bool:
+    """Whether the method needs gradients at the outputs of the blocks.
+
+    >>> from mlpfusion import NTKMatch
+    >>> needs_gradients(NTKMatch()), needs_gradients(NTKMatch(match="none"))
+    (True, False)
+    """
+    return _needs(config).gradients
 
 
 def _needs(config: Any) -> CalibrationNeeds:

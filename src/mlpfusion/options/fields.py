@@ -150,11 +150,11 @@ def from_plain(kind: type[Options], data: Mapping[str, Any]) -> Options:
     values = {}
     for name, value in data.items():
         if name not in known:
-            raise InputError(f"a recipe must have keys among {', '.join(known)}, got {shown(name)}")
+            raise InputError(f"the options must have keys among {', '.join(known)}, got {shown(name)}")
         values[name] = _checked(known[name], value)
     for name, leaf in known.items():
         if leaf.about.required and values.get(name, leaf.default or None) in (None, ()):
-            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+            raise InputError(f"`{name}` must be given, got none")
     return _made(kind, values)
 
 

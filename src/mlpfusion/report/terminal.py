@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlpfusion.measure.approximation import BlockError
+from mlpfusion.measure.evaluation import Evaluation
 from mlpfusion.record import Record
 from mlpfusion.report.comparison import (
     AUTHORS_COLUMNS,
@@ -99,6 +100,19 @@ def print_block_errors(errors: Sequence[BlockError]) -> None:
             if error.authors is not None:
                 table.add_row(error.path, f"{error.authors.output:.4g}", f"{error.authors.kernel:.4g}")
         console.print(table)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Prints the perplexity with its interval, and on what it was measured."""
+    found, text = evaluation.result, evaluation.text
+    interval = "" if found.low is None else f" (95 % interval {found.low:.4g} to {found.high:.4g})"
+    console = PlainConsole()
+    console.print(f"perplexity {found.perplexity:.4g}{interval}, loss {found.loss:.4f} nats a token", highlight=False)
+    console.print(
+        f"{found.tokens:,} tokens of {text.file}, windows of {text.window} tokens: {found.windows:,}; "
+        f"{evaluation.parameters:,} parameters, {evaluation.dtype}, {evaluation.seconds:.1f} s",
+        highlight=False,
+    )
 
 
 def _cell(numbers: Sequence[float], title: str) -> str:

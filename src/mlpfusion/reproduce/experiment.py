@@ -151,7 +151,7 @@ def check_experiment(experiment: Experiment) -> None:
     """Raises `InputError` for anything wrong that shows without the model and the data."""
     for name, given in plain(experiment).items():
         if name in _REQUIRED and not given:
-            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+            raise InputError(f"`{name}` must be given, got none")
         if name in _REQUIRED and isinstance(given, tuple) and len(set(given)) < len(given):
             raise InputError(f"`{name}` must not repeat, got {', '.join(map(str, given))}")
     if experiment.chart not in CHARTS:

@@ -57,6 +57,20 @@ def block_traces(
 
 
 @torch.no_grad()
+def input_traces(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]) -> dict[str, BlockTrace]:
+    """The trace of every site, by path, with cotangents that are zeros and take no memory: forward passes only.
+
+    Raises `InputError` if the model is in training mode, there is no batch, or a site runs not once a batch.
+    """
+    _check_mode(model)
+    traces = {}
+    for path, found in _visible_inputs(model, sites, batches).items():
+        inputs, lengths = _joined(found)
+        traces[path] = BlockTrace(inputs, inputs.new_zeros(1, 1).expand_as(inputs), lengths)
+    return traces
+
+
+@torch.no_grad()
 def random_traces(
     model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch], generator: torch.Generator
 ) -> dict[str, BlockTrace]:
@@ -66,7 +80,8 @@ def random_traces(
     `InputError` if the model is in training mode, there is no batch, or a site runs not once a batch.
     """
     _check_mode(model)
-    return {path: _random_trace(found, generator) for path, found in _visible_inputs(model, sites, batches).items()}
+    found = _visible_inputs(model, sites, batches)
+    return {path: random_trace(*_joined(parts), generator) for path, parts in found.items()}
 
 
 @torch.no_grad()
@@ -227,11 +242,14 @@ def _visible(
     return flat, torch.full((num_samples,), len(flat) // num_samples, device=flat.device)
 
 
-def _random_trace(found: Sequence[tuple[Tensor, Tensor]], generator: torch.Generator) -> BlockTrace:
+def _joined(
+    found: Sequence[tuple[Tensor, Tensor]],
+) -> tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]:
+    """The tokens of all batches, and how many there are a sample."""
     if not found:
         raise InputError("`batches` must hold at least one batch, got none")
     inputs, lengths = zip(*found, strict=True)
-    return random_trace(torch.cat(inputs), torch.cat(lengths), generator)
+    return torch.cat(inputs), torch.cat(lengths)
 
 
 def visible_tokens(model: PreTrainedModel, site: Site, batch: Batch, values: Tensor) -> Float[Tensor, "visible hidden"]:

@@ -197,7 +197,7 @@ def _check_options(options: TuneOptions) -> list[Finetune]:
     rates, seeds, training = options.learning_rate, options.seeds, options.training
     for name, values in (("learning_rate", rates), ("seeds", seeds)):
         if not values:
-            raise InputError(f"`{name}` must be given, on the command line or in the recipe")
+            raise InputError(f"`{name}` must be given, got none")
     if len(set(seeds)) < len(seeds) or len(set(rates)) < len(rates):
         raise InputError(f"`seeds` and `learning_rate` must not repeat, got {seeds} and {rates}")
     if training.select_on == "last" and len(rates) > 1:

@@ -1,6 +1,7 @@
 """Unlabelled texts from plain text files and tables."""
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlpfusion.data.files.hub import column_texts, is_data_set
@@ -37,6 +38,11 @@ def read_texts(
     if not texts:
         raise InputError(f"`{field}` must hold at least one text, got none in {file}")
     return texts
+
+
+def texts_sha256(texts: Sequence[str]) -> str:
+    """SHA-256 of texts, one a line."""
+    return hashlib.sha256("\n".join(texts).encode(errors="surrogatepass")).hexdigest()
 
 
 def _raw_texts(file: Path | str, column: str | None, field: str) -> Iterable[str]:

@@ -79,8 +79,8 @@ class NTKMatch:
             raise ValueError(f"`pooling` must be mean with `data_free`, which knows no position, got {self.pooling!r}")
 
     def needs(self) -> CalibrationNeeds:
-        """Needs of the calibration: batches or not, and the pooling."""
-        return CalibrationNeeds(not self.data_free, self.pooling)
+        """Needs of the calibration: batches or not, the pooling, and gradients only for the match."""
+        return CalibrationNeeds(not self.data_free, self.pooling, gradients=self.match != "none")
 
     def refinement(self) -> Refinement:
         """Options of the refinement."""

@@ -1,0 +1,109 @@
+"""Windows of tokens: every token is predicted once, after what the window shows before it."""
+
+import pytest
+from pico import pico_config
+from tiny_task import WORDS, tiny_tokenizer
+from tokenizers import processors
+
+from mlpfusion.data.windows import Window, token_windows, window_length
+from mlpfusion.errors import InputError
+
+CONFIG = pico_config("llama")
+TEXTS = [" ".join(WORDS[:30]), " ".join(WORDS[30:50])]
+IDS = list(range(4, 54))
+
+
+def bare_tokenizer():
+    """Without special tokens around a text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    return tokenizer
+
+
+def with_start():
+    """With a special token before a text, as the tokenizers of Llama have."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", 1)]
+    )
+    return tokenizer
+
+
+def predicted(windows: list[Window]) -> list[int]:
+    return [int(token) for one in windows for token in one.input_ids[-one.num_scored :]]
+
+
+def test_windows_without_overlap_cut_the_stream_in_pieces():
+    windows = token_windows(TEXTS, bare_tokenizer(), CONFIG, window=16)
+    assert [one.input_ids.tolist() for one in windows] == [IDS[0:16], IDS[16:32], IDS[32:48], IDS[48:50]]
+    assert [one.num_scored for one in windows] == [15, 15, 15, 1]
+
+
+@pytest.mark.parametrize("stride", [1, 5, 8, 15])
+def test_with_overlap_every_token_but_the_first_is_predicted_once(stride):
+    windows = token_windows(TEXTS, bare_tokenizer(), CONFIG, window=16, stride=stride)
+    assert predicted(windows) == IDS[1:]
+    assert all(len(one.input_ids) == 16 for one in windows[:-1])
+    # after the first window, each token has at least the overlap before it
+    assert all(len(one.input_ids) - one.num_scored >= 16 - stride for one in windows[1:-1])
+
+
+@pytest.mark.parametrize("stride", [None, 4])
+def test_a_token_that_begins_every_text_begins_every_window_and_all_tokens_are_predicted(stride):
+    windows = token_windows(TEXTS, with_start(), CONFIG, window=16, stride=stride)
+    assert all(one.input_ids[0] == 1 and len(one.input_ids) <= 16 for one in windows)
+    assert predicted(windows) == IDS
+
+
+def test_only_the_first_tokens_are_taken():
+    assert predicted(token_windows(TEXTS, with_start(), CONFIG, window=16, max_tokens=20)) == IDS[:20]
+
+
+def test_texts_are_joined_by_an_empty_line():
+    class Counting:
+        """Gives the texts, character by character."""
+
+        def __len__(self) -> int:
+            return 1 << 20
+
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            return {"input_ids": [ord(character) for character in text]}
+
+    config = pico_config("llama")
+    config.vocab_size = 1 << 20
+    windows = token_windows(["ab c", "defgh"], Counting(), config, window=8)  # type: ignore[arg-type]
+    assert "".join(chr(token) for one in windows for token in one.input_ids) == "ab c\n\ndefgh"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 51}, "`data` must hold at least the 51 tokens of a `window`, got 50"),
+        ({"window": 16, "stride": 17}, "`stride` must be between 1 and 16, the tokens of a window, got 17"),
+        ({"window": 16, "stride": 0}, "`stride` must be between 1 and 16, the tokens of a window, got 0"),
+        ({"window": 16, "max_tokens": 15}, "`max_tokens` must be at least 16, the tokens of a window, got 15"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        token_windows(TEXTS, bare_tokenizer(), CONFIG, **options)
+
+
+def test_the_ids_of_another_model_are_refused():
+    small = pico_config("llama")
+    small.vocab_size = 50
+    with pytest.raises(InputError, match="53"):
+        token_windows(TEXTS, bare_tokenizer(), small, window=16)
+
+
+def test_the_default_window_is_what_the_model_takes_up_to_512():
+    assert window_length(None, tiny_tokenizer(), CONFIG) == 64
+    assert window_length(40, tiny_tokenizer(), CONFIG) == 40
+    long = bare_tokenizer()
+    long.model_max_length = 4096
+    wide = pico_config("llama")
+    wide.max_position_embeddings = 4096
+    assert window_length(None, long, wide) == 512
+    for asked in (7, 65):
+        with pytest.raises(InputError, match=f"`window` must be between 8 and 64, what the model takes, got {asked}"):
+            window_length(asked, tiny_tokenizer(), CONFIG)
