@@ -35,10 +35,10 @@ class Cut:
 
 
 CUTS = (
-    *(Cut(method, ratio) for ratio in (0.8, 0.5) for method in ("fusion", "neuron-pruning", "svd")),
-    *(Cut("ntk-match", ratio, "WikiText-2 train", REFIT) for ratio in (0.8, 0.5, 0.25)),
-    *(Cut("ntk-match", ratio, "books", REFIT) for ratio in (0.8, 0.5)),
-    *(Cut("ntk-match", ratio, "random tokens", REFIT) for ratio in (0.8, 0.5)),
+    *(Cut(method, 0.8) for method in ("fusion", "neuron-pruning", "svd")),
+    *(Cut("ntk-match", 0.8, sees, REFIT) for sees in ("WikiText-2 train", "books", "random tokens")),
+    Cut("ntk-match", 0.5, "WikiText-2 train", REFIT),
+    *(Cut(method, 0.5) for method in ("fusion", "neuron-pruning", "svd")),
 )
 
 
@@ -117,6 +117,8 @@ def main() -> None:
                     "keep_ratio": cut.keep_ratio,
                     "sees": cut.sees,
                     "options": " ".join(cut.options[1::2]),
+                    "calibration_tokens": (compressed.record["recipe"].get("calibration") or {"tokens": 0})["tokens"],
+                    "divergence": compressed.record["divergence"],
                     "parameters": compressed.record["compressed"]["parameters"],
                     "seconds": round(compressed.seconds, 1),
                     "processor_seconds": round(compressed.processor_seconds, 1),

@@ -14,7 +14,7 @@ from transformers import AutoModel
 import mlpfusion
 from mlpfusion.checks import MAX_SEED
 from mlpfusion.cluster import kmeans
-from mlpfusion.compression.calibration import trace_calibration
+from mlpfusion.compression.calibration.traces import trace_calibration
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import Dynamics
 from mlpfusion.methods.table import ON_TASK, ONE_SHOT

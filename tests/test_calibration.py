@@ -10,7 +10,12 @@ from pico import HIDDEN, others_slow, pico_inputs, pico_model, pico_outputs, sit
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.compression.calibration import calibrated_outcomes, calibration_head, trace_calibration, traced_for
+from mlpfusion.compression.calibration.traces import (
+    calibrated_outcomes,
+    calibration_head,
+    trace_calibration,
+    traced_for,
+)
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.run import MethodRun
 from mlpfusion.errors import InputError
@@ -23,7 +28,7 @@ from mlpfusion.methods.needs import head_pooling
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import forward
 from mlpfusion.options.selection import Selection
-from mlpfusion.sites.sites import read_mlp
+from mlpfusion.sites.sites import read_mlp, site_module
 from mlpfusion.sites.traces import block_traces, mlp_inputs, recording
 
 METHOD = mlpfusion.MaintainOutput()
@@ -233,18 +238,46 @@ def test_a_half_precision_model_is_recorded_in_fp32():
         assert torch.equal(of_half[path].cotangents, trace.cotangents)
 
 
-def test_half_precision_comes_back_after_an_error():
+@torch.no_grad()
+@pytest.mark.parametrize("name", others_slow())
+def test_without_gradients_one_layer_is_fp32_at_a_time_and_the_inputs_are_the_same(name):
+    model = pico_model(name, dtype=torch.bfloat16)
+    sites, batches = sites_of(model), batches_of(name)
+    with recording(model):
+        expected = mlp_inputs(model, sites, batches)
+    open_layers: list[int] = []
+
+    def watch(module: torch.nn.Module, _args: Any) -> None:
+        wide = [site for site in sites if read_mlp(model, site).up.dtype == torch.float32]
+        open_layers.append(len(wide))
+        assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
+
+    handles = [site_module(model, site, "up").register_forward_pre_hook(watch) for site in sites]
+    with recording(model, gradients=False):
+        found = mlp_inputs(model, sites, batches)
+    for handle in handles:
+        handle.remove()
+    assert set(open_layers) == {1}
+    assert all(torch.equal(found[path], inputs) for path, inputs in expected.items())
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_half_precision_comes_back_after_an_error(gradients):
     model = pico_model("llama", dtype=torch.bfloat16)
     before = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
+    where = model.layers[1].mlp
 
-    def fail() -> None:
-        with recording(model):
-            assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
-            raise KeyboardInterrupt
+    def interrupt(*_: Any) -> None:
+        assert where.up_proj.weight.dtype == model.embed_tokens.weight.dtype == torch.float32
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fail()
+    where.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt), recording(model, gradients=gradients):
+        model(**batches_of("llama")[0])
     assert before == {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 1
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_bf16_batches_and_padding_are_taken():

@@ -8,7 +8,13 @@ import torch
 from pico import PICO, others_slow, pico_model, sites_of
 
 import mlpfusion
-from mlpfusion.compression.norms import NUM_SAMPLES, NUM_TOKENS, data_free_calibration, feeding_norms, norm_trace
+from mlpfusion.compression.calibration.norms import (
+    NUM_SAMPLES,
+    NUM_TOKENS,
+    data_free_calibration,
+    feeding_norms,
+    norm_trace,
+)
 from mlpfusion.errors import InputError
 from mlpfusion.mlp import forward
 from mlpfusion.sites.sites import base_model, read_mlp

@@ -75,7 +75,7 @@ class Record:
     `seconds` is wall time. `peak_bytes` is the peak memory of the process, or of the GPU on CUDA.
     `threads` are torch's on the CPU. `budget` describes a run with a budget, `model` the checkpoint
     of a run of the command; sizes are then those of the files, with tensors unused by the model's
-    class.
+    class. `divergence` is that of a language model's predictions on short texts, in nats a token.
     """
 
     recipe: dict[str, Any]
@@ -91,6 +91,7 @@ class Record:
     sites: tuple[SiteRecord, ...]
     budget: dict[str, Any] | None = None
     model: Origin | None = None
+    divergence: float | None = None
 
     def to_json(self) -> str:
         """Formats the record as indented JSON."""

@@ -12,7 +12,7 @@ from pico import HIDDEN, WIDTH, pico_inputs, pico_model
 from tiny_task import save_checkpoint
 
 import mlpfusion
-from mlpfusion.compression.calibration import trace_calibration
+from mlpfusion.compression.calibration.traces import trace_calibration
 from mlpfusion.errors import InputError
 from mlpfusion.measure import comparison
 from mlpfusion.measure.approximation import Probe, block_errors, references

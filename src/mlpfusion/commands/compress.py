@@ -126,7 +126,7 @@ def _method(options: CompressOptions) -> Any:
 
 def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationTexts | RandomTokens | None":
     """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
-    from mlpfusion.compression.calibration import check_calibration
+    from mlpfusion.compression.calibration.traces import check_calibration
     from mlpfusion.data.calibration_texts import CalibrationTexts
     from mlpfusion.data.random_tokens import RandomTokens
     from mlpfusion.methods.needs import needs_batches

@@ -1,13 +1,14 @@
 """From checkpoint to checkpoint: opened and checked without weights, compressed, written whole or not at all."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.files import carried_files, left_files
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_fit, read_config
@@ -15,6 +16,14 @@ from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.compression.checks import check_cut
 from mlpfusion.compression.compress import compress
 from mlpfusion.compression.on_task import install_learned, learn
+from mlpfusion.compression.predictions import (
+    NUM_TEXTS,
+    divergence,
+    is_causal,
+    predictions,
+    short_texts,
+    warn_if_lost,
+)
 from mlpfusion.data.calibration_texts import CalibrationTexts
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.random_tokens import RandomTokens
@@ -53,9 +62,14 @@ def check_source(source: Checkpoint, selection: Selection) -> None:
 def compress_checkpoint(
     source: Checkpoint, work: Work, texts: CalibrationTexts | RandomTokens | None, *, sequential: bool
 ) -> tuple[PreTrainedModel, Record]:
-    """Returns the compressed model and the record. Raises `InputError` as `compress` does."""
+    """Returns the compressed model and the record. Raises `InputError` as `compress` does.
+
+    Warns of a language model whose predictions are lost.
+    """
     batches = None if texts is None else texts.batches(source.folder, source.config, work.seed)
     model = source.load()
+    probe = _probe(source, model, batches, work.seed)
+    before = predictions(model, probe)
     record = compress(
         model,
         work.method,
@@ -71,10 +85,31 @@ def compress_checkpoint(
         device=work.device,
         progress=work.progress,
     )
+    if probe:
+        moved = divergence(before, predictions(model, probe))
+        warn_if_lost(
+            moved, "random tokens" if texts is None or isinstance(texts, RandomTokens) else "the calibration texts"
+        )
+        record = replace(record, divergence=moved)
     if texts is None:
         return model, record
     used = record.recipe["calibration"] | texts.record() | {"seed": work.seed}
     return model, replace(record, recipe=record.recipe | {"calibration": used})
+
+
+def _probe(source: Checkpoint, model: PreTrainedModel, batches: Sequence[Batch] | None, seed: int) -> list[Batch]:
+    """Short texts of the calibration, else of random tokens, for a language model to predict; none for another model.
+
+    Also none without a tokenizer that can be read: a cut without texts needs none.
+    """
+    if not is_causal(model):
+        return []
+    if batches is None:
+        try:
+            batches = RandomTokens(NUM_TEXTS).batches(source.folder, source.config, seed)
+        except InputError:
+            return []
+    return short_texts(batches)
 
 
 def learn_checkpoint(source: Checkpoint, work: Work, data: EncodedTask) -> tuple[PreTrainedModel, Record]:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number, usable_device, yes_or_no
 from mlpfusion.compression.budget import Spread, spread_budget
-from mlpfusion.compression.calibration import (
+from mlpfusion.compression.calibration.norms import data_free_calibration
+from mlpfusion.compression.calibration.traces import (
     TracedCalibration,
     calibrated_outcomes,
     check_calibration,
@@ -21,7 +22,6 @@ from mlpfusion.compression.calibration import (
 )
 from mlpfusion.compression.checks import check_model, check_sizes, known_method
 from mlpfusion.compression.install import install_outcomes
-from mlpfusion.compression.norms import data_free_calibration
 from mlpfusion.compression.on_task import install_learned, learn
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.run import MethodRun, run_method

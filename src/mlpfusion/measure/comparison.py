@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.open import Checkpoint
-from mlpfusion.compression.calibration import TracedCalibration, trace_calibration
+from mlpfusion.compression.calibration.traces import TracedCalibration, trace_calibration
 from mlpfusion.compression.checks import check_model
 from mlpfusion.compression.compress import compress
 from mlpfusion.compression.plan import make_plan

@@ -12,8 +12,8 @@ from scipy.stats import bootstrap
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mlpfusion.compression.predictions import is_causal
 from mlpfusion.data.windows import Window
 from mlpfusion.errors import InputError
 from mlpfusion.progress import Progress
@@ -41,7 +41,7 @@ class LanguageLoss:
 
 def check_causal(model: PreTrainedModel, field: str = "model") -> None:
     """Raises `InputError` unless `model` predicts the next token, by its class."""
-    if type(model).__name__ not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if not is_causal(model):
         raise InputError(
             f"`{field}` must be a causal language model, such as a LlamaForCausalLM, got a {type(model).__name__}"
         )
@@ -75,7 +75,7 @@ def window_losses(
     """Sums, for every window, the losses of its predicted tokens. The model is not changed."""
     sums: list[Tensor] = []
     vocabulary = model.config.get_text_config().vocab_size
-    with recording(model):
+    with recording(model, gradients=False):
         for length, group in groupby(windows, lambda window: len(window.input_ids)):
             same, size = list(group), max(1, _LOGITS // (length * vocabulary))
             for start in range(0, len(same), size):

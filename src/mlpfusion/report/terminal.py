@@ -57,14 +57,18 @@ def print_record(record: Record, model: str, out: str) -> None:
         f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes "
         f"({100 * after.bytes / before.bytes:.1f} %), {record.seconds:.1f} s"
     )
+    if record.divergence is not None:
+        console.print(f"predictions moved by {record.divergence:.2f} nats a token", highlight=False)
     loading = " is complete. `import mlpfusion`, then load it by any Auto class of transformers."
     console.print(Text.assemble(bold(out), loading))
     source, target = shlex.quote(model), shlex.quote(out)
-    console.print(
-        f"Next: `mlpfusion measure {source} {target} --data TEXTS` shows what the cut changed, "
-        f"`mlpfusion tune {target} TUNED --task sst2` (or --train FILE) fine-tunes it.",
-        highlight=False,
-    )
+    if record.divergence is None:
+        looking = f"`mlpfusion measure {source} {target} --data TEXTS` shows what the cut changed"
+        training = f"`mlpfusion tune {target} TUNED --task sst2` (or --train FILE) fine-tunes it"
+    else:
+        looking = f"`mlpfusion evaluate {target} --data TEXTS` gives the perplexity"
+        training = f"`mlpfusion distill {source} {target} DISTILLED --data TEXTS --objective logits` trains it"
+    console.print(f"Next: {looking}, {training}.", highlight=False)
 
 
 def print_comparison(record: dict[str, Any]) -> None:

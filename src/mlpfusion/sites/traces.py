@@ -63,10 +63,10 @@ def input_traces(model: PreTrainedModel, sites: Sequence[Site], batches: Iterabl
     Raises `InputError` if the model is in training mode, there is no batch, or a site runs not once a batch.
     """
     _check_mode(model)
-    traces = {}
-    for path, found in _visible_inputs(model, sites, batches).items():
-        inputs, lengths = _joined(found)
-        traces[path] = BlockTrace(inputs, inputs.new_zeros(1, 1).expand_as(inputs), lengths)
+    found, traces = _visible_inputs(model, sites, batches), {}
+    for site in sites:  # site by site, so that the inputs are not in memory twice
+        inputs, lengths = _joined(found.pop(site.path))
+        traces[site.path] = BlockTrace(inputs, inputs.new_zeros(1, 1).expand_as(inputs), lengths)
     return traces
 
 
@@ -117,24 +117,71 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def recording(model: PreTrainedModel) -> Iterator[None]:
+def recording(model: PreTrainedModel, *, gradients: bool = True) -> Iterator[None]:
     """`model` in eval mode and its half-precision tensors on a CPU as fp32, while the context is open.
 
     Most CPUs have no instructions for fp16 and bf16: one that was measured multiplies bf16 matrices 8 times slower than
     fp32, and 40 times slower in a backward pass. The stored tensors come back untouched, not rounded twice. Memory: the
-    tensors again, at twice their size.
+    tensors again, at twice their size; without `gradients`, for forward passes only, one layer is fp32 at a time.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    halves = [one for one in tensors if one.device.type == "cpu" and one.dtype in (torch.float16, torch.bfloat16)]
-    stored = [tensor.data for tensor in halves]
-    with eval_mode(model):
+    layers = [] if gradients else list(_layers(model))
+    outside = _InFp32(_own_tensors(model, layers))
+    with eval_mode(model), hooks() as handles:
+        inside = [_InFp32(one for one in _all_tensors(layer) if not outside.holds(one)) for layer in layers]
+        for layer, tensors in zip(layers, inside, strict=True):
+            handles.append(layer.register_forward_pre_hook(tensors.open))
+            handles.append(layer.register_forward_hook(tensors.close))
         try:
-            for tensor in halves:
-                tensor.data = tensor.data.float()
+            outside.open()
             yield
         finally:
-            for tensor, data in zip(halves, stored, strict=True):
-                tensor.data = data
+            for tensors in (outside, *inside):
+                tensors.close()
+
+
+class _InFp32:
+    """The half-precision tensors on a CPU among `tensors`: fp32 while open, the stored ones when closed."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        halves = (torch.float16, torch.bfloat16)
+        self._halves = [one for one in tensors if one.device.type == "cpu" and one.dtype in halves]
+        self._ids = {id(one) for one in self._halves}
+        self._stored: list[Tensor] = []
+
+    def holds(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._ids
+
+    def open(self, *_: Any) -> None:
+        """Also a hook before a module runs. Does nothing if they are open: an error may have left them so."""
+        self._stored = self._stored or [tensor.data for tensor in self._halves]
+        for tensor in self._halves:
+            tensor.data = tensor.data.float()
+
+    def close(self, *_: Any) -> None:
+        """Also a hook after a module ran. Does nothing if they are closed."""
+        for tensor, data in zip(self._halves, self._stored):  # noqa: B905 - none are stored where they are closed
+            tensor.data = data
+        self._stored = []
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of the outermost lists of modules."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
+
+
+def _all_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _own_tensors(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Tensor]:
+    """Parameters and buffers that some module outside of the layers has."""
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    for module in model.modules():
+        if id(module) not in inside:
+            yield from module.parameters(recurse=False)
+            yield from module.buffers(recurse=False)
 
 
 def recordable(batch: Batch, device: torch.device) -> dict[str, Tensor]:

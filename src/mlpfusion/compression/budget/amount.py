@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from mlpfusion.compression.budget.allocation import possible_widths
-from mlpfusion.compression.norms import dummy_inputs
+from mlpfusion.compression.calibration.norms import dummy_inputs
 from mlpfusion.errors import InputError, shown
 from mlpfusion.record import model_size
 from mlpfusion.sites.sites import Site, read_mlp

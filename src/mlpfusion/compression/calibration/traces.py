@@ -192,7 +192,7 @@ def _traced(
 ) -> TracedCalibration:
     started = time.perf_counter()
     home, weights = [recordable(batch, model.device) for batch in batches], {}
-    with recording(model):
+    with recording(model, gradients=gradients or pooling != "mean"):
         if gradients:
             traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
         else:
@@ -251,7 +251,7 @@ def _sequential_outcomes(
     work, outcomes, total = copy.deepcopy(model), [], len(run.plan.entries)
 
     def on_new_inputs(site: Site) -> Calibration:
-        with recording(work):
+        with recording(work, gradients=False):
             inputs = mlp_inputs(work, [site], batches)[site.path]
         original = calibration(site)
         return replace(original, trace=replace(original.trace, inputs=inputs))
