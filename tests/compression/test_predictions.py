@@ -1,4 +1,4 @@
-"""The warning for a language model that a cut has ruined: what it measures, when it comes and when it does not."""
+"""The warning for a language model that a cut has damaged: what it measures, when it comes and when it does not."""
 
 import json
 
@@ -71,7 +71,7 @@ def compressed(folder, *flags: object) -> tuple[float | None, str, str]:
     return record["divergence"], result.stdout, result.stderr
 
 
-@pytest.mark.filterwarnings("default:the cut ruined")
+@pytest.mark.filterwarnings("default:the cut damaged")
 @pytest.mark.parametrize(
     ("flags", "texts"),
     [
@@ -81,12 +81,12 @@ def compressed(folder, *flags: object) -> tuple[float | None, str, str]:
         (["--keep-ratio", 0.25, "--method", "ntk-match", "--calibration"], "the calibration texts"),
     ],
 )
-def test_a_ruined_language_model_is_written_and_warned_of_with_the_number(flags, texts, folder):
+def test_a_damaged_language_model_is_written_and_warned_of_with_the_number(flags, texts, folder):
     given = [*flags, folder / "texts.txt"] if flags[-1] == "--calibration" else flags
     moved, printed, warned = compressed(folder, *given)
     assert moved is not None
     assert moved > 1
-    lines = [line for line in warned.splitlines() if line.startswith("Warning: the cut ruined the model")]
+    lines = [line for line in warned.splitlines() if line.startswith("Warning: the cut damaged the model")]
     assert len(lines) == 1
     assert f"its predictions on {texts} moved by {moved:.1f} nats a token" in lines[0]
     assert f"predictions moved by {moved:.2f} nats a token" in printed
@@ -97,7 +97,7 @@ def test_a_ruined_language_model_is_written_and_warned_of_with_the_number(flags,
 def test_a_cut_that_changes_nothing_is_not_warned_of(folder):
     moved, _, warned = compressed(folder, "--width", WIDTH, "--method", "neuron-pruning")
     assert moved == pytest.approx(0, abs=1e-5)
-    assert "ruined" not in warned
+    assert "damaged" not in warned
 
 
 def test_other_models_and_those_without_a_tokenizer_are_not_asked(folder, tmp_path):

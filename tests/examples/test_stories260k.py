@@ -90,6 +90,7 @@ def test_the_loss_is_the_known_one(stories, evaluation_data):
     assert total / count == pytest.approx(1.41, abs=0.01)
 
 
+@pytest.mark.filterwarnings("default:the cut damaged the model")  # half of two layers of five is much for it
 def test_compare_and_compress_work_on_it(stories, evaluation_data, tmp_path):
     file = evaluation_data / "lm" / "tinystories_sample" / "validation.txt.gz"
     options = ["--data", file, "--max-samples", 12, "--methods", "fusion,svd,magnitude", "--seeds", 0, "--layers", 2]
@@ -100,7 +101,9 @@ def test_compare_and_compress_work_on_it(stories, evaluation_data, tmp_path):
         assert 0 < row["error"]["block_output_error"] < row["error"]["output_error"] < 2
     out = tmp_path / "small"
     cut = ["compress", stories, out, "--layers", "last:2", "--keep-ratio", 0.5]
-    assert CliRunner().invoke(main, [str(value) for value in cut]).exit_code == 0
+    result = CliRunner().invoke(main, [str(value) for value in cut])
+    assert result.exit_code == 0, result.output
+    assert "damaged the model" in result.stderr
     assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == 260_032 - 2 * 3 * 64 * 86
 
 

@@ -75,7 +75,7 @@ def warn_if_lost(moved: float, texts: str) -> None:
     """Warns of a language model whose predictions on `texts` have moved by more than a nat a token."""
     if not moved <= _FAR:
         warnings.warn(
-            f"the cut ruined the model: its predictions on {texts} moved by {moved:.1f} nats a token (above "
+            f"the cut damaged the model: its predictions on {texts} moved by {moved:.1f} nats a token (above "
             f"{_FAR:g} is much). Calibrate on text (`--method ntk-match --calibration FILE`), or keep more neurons",
             stacklevel=2,
         )
