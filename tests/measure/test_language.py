@@ -92,6 +92,11 @@ def test_the_interval_is_that_of_the_mean_over_tokens():
 def test_other_models_and_broken_ones_are_refused():
     with pytest.raises(InputError, match="`model` must be a causal language model, .* got a LlamaModel"):
         language_loss(pico_model("llama"), windows(2))
+    with pytest.raises(InputError, match="in this BertLMHeadModel the tokens after it count too"):
+        language_loss(pico_model("bert", AutoModelForCausalLM), windows(2))
+    decoder = pico_config("bert")
+    decoder.is_decoder = True
+    language_loss(AutoModelForCausalLM.from_config(decoder).eval(), windows(2))
     broken = llama()
     with torch.no_grad():
         broken.get_parameter("model.layers.1.mlp.down_proj.weight").fill_(float("inf"))

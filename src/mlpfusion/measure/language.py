@@ -57,7 +57,7 @@ def language_loss(
     """Measures the loss of `model` on windows of text, with an interval by a bootstrap over the windows.
 
     On a CPU the arithmetic is in fp32, elsewhere in the dtype of the model. `seed` draws the bootstrap. Raises
-    `InputError` for a model that is no causal language model, and for a loss that is not finite.
+    `InputError` for a model that is no causal language model or sees later tokens, and for a loss that is not finite.
     """
     check_causal(model)
     losses, counts = window_losses(model, windows, progress), np.array([window.num_scored for window in windows])
@@ -72,10 +72,14 @@ def language_loss(
 def window_losses(
     model: PreTrainedModel, windows: Sequence[Window], progress: Progress = lambda done, total, what: None
 ) -> Float[np.ndarray, " windows"]:
-    """Sums, for every window, the losses of its predicted tokens. The model is not changed."""
+    """Sums, for every window, the losses of its predicted tokens. The model is not changed.
+
+    Raises `InputError` for a model that sees the tokens it predicts.
+    """
     sums: list[Tensor] = []
     vocabulary = model.config.get_text_config().vocab_size
     with recording(model, gradients=False):
+        _check_sees_no_future(model, windows[0].input_ids)
         for length, group in groupby(windows, lambda window: len(window.input_ids)):
             same, size = list(group), max(1, _LOGITS // (length * vocabulary))
             for start in range(0, len(same), size):
@@ -83,6 +87,18 @@ def window_losses(
                 sums += _sums(model, same[start : start + size])
     progress(len(windows), len(windows), "")
     return torch.stack(sums).cpu().numpy()
+
+
+def _check_sees_no_future(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """Changes the last of a few tokens: in a BERT whose config is no decoder's the logits before it change too."""
+    changed = input_ids[:8].repeat(2, 1)
+    changed[1, -1] = (changed[1, -1] + 1) % model.config.get_text_config().vocab_size
+    first, second = model(input_ids=changed.to(model.device), use_cache=False).logits[:, :-1].float()
+    if (first - second).norm() > 0.01 * first.norm():  # far above rounding, in bf16 too
+        raise InputError(
+            "`model` must predict a token from those before it, in this "
+            f"{type(model).__name__} the tokens after it count too"
+        )
 
 
 def _sums(model: PreTrainedModel, windows: Sequence[Window]) -> list[Tensor]:
