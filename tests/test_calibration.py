@@ -106,7 +106,7 @@ def test_the_head_of_the_calibration_is_not_that_of_the_measurement_with_the_sam
 
 
 @pytest.mark.parametrize("sequential", [False, True])
-@pytest.mark.parametrize("name", ["bert", "opt", "llama"])
+@pytest.mark.parametrize("name", others_slow(("bert", "opt", "llama"), quick=("llama",)))
 def test_without_a_match_no_gradient_is_recorded_and_the_blocks_are_the_same(name, sequential, monkeypatch):
     model, batches = pico_model(name), batches_of(name)
     method = mlpfusion.NTKMatch(match="none", refine_epochs=1)

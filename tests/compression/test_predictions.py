@@ -76,8 +76,10 @@ def compressed(folder, *flags: object) -> tuple[float | None, str, str]:
     ("flags", "texts"),
     [
         (["--keep-ratio", 0.25], "random tokens"),
-        (["--keep-ratio", 0.25, "--method", "svd"], "random tokens"),
-        (["--keep-ratio", 0.25, "--method", "ntk-match", "--data-free"], "random tokens"),
+        pytest.param(["--keep-ratio", 0.25, "--method", "svd"], "random tokens", marks=pytest.mark.slow),
+        pytest.param(
+            ["--keep-ratio", 0.25, "--method", "ntk-match", "--data-free"], "random tokens", marks=pytest.mark.slow
+        ),
         (["--keep-ratio", 0.25, "--method", "ntk-match", "--calibration"], "the calibration texts"),
     ],
 )

@@ -136,7 +136,6 @@ def test_the_command_prints_the_perplexity_of_a_model_and_of_a_compressed_one(fo
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "`--data` must be given, got none"),
         (["--data", "texts.txt", "--window", 65], "`--window` must be between 8 and 64, what the model takes, got 65"),
         (["--data", "texts.txt", "--stride", 64], "`--stride` must be between 1 and 63, the tokens of a window"),
         (["--data", "texts.txt", "--max-tokens", 5], "`--max-tokens` must be at least 64, the tokens of a window"),
