@@ -117,6 +117,15 @@ def check_range(name: str, value: float, least: float, most: float | None = None
         raise InputError(f"`{name}` must be at most {most}, got {shown(value)}")
 
 
+def check_given(given: bool, name: str) -> None:
+    """Raises `InputError` unless a value was given.
+
+    >>> check_given(bool([0, 1]), "seeds")
+    """
+    if not given:
+        raise InputError(f"`{name}` must be given, got none")
+
+
 def check_that(condition: bool, name: str, allowed: str, value: Any) -> None:
     """Raises `InputError` in the house's words unless `condition` holds.
 

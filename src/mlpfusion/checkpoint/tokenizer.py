@@ -107,7 +107,7 @@ def token_stream(text: str, tokenizer: PreTrainedTokenizerBase, config: PreTrain
     _check_unicode((text,))
     with _Typed("the tokenizer must take every text, it failed"):
         ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    _check_ids([max(ids)] if ids else [], tokenizer, config)
+    _check_ids(ids, tokenizer, config)
     return ids
 
 

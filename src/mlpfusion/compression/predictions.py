@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mlpfusion.batch import Batch
-from mlpfusion.sites.traces import recordable, recording
+from mlpfusion.sites.recording import recordable, recording
 
 # Of 32 tokens at most: 512 tokens show whether a model is lost, at half a gigabyte for a vocabulary of 262,144.
 NUM_TEXTS = 16

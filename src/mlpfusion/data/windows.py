@@ -66,14 +66,11 @@ def token_windows(
     ids = torch.tensor(token_stream(SEPARATOR.join(texts), tokenizer, config)[:max_tokens])
     if len(ids) < room:
         raise InputError(f"`data` must hold at least the {window} tokens of a `window`, got {len(ids) + len(start)}")
-    windows, done = [], 0
-    for begin in range(0, len(ids), step):
+    windows = []
+    for begin in range(0, len(ids) - room + step, step):
         tokens = torch.cat([start, ids[begin : begin + room]])
-        end = min(begin + room, len(ids))
-        scored = min(end - done, len(tokens) - 1)
+        seen = room - step if begin else 0  # in the window before, and predicted there
+        scored = min(len(tokens) - len(start) - seen, len(tokens) - 1)
         if scored:
             windows.append(Window(tokens, scored))
-        done = end
-        if end == len(ids):
-            break
     return windows

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -62,7 +62,7 @@ def evaluate_checkpoint(
     result = language_loss(model, windows, seed=seed, progress=progress)
     return Evaluation(
         model=source.origin,
-        text=TextSource(short_name(text.file), text.column, text.window, text.stride, text.max_tokens),
+        text=replace(text, file=short_name(text.file)),
         texts_sha256=texts_sha256(texts),
         result=result,
         parameters=model.num_parameters(),

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from mlpfusion.compression.predictions import is_causal
 from mlpfusion.data.windows import Window
 from mlpfusion.errors import InputError
-from mlpfusion.progress import Progress
-from mlpfusion.sites.traces import recording
+from mlpfusion.progress import Progress, shown_progress
+from mlpfusion.sites.recording import recording
 
 _LOGITS = 2**26  # of a forward pass: 0.27 GB in fp32, and as much again for the loss; not tuned
 _RESAMPLES = 2_000  # of the windows; the ends of the interval move by about 1 % of its length between seeds
@@ -39,11 +39,11 @@ class LanguageLoss:
     windows: int
 
 
-def check_causal(model: PreTrainedModel, field: str = "model") -> None:
+def check_causal(model: PreTrainedModel) -> None:
     """Raises `InputError` unless `model` predicts the next token, by its class."""
     if not is_causal(model):
         raise InputError(
-            f"`{field}` must be a causal language model, such as a LlamaForCausalLM, got a {type(model).__name__}"
+            f"`model` must be a causal language model, such as a LlamaForCausalLM, got a {type(model).__name__}"
         )
 
 
@@ -52,7 +52,7 @@ def language_loss(
     windows: Sequence[Window],
     *,
     seed: int = 0,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress | None = None,
 ) -> LanguageLoss:
     """Measures the loss of `model` on windows of text, with an interval by a bootstrap over the windows.
 
@@ -70,13 +70,13 @@ def language_loss(
 
 @torch.no_grad()
 def window_losses(
-    model: PreTrainedModel, windows: Sequence[Window], progress: Progress = lambda done, total, what: None
+    model: PreTrainedModel, windows: Sequence[Window], progress: Progress | None = None
 ) -> Float[np.ndarray, " windows"]:
     """Sums, for every window, the losses of its predicted tokens. The model is not changed.
 
     Raises `InputError` for a model that sees the tokens it predicts.
     """
-    sums: list[Tensor] = []
+    sums, progress = list[Tensor](), shown_progress(progress)
     vocabulary = model.config.get_text_config().vocab_size
     with recording(model, gradients=False):
         _check_sees_no_future(model, windows[0].input_ids)

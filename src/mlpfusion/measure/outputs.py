@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
+from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, site_module
-from mlpfusion.sites.traces import hooks, run_base, visible_tokens
+from mlpfusion.sites.traces import run_base, visible_tokens
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 

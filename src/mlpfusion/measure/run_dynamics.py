@@ -15,7 +15,7 @@ from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
-from mlpfusion.checks import user_path
+from mlpfusion.checks import check_given, user_path
 from mlpfusion.compression.checks import check_cut, known_method
 from mlpfusion.data.calibration_texts import CalibrationTexts, check_samples
 from mlpfusion.data.chosen import chosen_data
@@ -216,8 +216,7 @@ def _named(method: Any) -> dict[str, Any]:
 def _check_options(options: DynamicsOptions) -> list[Any]:
     """The configs of the methods. Raises `InputError`."""
     for name, values in (("methods", options.methods), ("seeds", options.seeds)):
-        if not values:
-            raise InputError(f"`{name}` must be given, got none")
+        check_given(bool(values), name)
     methods = parse_methods(",".join(options.methods))
     for method in methods:
         known_method(method)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
+from mlpfusion.checks import check_given
 from mlpfusion.errors import InputError, shown
 
 Options = TypeVar("Options")
@@ -153,8 +154,8 @@ def from_plain(kind: type[Options], data: Mapping[str, Any]) -> Options:
             raise InputError(f"the options must have keys among {', '.join(known)}, got {shown(name)}")
         values[name] = _checked(known[name], value)
     for name, leaf in known.items():
-        if leaf.about.required and values.get(name, leaf.default or None) in (None, ()):
-            raise InputError(f"`{name}` must be given, got none")
+        if leaf.about.required:
+            check_given(values.get(name, leaf.default or None) not in (None, ()), name)
     return _made(kind, values)
 
 

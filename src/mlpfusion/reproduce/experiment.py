@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlpfusion.checks import user_path
+from mlpfusion.checks import check_given, user_path
 from mlpfusion.data.glue import find_task
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
@@ -150,9 +150,10 @@ def read_experiment(name: str, changes: Mapping[str, Any]) -> Experiment:
 def check_experiment(experiment: Experiment) -> None:
     """Raises `InputError` for anything wrong that shows without the model and the data."""
     for name, given in plain(experiment).items():
-        if name in _REQUIRED and not given:
-            raise InputError(f"`{name}` must be given, got none")
-        if name in _REQUIRED and isinstance(given, tuple) and len(set(given)) < len(given):
+        if name not in _REQUIRED:
+            continue
+        check_given(bool(given), name)
+        if isinstance(given, tuple) and len(set(given)) < len(given):
             raise InputError(f"`{name}` must not repeat, got {', '.join(map(str, given))}")
     if experiment.chart not in CHARTS:
         raise InputError(f"`chart` must be one of {', '.join(CHARTS)}, got {shown(experiment.chart)}")

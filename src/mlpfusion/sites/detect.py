@@ -10,9 +10,9 @@ from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError
+from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, find_sites
 from mlpfusion.sites.table import Architecture, Stack
-from mlpfusion.sites.traces import hooks
 from mlpfusion.sites.weights import linear_weight
 from mlpfusion.sites.width_keys import text_config, with_proven_keys
 

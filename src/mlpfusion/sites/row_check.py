@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from mlpfusion.checks import num_not_finite
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.mlp import forward
+from mlpfusion.sites.recording import eval_mode
 from mlpfusion.sites.sites import (
     Site,
     base_model,
@@ -20,7 +21,7 @@ from mlpfusion.sites.sites import (
     visited_share,
 )
 from mlpfusion.sites.table import Architecture, check_known_row, find_architecture, is_known_row
-from mlpfusion.sites.traces import eval_mode, watch_sites
+from mlpfusion.sites.traces import watch_sites
 from mlpfusion.sites.width_keys import check_width_keys
 
 

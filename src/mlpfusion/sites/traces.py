@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from mlpfusion.batch import Batch, to_device
+from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace, RandomHead, Scalar, concatenate_traces, random_trace
 from mlpfusion.mlp import MLP, forward
+from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, site_module
 
 
@@ -104,94 +104,6 @@ def random_head(
     return RandomHead.draw(base_model(model).config.hidden_size, generator, num_classes, pooling)
 
 
-@contextmanager
-def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """`model` without dropout while the context is open; every module gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def recording(model: PreTrainedModel, *, gradients: bool = True) -> Iterator[None]:
-    """`model` in eval mode and its half-precision tensors on a CPU as fp32, while the context is open.
-
-    Most CPUs have no instructions for fp16 and bf16: one that was measured multiplies bf16 matrices 8 times slower than
-    fp32, and 40 times slower in a backward pass. The stored tensors come back untouched, not rounded twice. Memory: the
-    tensors again, at twice their size; without `gradients`, for forward passes only, one layer is fp32 at a time.
-    """
-    layers = [] if gradients else list(_layers(model))
-    outside = _InFp32(_own_tensors(model, layers))
-    with eval_mode(model), hooks() as handles:
-        inside = [_InFp32(one for one in _all_tensors(layer) if not outside.holds(one)) for layer in layers]
-        for layer, tensors in zip(layers, inside, strict=True):
-            handles.append(layer.register_forward_pre_hook(tensors.open))
-            handles.append(layer.register_forward_hook(tensors.close))
-        try:
-            outside.open()
-            yield
-        finally:
-            for tensors in (outside, *inside):
-                tensors.close()
-
-
-class _InFp32:
-    """The half-precision tensors on a CPU among `tensors`: fp32 while open, the stored ones when closed."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        halves = (torch.float16, torch.bfloat16)
-        self._halves = [one for one in tensors if one.device.type == "cpu" and one.dtype in halves]
-        self._ids = {id(one) for one in self._halves}
-        self._stored: list[Tensor] = []
-
-    def holds(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._ids
-
-    def open(self, *_: Any) -> None:
-        """Also a hook before a module runs. Does nothing if they are open: an error may have left them so."""
-        self._stored = self._stored or [tensor.data for tensor in self._halves]
-        for tensor in self._halves:
-            tensor.data = tensor.data.float()
-
-    def close(self, *_: Any) -> None:
-        """Also a hook after a module ran. Does nothing if they are closed."""
-        for tensor, data in zip(self._halves, self._stored):  # noqa: B905 - none are stored where they are closed
-            tensor.data = data
-        self._stored = []
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The entries of the outermost lists of modules."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
-
-
-def _all_tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-def _own_tensors(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """Parameters and buffers that some module outside of the layers has."""
-    inside = {id(module) for layer in layers for module in layer.modules()}
-    for module in model.modules():
-        if id(module) not in inside:
-            yield from module.parameters(recurse=False)
-            yield from module.buffers(recurse=False)
-
-
-def recordable(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """`batch` on `device`; on a CPU with its half-precision tensors as fp32, as `recording` has those of the model."""
-    halves = (torch.float16, torch.bfloat16) if device.type == "cpu" else ()
-    return {
-        name: tensor.float() if tensor.dtype in halves else tensor for name, tensor in to_device(batch, device).items()
-    }
-
-
 def _visible_inputs(
     model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
 ) -> dict[str, list[tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]]]:
@@ -216,17 +128,6 @@ def check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
     for site, one in zip(sites, seen, strict=True):
         if len(one.inputs) != 1 or len(one.outputs) != 1:
             raise InputError(f"`sites` must run once a forward pass, got {len(one.outputs)} runs of {site.path}")
-
-
-@contextmanager
-def hooks() -> Iterator[list[RemovableHandle]]:
-    """A list for the handles of hooks, which are removed at the end, on any way out."""
-    handles: list[RemovableHandle] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

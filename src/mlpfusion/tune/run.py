@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import put_in_place, run_stage
-from mlpfusion.checks import user_path
+from mlpfusion.checks import check_given, user_path
 from mlpfusion.data.chosen import chosen_data, split_train
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.glue import Task
@@ -196,8 +196,7 @@ def _check_options(options: TuneOptions) -> list[Finetune]:
     """The configs of all runs that may be needed. Raises `InputError`."""
     rates, seeds, training = options.learning_rate, options.seeds, options.training
     for name, values in (("learning_rate", rates), ("seeds", seeds)):
-        if not values:
-            raise InputError(f"`{name}` must be given, got none")
+        check_given(bool(values), name)
     if len(set(seeds)) < len(seeds) or len(set(rates)) < len(rates):
         raise InputError(f"`seeds` and `learning_rate` must not repeat, got {seeds} and {rates}")
     if training.select_on == "last" and len(rates) > 1:

@@ -16,8 +16,9 @@ from mlpfusion.cli import main
 from mlpfusion.compression.budget.amount import count_flops, flops_inputs, parse_budget
 from mlpfusion.compression.budget.spread import probe_batches
 from mlpfusion.errors import InputError
+from mlpfusion.sites.recording import eval_mode
 from mlpfusion.sites.sites import read_mlp
-from mlpfusion.sites.traces import eval_mode, last_hidden_tokens, replaced_block
+from mlpfusion.sites.traces import last_hidden_tokens, replaced_block
 
 REFIT = mlpfusion.NTKMatch(refine_epochs=0)
 

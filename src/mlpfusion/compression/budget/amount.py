@@ -16,8 +16,9 @@ from mlpfusion.compression.budget.allocation import possible_widths
 from mlpfusion.compression.calibration.norms import dummy_inputs
 from mlpfusion.errors import InputError, shown
 from mlpfusion.record import model_size
+from mlpfusion.sites.recording import eval_mode
 from mlpfusion.sites.sites import Site, read_mlp
-from mlpfusion.sites.traces import check_runs, eval_mode, watch_sites
+from mlpfusion.sites.traces import check_runs, watch_sites
 
 # Tokens of the sequence whose forward pass is counted, where a model takes so many.
 FLOPS_TOKENS = 128

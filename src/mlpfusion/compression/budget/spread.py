@@ -17,8 +17,9 @@ from mlpfusion.mlp import on_device
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import site_generator
+from mlpfusion.sites.recording import recordable, recording
 from mlpfusion.sites.sites import Site, read_mlp
-from mlpfusion.sites.traces import mlp_inputs, recordable, recording
+from mlpfusion.sites.traces import mlp_inputs
 
 # The unit of the curves: of methods that see no data, and of the others.
 MEASURES = ("share of the inertia left", "squared relative error of the last hidden state, alone")

@@ -12,8 +12,9 @@ from mlpfusion.errors import InputError
 from mlpfusion.kernel.trace import BlockTrace, random_trace
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.seeds import site_generator
+from mlpfusion.sites.recording import eval_mode, hooks
 from mlpfusion.sites.sites import Site, base_model, read_mlp
-from mlpfusion.sites.traces import eval_mode, hooks, watch_sites
+from mlpfusion.sites.traces import watch_sites
 
 # What is drawn for every block: about as many tokens as 256 sentences have.
 NUM_SAMPLES, NUM_TOKENS = 256, 24

@@ -23,16 +23,9 @@ from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import head_pooling, needs_batches, needs_gradients
 from mlpfusion.methods.table import METHODS
 from mlpfusion.seeds import site_generator
+from mlpfusion.sites.recording import eval_mode, recordable, recording
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
-from mlpfusion.sites.traces import (
-    block_traces,
-    eval_mode,
-    input_traces,
-    mlp_inputs,
-    random_head,
-    recordable,
-    recording,
-)
+from mlpfusion.sites.traces import block_traces, input_traces, mlp_inputs, random_head
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
