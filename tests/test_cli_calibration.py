@@ -190,9 +190,9 @@ def test_all_methods_without_a_file_are_calibrated_on_random_tokens(checkpoint, 
 
 
 def test_the_two_ways_without_texts_are_told_apart(checkpoint, tmp_path):
-    """The flag means random tokens, the option of a method what the norms let through: both at once are refused."""
+    """The flag means made-up text, the option of a method what the norms let through: both at once are refused."""
     line = refused(
         "compress", checkpoint, tmp_path / "out", "--keep-ratio", 0.5, "--method", "ntk-match", "--data-free",
         "--option", "data_free=true",
     )  # fmt: skip
-    assert "`--data-free` must be given once: the flag calibrates on random tokens" in line
+    assert "`--data-free` must be given once: the flag calibrates on made-up text" in line

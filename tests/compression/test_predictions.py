@@ -78,7 +78,9 @@ def compressed(folder, *flags: object) -> tuple[float | None, str, str]:
         (["--keep-ratio", 0.25], "random tokens"),
         pytest.param(["--keep-ratio", 0.25, "--method", "svd"], "random tokens", marks=pytest.mark.slow),
         pytest.param(
-            ["--keep-ratio", 0.25, "--method", "ntk-match", "--data-free"], "random tokens", marks=pytest.mark.slow
+            ["--keep-ratio", 0.25, "--method", "ntk-match", "--data-free"],
+            "text that the model wrote",
+            marks=pytest.mark.slow,
         ),
         (["--keep-ratio", 0.25, "--method", "ntk-match", "--calibration"], "the calibration texts"),
     ],

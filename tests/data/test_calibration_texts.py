@@ -12,9 +12,9 @@ import torch
 from pico import pico_config, pico_model
 
 from mlpfusion.batch import with_decoder_inputs
-from mlpfusion.checkpoint.read import read_config
-from mlpfusion.data.calibration_texts import CalibrationTexts
+from mlpfusion.checkpoint.read import empty_model, read_config
 from mlpfusion.data.files.text import read_texts
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
 from mlpfusion.errors import InputError
 
 
@@ -32,7 +32,7 @@ def test_the_texts_drawn_depend_on_the_seed_alone_and_a_smaller_draw_starts_a_la
     assert many.draw(minilm, 3) != many.draw(minilm, 4)
     assert len(set(many.draw(minilm, 3))) == 40
     assert len(CalibrationTexts.read(str(file), None, 99).draw(minilm, 0)) == 50
-    batches = few.batches(minilm, read_config(minilm), 3)
+    batches = few.batches(minilm, empty_model(read_config(minilm)), 3)
     assert sum(len(batch["input_ids"]) for batch in batches) == 7
 
 

@@ -5,7 +5,7 @@ import torch
 from pico import pico_config
 from tiny_task import tiny_tokenizer
 
-from mlpfusion.data.random_tokens import RandomTokens
+from mlpfusion.data.unlabelled.random_tokens import RandomTokens
 from mlpfusion.errors import InputError
 
 

@@ -10,11 +10,11 @@ from transformers import AutoConfig
 
 from mlpfusion.checkpoint.lengths import longest_text, text_length
 from mlpfusion.checkpoint.tokenizer import load_tokenizer, token_batches, tokenized
-from mlpfusion.data.calibration_texts import CalibrationTexts
 from mlpfusion.data.encode import encode_task, encode_texts
 from mlpfusion.data.glue import Task
 from mlpfusion.data.load import TaskData
-from mlpfusion.data.random_tokens import RandomTokens
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
+from mlpfusion.data.unlabelled.random_tokens import RandomTokens
 from mlpfusion.errors import InputError
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -116,7 +116,7 @@ def test_texts_to_measure_and_to_calibrate_on_are_cut_to_the_positions(tmp_path)
         (batch,) = token_batches(tmp_path, texts, config)
     assert batch["input_ids"].shape == (2, 63)
     with pytest.warns(UserWarning, match="texts longer than 63 tokens"):
-        (batch,) = CalibrationTexts("", None, 2, texts).batches(tmp_path, config, 0)
+        (batch,) = CalibrationTexts("", None, 2, texts).batches(tmp_path, pico_model("roberta"), 0)
     assert batch["input_ids"].shape == (2, 63)
     config.max_position_embeddings = 21
     assert max(batch["input_ids"].shape[1] for batch in RandomTokens(50).batches(tmp_path, config, 0)) == 20

@@ -5,7 +5,7 @@ from pico import pico_config
 from tiny_task import WORDS, tiny_tokenizer
 from tokenizers import processors
 
-from mlpfusion.data.windows import Window, token_windows, window_length
+from mlpfusion.data.unlabelled.windows import Window, drawn_windows, token_windows, window_length
 from mlpfusion.errors import InputError
 
 CONFIG = pico_config("llama")
@@ -107,3 +107,41 @@ def test_the_default_window_is_what_the_model_takes_up_to_512():
     for asked in (7, 65):
         with pytest.raises(InputError, match=f"`window` must be between 8 and 64, what the model takes, got {asked}"):
             window_length(asked, tiny_tokenizer(), CONFIG)
+
+
+def drawn(texts, tokenizer, num_windows=20, window=16, seed=0):
+    return drawn_windows(texts, tokenizer, CONFIG, window=window, num_windows=num_windows, seed=seed).tolist()
+
+
+@pytest.mark.parametrize("tokenizer", [bare_tokenizer(), with_start()], ids=["bare", "with a start token"])
+def test_a_drawn_window_is_a_piece_of_the_text_read_in_a_circle(tokenizer):
+    around = IDS * 3
+    start = tokenizer("w1")["input_ids"][:-1]
+    for texts in (TEXTS, [" ".join(TEXTS)]):
+        windows = drawn(texts, tokenizer)
+        assert len(windows) == 20
+        assert all(len(one) == 16 and one[: len(start)] == start for one in windows)
+        pieces = [one[len(start) :] for one in windows]
+        assert all(one == around[one[0] - IDS[0] :][: len(one)] for one in pieces)
+        assert len({one[0] for one in pieces}) > 12  # spread over the text, not at its beginning
+
+
+def test_drawn_windows_depend_on_the_seed_and_are_spread_evenly():
+    assert drawn(TEXTS, bare_tokenizer(), seed=1) == drawn(TEXTS, bare_tokenizer(), seed=1)
+    assert drawn(TEXTS, bare_tokenizer(), seed=1) != drawn(TEXTS, bare_tokenizer(), seed=2)
+    first = [one[0] - IDS[0] for one in drawn(TEXTS, bare_tokenizer(), num_windows=10)]
+    assert first[:-1] == sorted(first[:-1])
+    assert first[0] < 10
+    assert first[-2] > 35
+
+
+def test_a_text_without_spaces_is_drawn_from_too():
+    tokenizer = bare_tokenizer()
+    long_text = "w1" * 5 + " w2" * 40
+    assert all(len(one) == 16 for one in drawn([long_text], tokenizer, num_windows=50))
+
+
+def test_texts_shorter_than_a_window_are_no_calibration():
+    assert len(drawn([" ".join(WORDS[:16])], bare_tokenizer(), num_windows=1)) == 1
+    with pytest.raises(InputError, match="`calibration` must hold at least the 16 tokens of a window, got"):
+        drawn([" ".join(WORDS[:7])], bare_tokenizer())

@@ -11,7 +11,7 @@ from pico import pico_config, pico_model
 from tiny_task import WORDS, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
 
-from mlpfusion.data.windows import Window
+from mlpfusion.data.unlabelled.windows import Window
 from mlpfusion.errors import InputError
 from mlpfusion.measure import language
 from mlpfusion.measure.language import language_loss, window_losses

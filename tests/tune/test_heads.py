@@ -17,7 +17,7 @@ from mlpfusion.data.heads import class_order, in_order_of_head, teacher_order
 from mlpfusion.data.load import TaskData
 from mlpfusion.data.metrics import score
 from mlpfusion.data.task_model import encode_for, load_for_task, load_in_own_class, load_like
-from mlpfusion.data.unlabelled import unlabelled_batches
+from mlpfusion.data.unlabelled.examples import unlabelled_batches
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import held_out_logits
 from mlpfusion.tune.distill import Distill, check_pair, make_loss

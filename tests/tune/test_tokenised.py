@@ -8,10 +8,11 @@ from tiny_task import TASK, examples
 
 from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.checkpoint.tokenizer import tokenized
-from mlpfusion.data import calibration_texts, encode
+from mlpfusion.data import encode
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.load import TaskData
 from mlpfusion.data.task_model import encode_for
+from mlpfusion.data.unlabelled import calibration_texts
 from mlpfusion.options.training import Finetune
 
 

@@ -14,8 +14,8 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
-    from mlpfusion.data.calibration_texts import CalibrationTexts
-    from mlpfusion.data.random_tokens import RandomTokens
+    from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
+    from mlpfusion.data.unlabelled.data_free import DataFree
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     from mlpfusion.compression.checks import check_cut
     from mlpfusion.data.files.rows import has_columns, short_name
     from mlpfusion.data.files.text import read_texts
+    from mlpfusion.data.unlabelled.data_free import DataFree
     from mlpfusion.measure.approximation import Probe
     from mlpfusion.measure.comparison import compare_methods
     from mlpfusion.measure.method_list import parse_methods, parse_seeds
@@ -97,7 +98,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         keep_ratio=options.keep_ratio,
         seeds=seeds,
         scalar=options.scalar,
-        calibration={seed: source.batches(folder, model.config, seed) for seed in seeds} if is_calibrated else None,
+        calibration={seed: source.batches(folder, model, seed) for seed in seeds} if is_calibrated else None,
         authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks else None,
         architecture=checkpoint.row,
         progress=progress,
@@ -115,7 +116,8 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         "versions": versions(),
     }
     if is_calibrated:
-        measured_on["calibration"] = source.record() | {"samples": source.num_samples}
+        origin = source.record(model) if isinstance(source, DataFree) else source.record()
+        measured_on["calibration"] = origin | {"samples": source.num_samples}
     return comparison_record(rows, measured_on)
 
 
@@ -129,13 +131,13 @@ def _check_no_calibration(options: CompareOptions) -> None:
             raise InputError(f"`{name}` must be left out where no method is calibrated, got {options.methods}")
 
 
-def _calibration_source(options: CompareOptions, column: str | None) -> "CalibrationTexts | RandomTokens":
-    """Without a file, random tokens."""
-    from mlpfusion.data.calibration_texts import CalibrationTexts
-    from mlpfusion.data.random_tokens import RandomTokens
+def _calibration_source(options: CompareOptions, column: str | None) -> "CalibrationTexts | DataFree":
+    """The file, or without one what `DataFree` makes."""
+    from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
+    from mlpfusion.data.unlabelled.data_free import DataFree
 
     if options.calibration is None:
-        return RandomTokens(options.calibration_samples)
+        return DataFree(options.calibration_samples)
     return CalibrationTexts.read(options.calibration, column, options.calibration_samples)
 
 

@@ -13,9 +13,9 @@ from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
     from mlpfusion.checkpoint.open import Checkpoint
-    from mlpfusion.data.calibration_texts import CalibrationTexts
     from mlpfusion.data.encode import EncodedTask
-    from mlpfusion.data.random_tokens import RandomTokens
+    from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
+    from mlpfusion.data.unlabelled.data_free import DataFree
     from mlpfusion.record import Record
 
 
@@ -43,7 +43,8 @@ class CompressOptions:
     architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
     overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
     texts: CalibrationOptions = part(CalibrationOptions)
-    data_free: bool = option(False, "Calibrate on random tokens instead of texts.")
+    calibration_window: int | None = option(None, "Tokens of a window of a language model (default 128).")
+    data_free: bool = option(False, "Calibrate on text that MODEL writes; on random tokens if it is no language model.")
     data: TaskOptions = part(TaskOptions)
     max_train_samples: int | None = option(None, "Random part of train, the same that tune takes.")
 
@@ -124,11 +125,11 @@ def _method(options: CompressOptions) -> Any:
     return method
 
 
-def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationTexts | RandomTokens | None":
+def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationTexts | DataFree | None":
     """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
     from mlpfusion.compression.calibration.traces import check_calibration
-    from mlpfusion.data.calibration_texts import CalibrationTexts
-    from mlpfusion.data.random_tokens import RandomTokens
+    from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
+    from mlpfusion.data.unlabelled.data_free import DataFree
     from mlpfusion.methods.needs import needs_batches
 
     for name in (*changed(options.data), *(["max_train_samples"] if options.max_train_samples is not None else [])):
@@ -137,7 +138,7 @@ def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationTe
     given = texts.calibration is not None or options.data_free
     if options.data_free and not needs_batches(method):
         raise InputError(
-            "`data_free` must be given once: the flag calibrates on random tokens, the option of the method on what "
+            "`data_free` must be given once: the flag calibrates on made-up text, the option of the method on what "
             "the norms of the model let through"
         )
     check_calibration(method, given=given, sequential=texts.sequential)
@@ -145,14 +146,16 @@ def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationTe
         raise InputError(f"`calibration` must be left out with `data_free`, got {texts.calibration}")
     if texts.calibration is None and texts.column is not None:
         raise InputError(f"`column` must be left out without `calibration`, got {texts.column!r}")
-    if not given and "calibration_samples" in changed(texts):
-        got = f"got {shown(texts.calibration_samples)}"
-        raise InputError(f"`calibration_samples` must be left out without `calibration` or `data_free`, {got}")
+    told = changed(options)
+    for name in ("calibration_samples", "calibration_window"):
+        if not given and name in told:
+            got = f"got {shown(told[name])}"
+            raise InputError(f"`{name}` must be left out without `calibration` or `data_free`, {got}")
     if options.data_free:
-        return RandomTokens(texts.calibration_samples)
+        return DataFree(texts.calibration_samples, options.calibration_window)
     if texts.calibration is None:
         return None
-    return CalibrationTexts.read(texts.calibration, texts.column, texts.calibration_samples)
+    return CalibrationTexts.read(texts.calibration, texts.column, texts.calibration_samples, options.calibration_window)
 
 
 def _check_learning(options: CompressOptions) -> None:
@@ -161,7 +164,8 @@ def _check_learning(options: CompressOptions) -> None:
     from mlpfusion.options.training import Finetune
 
     check_training_installed()
-    for name in (*changed(options.texts), *(["data_free"] if options.data_free else [])):
+    alone = [name for name in ("calibration_window", "data_free") if name in changed(options)]
+    for name in (*changed(options.texts), *alone):
         raise InputError(f"`{name}` must be left out for {options.method}, which learns on a task")
     data = options.data
     if data.task is None and not (data.train and data.text_column and data.label_column):

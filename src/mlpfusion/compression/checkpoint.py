@@ -16,18 +16,13 @@ from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.compression.checks import check_cut
 from mlpfusion.compression.compress import compress
 from mlpfusion.compression.on_task import install_learned, learn
-from mlpfusion.compression.predictions import (
-    NUM_TEXTS,
-    divergence,
-    is_causal,
-    predictions,
-    short_texts,
-    warn_if_lost,
-)
-from mlpfusion.data.calibration_texts import CalibrationTexts
+from mlpfusion.compression.predictions import NUM_TEXTS, divergence, predictions, short_texts, warn_if_lost
 from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.random_tokens import RandomTokens
 from mlpfusion.data.task_model import load_for_task
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts, calibration_window
+from mlpfusion.data.unlabelled.data_free import DataFree
+from mlpfusion.data.unlabelled.random_tokens import RandomTokens
+from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError, shown
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
@@ -60,14 +55,20 @@ def check_source(source: Checkpoint, selection: Selection) -> None:
 
 
 def compress_checkpoint(
-    source: Checkpoint, work: Work, texts: CalibrationTexts | RandomTokens | None, *, sequential: bool
+    source: Checkpoint, work: Work, texts: CalibrationTexts | DataFree | None, *, sequential: bool
 ) -> tuple[PreTrainedModel, Record]:
     """Returns the compressed model and the record. Raises `InputError` as `compress` does.
 
     Warns of a language model whose predictions are lost.
     """
-    batches = None if texts is None else texts.batches(source.folder, source.config, work.seed)
+    batches = None
+    if isinstance(texts, CalibrationTexts):
+        batches = texts.batches(source.folder, source.empty(), work.seed)
+    elif texts is not None:
+        calibration_window(texts.window, source.folder, source.empty())
     model = source.load()
+    if isinstance(texts, DataFree):
+        batches = texts.batches(source.folder, model, work.seed, work.progress)
     probe = _probe(source, model, batches, work.seed)
     before = predictions(model, probe)
     record = compress(
@@ -87,14 +88,20 @@ def compress_checkpoint(
     )
     if probe:
         moved = divergence(before, predictions(model, probe))
-        warn_if_lost(
-            moved, "random tokens" if texts is None or isinstance(texts, RandomTokens) else "the calibration texts"
-        )
+        warn_if_lost(moved, _named(texts, model))
         record = replace(record, divergence=moved)
     if texts is None:
         return model, record
-    used = record.recipe["calibration"] | texts.record() | {"seed": work.seed}
+    origin = texts.record(model) if isinstance(texts, DataFree) else texts.record()
+    used = record.recipe["calibration"] | origin | {"seed": work.seed}
     return model, replace(record, recipe=record.recipe | {"calibration": used})
+
+
+def _named(texts: CalibrationTexts | DataFree | None, model: PreTrainedModel) -> str:
+    """What the predictions were compared on."""
+    if texts is None:
+        return "random tokens"
+    return texts.record(model)["file"] if isinstance(texts, DataFree) else "the calibration texts"
 
 
 def _probe(source: Checkpoint, model: PreTrainedModel, batches: Sequence[Batch] | None, seed: int) -> list[Batch]:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mlpfusion.batch import Batch
 from mlpfusion.sites.recording import recordable, recording
@@ -19,11 +18,6 @@ _LENGTH = 32
 # Nats a token. SmolLM2-135M at 80 %: 0.07 to 0.7 for cuts with a perplexity of 34 (26 before), on text and on random
 # tokens, 4.8 and more for those with a perplexity above 10,000 (LOG, 2026-11-29).
 _FAR = 1.0
-
-
-def is_causal(model: PreTrainedModel) -> bool:
-    """Whether `model` predicts the next token, by its class."""
-    return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def short_texts(batches: Sequence[Batch]) -> list[Batch]:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.data.encode import encode_task
 from mlpfusion.data.task_model import load_for_task
-from mlpfusion.data.unlabelled import unlabelled_batches
+from mlpfusion.data.unlabelled.examples import unlabelled_batches
 from mlpfusion.demo.authors import load_authors
 from mlpfusion.demo.model import MAX_LENGTH
 from mlpfusion.errors import InputError

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from mlpfusion.batch import to_device
 from mlpfusion.data.encode import EncodedExamples
-from mlpfusion.data.unlabelled import unlabelled_batches
+from mlpfusion.data.unlabelled.examples import unlabelled_batches
 from mlpfusion.loop.steps import adamw, backward, training_batches
 from mlpfusion.options.dynamics import Dynamics
 from mlpfusion.progress import Progress

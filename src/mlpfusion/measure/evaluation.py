@@ -11,7 +11,7 @@ from torch import nn
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import texts_sha256
-from mlpfusion.data.windows import token_windows
+from mlpfusion.data.unlabelled.windows import token_windows
 from mlpfusion.measure.language import LanguageLoss, language_loss
 from mlpfusion.progress import Progress
 from mlpfusion.record import Origin, versions

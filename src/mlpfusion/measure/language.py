@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from mlpfusion.compression.predictions import is_causal
-from mlpfusion.data.windows import Window
+from mlpfusion.data.unlabelled.windows import Window, is_causal
 from mlpfusion.errors import InputError
 from mlpfusion.progress import Progress, shown_progress
 from mlpfusion.sites.recording import recording

@@ -17,11 +17,11 @@ from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checks import check_given, user_path
 from mlpfusion.compression.checks import check_cut, known_method
-from mlpfusion.data.calibration_texts import CalibrationTexts, check_samples
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
-from mlpfusion.data.unlabelled import calibration_batches
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts, check_samples
+from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import TrainingPath, distances, lengths, train_path
 from mlpfusion.measure.method_list import FULL, parse_methods
@@ -104,12 +104,10 @@ class Runner:
 
     def calibration(self, seed: int) -> list[Batch]:
         """Batches of unlabelled texts for the calibrated methods."""
-        config = self.source.training_config
         if self.texts is not None:
-            return self.texts.batches(self.source.folder, config, seed)
-        return calibration_batches(
-            self.data.train, self.data.collate, config, self.options.texts.calibration_samples, seed
-        )
+            return self.texts.batches(self.source.folder, empty_for_task(self.source, self.data.task), seed)
+        config, number = self.source.training_config, self.options.texts.calibration_samples
+        return calibration_batches(self.data.train, self.data.collate, config, number, seed)
 
     def start(self, method: Any, seed: int) -> tuple[PreTrainedModel, dict[str, int]]:
         """The model that is trained, on the CPU, and its numbers of parameters; `method` None is the full model.

@@ -8,7 +8,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from mlpfusion.data.random_tokens import is_random_tokens
+from mlpfusion.data.unlabelled.data_free import is_data_free
 from mlpfusion.kinds.table import KIND_NAMES
 from mlpfusion.record import RECORD_FILE, Origin, Record, SiteRecord
 from mlpfusion.storage.yaml import read_front_matter
@@ -163,8 +163,8 @@ def _data_used(record: Record) -> str:
     calibration = record.recipe.get("calibration")
     if calibration is None:
         return "No data was used. Nothing was trained after it."
-    if is_random_tokens(calibration):
-        return f"No data was used: calibrated on {calibration['samples']:,} sequences of random tokens."
+    if is_data_free(calibration):
+        return f"No data was used: calibrated on {calibration['samples']:,} sequences of {calibration['file']}."
     source = f" of {code(calibration['file'])}" if "file" in calibration else ""
     return (
         f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "

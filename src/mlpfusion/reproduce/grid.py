@@ -24,7 +24,7 @@ from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.load import load_task
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
-from mlpfusion.data.unlabelled import calibration_batches
+from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches

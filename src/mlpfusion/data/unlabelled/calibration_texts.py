@@ -7,36 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.batch import Batch, with_decoder_inputs
 from mlpfusion.checkpoint.lengths import longest_text, text_length
-from mlpfusion.checkpoint.tokenizer import load_tokenizer, token_batches, tokenized
+from mlpfusion.checkpoint.tokenizer import BATCH_SIZE, load_tokenizer, token_batches, tokenized
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts, texts_sha256
+from mlpfusion.data.unlabelled.windows import drawn_windows, is_causal, window_length
 from mlpfusion.errors import InputError, shown
 from mlpfusion.storage.listing import file_sha256
 
 MAX_SAMPLES = 1_000_000  # far above any use, against typing errors
+WINDOW = 128  # tokens; the default for a language model. Of GPTQ's 2,048 not one was tried
 
 
 @dataclass(frozen=True)
 class CalibrationTexts:
-    """All texts of `file`; a run draws `num_samples` of them."""
+    """All texts of `file`; a run draws `num_samples` of them.
+
+    A language model gets windows of `window` tokens of them instead: see `drawn_windows`.
+    """
 
     file: str
     column: str | None
     num_samples: int
     texts: tuple[str, ...]
+    window: int | None = None
 
     @classmethod
-    def read(cls, file: str, column: str | None, num_samples: int) -> "CalibrationTexts":
+    def read(cls, file: str, column: str | None, num_samples: int, window: int | None = None) -> "CalibrationTexts":
         """Reads `file`, a text file or the column of a table.
 
         Raises `InputError` for a file or column without texts, and for `num_samples` below 1.
         """
         check_samples(num_samples)
-        return cls(file, column, num_samples, tuple(read_texts(file, column=column, field="calibration")))
+        return cls(file, column, num_samples, tuple(read_texts(file, column=column, field="calibration")), window)
 
     def draw(self, folder: Path, seed: int, config: PreTrainedConfig | None = None) -> list[str]:
         """Draws `num_samples` texts, long ones more often.
@@ -57,9 +65,17 @@ class CalibrationTexts:
             raise InputError(f"`calibration` must hold a text with at least one token, got none in {self.file}")
         return drawn
 
-    def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
-        """Tokenizes the drawn texts to padded batches for a model of `config`."""
-        return with_decoder_inputs(token_batches(folder, self.draw(folder, seed, config), config), config)
+    def batches(self, folder: Path, model: PreTrainedModel, seed: int) -> list[Batch]:
+        """Tokenizes the drawn texts to padded batches, or the drawn windows of a language model, which may be empty."""
+        length = calibration_window(self.window, folder, model)
+        if length is None:
+            config = model.config
+            return with_decoder_inputs(token_batches(folder, self.draw(folder, seed, config), config), config)
+        tokenizer = load_tokenizer(folder, model.config)
+        windows = drawn_windows(
+            self.texts, tokenizer, model.config, window=length, num_windows=self.num_samples, seed=seed
+        )
+        return window_batches(windows)
 
     def record(self) -> dict[str, Any]:
         """Origin of the texts: name, column and SHA-256.
@@ -74,6 +90,24 @@ class CalibrationTexts:
             "file_sha256": file_sha256(path) if path.is_file() else None,
             "texts_sha256": texts_sha256(self.texts),
         }
+
+
+def calibration_window(asked: int | None, folder: Path, model: PreTrainedModel) -> int | None:
+    """Picks the tokens of a window of calibration: `asked`, else `WINDOW`; None if `model` is no language model.
+
+    Raises `InputError` for a window that the model cannot take, and one for a model that sees texts.
+    """
+    if is_causal(model):
+        tokenizer = load_tokenizer(folder, model.config)
+        return window_length(asked, tokenizer, model.config, usual=WINDOW, field="calibration_window")
+    if asked is not None:
+        raise InputError(f"`calibration_window` must be left out for a {type(model).__name__}, which sees texts")
+    return None
+
+
+def window_batches(windows: Int[Tensor, "windows tokens"]) -> list[Batch]:
+    """Batches of `BATCH_SIZE` windows."""
+    return [{"input_ids": part} for part in windows.split(BATCH_SIZE)]
 
 
 def check_samples(number: int) -> None:

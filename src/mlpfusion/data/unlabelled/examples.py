@@ -4,8 +4,8 @@ from transformers import DataCollatorWithPadding, PreTrainedConfig
 
 from mlpfusion.batch import Batch, with_decoder_inputs
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
-from mlpfusion.data.calibration_texts import order_by_length
 from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.unlabelled.calibration_texts import order_by_length
 
 
 def unlabelled_batches(examples: EncodedExamples, collate: DataCollatorWithPadding) -> list[Batch]:
