@@ -62,7 +62,7 @@ def test_data_free_draws_depend_on_the_seed_and_the_site_alone(name):
     draws = [data_free_calibration(model, chosen, seed) for chosen, seed in ((sites, 0), (sites[1:2], 0), (sites, 1))]
     one, two, three = (calibrate(sites[1]) for calibrate in draws)
     assert torch.equal(one.trace.inputs, two.trace.inputs)
-    assert torch.equal(one.targets, forward(read_mlp(model, sites[1]), one.trace.inputs))
+    assert torch.equal(one.targets_of(read_mlp(model, sites[1])), forward(read_mlp(model, sites[1]), one.trace.inputs))
     assert not torch.equal(one.trace.inputs, three.trace.inputs)
     assert not torch.equal(one.trace.cotangents, draws[0](sites[2]).trace.cotangents)
     record = mlpfusion.compress(model, replace(METHOD, data_free=True), layers="1", width=20)

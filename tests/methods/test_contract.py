@@ -43,7 +43,7 @@ def calibration_of(mlp: MLP, seed: int = 2) -> Calibration:
     lengths = torch.tensor([5, 1, 9, 4, 7, 4])
     inputs, cotangents = torch.randn(2, 30, mlp.hidden_size, generator=generator, dtype=torch.float64).to(mlp.up.dtype)
     finite = replace(mlp, **{name: tensor.nan_to_num() for name, tensor in mlp.tensors().items()})
-    return Calibration.of(finite, BlockTrace(inputs, cotangents, lengths))
+    return Calibration(BlockTrace(inputs, cotangents, lengths)).with_targets(finite)
 
 
 def inputs(mlp: MLP, seed: int = 1) -> torch.Tensor:
@@ -156,8 +156,8 @@ def test_a_calibration_that_does_not_fit_or_is_not_finite_is_refused(method):
     for name, bad in [
         ("inputs", replace(good, trace=replace(good.trace, inputs=spoiled(good.trace.inputs)))),
         ("cotangents", replace(good, trace=replace(good.trace, cotangents=spoiled(good.trace.cotangents)))),
-        ("targets", replace(good, targets=spoiled(good.targets))),
-        ("weights", replace(good, weights=spoiled(torch.ones_like(good.targets)).sum(1))),
+        ("targets", replace(good, targets=spoiled(good.trace.inputs))),
+        ("weights", replace(good, weights=spoiled(torch.ones_like(good.trace.inputs)).sum(1))),
     ]:
         with pytest.raises(InputError, match=f"`calibration` must be finite, got 2 NaN or Inf in its {name}"):
             narrow(mlp, 5, method, generator, bad)
@@ -174,6 +174,8 @@ def test_a_calibration_is_left_as_it_is(method):
     mlp = make_mlp()
     calibration, fresh = calibration_of(mlp), calibration_of(mlp)
     narrow(mlp, 5, method, torch.Generator(), calibration)
+    assert calibration.targets is not None
+    assert fresh.targets is not None
     assert torch.equal(calibration.targets, fresh.targets)
     for name in ("inputs", "cotangents", "lengths"):
         assert torch.equal(getattr(calibration.trace, name), getattr(fresh.trace, name))

@@ -32,7 +32,7 @@ LENGTHS = (3, 1, 5, 2, 6, 4, 4, 5)
 def calibration_of(mlp: MLP, seed: int = 0) -> Calibration:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(2, sum(LENGTHS), mlp.hidden_size, generator=generator, dtype=torch.float64).to(mlp.up.dtype)
-    return Calibration.of(mlp, BlockTrace(drawn[0], drawn[1], torch.tensor(LENGTHS)))
+    return Calibration(BlockTrace(drawn[0], drawn[1], torch.tensor(LENGTHS))).with_targets(mlp)
 
 
 def run(mlp: MLP, num_neurons: int, method: Any, seed: int = 0) -> Narrowed:
@@ -178,16 +178,16 @@ def test_the_output_error_is_that_of_the_block():
     mlp = make_mlp(24, 6)
     calibration = calibration_of(mlp)
     result = narrow(mlp, 8, MaintainOutput(), torch.Generator().manual_seed(0), calibration)
-    gap = (forward(result.mlp, calibration.trace.inputs) - calibration.targets).square().sum()
-    assert result.metrics["squared_error"] == pytest.approx(float(gap / calibration.targets.square().sum()))
+    gap = (forward(result.mlp, calibration.trace.inputs) - calibration.targets_of(mlp)).square().sum()
+    assert result.metrics["squared_error"] == pytest.approx(float(gap / calibration.targets_of(mlp).square().sum()))
 
 
 def test_other_targets_are_aimed_at():
     mlp = make_mlp(24, 6)
     calibration = calibration_of(mlp)
-    shifted = replace(calibration, targets=calibration.targets + 1)
+    shifted = replace(calibration, targets=calibration.targets_of(mlp) + 1)
     results = [narrow(mlp, 8, MaintainOutput(), torch.Generator().manual_seed(0), c) for c in (calibration, shifted)]
-    means = [float((forward(r.mlp, calibration.trace.inputs) - calibration.targets).mean()) for r in results]
+    means = [float((forward(r.mlp, calibration.trace.inputs) - calibration.targets_of(mlp)).mean()) for r in results]
     assert means[1] > means[0] + 1e-3
 
 

@@ -11,7 +11,7 @@ from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kerne
 from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.calibrated.ntk_match import CHOICES, NTKMatch
-from mlpfusion.methods.calibrated.refit import Refinement, output_error, refine_weights, refit_down
+from mlpfusion.methods.calibrated.refit import Refinement, moments, output_error, refine_weights, refit_down, refit_part
 from mlpfusion.methods.names import method_from_name
 from mlpfusion.mlp import MLP, fold, forward, hidden_activations, select_neurons
 
@@ -28,11 +28,11 @@ def trace_of(mlp: MLP, seed: int, num_samples: int = 30) -> BlockTrace:
 
 
 def weighted(mlp: MLP, trace: BlockTrace) -> Calibration:
-    return Calibration.of(mlp, trace, token_weights(trace.cotangents))
+    return Calibration(trace, weights=token_weights(trace.cotangents)).with_targets(mlp)
 
 
 def run(mlp: MLP, width: int, config: NTKMatch, seed: int = 0) -> MLP:
-    calibration = Calibration.of(mlp, trace_of(mlp, seed))
+    calibration = Calibration(trace_of(mlp, seed)).with_targets(mlp)
     return narrow(mlp, width, config, torch.Generator().manual_seed(seed), calibration).mlp
 
 
@@ -125,14 +125,14 @@ def test_a_block_whose_gradients_are_all_zero_keeps_scales_of_one():
 @every_seed
 def test_refit_is_the_least_squares_solution(layout, seed):
     mlp = make_mlp(seed=seed, **layout)
-    calibration = Calibration.of(mlp, trace_of(mlp, seed, 60))
+    calibration = Calibration(trace_of(mlp, seed, 60)).with_targets(mlp)
     kept = select_neurons(mlp, torch.arange(5))
-    fitted = refit_down(kept, calibration.trace.inputs, calibration.targets, 1e-12)
-    best = (forward(fitted, calibration.trace.inputs) - calibration.targets).square().sum()
-    assert best < (forward(kept, calibration.trace.inputs) - calibration.targets).square().sum()
+    fitted = refit_down(kept, calibration.trace.inputs, calibration.targets_of(mlp), 1e-12)
+    best = (forward(fitted, calibration.trace.inputs) - calibration.targets_of(mlp)).square().sum()
+    assert best < (forward(kept, calibration.trace.inputs) - calibration.targets_of(mlp)).square().sum()
     for shift in (1e-3, -1e-3):
         moved = replace(fitted, down=fitted.down + shift * torch.randn_like(fitted.down))
-        assert best < (forward(moved, calibration.trace.inputs) - calibration.targets).square().sum()
+        assert best < (forward(moved, calibration.trace.inputs) - calibration.targets_of(mlp)).square().sum()
 
 
 @every_layout
@@ -142,20 +142,36 @@ def test_a_weighted_refit_is_the_least_squares_solution_of_the_weighted_errors(l
     calibration = weighted(mlp, trace_of(mlp, seed, 60))
     kept, inputs = select_neurons(mlp, torch.arange(5)), calibration.trace.inputs
     assert calibration.weights is not None
-    fitted = refit_down(kept, inputs, calibration.targets, 1e-12, calibration.weights)
-    residual = (forward(fitted, inputs) - calibration.targets) * calibration.weights[:, None]
+    fitted = refit_down(kept, inputs, calibration.targets_of(mlp), 1e-12, calibration.weights)
+    residual = (forward(fitted, inputs) - calibration.targets_of(mlp)) * calibration.weights[:, None]
     columns = hidden_activations(fitted, inputs)
     if fitted.down_bias is not None:
         columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
     normal = (columns * calibration.weights[:, None]).T @ residual  # zero where the weighted errors are least
-    assert float(normal.abs().max()) < 1e-6 * float(columns.norm() * calibration.targets.norm())
+    assert float(normal.abs().max()) < 1e-6 * float(columns.norm() * calibration.targets_of(mlp).norm())
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize("own_targets", [True, False])
+@every_layout
+@every_seed
+def test_a_refit_from_the_moments_of_the_whole_block_is_that_of_the_part(with_weights, own_targets, layout, seed):
+    mlp, chosen = make_mlp(seed=seed, **layout), torch.tensor([1, 2, 5, 7])
+    calibration = weighted(mlp, trace_of(mlp, seed, 60))
+    inputs, weights = calibration.trace.inputs, calibration.weights if with_weights else None
+    targets = calibration.targets_of(mlp) + (0 if own_targets else torch.randn_like(inputs))
+    expected = refit_down(select_neurons(mlp, chosen), inputs, targets, 0.1, weights)
+    found = moments(mlp, inputs, weights, None if own_targets else targets)
+    assert (found.missing is None) == own_targets
+    for name, tensor in refit_part(mlp, chosen, found, 0.1).tensors().items():
+        torch.testing.assert_close(tensor, expected.tensors()[name], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("choice", ["energy", "cholesky"])
 @every_seed
 def test_even_weights_change_nothing(choice, seed):
     mlp = make_mlp(24, 6, seed=seed)
-    plain = Calibration.of(mlp, trace_of(mlp, seed, 60))
+    plain = Calibration(trace_of(mlp, seed, 60)).with_targets(mlp)
     even = replace(plain, weights=token_weights(plain.trace.cotangents, 0.0))
     config = NTKMatch(choice=choice, refine_epochs=3, match="none")
     one, other = (narrow(mlp, 6, config, torch.Generator().manual_seed(seed), c).mlp for c in (plain, even))
@@ -171,7 +187,7 @@ def test_weights_follow_the_gradients_and_are_chosen_with_the_samples(seed):
     torch.testing.assert_close(weights.square(), 0.25 + 0.75 * squares / squares.mean())
     assert float(weights.square().mean()) == pytest.approx(1)
     assert float(weights.min()) == pytest.approx(0.5)
-    chosen = Calibration.of(mlp, trace, weights).select(torch.tensor([3, 1]))
+    chosen = Calibration(trace, weights=weights).with_targets(mlp).select(torch.tensor([3, 1]))
     assert chosen.weights is not None
     assert torch.equal(chosen.weights, weights[trace.token_indices(torch.tensor([3, 1]))])
     assert torch.equal(token_weights(torch.zeros_like(trace.cotangents)), torch.ones_like(weights))
@@ -191,7 +207,9 @@ def test_a_token_with_gradients_counts_as_if_it_were_there_more_often(choice, la
     for tokens, weight in ((inputs, weights), (often, None)):
         flat = tokens.flatten(0, 1)
         trace = BlockTrace(flat, torch.zeros_like(flat), torch.full((60,), tokens.shape[1]))
-        smalls.append(narrow(mlp, 6, config, torch.Generator(), Calibration.of(mlp, trace, weight)).mlp)
+        smalls.append(
+            narrow(mlp, 6, config, torch.Generator(), Calibration(trace, weights=weight).with_targets(mlp)).mlp
+        )
     for name, tensor in smalls[0].tensors().items():
         torch.testing.assert_close(tensor, smalls[1].tensors()[name], rtol=1e-6, atol=1e-8)
 
@@ -200,11 +218,13 @@ def test_a_token_with_gradients_counts_as_if_it_were_there_more_often(choice, la
 @every_seed
 def test_in_the_refinement_an_error_counts_as_often_as_its_weight_says(layout, seed):
     mlp = make_mlp(24, 6, seed=seed, **layout)
-    plain = Calibration.of(mlp, trace_of(mlp, seed, 30))
+    plain = Calibration(trace_of(mlp, seed, 30)).with_targets(mlp)
     weights = 1.0 + 2 * (torch.arange(plain.trace.num_tokens) % 4 == 0).double()
     often = torch.arange(plain.trace.num_tokens).repeat_interleave(weights.long())
     inputs = plain.trace.inputs[often]
-    repeated = Calibration.of(mlp, BlockTrace(inputs, torch.zeros_like(inputs), torch.ones(len(often)).long()))
+    repeated = Calibration(BlockTrace(inputs, torch.zeros_like(inputs), torch.ones(len(often)).long())).with_targets(
+        mlp
+    )
     kept, smalls = select_neurons(mlp, torch.arange(6)), []
     for calibration in (replace(plain, weights=weights), repeated):
         assert calibration.trace.num_tokens <= Refinement(20).batch_tokens  # all of them in every step
@@ -219,7 +239,7 @@ def test_in_the_refinement_an_error_counts_as_often_as_its_weight_says(layout, s
 @every_seed
 def test_each_part_lowers_the_output_error_on_the_calibration(seed):
     mlp = make_mlp(24, 6, seed=seed)
-    calibration = Calibration.of(mlp, trace_of(mlp, seed, 60))
+    calibration = Calibration(trace_of(mlp, seed, 60)).with_targets(mlp)
     parts = {"refit": False, "refine_epochs": 0, "match": "none"}
     errors = []
     for change in ({}, {"refit": True}, {"refit": True, "refine_epochs": 20}):

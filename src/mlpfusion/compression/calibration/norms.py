@@ -31,9 +31,8 @@ def data_free_calibration(model: PreTrainedModel, sites: Sequence[Site], seed: i
     norms = feeding_norms(model, sites)
 
     def calibrate(site: Site) -> Calibration:
-        mlp, generator = read_mlp(model, site), site_generator(seed, f"{site.path} calibration")
-        trace = norm_trace(norms[site.path], mlp.up, generator)
-        return Calibration.of(mlp, trace)
+        generator = site_generator(seed, f"{site.path} calibration")
+        return Calibration(norm_trace(norms[site.path], read_mlp(model, site).up, generator))
 
     return calibrate
 

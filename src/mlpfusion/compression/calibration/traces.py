@@ -207,7 +207,7 @@ def calibrated_outcomes(
     """
 
     def calibration(site: Site) -> Calibration:
-        return Calibration.of(read_mlp(model, site), traced.traces[site.path], traced.weights.get(site.path))
+        return Calibration(traced.traces[site.path], weights=traced.weights.get(site.path))
 
     if sequential:
         outcomes = _sequential_outcomes(model, run, traced.batches, calibration)
@@ -246,7 +246,7 @@ def _sequential_outcomes(
     def on_new_inputs(site: Site) -> Calibration:
         with recording(work, gradients=False):
             inputs = mlp_inputs(work, [site], batches)[site.path]
-        original = calibration(site)
+        original = calibration(site).with_targets(read_mlp(model, site))
         return replace(original, trace=replace(original.trace, inputs=inputs))
 
     for done, entry in enumerate(run.plan.entries):

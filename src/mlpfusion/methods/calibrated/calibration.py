@@ -1,6 +1,6 @@
 """Data for a calibrated method: inputs, cotangents and target outputs of one block."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -21,57 +21,62 @@ FOCUS = 0.9
 class Calibration:
     """Unlabelled trace of one block, with the target outputs at its tokens.
 
-    `targets` are the outputs of the original block, `down` bias included, in fp32 or better. They
-    belong to the inputs of the trace, except when blocks are compressed one after the other: then
-    the inputs come from the compressed blocks before, targets and cotangents from the original
-    model. `weights`, if any, multiply the error of each token. Raises `InputError` if the shapes
-    differ.
+    `targets` are in fp32 or better, `down` bias included; None stands for the outputs of the block itself. They are
+    others when blocks are compressed one after the other: then the inputs come from the compressed blocks before,
+    targets and cotangents from the original model. `weights`, if any, multiply the error of each token. Raises
+    `InputError` if the shapes differ.
     """
 
     trace: BlockTrace
-    targets: Float[Tensor, "tokens hidden"]
+    targets: Float[Tensor, "tokens hidden"] | None = None
     weights: Float[Tensor, " tokens"] | None = None
 
     def __post_init__(self) -> None:
-        if self.targets.shape != self.trace.inputs.shape:
+        if self.targets is not None and self.targets.shape != self.trace.inputs.shape:
             shapes = f"{tuple(self.trace.inputs.shape)} and {tuple(self.targets.shape)}"
             raise InputError(f"`trace` and `targets` must be of one shape (tokens, hidden), got {shapes}")
-        if self.weights is not None and self.weights.shape != self.targets.shape[:1]:
-            raise InputError(f"`weights` must be of {len(self.targets)} tokens, got {tuple(self.weights.shape)}")
+        if self.weights is not None and self.weights.shape != self.trace.inputs.shape[:1]:
+            raise InputError(f"`weights` must be of {self.trace.num_tokens} tokens, got {tuple(self.weights.shape)}")
 
-    @classmethod
-    def of(cls, mlp: MLP, trace: BlockTrace, weights: Float[Tensor, " tokens"] | None = None) -> "Calibration":
-        """Takes the outputs of `mlp` at the inputs of `trace` as targets.
+    def targets_of(self, mlp: MLP) -> Float[Tensor, "tokens hidden"]:
+        """Returns the targets, by default the outputs of `mlp` at the inputs.
 
         >>> trace = BlockTrace(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([2]))
-        >>> Calibration.of(MLP(torch.eye(3), torch.eye(3), torch.relu), trace).targets.shape
+        >>> Calibration(trace).targets_of(MLP(torch.eye(3), torch.eye(3), torch.relu)).shape
         torch.Size([2, 3])
         """
+        if self.targets is not None:
+            return self.targets
         block = in_compute_dtype(mlp)
-        return cls(trace, forward(block, trace.inputs.to(block.up)), weights)
+        return forward(block, self.trace.inputs.to(block.up))
+
+    def with_targets(self, mlp: MLP) -> "Calibration":
+        """Returns the calibration with `targets_of(mlp)` in memory."""
+        return replace(self, targets=self.targets_of(mlp))
 
     def select(self, samples: Int[Tensor, " chosen"]) -> "Calibration":
         """Copies the samples with the given indices.
 
         Raises `InputError` for an index out of range.
         """
-        tokens = self.trace.token_indices(samples).to(self.targets.device)
-        weights = None if self.weights is None else self.weights[tokens]
-        return Calibration(self.trace.select(samples), self.targets[tokens], weights)
+        tokens = self.trace.token_indices(samples)
+        chosen = (None if one is None else one[tokens.to(one.device)] for one in (self.targets, self.weights))
+        return Calibration(self.trace.select(samples), *chosen)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Calibration":
         """Moves all tensors to `device` and casts to `dtype`. Shares memory if possible."""
-        weights = None if self.weights is None else self.weights.to(device=device, dtype=dtype)
-        return Calibration(self.trace.to(device, dtype), self.targets.to(device=device, dtype=dtype), weights)
+        moved = (None if one is None else one.to(device=device, dtype=dtype) for one in (self.targets, self.weights))
+        return Calibration(self.trace.to(device, dtype), *moved)
 
     def check(self, mlp: MLP) -> None:
         """Raises `InputError` for another hidden size than the block's, or NaN or Inf."""
         if self.trace.hidden_size != mlp.hidden_size:
             raise InputError(f"`calibration` must have hidden size {mlp.hidden_size}, got {self.trace.hidden_size}")
-        values = {"inputs": self.trace.inputs, "cotangents": self.trace.cotangents, "targets": self.targets}
-        values |= {} if self.weights is None else {"weights": self.weights}
+        values = {"inputs": self.trace.inputs, "cotangents": self.trace.cotangents}
+        values |= {"targets": self.targets, "weights": self.weights}
         for name, tensor in values.items():
-            check_finite(tensor, "`calibration`", f" in its {name}")
+            if tensor is not None:
+                check_finite(tensor, "`calibration`", f" in its {name}")
 
 
 def token_weights(cotangents: Float[Tensor, "tokens hidden"], focus: float = FOCUS) -> Float[Tensor, " tokens"]:

@@ -33,11 +33,12 @@ class MaintainOutput(TrainedMethod):
 def compress(block: Block, config: MaintainOutput) -> Narrowed:
     """Trains the fused block. The metrics are squared errors over squared outputs."""
     start = fused_start(block.mlp, block.num_neurons, block.generator)
-    size = float(block.inputs.targets.double().square().sum()) or 1.0
+    calibration = block.inputs.with_targets(block.mlp)
+    size = float(calibration.targets_of(block.mlp).double().square().sum()) or 1.0
 
     def loss(student: MLP, part: Calibration) -> Float[Tensor, ""]:
-        return (forward(student, part.trace.inputs) - part.targets).square().sum() / size
+        return (forward(student, part.trace.inputs) - part.targets_of(block.mlp)).square().sum() / size
 
-    student, before, after = train_student(start.student, block.inputs, loss, config.training(), block.generator)
+    student, before, after = train_student(start.student, calibration, loss, config.training(), block.generator)
     metrics = {"squared_error_start": before, "squared_error": after}
     return Narrowed(student, metrics | fusion.cluster_metrics(start.clusters))

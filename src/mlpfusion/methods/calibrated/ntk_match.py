@@ -17,15 +17,18 @@ from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.calibrated.refit import (
     Refinement,
     activation_chunks,
+    moments,
     output_error,
     refine_weights,
     refit_down,
+    refit_part,
     split_samples,
 )
 from mlpfusion.methods.calibrated.student import fused_start
 from mlpfusion.mlp import MLP, in_compute_dtype, select_neurons
 
 CHOICES = ("energy", "cholesky", "fusion")
+_JUDGED_TOKENS = 4096  # that the errors in the metrics are of, if nothing is refined: they decide nothing
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,27 @@ def compress(block: Block, config: NTKMatch) -> Narrowed:
     The errors are on held-out samples if the weights are refined. Errors and fits weight the tokens
     as the calibration does.
     """
-    calibration = block.inputs
-    fit, held_out = calibration, calibration
+    mlp, fit = block.mlp, block.inputs
     if config.refine_epochs:
-        fit, held_out = split_samples(calibration, block.generator)
-    small = _choose(block.mlp, block.num_neurons, config, block.generator, fit)
+        fit, held_out = split_samples(fit, block.generator)
+    else:
+        held_out = _some(fit)
+    held_out = held_out.with_targets(mlp)
+    small, refitted = _chosen_and_refitted(mlp, block.num_neurons, config, block.generator, fit)
     metrics = {"output_error_chosen": output_error(small, held_out)}
-    if config.refit:
-        small = refit_down(small, fit.trace.inputs, fit.targets, config.ridge, fit.weights)
+    if refitted is not None:
+        small = refitted
         metrics["output_error_refit"] = output_error(small, held_out)
     if config.refine_epochs:
-        small = refine_weights(small, fit, held_out, config.refinement(), block.generator)
+        small = refine_weights(small, fit.with_targets(mlp), held_out, config.refinement(), block.generator)
         metrics["output_error_refined"] = output_error(small, held_out)
     return Narrowed(small, metrics)
+
+
+def _some(calibration: Calibration) -> Calibration:
+    """Samples of some thousand tokens at equal distances, or all, to judge by."""
+    num_samples, num_tokens = calibration.trace.num_samples, calibration.trace.num_tokens
+    return calibration.select(_evenly_spaced(num_samples, -(-_JUDGED_TOKENS * num_samples // max(1, num_tokens))))
 
 
 def second_step(config: NTKMatch) -> SecondStep | None:
@@ -142,14 +153,23 @@ def _evenly_spaced(num_samples: int, number: int) -> Int[Tensor, " selected"]:
     return torch.arange(count) * num_samples // count
 
 
-def _choose(mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, calibration: Calibration) -> MLP:
+def _chosen_and_refitted(
+    mlp: MLP, num_neurons: int, config: NTKMatch, generator: torch.Generator, fit: Calibration
+) -> tuple[MLP, MLP | None]:
+    """The block of the chosen neurons (or centroids), and the same refitted if asked."""
+    inputs, ridge = fit.trace.inputs, config.ridge
     if config.choice == "fusion":
-        return fused_start(mlp, num_neurons, generator).student
+        small = fused_start(mlp, num_neurons, generator).student
+        return small, refit_down(small, inputs, fit.targets_of(mlp), ridge, fit.weights) if config.refit else None
+    found = moments(mlp, inputs, fit.weights, fit.targets)
+    gram = found.gram[: mlp.num_neurons, : mlp.num_neurons]
     if config.choice == "energy":
-        best = by_energy(mlp, calibration.trace.inputs, calibration.weights)[:num_neurons]
+        best = _by_energy(mlp, gram.diagonal())[:num_neurons]
     else:
-        best = _pivots(_contributions(mlp, calibration), num_neurons)
-    return select_neurons(mlp, best.sort().values)
+        down = in_compute_dtype(mlp).down
+        best = _pivots(gram * (down.T @ down).double(), num_neurons)
+    best = best.sort().values
+    return select_neurons(mlp, best), refit_part(mlp, best, found, ridge) if config.refit else None
 
 
 def by_energy(
@@ -166,21 +186,11 @@ def by_energy(
     total = torch.zeros(mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
     for activations in activation_chunks(mlp, inputs, weights):
         total += activations.double().square().sum(0)
-    energy = total / len(inputs) * mlp.down.double().square().sum(0)
-    return energy.sort(descending=True, stable=True).indices
+    return _by_energy(mlp, total / len(inputs))
 
 
-def _contributions(mlp: MLP, calibration: Calibration) -> Float[Tensor, "neurons neurons"]:
-    """Gram matrix of the neurons' contributions to the output: <a_i, a_j> <down_i, down_j>.
-
-    <a_i, a_j> is a (weighted) mean over tokens.
-    """
-    gram = torch.zeros(mlp.num_neurons, mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
-    inputs = calibration.trace.inputs
-    for activations in activation_chunks(mlp, inputs, calibration.weights):
-        gram += (activations.T @ activations).double() / len(inputs)
-    down = in_compute_dtype(mlp).down
-    return gram * (down.T @ down).double()
+def _by_energy(mlp: MLP, mean_squares: Float[Tensor, " neurons"]) -> Int[Tensor, " neurons"]:
+    return (mean_squares * mlp.down.double().square().sum(0)).sort(descending=True, stable=True).indices
 
 
 def _pivots(gram: Float[Tensor, "neurons neurons"], count: int) -> Int[Tensor, " count"]:

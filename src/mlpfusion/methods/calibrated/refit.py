@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlpfusion.methods.calibrated.calibration import Calibration
-from mlpfusion.mlp import MLP, clone, forward, hidden_activations, in_compute_dtype, map_tensors
+from mlpfusion.mlp import MLP, clone, forward, hidden_activations, in_compute_dtype, map_tensors, select_neurons
 
 _CHUNK_TOKENS = 4096  # activations of 3,072 neurons in fp32: 50 MB; not tuned
 _HELD_OUT = 0.1  # share of the samples; not tuned
@@ -34,17 +34,76 @@ def refit_down(
     >>> round(refit_down(mlp, x, 3 * x, ridge=1e-9).down.item(), 4)
     3.0
     """
-    gram, right = _normal_equations(mlp, inputs, targets, weights)
+    found = moments(mlp, inputs, weights, targets)
+    assert found.missing is not None
+    return _with_change(mlp, found.gram, found.missing, ridge)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means over the (weighted) tokens of the activations times each other and times what the outputs lack.
+
+    The last row is that of a 1, if the block has `down_bias`. `missing` is None if the outputs lack nothing.
+    """
+
+    gram: Float[Tensor, "columns columns"]
+    missing: Float[Tensor, "columns hidden"] | None
+
+
+def refit_part(mlp: MLP, chosen: Int[Tensor, " chosen"], found: Moments, ridge: float) -> MLP:
+    """Returns the neurons `chosen` of `mlp`, refitted as by `refit_down`, from the moments of the whole block.
+
+    What the chosen neurons lack is what the others add to the output, down_rest a_rest, so A^T (target - output) is
+    made of columns of A^T A: no token is looked at again.
+
+    >>> mlp = MLP(torch.ones(2, 1), torch.ones(1, 2), torch.relu)
+    >>> refit_part(mlp, torch.tensor([0]), moments(mlp, torch.ones(1, 1)), ridge=1e-9).down
+    tensor([[2.]])
+    """
+    rest = torch.ones(mlp.num_neurons, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, value=False)
+    kept = torch.cat([chosen, torch.arange(mlp.num_neurons, len(found.gram), device=chosen.device)])
+    rows = found.gram[kept]
+    right = rows[:, : mlp.num_neurons][:, rest] @ mlp.down.double()[:, rest].T
+    if found.missing is not None:
+        right += found.missing[kept]
+    return _with_change(select_neurons(mlp, chosen), rows[:, kept], right, ridge)
+
+
+def _with_change(mlp: MLP, gram: Tensor, right: Tensor, ridge: float) -> MLP:
+    """`mlp` with its `down` and `down_bias` changed by (gram + ridge)^-1 right. Overwrites `gram`."""
     weight = ridge * float(gram.diagonal()[: mlp.num_neurons].mean())
     gram.diagonal()[: mlp.num_neurons] += max(weight, torch.finfo(torch.float64).tiny)
     # 1e-12 of the mean diagonal, far below the ridge and above float64's rounding, keeps Cholesky
     # from failing when neurons or the bias column are collinear
-    factor = torch.linalg.cholesky(gram + 1e-12 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
-    change = torch.cholesky_solve(right, factor)
+    gram.diagonal().add_(1e-12 * gram.diagonal().mean())
+    change = torch.cholesky_solve(right, torch.linalg.cholesky(gram))
     fields = {"down": (mlp.down.double() + change[: mlp.num_neurons].T).to(mlp.down.dtype)}
     if mlp.down_bias is not None:
         fields["down_bias"] = (mlp.down_bias.double() + change[-1]).to(mlp.down_bias.dtype)
     return replace(mlp, **fields)
+
+
+def moments(
+    mlp: MLP,
+    inputs: Float[Tensor, "tokens hidden"],
+    weights: Float[Tensor, " tokens"] | None = None,
+    targets: Float[Tensor, "tokens hidden"] | None = None,
+) -> Moments:
+    """Computes the moments of a block, in float64 from sums of some thousand tokens in fp32 or better."""
+    block, size = in_compute_dtype(mlp), mlp.num_neurons + (mlp.down_bias is not None)
+    gram = torch.zeros(size, size, dtype=torch.float64, device=mlp.up.device)
+    missing = None if targets is None else gram.new_zeros(size, mlp.hidden_size)
+    wanted = [None] * -(-len(inputs) // _CHUNK_TOKENS) if targets is None else targets.split(_CHUNK_TOKENS)
+    chunks = activation_chunks(mlp, inputs), wanted, _weight_chunks(inputs, weights)
+    for activations, target, weight in zip(*chunks, strict=True):
+        ones = activations.new_ones(len(activations), size - mlp.num_neurons)
+        columns = weighted(torch.cat([activations, ones], dim=1), weight)
+        gram += columns.T @ columns
+        if missing is not None and target is not None:
+            outputs = torch.nn.functional.linear(activations, block.down, block.down_bias)
+            residual = (target.double() - outputs.double()).to(outputs)
+            missing += columns.T @ weighted(residual, weight)
+    return Moments(gram / len(inputs), None if missing is None else missing / len(inputs))
 
 
 def activation_chunks(
@@ -137,8 +196,10 @@ def output_error(mlp: MLP, calibration: Calibration) -> float:
     """
     block = in_compute_dtype(mlp)
     outputs = forward(block, calibration.trace.inputs.to(block.up))
-    error = weighted((outputs - calibration.targets).double(), calibration.weights).norm(dim=1).mean()
-    size = weighted(calibration.targets.double(), calibration.weights).norm(dim=1).mean()
+    targets, weights = calibration.targets, calibration.weights
+    assert targets is not None
+    error = weighted((outputs - targets).double(), weights).norm(dim=1).mean()
+    size = weighted(targets.double(), weights).norm(dim=1).mean()
     return float(error / size) if size > 0 else float(error)
 
 
@@ -160,6 +221,7 @@ def _states(
         optimizer, [group["lr"] for group in groups], total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
     inputs, targets, weights = calibration.trace.inputs, calibration.targets, calibration.weights
+    assert targets is not None
     size = float(weighted(targets.double(), weights).norm(dim=1).mean()) or 1.0
     for _ in range(refinement.num_epochs):
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
@@ -180,27 +242,3 @@ def _states(
 def _size(block: MLP, name: str) -> float:
     """Root mean square of a matrix, or of the matrix of a bias; 1 for a matrix of zeros."""
     return float(block.matrices()[name.removesuffix("_bias")].double().square().mean().sqrt()) or 1.0
-
-
-def _normal_equations(
-    mlp: MLP,
-    inputs: Float[Tensor, "tokens hidden"],
-    targets: Float[Tensor, "tokens hidden"],
-    weights: Float[Tensor, " tokens"] | None,
-) -> tuple[Tensor, Tensor]:
-    """Returns A^T A and A^T (targets - outputs), means over the tokens, rows weighted if asked.
-
-    A holds the activations, and a column of ones if the block has `down_bias`.
-    """
-    block, size = in_compute_dtype(mlp), mlp.num_neurons + (mlp.down_bias is not None)
-    gram = torch.zeros(size, size, dtype=torch.float64, device=mlp.up.device)
-    right = gram.new_zeros(size, mlp.hidden_size)
-    chunks = activation_chunks(mlp, inputs), targets.split(_CHUNK_TOKENS), _weight_chunks(inputs, weights)
-    for activations, target, weight in zip(*chunks, strict=True):
-        outputs = torch.nn.functional.linear(activations, block.down, block.down_bias)
-        residual = (target.double() - outputs.double()).to(outputs)
-        ones = activations.new_ones(len(activations), size - mlp.num_neurons)
-        columns, residual = weighted(torch.cat([activations, ones], dim=1), weight), weighted(residual, weight)
-        gram += (columns.T @ columns).double() / len(inputs)
-        right += (columns.T @ residual).double() / len(inputs)
-    return gram, right
