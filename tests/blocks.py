@@ -22,9 +22,11 @@ def narrow(
     return outcome
 
 
-def factorise(mlp: MLP, keep_ratio: float, method: Any, generator: torch.Generator) -> LowRank:
+def factorise(
+    mlp: MLP, keep_ratio: float, method: Any, generator: torch.Generator, calibration: Calibration | None = None
+) -> LowRank:
     """The factors that hold this share of the entries of the matrices."""
-    outcome = compress_block(Block(mlp, mlp.num_neurons, generator, keep_ratio), method)
+    outcome = compress_block(Block(mlp, mlp.num_neurons, generator, keep_ratio, calibration), method)
     assert isinstance(outcome, LowRank)
     return outcome
 

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from mlpfusion.compression.compress import compress as compress
     from mlpfusion.errors import InputError as InputError
     from mlpfusion.kinds.folding import fold as fold
+    from mlpfusion.methods.calibrated.flap import FLAP as FLAP
     from mlpfusion.methods.calibrated.maintain_ntk_gradient import MaintainNTKGradient as MaintainNTKGradient
     from mlpfusion.methods.calibrated.maintain_output import MaintainOutput as MaintainOutput
     from mlpfusion.methods.calibrated.ntk_match import NTKMatch as NTKMatch
+    from mlpfusion.methods.calibrated.whitened_svd import WhitenedSVD as WhitenedSVD
     from mlpfusion.methods.data_free.clustering import Clustering as Clustering
     from mlpfusion.methods.data_free.folded_fusion import FoldedFusion as FoldedFusion
     from mlpfusion.methods.data_free.fusion import Fusion as Fusion
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mlpfusion.methods.data_free.mmd import MMD as MMD
     from mlpfusion.methods.data_free.neuron_pruning import NeuronPruning as NeuronPruning
     from mlpfusion.methods.data_free.ntk_sap import NTKSAP as NTKSAP
+    from mlpfusion.methods.data_free.peak_to_peak import PeakToPeak as PeakToPeak
     from mlpfusion.methods.data_free.random_neurons import RandomNeurons as RandomNeurons
     from mlpfusion.methods.data_free.sketch import Sketch as Sketch
     from mlpfusion.methods.data_free.svd import SVD as SVD
@@ -38,6 +41,7 @@ _PUBLIC = {
     "fold": "mlpfusion.kinds.folding",
     "Clustering": "mlpfusion.methods.data_free.clustering",
     "FoldedFusion": "mlpfusion.methods.data_free.folded_fusion",
+    "FLAP": "mlpfusion.methods.calibrated.flap",
     "FLOP": "mlpfusion.methods.on_task.flop",
     "Fusion": "mlpfusion.methods.data_free.fusion",
     "GemMiner": "mlpfusion.methods.on_task.gem_miner",
@@ -51,10 +55,12 @@ _PUBLIC = {
     "NeuronPruning": "mlpfusion.methods.data_free.neuron_pruning",
     "NTKMatch": "mlpfusion.methods.calibrated.ntk_match",
     "NTKSAP": "mlpfusion.methods.data_free.ntk_sap",
+    "PeakToPeak": "mlpfusion.methods.data_free.peak_to_peak",
     "RandomNeurons": "mlpfusion.methods.data_free.random_neurons",
     "Record": "mlpfusion.record",
     "Sketch": "mlpfusion.methods.data_free.sketch",
     "SVD": "mlpfusion.methods.data_free.svd",
+    "WhitenedSVD": "mlpfusion.methods.calibrated.whitened_svd",
 }
 
 

@@ -19,7 +19,7 @@ from mlpfusion.mlp import MLP, forward, neurons
 NARROWING = [method for method in ONE_SHOT if METHODS[method].makes is Narrowed]
 every_method = pytest.mark.parametrize("method", [method() for method in NARROWING], ids=lambda m: method_name(type(m)))
 every_calibrated_method = pytest.mark.parametrize(
-    "method", [method() for method in CALIBRATED], ids=lambda m: method_name(type(m))
+    "method", [method() for method in CALIBRATED if method in NARROWING], ids=lambda m: method_name(type(m))
 )
 every_exact_method = pytest.mark.parametrize(
     "method",
@@ -88,7 +88,7 @@ def test_inputs_and_the_output_bias_are_untouched(method, layout):
     small = run(mlp, 5, method).mlp
     for name, tensor in mlp.tensors().items():
         assert torch.equal(tensor, before[name])
-    if mlp.down_bias is not None and method_name(type(method)) != "ntk-match":  # which refits it
+    if mlp.down_bias is not None and method_name(type(method)) not in ("ntk-match", "flap"):  # which refit it
         assert small.down_bias is not None
         assert torch.equal(small.down_bias, mlp.down_bias)
 

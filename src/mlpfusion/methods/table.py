@@ -10,7 +10,13 @@ from typing import Any, Literal
 
 from mlpfusion.kinds.outcome import LowRank, Masked, Narrowed, Outcome, Routed
 from mlpfusion.methods.block import SecondStep
-from mlpfusion.methods.calibrated import maintain_ntk_gradient, maintain_output, ntk_match
+from mlpfusion.methods.calibrated import (
+    flap,
+    maintain_ntk_gradient,
+    maintain_output,
+    ntk_match,
+    whitened_svd,
+)
 from mlpfusion.methods.data_free import (
     clustering,
     folded_fusion,
@@ -19,6 +25,7 @@ from mlpfusion.methods.data_free import (
     mmd,
     neuron_pruning,
     ntk_sap,
+    peak_to_peak,
     random_neurons,
     sketch,
     svd,
@@ -51,15 +58,18 @@ METHODS: dict[type, Method] = {
     folded_fusion.FoldedFusion: Method(folded_fusion.compress),
     clustering.Clustering: Method(clustering.compress),
     neuron_pruning.NeuronPruning: Method(neuron_pruning.compress),
+    peak_to_peak.PeakToPeak: Method(peak_to_peak.compress),
     random_neurons.RandomNeurons: Method(random_neurons.compress),
     sketch.Sketch: Method(sketch.compress, why_inexact="S S^T is the identity only in the mean"),
     mmd.MMD: Method(
         mmd.compress, why_inexact="points are moved, and pulled to zero by weight decay, wherever they start"
     ),
+    flap.FLAP: Method(flap.compress, sees="inputs"),
     maintain_output.MaintainOutput: Method(maintain_output.compress, sees="inputs"),
     maintain_ntk_gradient.MaintainNTKGradient: Method(maintain_ntk_gradient.compress, sees="inputs"),
     ntk_match.NTKMatch: Method(ntk_match.compress, sees="inputs", second_step=ntk_match.second_step),
     svd.SVD: Method(svd.compress, makes=LowRank),
+    whitened_svd.WhitenedSVD: Method(whitened_svd.compress, makes=LowRank, sees="inputs"),
     magnitude.Magnitude: Method(magnitude.compress, makes=Masked, ranked_together=True),
     ntk_sap.NTKSAP: Method(ntk_sap.compress, makes=Masked),
     lth.LTH: Method(lth.compress, makes=Masked, sees="labels"),
