@@ -22,11 +22,12 @@ import torch
 
 TOKENS, WINDOW = 8192, 512  # of WikiText-2 test
 REFIT = ("--option", "refine_epochs=0", "--option", "match=none")  # the choice of neurons and the refit alone
+REFINED = ("--option", "refine_epochs=4", "--option", "refine_rate=0.02", "--option", "match=none")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A method at one size; `sees` names what it is calibrated on, `samples` says how many texts of it."""
+    """A method at one size; `sees` names what it is calibrated on, `samples` says how many windows of it."""
 
     method: str
     keep_ratio: float
@@ -35,17 +36,24 @@ class Cut:
     samples: int = 256
 
     @property
-    def key(self) -> tuple[str, float, str, int]:
+    def key(self) -> tuple[str, float, str, str]:
         """Tells rows of the record apart."""
-        return self.method, self.keep_ratio, self.sees, self.samples
+        return self.method, self.keep_ratio, self.sees, self.told
+
+    @property
+    def told(self) -> str:
+        """The options of the method, for the record."""
+        return " ".join(self.options[1::2])
 
 
+SIZES = (0.8, 0.5)
+WITHOUT, ON_TEXT = ("fusion", "neuron-pruning", "peak-to-peak", "svd"), ("flap", "whitened-svd")
 CUTS = (
-    *(Cut(method, 0.8) for method in ("fusion", "neuron-pruning", "svd")),
-    *(Cut("ntk-match", 0.8, sees, REFIT) for sees in ("WikiText-2 train", "books", "random tokens")),
-    Cut("ntk-match", 0.8, "random tokens", REFIT, samples=1024),
-    Cut("ntk-match", 0.5, "WikiText-2 train", REFIT),
-    *(Cut(method, 0.5) for method in ("fusion", "neuron-pruning", "svd")),
+    *(Cut(method, size) for size in SIZES for method in WITHOUT),
+    *(Cut("ntk-match", size, "its own text", REFIT) for size in SIZES),
+    *(Cut("ntk-match", size, "WikiText-2 train", how) for size in SIZES for how in (REFIT, REFINED)),
+    Cut("ntk-match", 0.8, "books", REFIT),
+    *(Cut(method, size, "WikiText-2 train") for size in SIZES for method in ON_TEXT),
 )
 
 
@@ -84,11 +92,11 @@ def row_of(cut: Cut, model: Path, wikitext: Path, books: Path) -> dict[str, Any]
         "nothing": (),
         "WikiText-2 train": ("--calibration", wikitext / "train.txt.gz"),
         "books": ("--calibration", books),
-        "random tokens": ("--data-free",),
+        "its own text": ("--data-free",),
     }
     flags = ["--method", cut.method, *cut.options, "--keep-ratio", cut.keep_ratio, *sources[cut.sees]]
     flags += [] if cut.sees == "nothing" else ["--calibration-samples", cut.samples]
-    flags += [] if cut.method == "svd" else ["--round-to", 64]
+    flags += [] if cut.method.endswith("svd") else ["--round-to", 64]
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder, "small")
         compressed = run("compress", model, small, *flags)
@@ -98,7 +106,7 @@ def row_of(cut: Cut, model: Path, wikitext: Path, books: Path) -> dict[str, Any]
             "keep_ratio": cut.keep_ratio,
             "sees": cut.sees,
             "samples": cut.samples,
-            "options": " ".join(cut.options[1::2]),
+            "options": cut.told,
             "calibration_tokens": 0 if used is None else used["tokens"],
             "divergence": compressed.record["divergence"],
             "parameters": compressed.record["compressed"]["parameters"],
@@ -136,7 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, wikitext, books, out = arguments.model, arguments.wikitext, arguments.books, arguments.out
     result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else begun(model, wikitext)
-    made = {(row["method"], row["keep_ratio"], row["sees"], row["samples"]): row for row in result["rows"]}
+    made = {(row["method"], row["keep_ratio"], row["sees"], row["options"]): row for row in result["rows"]}
     for cut in CUTS:
         if cut.key not in made:
             made[cut.key] = row_of(cut, model, wikitext, books)

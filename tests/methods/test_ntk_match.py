@@ -11,7 +11,15 @@ from mlpfusion.kernel import BlockTrace, adam_kernel, kernel_error, neuron_kerne
 from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.calibrated.ntk_match import CHOICES, NTKMatch
-from mlpfusion.methods.calibrated.refit import Refinement, moments, output_error, refine_weights, refit_down, refit_part
+from mlpfusion.methods.calibrated.refit import (
+    Refinement,
+    moments,
+    output_error,
+    refine_weights,
+    refit_down,
+    refit_part,
+    split_samples,
+)
 from mlpfusion.methods.names import method_from_name
 from mlpfusion.mlp import MLP, fold, forward, hidden_activations, select_neurons
 
@@ -165,6 +173,16 @@ def test_a_refit_from_the_moments_of_the_whole_block_is_that_of_the_part(with_we
     assert (found.missing is None) == own_targets
     for name, tensor in refit_part(mlp, chosen, found, 0.1).tensors().items():
         torch.testing.assert_close(tensor, expected.tensors()[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("num_samples", "tokens", "num_held"), [(64, 128, 6), (256, 17, 25), (40, 5, 0), (9, 999, 0)])
+def test_a_tenth_of_the_samples_is_held_out_if_it_has_tokens_enough_to_judge_by(num_samples, tokens, num_held):
+    inputs = torch.arange(num_samples, dtype=torch.float32).repeat_interleave(tokens)[:, None]
+    whole = Calibration(BlockTrace(inputs, torch.zeros_like(inputs), torch.full((num_samples,), tokens)))
+    fit, held_out = split_samples(whole, torch.Generator().manual_seed(0))
+    seen, judged = ({int(x) for x in part.trace.inputs} for part in (fit, held_out))
+    assert seen | judged == set(range(num_samples))
+    assert (len(judged), len(seen)) == ((num_held, num_samples - num_held) if num_held else (num_samples,) * 2)
 
 
 @pytest.mark.parametrize("choice", ["energy", "cholesky"])

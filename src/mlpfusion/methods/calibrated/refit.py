@@ -12,7 +12,7 @@ from mlpfusion.mlp import MLP, clone, forward, hidden_activations, in_compute_dt
 
 _CHUNK_TOKENS = 4096  # activations of 3,072 neurons in fp32: 50 MB; not tuned
 _HELD_OUT = 0.1  # share of the samples; not tuned
-_MIN_HELD_OUT = 8  # fewer judge by noise; not tuned
+_MIN_HELD_OUT = 128  # tokens: of eight sentences, or one window; fewer judge by noise; not tuned
 _NUM_CHECKS = 10  # evaluations on the held-out samples during refinement; not tuned
 
 
@@ -157,12 +157,12 @@ class Refinement:
 def split_samples(calibration: Calibration, generator: torch.Generator) -> tuple[Calibration, Calibration]:
     """Returns (fit, held_out). A tenth of the samples is held out.
 
-    With fewer than 80 samples none is held out, and both are the whole calibration: selection on a
-    handful of samples would be noise.
+    If that is less than 128 tokens none is held out, and both are the whole calibration: selection on
+    a handful of sentences would be noise.
     """
     order = torch.randperm(calibration.trace.num_samples, generator=generator)
     num_held = int(_HELD_OUT * len(order))
-    if num_held < _MIN_HELD_OUT:
+    if int(calibration.trace.lengths.cpu()[order[:num_held]].sum()) < _MIN_HELD_OUT:
         return calibration, calibration
     return calibration.select(order[num_held:].sort().values), calibration.select(order[:num_held].sort().values)
 
