@@ -30,7 +30,7 @@ from mlpfusion.kernel import (
 )
 from mlpfusion.kernel.gradient import WeightGradient
 from mlpfusion.kinds.low_rank import LowRankLinear
-from mlpfusion.measure.trained_block import trained_block
+from mlpfusion.measure.approximation import trained_block
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.sites.sites import base_model, linear_maps, site_parameters
 from mlpfusion.sites.traces import block_traces

@@ -176,7 +176,7 @@ def test_measure_takes_every_kind(method, minilm, tmp_path):
     options = ["--data", *SENTENCES, "--max-samples", 6]
     result = call("measure", minilm, out, *options, "--json")
     assert result.exit_code == 0, result.output
-    errors = json.loads(result.stdout)
+    errors = json.loads(result.stdout)["blocks"]
     assert [error["path"] for error in errors] == ["encoder.layer.4", "encoder.layer.5"]
     compared = call("compare", minilm, *options, "--seeds", 0, "--methods", method, "--layers", "5", "--json")
     alone = json.loads(compared.stdout)["rows"][0]["error"]
@@ -195,7 +195,7 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     options = ["--data", *SENTENCES, "--max-samples", 6]
     result = call("measure", minilm, out, *options, "--json")
     assert result.exit_code == 0, result.output
-    errors = json.loads(result.stdout)
+    errors = json.loads(result.stdout)["blocks"]
     assert [error["path"] for error in errors] == ["encoder.layer.4", "encoder.layer.5"]
     assert all(0.1 < error["output_error"] < 1.5 for error in errors)
     assert "encoder.layer.4" in call("measure", minilm, out, *options).stdout

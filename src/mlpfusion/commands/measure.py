@@ -8,7 +8,7 @@ from mlpfusion.options.fields import argument, option
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
-    from mlpfusion.measure.approximation import BlockError
+    from mlpfusion.measure.comparison import CheckpointErrors
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class MeasureOptions:
     authors_quirks: bool = option(False, "Also the numbers of the authors' code, in fields of their own.")
 
 
-def run(options: MeasureOptions, _progress: Progress) -> "list[BlockError]":
-    """Returns the errors of the blocks on the texts. Raises `InputError`."""
+def run(options: MeasureOptions, _progress: Progress) -> "CheckpointErrors":
+    """Returns the errors of the blocks and of the model on the texts. Raises `InputError`."""
     from mlpfusion.batch import with_decoder_inputs
     from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.checkpoint.tokenizer import token_batches
@@ -44,11 +44,11 @@ def run(options: MeasureOptions, _progress: Progress) -> "list[BlockError]":
     return measure_checkpoint(original, compressed, batches, probe, authors_batch)
 
 
-def show(errors: "list[BlockError]", _options: MeasureOptions) -> None:
-    """Prints a table of the blocks."""
-    from mlpfusion.report.terminal import print_block_errors
+def show(errors: "CheckpointErrors", _options: MeasureOptions) -> None:
+    """Prints a table of the blocks, and the errors of the whole model."""
+    from mlpfusion.report.terminal import print_checkpoint_errors
 
-    print_block_errors(errors)
+    print_checkpoint_errors(errors)
 
 
 SUMMARY = "Output and kernel error of COMPRESSED against ORIGINAL."

@@ -166,7 +166,7 @@ def _measure(
 def _cut(source: Path, options: CompressOptions, record: Record) -> Cut:
     folder, batch = Path(options.out), demo_batch(source)
     original, model = AutoModel.from_pretrained(source).eval(), AutoModel.from_pretrained(folder).eval()
-    errors = measure_checkpoint(open_checkpoint(str(source)), open_checkpoint(options.out), [batch], Probe())
+    errors = measure_checkpoint(open_checkpoint(str(source)), open_checkpoint(options.out), [batch], Probe()).blocks
     before, after = (embeddings(last_hidden_state(m, batch), batch["attention_mask"]) for m in (original, model))
     return Cut(folder, record, model, errors, float((before * after).sum(1).mean()))
 

@@ -11,6 +11,7 @@ from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import (
     SCALARS,
+    Block,
     BlockKernels,
     BlockTrace,
     KernelComparison,
@@ -20,10 +21,13 @@ from mlpfusion.kernel import (
     adam_kernel,
     compare_kernels,
 )
+from mlpfusion.kinds.key import model_key
+from mlpfusion.kinds.narrow import read_block
+from mlpfusion.kinds.table import kind_of
 from mlpfusion.measure.output_error import output_error
 from mlpfusion.measure.outputs import SiteOutputs, recorded_outputs
 from mlpfusion.measure.paper_numbers import SCALAR, AuthorsError, AuthorsReference, authors_error, padded_outputs
-from mlpfusion.measure.trained_block import trained_block
+from mlpfusion.measure.whole_model import ModelError, model_error_from_dict
 from mlpfusion.sites.sites import Site, find_sites
 from mlpfusion.sites.table import Architecture
 from mlpfusion.sites.traces import block_traces, random_head
@@ -77,6 +81,7 @@ class BlockError:
       with the gradients of its own model. `adam_trace_ratio`: tr K_c / tr K.
     - `adam`, `plain`: all measures, by tensor and in total, with and without b2.
     - `authors`: the numbers of the paper authors' code, if measured.
+    - `whole_model`: its outputs with this block alone replaced; None in records from before it was measured.
     """
 
     path: str
@@ -91,11 +96,12 @@ class BlockError:
     adam: KernelComparison
     plain: KernelComparison
     authors: AuthorsError | None = None
+    whole_model: ModelError | None = None
 
 
 def block_error_from_dict(data: dict[str, Any]) -> BlockError:
     """Reads a `BlockError` from its JSON data."""
-    authors = data["authors"]
+    authors, whole_model = data["authors"], data.get("whole_model")
     return BlockError(
         path=data["path"],
         layer=data["layer"],
@@ -109,6 +115,7 @@ def block_error_from_dict(data: dict[str, Any]) -> BlockError:
         adam=_comparison_from_dict(data["adam"]),
         plain=_comparison_from_dict(data["plain"]),
         authors=None if authors is None else AuthorsError(authors["output"], authors["kernel"]),
+        whole_model=None if whole_model is None else model_error_from_dict(whole_model),
     )
 
 
@@ -205,3 +212,13 @@ def _block_error(before: BlockReference, after: BlockReference, site: Site) -> B
         plain=plain,
         authors=authors,
     )
+
+
+def trained_block(model: PreTrainedModel, site: Site) -> Block:
+    """Reads the block at a site, with exactly the parameters trained by `model`.
+
+    Dense weights share memory with the model; products of factors are new.
+    """
+    key = model_key(model.config)
+    entry = None if key is None else key.sites.get(site.path)
+    return read_block(model, site) if entry is None else kind_of(entry).trained_block(model, site)

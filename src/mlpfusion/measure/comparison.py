@@ -18,6 +18,7 @@ from mlpfusion.compression.provenance import check_source
 from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.measure.approximation import BlockError, Probe, block_errors, references
 from mlpfusion.measure.outputs import outputs_on_inputs_of
+from mlpfusion.measure.whole_model import ModelError, layer_of_other, model_error, model_outputs
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import head_pooling, needs_batches
 from mlpfusion.methods.run import one_shot_method
@@ -82,6 +83,7 @@ def compare_methods(
     plan = make_plan(all_sites, Selection(layers, keep_ratio))
     sites = plan.sites
     total, rows = len(seeds) * len(sites) * len(methods), []
+    before = model_outputs(model, batches)
     for seed in seeds:
         probe = Probe(scalar, seed)
         originals = references(model, sites, batches, probe, authors_batch)
@@ -97,9 +99,18 @@ def compare_methods(
                 (error,) = block_errors(
                     original, small, row, batches, probe, outputs=outputs, authors_batch=authors_batch
                 )
+                error = replace(error, whole_model=model_error(before, model_outputs(small, batches)))
                 rows.append(_row(method, seed, record.seconds, block, error))
     progress(total, total, "")
     return rows
+
+
+@dataclass(frozen=True)
+class CheckpointErrors:
+    """Errors of every compressed block by itself, and of the whole model with all of them in place."""
+
+    blocks: list[BlockError]
+    whole_model: ModelError
 
 
 def measure_checkpoint(
@@ -108,10 +119,10 @@ def measure_checkpoint(
     batches: Sequence[Batch],
     probe: Probe,
     authors_batch: Batch | None = None,
-) -> list[BlockError]:
-    """Measures every compressed block of a checkpoint, with all cuts in place.
+) -> CheckpointErrors:
+    """Measures every compressed block of a checkpoint, and the whole model.
 
-    Kernels are those of the whole model; outputs are measured block by block, on the inputs of the
+    Kernels are those of the model with all cuts in place; outputs are measured block by block, on the inputs of the
     original's block. Raises `InputError` if a checkpoint cannot be read, `compressed` is not
     compressed, or `original` is not its source (by the hash of the source weights in the key of a
     compressed checkpoint).
@@ -121,9 +132,15 @@ def measure_checkpoint(
     sites = [site for site in find_sites(before, key.architecture) if site.path in key.sites]
     originals = references(before, sites, batches, probe, authors_batch)
     outputs = outputs_on_inputs_of(before, after, sites, batches)
-    return block_errors(
+    errors = block_errors(
         originals, after, key.architecture, batches, probe, outputs=outputs, authors_batch=authors_batch
     )
+    whole, blocks = model_outputs(before, batches), []
+    for site, error in zip(sites, errors, strict=True):
+        with layer_of_other(before, after, site):
+            alone = model_outputs(before, batches)
+        blocks.append(replace(error, whole_model=model_error(whole, alone)))
+    return CheckpointErrors(blocks, model_error(whole, model_outputs(after, batches)))
 
 
 def _traced(

@@ -6,6 +6,7 @@ from typing import Any
 
 from mlpfusion.measure.approximation import BlockError, block_error_from_dict
 from mlpfusion.measure.comparison import ComparisonRow
+from mlpfusion.measure.whole_model import ModelError
 from mlpfusion.methods.names import method_from_name, method_label
 from mlpfusion.report.numbers import markdown_table, mean_with_deviation
 
@@ -46,11 +47,26 @@ def _authors_kernel(error: BlockError) -> float:
     return error.authors.kernel
 
 
+def _whole_model(error: BlockError) -> ModelError:
+    assert error.whole_model is not None
+    return error.whole_model
+
+
+# Of the whole model with this block alone replaced; not in older records.
+HIDDEN = ErrorColumn("error of the model's last hidden state, relative", lambda error: _whole_model(error).hidden_error)
+LOSS = ErrorColumn("loss of the model, increase in nats a token", lambda error: _whole_model(error).loss_increase)
 # Only in comparisons with `--authors`.
 AUTHORS_COLUMNS = {
     "authors_output": ErrorColumn("authors' output error: last batch, padding included, absolute", _authors_output),
     "authors_kernel": ErrorColumn("authors' kernel error: prob0, absolute", _authors_kernel),
 }
+
+
+def model_columns(error: BlockError) -> dict[str, ErrorColumn]:
+    """Columns of the whole model by short title: those that an error has."""
+    if error.whole_model is None:
+        return {}
+    return {"hidden": HIDDEN} | ({} if error.whole_model.loss_before is None else {"loss": LOSS})
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,8 @@ def size_table(record: dict[str, Any]) -> str:
 def comparison_markdown(record: dict[str, Any]) -> str:
     """All tables, each under a heading; with the authors' numbers if measured."""
     rows = labelled_rows(record)
-    columns = [*COLUMNS.values(), *(AUTHORS_COLUMNS.values() if rows[0].error.authors is not None else ())]
+    columns = [*COLUMNS.values(), *model_columns(rows[0].error).values()]
+    columns = [*columns, *(AUTHORS_COLUMNS.values() if rows[0].error.authors is not None else ())]
     tables = {"sizes": _size_table(rows)} | {column.title: _table(rows, column) for column in columns}
     return "\n\n".join(f"## {title[0].upper()}{title[1:]}\n\n{table}" for title, table in tables.items()) + "\n"
 

@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mlpfusion.measure.approximation import BlockError
+from mlpfusion.measure.comparison import CheckpointErrors
 from mlpfusion.measure.evaluation import Evaluation
+from mlpfusion.measure.whole_model import ModelError
 from mlpfusion.record import Record
 from mlpfusion.report.comparison import (
     AUTHORS_COLUMNS,
@@ -17,6 +19,7 @@ from mlpfusion.report.comparison import (
     comparison_table,
     labelled_rows,
     labels_of,
+    model_columns,
     over_seeds,
     paths_of,
 )
@@ -76,26 +79,31 @@ def print_comparison(record: dict[str, Any]) -> None:
     console, rows = wide_console(), labelled_rows(record)
     for path in paths_of(rows):
         sizes = {row.label: row.size for row in rows if row.error.path == path}
-        table = _table((path, "block", *_SHORT))
+        columns = _SHORT | model_columns(rows[0].error)
+        table = _table((path, "block", *columns))
         for label in labels_of(rows):
-            cells = [_cell(over_seeds(rows, label, path, column), title) for title, column in _SHORT.items()]
+            cells = [_cell(over_seeds(rows, label, path, column), title) for title, column in columns.items()]
             table.add_row(label, sizes[label], *cells)
         console.print(table)
         console.print()
-    console.print(_LEGEND)
+    console.print(_legend(rows[0].error))
     if rows[0].error.authors is not None:
         for name, column in AUTHORS_COLUMNS.items():
             console.print(f"\n{column.title}\n{comparison_table(record, name)}", soft_wrap=True)
 
 
-def print_block_errors(errors: Sequence[BlockError]) -> None:
-    """Prints the errors of compressed blocks, one per line."""
-    table = _table(("block", *_SHORT))
+def print_checkpoint_errors(found: CheckpointErrors) -> None:
+    """Prints the errors of compressed blocks, one per line, and those of the whole model."""
+    errors, whole = found.blocks, found.whole_model
+    columns = _SHORT | model_columns(errors[0])
+    table = _table(("block", *columns))
     for error in errors:
-        table.add_row(error.path, *(f"{column.read(error):.3f}" for column in _SHORT.values()))
+        table.add_row(error.path, *(f"{column.read(error):.3f}" for column in columns.values()))
     console = wide_console()
     console.print(table)
-    console.print(_LEGEND)
+    console.print(_legend(errors[0]))
+    told = f"All blocks together: last hidden state off by {whole.hidden_error:.3f} of its size"
+    console.print(told + _loss_change(whole) + ".", highlight=False)
     if max(error.block_output_error for error in errors) > _LARGE_ERROR:
         console.print(_ADVICE)
     if any(error.authors is not None for error in errors):
@@ -104,6 +112,18 @@ def print_block_errors(errors: Sequence[BlockError]) -> None:
             if error.authors is not None:
                 table.add_row(error.path, f"{error.authors.output:.4g}", f"{error.authors.kernel:.4g}")
         console.print(table)
+
+
+def _legend(error: BlockError) -> str:
+    """What the short titles mean, those of the whole model where they are there."""
+    hidden = " hidden: that of the model's last hidden state, this block alone replaced"
+    more = {"hidden": hidden, "loss": "; loss: the increase, in nats a token"}
+    told = "".join(more[title] for title in model_columns(error))
+    return _LEGEND + (f"{told}." if told else "")
+
+
+def _loss_change(whole: ModelError) -> str:
+    return "" if whole.loss_before is None else f", loss {whole.loss_before:.3f} -> {whole.loss_after:.3f} nats a token"
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
