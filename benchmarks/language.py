@@ -51,7 +51,7 @@ WITHOUT, ON_TEXT = ("fusion", "neuron-pruning", "peak-to-peak", "svd"), ("flap",
 CUTS = (
     *(Cut(method, size) for size in SIZES for method in WITHOUT),
     *(Cut("ntk-match", size, "its own text", REFIT) for size in SIZES),
-    *(Cut("ntk-match", size, "WikiText-2 train", how) for size in SIZES for how in (REFIT, REFINED)),
+    *(Cut("ntk-match", size, "WikiText-2 train", how) for how in (REFIT, REFINED) for size in SIZES),
     Cut("ntk-match", 0.8, "books", REFIT),
     *(Cut(method, size, "WikiText-2 train") for size in SIZES for method in ON_TEXT),
 )

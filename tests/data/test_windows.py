@@ -3,7 +3,7 @@
 import pytest
 from pico import pico_config
 from tiny_task import WORDS, tiny_tokenizer
-from tokenizers import processors
+from tokenizers import Regex, normalizers, processors
 
 from mlpfusion.data.unlabelled.windows import Window, drawn_windows, token_windows, window_length
 from mlpfusion.errors import InputError
@@ -143,5 +143,9 @@ def test_a_text_without_spaces_is_drawn_from_too():
 
 def test_texts_shorter_than_a_window_are_no_calibration():
     assert len(drawn([" ".join(WORDS[:16])], bare_tokenizer(), num_windows=1)) == 1
-    with pytest.raises(InputError, match="`calibration` must hold at least the 16 tokens of a window, got"):
+    with pytest.raises(InputError, match="`calibration` must hold at least 16 tokens, those of a window, got 7"):
         drawn([" ".join(WORDS[:7])], bare_tokenizer())
+    tokenizer = bare_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("w2.*"), "")
+    with pytest.raises(InputError, match="`calibration` must hold at least 16 tokens, those of a window, got 0"):
+        drawn(["w2 " * 2000, "w2 w3"], tokenizer)

@@ -114,6 +114,10 @@ def drawn_windows(
     shares = torch.rand(num_windows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     places = ((torch.arange(num_windows) + shares) * (ends[-1] / num_windows)).long().tolist()
     windows, room = [], window - len(start)
+    if ends[-1] < _LONGEST_WORD * room:  # else it would take long, and there are tokens enough
+        found = len(token_stream(SEPARATOR.join(texts), tokenizer, config))
+        if found < room:
+            raise _too_short(room, found)
     for place in places:
         number = bisect_right(ends, place)
         ids = _tokens_from(texts, number, place - (ends[number] - len(texts[number])), room, tokenizer, config)
@@ -137,13 +141,19 @@ def _tokens_from(
     elif offset and len(piece) <= _LONGEST_WORD:  # inside the last word
         number = (number + 1) % len(texts)
         piece = texts[number]
-    length, ids = _CHARACTERS * room, list[int]()
-    for step in range(1, len(texts) + 2):
-        whole = step > len(texts)  # all around, and the text itself once more
-        if len(piece) >= length or whole:
-            ids = token_stream(piece[: None if whole else length], tokenizer, config)
-            if len(ids) > room or (whole and len(ids) == room):  # the last token may be half a word
+    length = _CHARACTERS * room
+    for following in (*texts[number + 1 :], *texts[: number + 1]):
+        if len(piece) >= length:
+            ids = token_stream(piece[:length], tokenizer, config)
+            if len(ids) > room:  # the last token may be half a word
                 return ids[:room]
             length *= 2
-        piece += SEPARATOR + texts[(number + step) % len(texts)]
-    raise InputError(f"`calibration` must hold at least the {room} tokens of a window, got {len(ids)}")
+        piece += SEPARATOR + following
+    ids = token_stream(piece, tokenizer, config)
+    if len(ids) < room:
+        raise _too_short(room, len(ids))
+    return ids[:room]
+
+
+def _too_short(room: int, found: int) -> InputError:
+    return InputError(f"`calibration` must hold at least {room} tokens, those of a window, got {found}")
