@@ -87,7 +87,7 @@ def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(chec
     [
         (["--method", "maintain-output"], "`--calibration` must be given for maintain-output, or `--data-free`"),
         (["--calibration", "{texts}"], "`--calibration` must be left out for fusion, which takes none"),
-        (["--data-free"], "`--data-free` must be left out but for maintain-output"),
+        (["--data-free"], "`--data-free` must be left out but for flap, maintain-output"),
         (["--sequential"], "`--sequential` must be left out for fusion"),
         (["--column", "text"], "`--column` must be left out without `--calibration`, got 'text'"),
         (["--calibration-samples", "7"], "`--calibration-samples` must be left out without `--calibration` or"),
