@@ -14,6 +14,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
+    from mlpfusion.batch import Batch
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
     from mlpfusion.data.unlabelled.data_free import DataFree
 
@@ -90,6 +91,12 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     checkpoint = open_checkpoint(options.model, architecture=options.architecture)
     check_cut(checkpoint.empty(), checkpoint.row, Selection(options.layers, options.keep_ratio))
     folder, model = checkpoint.folder, checkpoint.load()
+
+    def batches(seed: int) -> "list[Batch]":
+        if isinstance(source, DataFree):
+            return source.batches(folder, model, seed, progress)
+        return source.batches(folder, model, seed)
+
     rows = compare_methods(
         model,
         methods,
@@ -98,7 +105,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         keep_ratio=options.keep_ratio,
         seeds=seeds,
         scalar=options.scalar,
-        calibration={seed: source.batches(folder, model, seed) for seed in seeds} if is_calibrated else None,
+        calibration={seed: batches(seed) for seed in seeds} if is_calibrated else None,
         authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks else None,
         architecture=checkpoint.row,
         progress=progress,

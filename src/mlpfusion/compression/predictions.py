@@ -70,6 +70,7 @@ def warn_if_lost(moved: float, texts: str) -> None:
     if not moved <= _FAR:
         warnings.warn(
             f"the cut damaged the model: its predictions on {texts} moved by {moved:.1f} nats a token (above "
-            f"{_FAR:g} is much). Calibrate on text (`--method ntk-match --calibration FILE`), or keep more neurons",
+            f"{_FAR:g} is much). Calibrate (`--method ntk-match`, `--calibration FILE` or `--data-free`), or keep more "
+            "neurons",
             stacklevel=2,
         )

@@ -21,7 +21,7 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.storage.listing import file_sha256
 
 MAX_SAMPLES = 1_000_000  # far above any use, against typing errors
-WINDOW = 128  # tokens; the default for a language model. Of GPTQ's 2,048 not one was tried
+WINDOW = 128  # tokens; the default for a language model. Longer ones were not tried
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ class CalibrationTexts:
         return drawn
 
     def batches(self, folder: Path, model: PreTrainedModel, seed: int) -> list[Batch]:
-        """Tokenizes the drawn texts to padded batches, or the drawn windows of a language model, which may be empty."""
+        """Tokenizes the drawn texts to padded batches, for a language model the drawn windows.
+
+        Of `model` only class and config count. Raises `InputError` as `draw` and `drawn_windows` do.
+        """
         length = calibration_window(self.window, folder, model)
         if length is None:
             config = model.config
