@@ -43,7 +43,7 @@ class CompressOptions:
     architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
     overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
     texts: CalibrationOptions = part(CalibrationOptions)
-    calibration_window: int | None = option(None, "Tokens of a window of a language model (default 128).")
+    calibration_window: int | None = option(None, "Tokens of a window of a language model, 128 if not given.")
     data_free: bool = option(False, "Calibrate on text that MODEL writes; on random tokens if it is no language model.")
     data: TaskOptions = part(TaskOptions)
     max_train_samples: int | None = option(None, "Random part of train, the same that tune takes.")
