@@ -14,6 +14,8 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from mlpfusion.batch import Batch
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
     from mlpfusion.data.unlabelled.data_free import DataFree
@@ -70,7 +72,6 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     from mlpfusion.compression.checks import check_cut
     from mlpfusion.data.files.rows import has_columns, short_name
     from mlpfusion.data.files.text import read_texts
-    from mlpfusion.data.unlabelled.data_free import DataFree
     from mlpfusion.measure.approximation import Probe
     from mlpfusion.measure.comparison import compare_methods
     from mlpfusion.measure.method_list import parse_methods, parse_seeds
@@ -91,12 +92,6 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     checkpoint = open_checkpoint(options.model, architecture=options.architecture)
     check_cut(checkpoint.empty(), checkpoint.row, Selection(options.layers, options.keep_ratio))
     folder, model = checkpoint.folder, checkpoint.load()
-
-    def batches(seed: int) -> "list[Batch]":
-        if isinstance(source, DataFree):
-            return source.batches(folder, model, seed, progress)
-        return source.batches(folder, model, seed)
-
     rows = compare_methods(
         model,
         methods,
@@ -105,7 +100,9 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         keep_ratio=options.keep_ratio,
         seeds=seeds,
         scalar=options.scalar,
-        calibration={seed: batches(seed) for seed in seeds} if is_calibrated else None,
+        calibration={seed: _batches(source, folder, model, seed, progress) for seed in seeds}
+        if is_calibrated
+        else None,
         authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks else None,
         architecture=checkpoint.row,
         progress=progress,
@@ -123,9 +120,25 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         "versions": versions(),
     }
     if is_calibrated:
-        origin = source.record(model) if isinstance(source, DataFree) else source.record()
-        measured_on["calibration"] = origin | {"samples": source.num_samples}
+        measured_on["calibration"] = _origin(source, model) | {"samples": source.num_samples}
     return comparison_record(rows, measured_on)
+
+
+def _batches(
+    source: "CalibrationTexts | DataFree", folder: Path, model: "PreTrainedModel", seed: int, progress: Progress
+) -> "list[Batch]":
+    """What the calibrated methods see with a seed; only a model that writes its own text takes long."""
+    from mlpfusion.data.unlabelled.data_free import DataFree
+
+    if isinstance(source, DataFree):
+        return source.batches(folder, model, seed, progress)
+    return source.batches(folder, model, seed)
+
+
+def _origin(source: "CalibrationTexts | DataFree", model: "PreTrainedModel") -> dict[str, Any]:
+    from mlpfusion.data.unlabelled.data_free import DataFree
+
+    return source.record(model) if isinstance(source, DataFree) else source.record()
 
 
 def _check_no_calibration(options: CompareOptions) -> None:

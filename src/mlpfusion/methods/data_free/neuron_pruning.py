@@ -33,7 +33,14 @@ def compress(block: Block, config: NeuronPruning) -> Narrowed:
 
     No randomness.
     """
-    score = joint_score(block.mlp, config.norm)
+    return keep_best(block, joint_score(block.mlp, config.norm))
+
+
+def keep_best(block: Block, score: torch.Tensor) -> Narrowed:
+    """Keeps the `num_neurons` neurons of `block` with the best scores, in their old order.
+
+    Ties go to the lower index. The metric is the share of the scores that is kept.
+    """
     best = torch.sort(score, descending=True, stable=True).indices[: block.num_neurons]
     return Narrowed(
         select_neurons(block.mlp, best.sort().values), {"kept_score": float(score[best].sum() / score.sum())}

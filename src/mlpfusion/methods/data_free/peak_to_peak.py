@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.block import Block
-from mlpfusion.mlp import MLP, select_neurons
+from mlpfusion.methods.data_free.neuron_pruning import keep_best
+from mlpfusion.mlp import MLP
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,7 @@ def compress(block: Block, config: PeakToPeak) -> Narrowed:
 
     No randomness.
     """
-    score = weight_range(block.mlp)
-    best = torch.sort(score, descending=True, stable=True).indices[: block.num_neurons]
-    return Narrowed(
-        select_neurons(block.mlp, best.sort().values), {"kept_score": float(score[best].sum() / score.sum())}
-    )
+    return keep_best(block, weight_range(block.mlp))
 
 
 def weight_range(mlp: MLP) -> Float[Tensor, " neurons"]:
