@@ -18,7 +18,6 @@ from mlpfusion.compression.calibration.traces import (
     check_calibration,
     check_taken,
     checked_batches,
-    traced_for,
 )
 from mlpfusion.compression.checks import check_model, check_sizes, known_method
 from mlpfusion.compression.install import install_outcomes
@@ -147,9 +146,8 @@ def _outcomes(
         provider = data_free_calibration(model, run.plan.sites, run.seed)
         return run_method(model, run, provider, with_second_step=True), settings
     assert calibration is not None
-    traced = traced_for(model, run.plan.sites, calibration, run.seed, run.method)
-    outcomes = calibrated_outcomes(model, run, traced, sequential=settings.sequential)
-    return outcomes, replace(settings, calibration=traced.size(run.plan.sites[0]))
+    outcomes, size = calibrated_outcomes(model, run, calibration, sequential=settings.sequential)
+    return outcomes, replace(settings, calibration=size)
 
 
 def _check_data(method: Any, data: EncodedTask | None) -> None:

@@ -15,12 +15,12 @@ from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.methods.block import Block, SecondStep
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.run import compress_block, compress_blocks, one_shot_method
-from mlpfusion.mlp import on_device
+from mlpfusion.mlp import MLP, on_device
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, read_mlp
 
-# The calibration of a site, on any device.
+# The calibration of a site, on any device; asked once a site, in the order of the plan.
 Provider = Callable[[Site], Calibration]
 
 
@@ -40,25 +40,34 @@ class MethodRun:
 
 
 def run_method(
-    model: PreTrainedModel, run: MethodRun, calibration: Provider | None = None, *, with_second_step: bool = False
+    model: PreTrainedModel,
+    run: MethodRun,
+    calibration: Provider | None = None,
+    *,
+    with_second_step: bool = False,
+    finished: Callable[[MLP, Outcome], None] = lambda original, outcome: None,
 ) -> list[Outcome]:
     """Returns the outcome of every block of the plan, on the device of the model.
 
     `calibration` returns the inputs of a site for a calibrated method. With `with_second_step` the second step of the
-    method runs on these same inputs, block by block. Raises `InputError` for weights or options the method refuses.
+    method runs on these same inputs, block by block. `finished` gets every original block with its outcome before the
+    next calibration is asked for. Raises `InputError` for weights or options the method refuses.
     """
     entries = run.plan.entries
+    # read now: while a calibration is recorded the model may hold other tensors (`recording`)
+    mlps = [read_mlp(model, site) for site in run.plan.sites]
     if one_shot_method(run.method).ranked_together:
         run.progress(0, len(entries), entries[0][0].path)
-        blocks = [_block(model, run, site, width, calibration) for site, width in entries]
+        blocks = [_block(mlp, run, *entry, calibration) for mlp, entry in zip(mlps, entries, strict=True)]
         outcomes = [outcome.on(model.device) for outcome in compress_blocks(blocks, run.method)]
     else:
         outcomes = []
-        for done, (site, width) in enumerate(entries):
+        for done, (mlp, (site, width)) in enumerate(zip(mlps, entries, strict=True)):
             run.progress(done, len(entries), site.path)
-            block = _block(model, run, site, width, calibration)
-            outcome = compress_block(block, run.method, with_second_step=with_second_step)
-            outcomes.append(outcome.on(model.device))
+            block = _block(mlp, run, site, width, calibration)
+            outcome = compress_block(block, run.method, with_second_step=with_second_step).on(model.device)
+            outcomes.append(outcome)
+            finished(mlp, outcome)
     run.progress(len(entries), len(entries), "")
     return outcomes
 
@@ -98,9 +107,9 @@ def check_finite_outcomes(plan: Plan, outcomes: Sequence[Outcome], method: str) 
                 )
 
 
-def _block(model: PreTrainedModel, run: MethodRun, site: Site, width: int, calibration: Provider | None) -> Block:
+def _block(mlp: MLP, run: MethodRun, site: Site, width: int, calibration: Provider | None) -> Block:
     return Block(
-        mlp=on_device(read_mlp(model, site), run.device),
+        mlp=on_device(mlp, run.device),
         num_neurons=width,
         generator=site_generator(run.seed, site.path),
         keep_ratio=1.0 if run.plan.keep_ratio is None else run.plan.keep_ratio,

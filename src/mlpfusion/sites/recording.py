@@ -44,7 +44,7 @@ def recording(model: PreTrainedModel, *, gradients: bool = True) -> Iterator[Non
 
     One CPU that was measured multiplies bf16 matrices 8 times slower than fp32, and 40 times slower in a backward pass.
     The stored tensors come back untouched, not rounded twice. Memory: the tensors again, at twice their size; without
-    `gradients`, for forward passes only, one layer is fp32 at a time.
+    `gradients`, for forward passes only, only the layers that are running are fp32.
     """
     layers = [] if gradients else list(_layers(model))
     outside, inside = _InFp32(_outside(model, layers)), [_InFp32(_tensors(layer)) for layer in layers]
@@ -57,24 +57,34 @@ def recording(model: PreTrainedModel, *, gradients: bool = True) -> Iterator[Non
             yield
         finally:
             for tensors in (*inside, outside):  # a layer that an error left open has been opened after `outside`
-                tensors.close()
+                tensors.restore()
 
 
 class _InFp32:
-    """The half-precision tensors on a CPU among `tensors`: fp32 while open, the stored ones when closed."""
+    """The half-precision tensors on a CPU among `tensors`: fp32 while something has them open, else the stored ones."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._halves = [one for one in tensors if one.device.type == "cpu" and one.dtype in _HALVES]
         self._stored: list[Tensor] = []
+        self._users = 0  # forward passes that wait inside of a layer have it open together
 
     def open(self, *_: Any) -> None:
-        """Also a hook before a module runs. An error may have left them open: what is stored stays."""
-        self._stored = self._stored or [tensor.data for tensor in self._halves]
-        for tensor in self._halves:
-            tensor.data = tensor.data.float()
+        """Also a hook before a module runs."""
+        self._users += 1
+        if self._users == 1:
+            self._stored = [tensor.data for tensor in self._halves]
+            for tensor in self._halves:
+                tensor.data = tensor.data.float()
 
     def close(self, *_: Any) -> None:
-        """Also a hook after a module ran. Does nothing if they are closed."""
+        """Also a hook after a module ran."""
+        self._users -= 1
+        if not self._users:
+            self.restore()
+
+    def restore(self) -> None:
+        """Brings the stored ones back, whoever has them open: an error may have left them so."""
+        self._users = 0
         for tensor, data in zip(self._halves, self._stored):  # noqa: B905 - none are stored where they are closed
             tensor.data = data
         self._stored = []

@@ -1,5 +1,6 @@
 """What enters every MLP of a model and the gradient of a scalar at what leaves it: the input of `mlpfusion.kernel`."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,23 +52,9 @@ def block_traces(
             outputs = [one.outputs[0] for one in seen]
             gradients = torch.autograd.grad(values.sum(), outputs, allow_unused=True, materialize_grads=True)
         for site, one, gradient in zip(sites, seen, gradients, strict=True):
-            inputs, lengths = _visible(model, site, batch, one.inputs[0])
-            parts[site.path].append(BlockTrace(inputs, _visible(model, site, batch, gradient)[0], lengths))
+            inputs, lengths = visible_inputs(model, site, batch, one.inputs[0])
+            parts[site.path].append(BlockTrace(inputs, visible_inputs(model, site, batch, gradient)[0], lengths))
     return {path: concatenate_traces(traces) for path, traces in parts.items()}
-
-
-@torch.no_grad()
-def input_traces(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]) -> dict[str, BlockTrace]:
-    """The trace of every site, by path, with cotangents that are zeros and take no memory: forward passes only.
-
-    Raises `InputError` if the model is in training mode, there is no batch, or a site runs not once a batch.
-    """
-    _check_mode(model)
-    found, traces = _visible_inputs(model, sites, batches), {}
-    for site in sites:  # site by site, so that the inputs are not in memory twice
-        inputs, lengths = _joined(found.pop(site.path))
-        traces[site.path] = BlockTrace(inputs, inputs.new_zeros(1, 1).expand_as(inputs), lengths)
-    return traces
 
 
 @torch.no_grad()
@@ -81,7 +68,7 @@ def random_traces(
     """
     _check_mode(model)
     found = _visible_inputs(model, sites, batches)
-    return {path: random_trace(*_joined(parts), generator) for path, parts in found.items()}
+    return {path: random_trace(*joined_inputs(parts), generator) for path, parts in found.items()}
 
 
 @torch.no_grad()
@@ -114,7 +101,7 @@ def _visible_inputs(
             base_model(model)(**_model_inputs(batch))
             check_runs(sites, seen)
         for site, one in zip(sites, seen, strict=True):
-            parts[site.path].append(_visible(model, site, batch, one.inputs[0]))
+            parts[site.path].append(visible_inputs(model, site, batch, one.inputs[0]))
     return parts
 
 
@@ -174,7 +161,7 @@ def _mask(batch: Batch, decoder: bool) -> Tensor | None:
     return batch.get("decoder_attention_mask" if decoder else "attention_mask")
 
 
-def _visible(
+def visible_inputs(
     model: PreTrainedModel, site: Site, batch: Batch, values: Tensor
 ) -> tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]:
     """The tokens of one site that no mask hides, and how many there are a sample.
@@ -190,7 +177,7 @@ def _visible(
     return flat, torch.full((num_samples,), len(flat) // num_samples, device=flat.device)
 
 
-def _joined(
+def joined_inputs(
     found: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]:
     """The tokens of all batches, and how many there are a sample."""
@@ -202,7 +189,7 @@ def _joined(
 
 def visible_tokens(model: PreTrainedModel, site: Site, batch: Batch, values: Tensor) -> Float[Tensor, "visible hidden"]:
     """Those tokens of `values`, which enter or leave `site` or its layer, that no mask of `batch` hides."""
-    return _visible(model, site, batch, values)[0]
+    return visible_inputs(model, site, batch, values)[0]
 
 
 def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "visible hidden"]:
@@ -227,5 +214,10 @@ def replaced_block(model: PreTrainedModel, site: Site, mlp: MLP) -> Iterator[Non
 
 
 def run_base(model: PreTrainedModel, batch: Batch) -> None:
-    """One forward pass of the base model on a batch, whose `labels` it does not get: for what hooks see of it."""
-    base_model(model)(**_model_inputs(batch))
+    """One forward pass of the base model on a batch, whose `labels` it does not get: for what hooks see of it.
+
+    Without a cache of keys and values, which would be in memory as long as the pass.
+    """
+    base = base_model(model)
+    takes_cache = "use_cache" in inspect.signature(type(base).forward).parameters
+    base(**_model_inputs(batch), **({"use_cache": False} if takes_cache else {}))

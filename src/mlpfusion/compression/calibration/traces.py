@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -12,20 +13,22 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number
-from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
+from mlpfusion.compression.run import MethodRun, finish_blocks, run_method
 from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit
-from mlpfusion.kinds.outcome import Narrowed, Outcome
+from mlpfusion.kinds.outcome import LowRank, Narrowed, Outcome
 from mlpfusion.kinds.table import install
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import head_pooling, needs_batches, needs_gradients
 from mlpfusion.methods.table import METHODS
+from mlpfusion.mlp import MLP
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.recording import eval_mode, recordable, recording
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
-from mlpfusion.sites.traces import block_traces, input_traces, mlp_inputs, random_head
+from mlpfusion.sites.traces import block_traces, random_head
+from mlpfusion.sites.waiting import WaitingPasses, waiting_passes
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
@@ -118,10 +121,9 @@ class TracedCalibration:
     pooling: str = "mean"
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def size(self, site: Site) -> CalibrationSize:
-        """Counts the samples and tokens at a site."""
-        trace = self.traces[site.path]
-        return CalibrationSize(trace.num_samples, trace.num_tokens)
+    def trace_at(self, site: Site) -> BlockTrace:
+        """Returns the trace of a site."""
+        return self.traces[site.path]
 
     def check(self, sites: Sequence[Site], seed: int, pooling: str) -> None:
         """Raises `InputError` for traces with another seed or pooling, or without one of `sites`."""
@@ -150,28 +152,7 @@ def trace_calibration(
     seed = seed_number("seed", seed)
     check_some(batches)
     check_taken(model, batches)
-    return _traced(model, sites, batches, seed, pooling, gradients=True)
-
-
-def traced_for(
-    model: PreTrainedModel,
-    sites: Sequence[Site],
-    calibration: Sequence[Batch] | TracedCalibration,
-    seed: int,
-    method: Any,
-) -> TracedCalibration:
-    """Returns the traces for `method` at `sites`, recorded now unless `calibration` holds them.
-
-    Gradients are recorded only for a method that needs them. Batches must be checked already (`checked_batches`,
-    `check_taken`). Raises `InputError` for no batch, and for traces with another seed or pooling, or without one of the
-    sites.
-    """
-    pooling = head_pooling(method)
-    if isinstance(calibration, TracedCalibration):
-        calibration.check(sites, seed, pooling)
-        return calibration
-    check_some(calibration)
-    return _traced(model, sites, calibration, seed, pooling, gradients=needs_gradients(method))
+    return _traced(model, sites, batches, seed, pooling)
 
 
 def check_some(batches: Sequence[Batch]) -> None:
@@ -180,45 +161,97 @@ def check_some(batches: Sequence[Batch]) -> None:
         raise InputError("`calibration` must hold at least one batch, got none")
 
 
+def calibrated_outcomes(
+    model: PreTrainedModel, run: MethodRun, calibration: Sequence[Batch] | TracedCalibration, *, sequential: bool
+) -> tuple[list[Outcome], CalibrationSize]:
+    """Computes the outcomes of a calibrated method, and how much it saw; the model is not changed.
+
+    Batches must be checked already (`checked_batches`, `check_taken`). For a method without gradients the inputs of one
+    block at a time are in memory, for the others, and with a `TracedCalibration`, the traces of all blocks. With
+    `sequential` a second forward pass gives the inputs that the outcomes before a block leave. The second step of a
+    method uses the gradients of a copy with all outcomes in place: one forward and one backward pass more. Raises
+    `InputError` for no batch, and for traces with another seed or pooling, or without one of the sites.
+    """
+    sites, sizes = run.plan.sites, list[CalibrationSize]()
+    batches, traced = _needed_traces(model, run, calibration)
+    with ExitStack() as contexts:
+        original = _waiting(contexts, model, sites, batches).inputs_at if traced is None else traced.trace_at
+        cut = _waiting(contexts, model, sites, batches) if sequential else None
+
+        def calibrate(site: Site) -> Calibration:
+            trace = original(site)
+            sizes.append(CalibrationSize(trace.num_samples, trace.num_tokens))
+            seen = Calibration(trace, weights=None if traced is None else traced.weights.get(site.path))
+            if cut is None:
+                return seen
+            targets = seen.targets_of(read_mlp(model, site))
+            return replace(seen, trace=replace(trace, inputs=cut.inputs_at(site).inputs), targets=targets)
+
+        def finished(mlp: MLP, outcome: Outcome) -> None:
+            if cut is not None:
+                cut.go_on_with(_dense(mlp, outcome))
+
+        outcomes = run_method(model, run, calibrate, finished=finished)
+    step = run.second_step()
+    if step is not None:
+        assert traced is not None
+        run.progress(0, len(outcomes), "recording the compressed model")
+        after = _compressed_traces(model, run, outcomes, batches)
+        outcomes = finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traced.traces, after)
+    return outcomes, sizes[0]
+
+
+def _needed_traces(
+    model: PreTrainedModel, run: MethodRun, calibration: Sequence[Batch] | TracedCalibration
+) -> tuple[Sequence[Batch], TracedCalibration | None]:
+    """The batches on the device of the model, and the traces of all sites; None where no gradient is needed.
+
+    The traces are recorded now unless `calibration` holds them.
+    """
+    sites, pooling = run.plan.sites, head_pooling(run.method)
+    if isinstance(calibration, TracedCalibration):
+        calibration.check(sites, run.seed, pooling)
+        return calibration.batches, calibration
+    check_some(calibration)
+    if not needs_gradients(run.method) and pooling == "mean":
+        return _home(model, calibration), None
+    traced = _traced(model, sites, calibration, run.seed, pooling)
+    return traced.batches, traced
+
+
 def _traced(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str, *, gradients: bool
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str
 ) -> TracedCalibration:
     started = time.perf_counter()
-    home, weights = [recordable(batch, model.device) for batch in batches], {}
-    with recording(model, gradients=gradients or pooling != "mean"):
-        if gradients:
-            traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
-        else:
-            traces = input_traces(model, sites, home)
+    home, weights = _home(model, batches), {}
+    with recording(model):
+        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
         if pooling != "mean":
             focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
             weights = {path: token_weights(trace.cotangents) for path, trace in focused.items()}
     return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights)
 
 
-def calibrated_outcomes(
-    model: PreTrainedModel, run: MethodRun, traced: TracedCalibration, *, sequential: bool
-) -> list[Outcome]:
-    """Computes the outcomes of a calibrated method; the model is not changed.
+def _home(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:
+    return [recordable(batch, model.device) for batch in batches]
 
-    With `sequential` the blocks are compressed one after the other in a copy of the model, each on the inputs from the
-    compressed blocks before it: one forward pass more for each site, and the memory of the copy. The second step of a
-    method uses the gradients of a copy with all blocks in place: one forward and one backward pass more.
-    """
 
-    def calibration(site: Site) -> Calibration:
-        return Calibration(traced.traces[site.path], weights=traced.weights.get(site.path))
+def _waiting(
+    contexts: ExitStack, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]
+) -> WaitingPasses:
+    """Passes of the model made ready to record, until `contexts` are closed."""
+    contexts.enter_context(recording(model, gradients=False))
+    return contexts.enter_context(waiting_passes(model, sites, batches))
 
-    if sequential:
-        outcomes = _sequential_outcomes(model, run, traced.batches, calibration)
-    else:
-        outcomes = run_method(model, run, calibration)
-    step = run.second_step()
-    if step is None:
-        return outcomes
-    run.progress(0, len(outcomes), "recording the compressed model")
-    after = _compressed_traces(model, run, outcomes, traced.batches)
-    return finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traced.traces, after)
+
+def _dense(mlp: MLP, outcome: Outcome) -> MLP:
+    """What the outcome of a calibrated method computes in the place of `mlp`."""
+    if isinstance(outcome, LowRank):
+        compute = torch.promote_types(mlp.up.dtype, torch.float32)
+        pairs = ((name, left.to(compute), right.to(compute)) for name, (left, right) in outcome.factors.items())
+        return replace(mlp, **{name: left @ right for name, left, right in pairs})
+    assert isinstance(outcome, Narrowed)
+    return outcome.mlp
 
 
 def calibration_head(model: PreTrainedModel, seed: int, pooling: str = "mean") -> RandomHead:
@@ -235,26 +268,3 @@ def _compressed_traces(
         install(work, site, outcome)
     with recording(work):
         return block_traces(work, run.plan.sites, batches, alternating_logit, calibration_head(model, run.seed))
-
-
-def _sequential_outcomes(
-    model: PreTrainedModel, run: MethodRun, batches: Sequence[Batch], calibration: Provider
-) -> list[Outcome]:
-    """Compresses block after block, each calibrated on its inputs in the model compressed so far."""
-    work, outcomes, total = copy.deepcopy(model), [], len(run.plan.entries)
-
-    def on_new_inputs(site: Site) -> Calibration:
-        with recording(work, gradients=False):
-            inputs = mlp_inputs(work, [site], batches)[site.path]
-        original = calibration(site).with_targets(read_mlp(model, site))
-        return replace(original, trace=replace(original.trace, inputs=inputs))
-
-    for done, entry in enumerate(run.plan.entries):
-        site, _ = entry
-        run.progress(done, total, site.path)
-        alone = replace(run, plan=replace(run.plan, entries=(entry,)), progress=lambda done, total, what: None)
-        (outcome,) = run_method(work, alone, on_new_inputs)
-        install(work, site, outcome)
-        outcomes.append(outcome)
-    run.progress(total, total, "")
-    return outcomes
