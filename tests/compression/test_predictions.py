@@ -82,7 +82,7 @@ def compressed(folder, *flags: object) -> tuple[float | None, str, str]:
             "text that the model wrote",
             marks=pytest.mark.slow,
         ),
-        (["--keep-ratio", 0.25, "--method", "ntk-match", "--calibration"], "the calibration texts"),
+        (["--keep-ratio", 0.25, "--method", "ntk-match", "--calibration"], "texts.txt"),
     ],
 )
 def test_a_damaged_language_model_is_written_and_warned_of_with_the_number(flags, texts, folder):

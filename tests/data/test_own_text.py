@@ -10,6 +10,7 @@ from mlpfusion.data.unlabelled.data_free import DataFree, is_data_free
 from mlpfusion.data.unlabelled.own_text import own_text
 from mlpfusion.data.unlabelled.random_tokens import ordinary_tokens
 from mlpfusion.errors import InputError
+from mlpfusion.progress import shown_progress
 
 CAUSAL = ("gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "qwen2", "smollm3")
 
@@ -66,19 +67,22 @@ def test_a_model_in_half_precision_writes_what_it_would_in_fp32_on_a_cpu():
 def test_language_models_write_and_others_see_random_tokens(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     source = DataFree(40, window=16)
-    batches = source.batches(tmp_path, language_model(), 0)
+    prepared = source.prepare(tmp_path, language_model(), 0)
+    batches = prepared.batches(language_model(), shown_progress(None))
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(32, 16), (8, 16)]
-    assert is_data_free(source.record(language_model()))
+    assert is_data_free(prepared.origin)
     with pytest.raises(InputError, match="`calibration_window` must be left out for a BertModel, which sees texts"):
-        source.batches(tmp_path, pico_model("bert"), 0)
-    assert "attention_mask" in DataFree(40).batches(tmp_path, pico_model("bert"), 0)[0]
+        source.prepare(tmp_path, pico_model("bert"), 0)
+    of_encoder = DataFree(40).prepare(tmp_path, pico_model("bert"), 0)
+    assert "attention_mask" in of_encoder.batches(pico_model("bert"), shown_progress(None))[0]
+    assert is_data_free(of_encoder.origin)
     for window in (7, 65):
         with pytest.raises(InputError, match=f"`calibration_window` must be between 8 and 64, .*, got {window}"):
-            DataFree(40, window).batches(tmp_path, language_model(), 0)
+            DataFree(40, window).prepare(tmp_path, language_model(), 0)
 
 
 def test_without_a_tokenizer_or_samples_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="`model` must come with a tokenizer"):
-        DataFree(3).batches(tmp_path, language_model(), 0)
+        DataFree(3).prepare(tmp_path, language_model(), 0)
     with pytest.raises(InputError, match="`calibration_samples` must be at least 1, got 0"):
         DataFree(0)

@@ -14,11 +14,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from mlpfusion.batch import Batch
-    from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
-    from mlpfusion.data.unlabelled.data_free import DataFree
+    from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource
 
 
 @dataclass(frozen=True)
@@ -91,6 +87,8 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     texts = read_texts(options.data, column=column, max_samples=options.max_samples)
     checkpoint = open_checkpoint(options.model, architecture=options.architecture)
     check_cut(checkpoint.empty(), checkpoint.row, Selection(options.layers, options.keep_ratio))
+    empty, seen = checkpoint.empty(), seeds if is_calibrated else []
+    prepared = {seed: source.prepare(checkpoint.folder, empty, seed) for seed in seen}
     folder, model = checkpoint.folder, checkpoint.load()
     rows = compare_methods(
         model,
@@ -100,9 +98,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         keep_ratio=options.keep_ratio,
         seeds=seeds,
         scalar=options.scalar,
-        calibration={seed: _batches(source, folder, model, seed, progress) for seed in seeds}
-        if is_calibrated
-        else None,
+        calibration={seed: one.batches(model, progress) for seed, one in prepared.items()},
         authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks else None,
         architecture=checkpoint.row,
         progress=progress,
@@ -119,26 +115,9 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    if is_calibrated:
-        measured_on["calibration"] = _origin(source, model) | {"samples": source.num_samples}
+    if prepared:
+        measured_on["calibration"] = prepared[seeds[0]].origin | {"samples": source.num_samples}
     return comparison_record(rows, measured_on)
-
-
-def _batches(
-    source: "CalibrationTexts | DataFree", folder: Path, model: "PreTrainedModel", seed: int, progress: Progress
-) -> "list[Batch]":
-    """What the calibrated methods see with a seed; only a model that writes its own text takes long."""
-    from mlpfusion.data.unlabelled.data_free import DataFree
-
-    if isinstance(source, DataFree):
-        return source.batches(folder, model, seed, progress)
-    return source.batches(folder, model, seed)
-
-
-def _origin(source: "CalibrationTexts | DataFree", model: "PreTrainedModel") -> dict[str, Any]:
-    from mlpfusion.data.unlabelled.data_free import DataFree
-
-    return source.record(model) if isinstance(source, DataFree) else source.record()
 
 
 def _check_no_calibration(options: CompareOptions) -> None:
@@ -151,7 +130,7 @@ def _check_no_calibration(options: CompareOptions) -> None:
             raise InputError(f"`{name}` must be left out where no method is calibrated, got {options.methods}")
 
 
-def _calibration_source(options: CompareOptions, column: str | None) -> "CalibrationTexts | DataFree":
+def _calibration_source(options: CompareOptions, column: str | None) -> "CalibrationSource":
     """The file, or without one what `DataFree` makes."""
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
     from mlpfusion.data.unlabelled.data_free import DataFree

@@ -14,8 +14,7 @@ from mlpfusion.progress import Progress
 if TYPE_CHECKING:
     from mlpfusion.checkpoint.open import Checkpoint
     from mlpfusion.data.encode import EncodedTask
-    from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
-    from mlpfusion.data.unlabelled.data_free import DataFree
+    from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource
     from mlpfusion.record import Record
 
 
@@ -125,7 +124,7 @@ def _method(options: CompressOptions) -> Any:
     return method
 
 
-def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationTexts | DataFree | None":
+def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationSource | None":
     """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
     from mlpfusion.compression.calibration.traces import check_calibration
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts

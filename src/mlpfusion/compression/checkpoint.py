@@ -19,8 +19,7 @@ from mlpfusion.compression.on_task import install_learned, learn
 from mlpfusion.compression.predictions import NUM_TEXTS, divergence, predictions, short_texts, warn_if_lost
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.task_model import load_for_task
-from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts, calibration_window
-from mlpfusion.data.unlabelled.data_free import DataFree
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource
 from mlpfusion.data.unlabelled.random_tokens import RandomTokens
 from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError, shown
@@ -55,20 +54,15 @@ def check_source(source: Checkpoint, selection: Selection) -> None:
 
 
 def compress_checkpoint(
-    source: Checkpoint, work: Work, texts: CalibrationTexts | DataFree | None, *, sequential: bool
+    source: Checkpoint, work: Work, texts: CalibrationSource | None, *, sequential: bool
 ) -> tuple[PreTrainedModel, Record]:
     """Returns the compressed model and the record. Raises `InputError` as `compress` does.
 
     Warns of a language model whose predictions are lost.
     """
-    batches = None
-    if isinstance(texts, CalibrationTexts):
-        batches = texts.batches(source.folder, source.empty(), work.seed)
-    elif texts is not None:
-        calibration_window(texts.window, source.folder, source.empty())
+    prepared = None if texts is None else texts.prepare(source.folder, source.empty(), work.seed)
     model = source.load()
-    if isinstance(texts, DataFree):
-        batches = texts.batches(source.folder, model, work.seed, work.progress)
+    batches = None if prepared is None else prepared.batches(model, work.progress)
     probe = _probe(source, model, batches, work.seed)
     before = predictions(model, probe)
     record = compress(
@@ -88,20 +82,12 @@ def compress_checkpoint(
     )
     if probe:
         moved = divergence(before, predictions(model, probe))
-        warn_if_lost(moved, _named(texts, model))
+        warn_if_lost(moved, "random tokens" if prepared is None else prepared.origin["file"])
         record = replace(record, divergence=moved)
-    if texts is None:
+    if prepared is None:
         return model, record
-    origin = texts.record(model) if isinstance(texts, DataFree) else texts.record()
-    used = record.recipe["calibration"] | origin | {"seed": work.seed}
+    used = record.recipe["calibration"] | prepared.origin | {"seed": work.seed}
     return model, replace(record, recipe=record.recipe | {"calibration": used})
-
-
-def _named(texts: CalibrationTexts | DataFree | None, model: PreTrainedModel) -> str:
-    """What the predictions were compared on."""
-    if texts is None:
-        return "random tokens"
-    return texts.record(model)["file"] if isinstance(texts, DataFree) else "the calibration texts"
 
 
 def _probe(source: Checkpoint, model: PreTrainedModel, batches: Sequence[Batch] | None, seed: int) -> list[Batch]:

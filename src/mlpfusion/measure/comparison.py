@@ -87,7 +87,7 @@ def compare_methods(
     for seed in seeds:
         probe = Probe(scalar, seed)
         originals = references(model, sites, batches, probe, authors_batch)
-        traced = {} if calibration is None else _traced(model, sites, methods, calibration[seed], seed)
+        traced = _traced(model, sites, methods, calibration[seed], seed) if calibration else {}
         for site in sites:
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")

@@ -1,10 +1,10 @@
 """Unlabelled texts for calibration, drawn from a file by a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -18,10 +18,34 @@ from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts, texts_sha256
 from mlpfusion.data.unlabelled.windows import drawn_windows, is_causal, window_length
 from mlpfusion.errors import InputError, shown
+from mlpfusion.progress import Progress
 from mlpfusion.storage.listing import file_sha256
 
 MAX_SAMPLES = 1_000_000  # far above any use, against typing errors
 WINDOW = 128  # tokens; the default for a language model. Longer ones were not tried
+
+
+@dataclass(frozen=True)
+class PreparedCalibration:
+    """What a calibration needs, checked before the weights of the model are read.
+
+    `batches(model, progress)` makes the batches with the weights; `origin` says in a record where they are from, as a
+    `file` at least.
+    """
+
+    batches: Callable[[PreTrainedModel, Progress], list[Batch]]
+    origin: dict[str, Any]
+
+
+class CalibrationSource(Protocol):
+    """Where a calibration is from: texts (`CalibrationTexts`), or none (`DataFree`)."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    def prepare(self, folder: Path, model: PreTrainedModel, seed: int) -> PreparedCalibration:
+        """Does all that can be done with the tokenizer in `folder` and without the weights of `model`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,11 @@ class CalibrationTexts:
             self.texts, tokenizer, model.config, window=length, num_windows=self.num_samples, seed=seed
         )
         return window_batches(windows)
+
+    def prepare(self, folder: Path, model: PreTrainedModel, seed: int) -> PreparedCalibration:
+        """Makes the batches, which need no weights. Raises `InputError` as `batches` does."""
+        made = self.batches(folder, model, seed)
+        return PreparedCalibration(lambda _model, _progress: made, self.record())
 
     def record(self) -> dict[str, Any]:
         """Origin of the texts: name, column and SHA-256.

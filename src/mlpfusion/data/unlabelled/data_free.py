@@ -9,10 +9,14 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.tokenizer import load_tokenizer
-from mlpfusion.data.unlabelled.calibration_texts import calibration_window, check_samples, window_batches
+from mlpfusion.data.unlabelled.calibration_texts import (
+    PreparedCalibration,
+    calibration_window,
+    check_samples,
+    window_batches,
+)
 from mlpfusion.data.unlabelled.own_text import own_text
-from mlpfusion.data.unlabelled.random_tokens import RandomTokens
-from mlpfusion.data.unlabelled.windows import is_causal
+from mlpfusion.data.unlabelled.random_tokens import RandomTokens, ordinary_tokens
 from mlpfusion.progress import Progress
 
 # In place of the name of a file.
@@ -32,20 +36,23 @@ class DataFree:
     def __post_init__(self) -> None:
         check_samples(self.num_samples)
 
-    def batches(self, folder: Path, model: PreTrainedModel, seed: int, progress: Progress | None = None) -> list[Batch]:
-        """Makes batches for `model` with the tokenizer in `folder`.
+    def prepare(self, folder: Path, model: PreTrainedModel, seed: int) -> PreparedCalibration:
+        """Makes the random tokens; a language model writes its text later, when it has weights.
 
-        Raises `InputError` if `folder` has no tokenizer, or the tokenizer knows special tokens only.
+        Raises `InputError` if `folder` has no tokenizer, if the tokenizer knows special tokens only, and for a window
+        that the model cannot take.
         """
         length = calibration_window(self.window, folder, model)
         if length is None:
-            return RandomTokens(self.num_samples).batches(folder, model.config, seed)
+            drawn = RandomTokens(self.num_samples).batches(folder, model.config, seed)
+            return PreparedCalibration(lambda _model, _progress: drawn, {"file": _RANDOM})
         tokenizer = load_tokenizer(folder, model.config)
-        return window_batches(own_text(model, tokenizer, self.num_samples, length, seed, progress))
+        ordinary_tokens(tokenizer, model.config)
 
-    def record(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Origin of the batches, for a record."""
-        return {"file": _WRITTEN if is_causal(model) else _RANDOM}
+        def write(model: PreTrainedModel, progress: Progress) -> list[Batch]:
+            return window_batches(own_text(model, tokenizer, self.num_samples, length, seed, progress))
+
+        return PreparedCalibration(write, {"file": _WRITTEN})
 
 
 def is_data_free(calibration: Mapping[str, Any]) -> bool:
