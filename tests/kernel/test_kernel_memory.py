@@ -15,9 +15,9 @@ from mlpfusion.kernel import (
     MaskedMLP,
     adam_and_plain_kernel,
     adam_kernel,
-    neuron_products,
     plain_kernel,
 )
+from mlpfusion.kernel.matching import Matching, match_kernel
 from mlpfusion.methods.data_free.svd import truncated_svd
 
 MIB = 1 << 20
@@ -84,11 +84,10 @@ def test_factors_and_masks_need_no_more(kernel, kind):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_products_of_neurons_need_no_more_than_the_workspace_and_their_result(gated):
-    mlp = make_mlp(200, 48, gated=gated, dtype=torch.float32)
-    trace = make_trace(120, 48)
-    num_factors = (3 if gated else 2) * 200
+def test_the_match_needs_the_kernels_of_the_neurons_and_no_gram_matrix(gated):
+    mlp = make_mlp(1000, 16, gated=gated, dtype=torch.float32)
+    trace, num_factors = make_trace(40, 16), (3 if gated else 2) * 1000
+    target, kernels, slab = adam_kernel(mlp, trace), 4 * num_factors * 40**2, 4 * 40 * mlp.up.numel()
     with LiveBytes() as memory:
-        neuron_products(mlp, trace, torch.ones(120, 120), workspace_bytes=12 * MIB)
-    assert memory.peak < 12 * MIB + 12 * num_factors**2 + 2 * mlp.up.nbytes * 3 + 2 * trace.inputs.nbytes
-    assert 2 * MIB < memory.peak < 4 * num_factors * 120**2  # all kernels
+        match_kernel(mlp, trace, target, Matching())
+    assert kernels < memory.peak < kernels + 7 * slab < 8 * num_factors**2

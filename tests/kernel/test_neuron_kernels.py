@@ -1,4 +1,4 @@
-"""The kernel of a block is linear in its diagonals, exactly, and the products of its neurons are those of matrices."""
+"""The kernel of a block is linear in its diagonals, exactly."""
 
 import functools
 from dataclasses import replace
@@ -15,12 +15,11 @@ from mlpfusion.errors import InputError
 from mlpfusion.kernel import (
     BlockTrace,
     adam_kernel,
-    down_bias_kernel,
     neuron_kernels,
-    neuron_products,
     ntk,
     with_scales,
 )
+from mlpfusion.kernel.neurons import inner_products, squared_norms, weighted_sum
 from mlpfusion.methods.data_free import fusion
 from mlpfusion.mlp import MLP, forward
 
@@ -88,18 +87,23 @@ def test_cluster_sizes_as_the_diagonal_give_the_kernel_of_mlp_fusion():
 
 
 @every_block
-def test_products_are_those_of_the_stored_kernels_whatever_the_workspace(gated, biased, monkeypatch):
+def test_the_kernels_are_the_same_whatever_the_workspace(gated, biased, monkeypatch):
     mlp = make_mlp(gated=gated, biased=biased)
     trace = make_trace(0, mlp.hidden_size)
-    kernels = neuron_kernels(mlp, trace)
-    target = adam_kernel(mlp, trace).total - down_bias_kernel(mlp, trace)
-    sides = (kernels.input_side, kernels.up_side, kernels.output_side)
-    stacked = torch.cat([side for side in sides if side is not None]).flatten(1)
+    wanted = neuron_kernels(mlp, trace)
     monkeypatch.setattr(ntk, "_CPU_COLUMNS", 5 * mlp.hidden_size)
-    for workspace_bytes in (1 << 30, 30_000):
-        products = neuron_products(mlp, trace, target, workspace_bytes=workspace_bytes)
-        assert_equal(products.gram, stacked @ stacked.T)
-        assert_equal(products.with_target, stacked @ target.flatten())
+    for side, other in zip(neuron_kernels(mlp, trace, workspace_bytes=30_000).sides, wanted.sides, strict=True):
+        assert_equal(side, other)
+
+
+@pytest.mark.parametrize("number", [3, 64, 150])
+def test_sums_and_products_of_kernels_are_those_of_one_stack(number):
+    generator = torch.Generator().manual_seed(number)
+    kernels, kernel = (torch.randn(n, 4, 4, generator=generator) for n in (number, 1))
+    scale = torch.rand(number, generator=generator)
+    assert_equal(weighted_sum(kernels, scale), (kernels.double() * scale.double()[:, None, None]).sum(0))
+    assert_equal(inner_products(kernels, kernel[0].double()), (kernels.double() * kernel.double()).sum((1, 2)))
+    assert_equal(squared_norms(kernels), kernels.double().square().sum((1, 2)))
 
 
 def test_fp32_is_kept_and_agrees_with_float64():
@@ -115,11 +119,8 @@ def test_fp32_is_kept_and_agrees_with_float64():
 
 def test_bad_input_is_refused_in_one_line():
     mlp = make_mlp()
-    trace = make_trace(0, mlp.hidden_size)
     ones = torch.ones(12)
     with pytest.raises(InputError, match="`input_scale` must be positive, got 0.0"):
         with_scales(mlp, 0 * ones, ones)
     with pytest.raises(InputError, match="`up_scale` must be None for a block without a gate"):
         with_scales(mlp, ones, ones, ones)
-    with pytest.raises(InputError, match="`target` must be 5 x 5"):
-        neuron_products(mlp, trace, torch.ones(4, 4))

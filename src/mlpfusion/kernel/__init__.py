@@ -10,10 +10,8 @@ from mlpfusion.kernel.error import centered_kernel_alignment as centered_kernel_
 from mlpfusion.kernel.error import compare_kernels as compare_kernels
 from mlpfusion.kernel.error import kernel_error as kernel_error
 from mlpfusion.kernel.neurons import NeuronKernels as NeuronKernels
-from mlpfusion.kernel.neurons import NeuronProducts as NeuronProducts
 from mlpfusion.kernel.neurons import down_bias_kernel as down_bias_kernel
 from mlpfusion.kernel.neurons import neuron_kernels as neuron_kernels
-from mlpfusion.kernel.neurons import neuron_products as neuron_products
 from mlpfusion.kernel.neurons import with_scales as with_scales
 from mlpfusion.kernel.ntk import adam_and_plain_kernel as adam_and_plain_kernel
 from mlpfusion.kernel.ntk import adam_kernel as adam_kernel

@@ -4,17 +4,25 @@ The forward pass depends on the effective weights only, and the Adam kernel is l
 (`kernel.neurons`). So the scales can be chosen for the kernel alone, at no cost to the output.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from scipy.optimize import minimize
 from torch import Tensor
 
 from mlpfusion.errors import InputError
 from mlpfusion.kernel.accumulate import BlockKernels
-from mlpfusion.kernel.neurons import NeuronProducts, down_bias_kernel, neuron_products, with_scales
+from mlpfusion.kernel.neurons import (
+    down_bias_kernel,
+    inner_products,
+    neuron_kernels,
+    squared_norms,
+    weighted_sum,
+    with_scales,
+)
 from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.mlp import MLP
 
@@ -59,33 +67,33 @@ def match_kernel(mlp: MLP, trace: BlockTrace, target: BlockKernels, matching: Ma
     """
     if len(target.total) != trace.num_samples:
         raise InputError(f"`target` must be of {trace.num_samples} samples, got {len(target.total)}")
-    parts = [_side(target, name) for name in (("up", "down") if mlp.gate is None else ("gate", "up", "down"))]
-    targets = torch.stack([*parts, target.total - down_bias_kernel(mlp, trace)])
-    scales = positive_scales(neuron_products(mlp, trace, targets), matching)
-    sides = [scale.to(mlp.up.device, torch.float32) for scale in scales]
-    return with_scales(mlp, sides[0], sides[-1], sides[1] if len(sides) == 3 else None)
+    targets = [_side(target, name) for name in (("up", "down") if mlp.gate is None else ("gate", "up", "down"))]
+    total = target.total - down_bias_kernel(mlp, trace)
+    found = positive_scales(neuron_kernels(mlp, trace).sides, targets, total, matching)
+    scales = [scale.float() for scale in found]
+    return with_scales(mlp, scales[0], scales[-1], scales[1] if len(scales) == 3 else None)
 
 
-def positive_scales(products: NeuronProducts, matching: Matching) -> tuple[Float64[Tensor, " neurons"], ...]:
+def positive_scales(
+    sides: Sequence[Float[Tensor, "neurons samples samples"]],
+    targets: Sequence[Float64[Tensor, "samples samples"]],
+    total: Float64[Tensor, "samples samples"],
+    matching: Matching,
+) -> list[Float64[Tensor, " neurons"]]:
     """Minimises |sum_j s_j kappa_j - total|^2 plus the ridge over s > 0; one vector a side.
 
-    The targets of `products` are the kernel of each side (the matrices in order, with their
-    biases), then the total. The scale of a layer is least squares on its own side: the kernels of
-    the sides are so alike that the total cannot tell them apart. A side without a kernel gets ones.
+    `sides` are the kernels of all neurons on each side, `targets` the kernel that each side is to have. The scale of a
+    layer is least squares on its own side: the kernels of the sides are so alike that the total cannot tell them apart.
+    A side without a kernel gets ones.
 
-    >>> with_target = torch.tensor([[2.0, 0.0, 2.0], [0.0, 3.0, 3.0]]).double()
-    >>> scales = positive_scales(NeuronProducts(torch.eye(2).double(), with_target), Matching("layer"))
+    >>> up, down = torch.tensor([[[1.0]]]), torch.tensor([[[2.0]]])
+    >>> targets = [torch.tensor([[2.0]]).double(), torch.tensor([[6.0]]).double()]
+    >>> scales = positive_scales([up, down], targets, sum(targets), Matching("layer"))
     >>> [side.tolist() for side in scales]
     [[2.0], [3.0]]
     """
-    gram, with_targets = products.gram.cpu().numpy(), products.with_target.cpu().numpy()
-    num_sides = with_targets.shape[1] - 1
-    sides = np.arange(len(gram)) // (len(gram) // num_sides)
-    side_scales = [_side_scale(gram, with_targets[:, side], sides == side) for side in range(num_sides)]
-    scales = np.array(side_scales)[sides]
-    if matching.per == "neuron":
-        scales = _neuron_scales(gram, with_targets[:, -1], scales, matching.ridge)
-    return tuple(torch.from_numpy(scales).chunk(num_sides))
+    layer = [_side_scale(side, target) for side, target in zip(sides, targets, strict=True)]
+    return layer if matching.per == "layer" else _neuron_scales(sides, total, layer, matching.ridge)
 
 
 def _side(target: BlockKernels, name: str) -> Tensor:
@@ -94,31 +102,43 @@ def _side(target: BlockKernels, name: str) -> Tensor:
     return target.blocks[name] if bias is None or name == "down" else target.blocks[name] + bias
 
 
-def _side_scale(gram: np.ndarray, with_target: np.ndarray, side: np.ndarray) -> float:
-    """Least squares in one unknown for one side."""
-    size, product = gram[np.ix_(side, side)].sum(), with_target[side].sum()
-    return product / size if size > 0 and product > 0 else 1.0
+def _side_scale(kernels: Tensor, target: Tensor) -> Float64[Tensor, " neurons"]:
+    """Least squares in one unknown for one side, for each of its neurons."""
+    ones = torch.ones(len(kernels), dtype=torch.float64, device=kernels.device)
+    kernel = weighted_sum(kernels, ones)
+    size, product = float((kernel * kernel).sum()), float((kernel * target).sum())
+    return ones * (product / size) if size > 0 and product > 0 else ones
 
 
-def _neuron_scales(gram: np.ndarray, with_target: np.ndarray, layer_scales: np.ndarray, ridge: float) -> np.ndarray:
+def _neuron_scales(
+    sides: Sequence[Tensor], total: Tensor, layer_scales: Sequence[Tensor], ridge: float
+) -> list[Float64[Tensor, " neurons"]]:
     """One scale per neuron by bounded ridge regression, pulled towards `layer_scales`.
 
-    Solved in units of `layer_scales`, so that `up` and `down` count alike.
+    Solved in units of `layer_scales`, so that all sides count alike. The Gram matrix of the kernels is never made: with
+    thousands of neurons it is larger than the kernels, and takes longer than the solution.
     """
-    scaled, right = gram * np.outer(layer_scales, layer_scales), with_target * layer_scales
-    weight = ridge * np.trace(scaled) / len(scaled)
-    if weight == 0:  # all kernels are zero
-        return layer_scales
+    lengths, scale = [len(side) for side in sides], torch.cat(list(layer_scales))
 
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        away, product = x - 1, scaled @ x
+    def products(kernel: Tensor) -> Tensor:
+        return torch.cat([inner_products(side, kernel) for side in sides]) * scale
+
+    right = products(total)
+    weight = ridge * float((torch.cat([squared_norms(side) for side in sides]) * scale.square()).mean())
+    if weight == 0:  # all kernels are zero
+        return list(layer_scales)
+
+    def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+        x = torch.from_numpy(at).to(scale)
+        parts = zip(sides, (x * scale).split(lengths), strict=True)
+        product = products(torch.stack([weighted_sum(side, part) for side, part in parts]).sum(0))
+        away = x - 1
         value = x @ product / 2 - right @ x + weight * (away @ away) / 2
-        return value / weight, (product - right + weight * away) / weight
+        return float(value) / weight, ((product - right + weight * away) / weight).cpu().numpy()
 
     # The loss is over `weight`, so that the tolerances are relative; far below what fp32 scales
     # keep. Not tuned.
     options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-12, "gtol": 1e-9}
-    bounds = [(_SMALLEST, None)] * len(gram)
-    start = np.ones_like(layer_scales)
+    bounds, start = [(_SMALLEST, None)] * len(scale), np.ones(len(scale))
     solution = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return layer_scales * solution.x
+    return list((torch.from_numpy(solution.x).to(scale) * scale).split(lengths))

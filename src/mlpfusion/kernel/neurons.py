@@ -54,6 +54,11 @@ class NeuronKernels:
     down_bias: Float[Tensor, "samples samples"]
     up_side: Float[Tensor, "neurons samples samples"] | None = None
 
+    @property
+    def sides(self) -> list[Float[Tensor, "neurons samples samples"]]:
+        """Input side, up side (gated blocks only), output side."""
+        return [side for side in (self.input_side, self.up_side, self.output_side) if side is not None]
+
     def combine(
         self,
         input_scale: Float[Tensor, " neurons"],
@@ -61,23 +66,11 @@ class NeuronKernels:
         up_scale: Float[Tensor, " neurons"] | None = None,
     ) -> Float64[Tensor, "samples samples"]:
         """Combines the kernels with the factors s1, b (s2 in a plain block) and a (default: ones)."""
-        kernel = self.down_bias.double() + _weighted(self.input_side, input_scale)
-        kernel = kernel + _weighted(self.output_side, down_scale)
+        kernel = self.down_bias.double() + weighted_sum(self.input_side, input_scale)
+        kernel = kernel + weighted_sum(self.output_side, down_scale)
         if self.up_side is None:
             return kernel
-        return kernel + _weighted(self.up_side, torch.ones_like(down_scale) if up_scale is None else up_scale)
-
-
-@dataclass(frozen=True)
-class NeuronProducts:
-    """Inner products <A, B> = sum_ij A_ij B_ij of the kernels of all neurons, and with targets.
-
-    The factors are ordered input side, up side (gated blocks only), output side, each in the order
-    of the neurons.
-    """
-
-    gram: Float64[Tensor, "factors factors"]
-    with_target: Float64[Tensor, "factors *targets"]
+        return kernel + weighted_sum(self.up_side, torch.ones_like(down_scale) if up_scale is None else up_scale)
 
 
 @torch.no_grad()
@@ -86,8 +79,7 @@ def neuron_kernels(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAUL
 
     In the dtype of the gradients, fp32 or better: the result takes neurons * samples^2 * 4 bytes a
     side, 0.4 GB for 1536 neurons and 256 samples, beside `workspace_bytes`. Use a trace of a few
-    samples (`BlockTrace.select`), or `neuron_products`, which never stores the kernels. Raises
-    `InputError` as `adam_kernel` does.
+    samples (`BlockTrace.select`). Raises `InputError` as `adam_kernel` does.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
     >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
@@ -96,53 +88,12 @@ def neuron_kernels(mlp: MLP, trace: BlockTrace, *, workspace_bytes: int = DEFAUL
     """
     effective, ordered, places = _prepared(mlp, trace)
     kernels = ordered.inputs.new_empty(_num_factors(mlp), trace.num_samples, trace.num_samples)
-    _fill(kernels, effective, ordered, 0, _slabs(effective, ordered, trace.num_samples, workspace_bytes, 0))
+    _fill(kernels, effective, ordered, _slabs(effective, ordered, workspace_bytes))
     for part in kernels.split(_SUM_NEURONS):
         part.copy_(part[:, places][:, :, places])
     sides = kernels.split(mlp.num_neurons)
     bias = down_bias_kernel(mlp, trace).to(kernels.dtype)
     return NeuronKernels(sides[0], sides[-1], bias, sides[1] if len(sides) == 3 else None)
-
-
-@torch.no_grad()
-def neuron_products(
-    mlp: MLP,
-    trace: BlockTrace,
-    target: Float[Tensor, "*targets samples samples"],
-    *,
-    workspace_bytes: int = DEFAULT_WORKSPACE,
-) -> NeuronProducts:
-    """Computes the Gram matrix of the kernels of all neurons and their products with `target`.
-
-    The kernels are not stored: a few rows of all kernels are in memory at a time, at most half of
-    `workspace_bytes`; sums over rows are in float64. Subtract `down_bias_kernel` from `target`
-    first: no neuron can make up for it. Raises `InputError` as `adam_kernel` does, or if `target`
-    has other samples than the trace.
-
-    >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
-    >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
-    >>> neuron_products(mlp, trace, torch.ones(1, 1)).gram.tolist()
-    [[36.0, 36.0], [36.0, 36.0]]
-    """
-    if target.shape[-2:] != (trace.num_samples, trace.num_samples):
-        raise InputError(f"`target` must be {trace.num_samples} x {trace.num_samples}, got {tuple(target.shape)}")
-    effective, ordered, places = _prepared(mlp, trace)
-    order = places.argsort()
-    ordered_target = target.to(ordered.inputs)[..., order, :][..., order]
-    num_factors = _num_factors(mlp)
-    row_bytes = num_factors * trace.num_samples * ordered.inputs.element_size()
-    step = min(max(1, workspace_bytes // 2 // row_bytes), trace.num_samples)
-    kernels = ordered.inputs.new_empty(num_factors, step, trace.num_samples)
-    slabs = _slabs(effective, ordered, step, workspace_bytes, step * row_bytes)
-    gram = torch.zeros(num_factors, num_factors, dtype=torch.float64, device=ordered_target.device)
-    with_target = gram.new_zeros(num_factors, *target.shape[:-2])
-    for first in range(0, trace.num_samples, step):
-        part = kernels[:, : trace.num_samples - first]
-        _fill(part, effective, ordered, first, slabs)
-        flat = part.flatten(1)
-        gram += flat @ flat.T
-        with_target += flat @ ordered_target[..., first : first + step, :].flatten(-2).movedim(-1, 0)
-    return NeuronProducts(gram, with_target)
 
 
 @torch.no_grad()
@@ -226,22 +177,20 @@ def _num_factors(mlp: MLP) -> int:
     return (2 if mlp.gate is None else 3) * mlp.num_neurons
 
 
-def _slabs(mlp: MLP, trace: BlockTrace, num_rows: int, workspace_bytes: int, fixed_bytes: int) -> list[slice]:
-    """Slabs of neurons for `_fill` with `num_rows` rows."""
-    copies = 3 + -(-num_rows // mlp.hidden_size)  # runs, gradients, signs; kernels
+def _slabs(mlp: MLP, trace: BlockTrace, workspace_bytes: int) -> list[slice]:
+    """Slabs of neurons for `_fill`."""
+    copies = 3 + -(-trace.num_samples // mlp.hidden_size)  # runs, gradients, signs; kernels
     column_bytes = copies * trace.num_samples * trace.inputs.element_size()
-    return neuron_slabs(mlp, trace, workspace_bytes, column_bytes=column_bytes, fixed_bytes=fixed_bytes)
+    return neuron_slabs(mlp, trace, workspace_bytes, column_bytes=column_bytes, fixed_bytes=0)
 
 
-def _fill(
-    out: Float[Tensor, "factors rows samples"], mlp: MLP, trace: BlockTrace, first: int, slabs: list[slice]
-) -> None:
-    """Writes the kernels of all neurons to `out`, rows `first` and following."""
+def _fill(out: Float[Tensor, "factors samples samples"], mlp: MLP, trace: BlockTrace, slabs: list[slice]) -> None:
+    """Writes the kernels of all neurons to `out`."""
     sides = out.split(mlp.num_neurons)
     for slab in slabs:
         for side, gradient in zip(sides, weight_gradients(neuron_slab(mlp, slab), trace), strict=True):
             gradients = torch.cat(list(_features(gradient, trace)), dim=1)
-            side[slab] = gradients[:, first : first + out.shape[1]] @ gradients.sign().transpose(1, 2)
+            side[slab] = gradients @ gradients.sign().transpose(1, 2)
 
 
 def _features(gradient: WeightGradient, trace: BlockTrace) -> Iterator[Float[Tensor, "neurons samples features"]]:
@@ -253,6 +202,22 @@ def _features(gradient: WeightGradient, trace: BlockTrace) -> Iterator[Float[Ten
         yield part.transpose(0, 1)
 
 
-def _weighted(kernels: Tensor, scale: Tensor) -> Float64[Tensor, "samples samples"]:
+def weighted_sum(
+    kernels: Float[Tensor, "neurons samples samples"], scale: Float[Tensor, " neurons"]
+) -> Float64[Tensor, "samples samples"]:
+    """Adds up the kernels times their scales, in float64."""
     parts = zip(scale.double().split(_SUM_NEURONS), kernels.split(_SUM_NEURONS), strict=True)
     return torch.stack([torch.tensordot(factors, part.double(), dims=1) for factors, part in parts]).sum(0)
+
+
+def inner_products(
+    kernels: Float[Tensor, "neurons samples samples"], kernel: Float64[Tensor, "samples samples"]
+) -> Float64[Tensor, " neurons"]:
+    """The inner product <A, B> = sum_ij A_ij B_ij of each of the kernels with `kernel`, in float64."""
+    parts = kernels.split(_SUM_NEURONS)
+    return torch.cat([torch.tensordot(part.double(), kernel, dims=2) for part in parts])
+
+
+def squared_norms(kernels: Float[Tensor, "neurons samples samples"]) -> Float64[Tensor, " neurons"]:
+    """<A, A> of each of the kernels, in float64."""
+    return torch.cat([part.double().square().sum((1, 2)) for part in kernels.split(_SUM_NEURONS)])
