@@ -105,4 +105,5 @@ def _block(model: PreTrainedModel, run: MethodRun, site: Site, width: int, calib
         generator=site_generator(run.seed, site.path),
         keep_ratio=1.0 if run.plan.keep_ratio is None else run.plan.keep_ratio,
         calibration=None if calibration is None else calibration(site).to(run.device),
+        round_to=run.plan.round_to,
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mlpfusion.methods.block import CalibrationNeeds
+from mlpfusion.methods.block import CalibrationNeeds, CalibrationScalar
 from mlpfusion.methods.table import METHODS
 
 
@@ -34,6 +34,16 @@ def needs_gradients(config: Any) -> bool:
     (True, False)
     """
     return _needs(config).gradients
+
+
+def gradient_scalar(config: Any) -> CalibrationScalar:
+    """Returns the f whose gradients the method needs.
+
+    >>> from mlpfusion import NIRVANA, NTKMatch
+    >>> gradient_scalar(NTKMatch()), gradient_scalar(NIRVANA())
+    ('head', 'peak')
+    """
+    return _needs(config).scalar
 
 
 def _needs(config: Any) -> CalibrationNeeds:

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from mlpfusion.checks import seed_number
 from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
 from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError, one_line, shown
-from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit
+from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, alternating_logit, mean_logit
 from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.kinds.table import install
+from mlpfusion.methods.block import CalibrationScalar
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import head_pooling, needs_batches, needs_gradients
+from mlpfusion.methods.needs import gradient_scalar, head_pooling, needs_batches, needs_gradients
 from mlpfusion.methods.table import METHODS
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.recording import eval_mode, recordable, recording
@@ -32,11 +33,16 @@ NUM_LOGITS = 4
 
 
 def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
-    """Raises `InputError` unless a calibration is given for a method that takes one, and for no other."""
+    """Raises `InputError` unless a calibration is given for a method that takes one, and for no other.
+
+    Also for `sequential` with a method that has nothing to pass on, or needs all blocks at once.
+    """
     name = method_name(type(method))
     if needs_batches(method):
         if not given:
             raise InputError(f"`calibration` must be given for {name}, or `data_free`, got none")
+        if sequential:
+            check_sequential(method)
         return
     sees_inputs = METHODS[type(method)].sees == "inputs"
     reason = "draws its inputs itself" if sees_inputs else "takes none"
@@ -44,6 +50,13 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
         raise InputError(f"`calibration` must be left out for {name}, which {reason}")
     if sequential:
         raise InputError(f"`sequential` must be left out for {name}, which has no calibration data to pass on")
+
+
+def check_sequential(method: Any) -> None:
+    """Raises `InputError` for a calibrated method that cannot compress the blocks one after the other."""
+    if needs_batches(method) and METHODS[type(method)].ranked_together:
+        name = method_name(type(method))
+        raise InputError(f"`sequential` must be left out for {name}, which ranks the neurons of all blocks together")
 
 
 def checked_batches(calibration: Any) -> Sequence[Batch] | None:
@@ -107,8 +120,8 @@ class TracedCalibration:
     """Recorded traces of a model on the batches of a calibration; `trace_calibration` makes them.
 
     One such object serves several compressions of the same model. `batches` are on the device of the model; `traces`
-    and `weights` (of the tokens, none for the `pooling` `mean`) are by the path of the site. `seed` drew the random
-    heads; `seconds` is the time of the recording.
+    and `weights` (of the tokens, none for the `pooling` `mean`) are by the path of the site; the cotangents of the
+    traces are of `scalar`. `seed` drew the random heads; `seconds` is the time of the recording.
     """
 
     batches: Sequence[Batch]
@@ -117,40 +130,52 @@ class TracedCalibration:
     seconds: float
     pooling: str = "mean"
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    scalar: CalibrationScalar = "head"
 
     def size(self, site: Site) -> CalibrationSize:
         """Counts the samples and tokens at a site."""
         trace = self.traces[site.path]
         return CalibrationSize(trace.num_samples, trace.num_tokens)
 
-    def check(self, sites: Sequence[Site], seed: int, pooling: str) -> None:
-        """Raises `InputError` for traces with another seed or pooling, or without one of `sites`."""
+    def check(self, sites: Sequence[Site], seed: int, pooling: str, scalar: CalibrationScalar) -> None:
+        """Raises `InputError` for traces with another seed, pooling or scalar, or without one of `sites`."""
         if self.seed != seed:
             raise InputError(f"`calibration` must be traced with the seed of the compression, {seed}, got {self.seed}")
         if self.pooling != pooling:
             raise InputError(f"`calibration` must be traced with the `pooling` {pooling}, got {self.pooling}")
+        if self.scalar != scalar:
+            raise InputError(f"`calibration` must be traced with the `scalar` {scalar}, got {self.scalar}")
         missing = [site.path for site in sites if site.path not in self.traces]
         if missing:
             raise InputError(f"`calibration` must be traced at every site to compress, it is not at {missing[0]}")
 
 
 def trace_calibration(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str = "mean"
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    seed: int,
+    pooling: str = "mean",
+    scalar: CalibrationScalar = "head",
 ) -> TracedCalibration:
     """Records the traces of `sites` in one forward and one backward pass.
 
-    The model is in eval mode. The scalar f is a logit of a random head on the mean of the last hidden states; the head
-    is drawn from `seed`, and its logits take turns from sample to sample. Another `pooling` (`head_pooling` of the
-    method) costs a second pass, whose head reads by it and gives the weights of the tokens. Memory: two tensors a site
-    of tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch, or
-    batches unfit for the model.
+    The model is in eval mode. f is named by `scalar` (`gradient_scalar` of the method). `head`: a logit of a random
+    head on the mean of the last hidden states; the head is drawn from `seed`, and its logits take turns from sample to
+    sample. `peak`: the mean over the vocabulary of the model's own logits, each at the token where it is largest; this
+    needs memory for all logits of a batch. Another `pooling` (`head_pooling` of the method) costs a second pass, whose
+    head reads by it and gives the weights of the tokens. Memory: two tensors a site of tokens x hidden size
+    (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch, batches unfit for the
+    model, and an unknown scalar.
     """
+    if scalar not in get_args(CalibrationScalar):
+        raise InputError(f"`scalar` must be one of {', '.join(get_args(CalibrationScalar))}, got {shown(scalar)}")
     check_transformers_model(model)
     checked_batches(batches)
     seed = seed_number("seed", seed)
     check_some(batches)
     check_taken(model, batches)
-    return _traced(model, sites, batches, seed, pooling, gradients=True)
+    return _traced(model, sites, batches, seed, pooling, scalar, gradients=True)
 
 
 def traced_for(
@@ -163,15 +188,15 @@ def traced_for(
     """Returns the traces for `method` at `sites`, recorded now unless `calibration` holds them.
 
     Gradients are recorded only for a method that needs them. Batches must be checked already (`checked_batches`,
-    `check_taken`). Raises `InputError` for no batch, and for traces with another seed or pooling, or without one of the
-    sites.
+    `check_taken`). Raises `InputError` for no batch, and for traces with another seed, pooling or scalar, or without
+    one of the sites.
     """
-    pooling = head_pooling(method)
+    pooling, scalar = head_pooling(method), gradient_scalar(method)
     if isinstance(calibration, TracedCalibration):
-        calibration.check(sites, seed, pooling)
+        calibration.check(sites, seed, pooling, scalar)
         return calibration
     check_some(calibration)
-    return _traced(model, sites, calibration, seed, pooling, gradients=needs_gradients(method))
+    return _traced(model, sites, calibration, seed, pooling, scalar, gradients=needs_gradients(method))
 
 
 def check_some(batches: Sequence[Batch]) -> None:
@@ -181,19 +206,28 @@ def check_some(batches: Sequence[Batch]) -> None:
 
 
 def _traced(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str, *, gradients: bool
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    seed: int,
+    pooling: str,
+    scalar: CalibrationScalar,
+    *,
+    gradients: bool,
 ) -> TracedCalibration:
     started = time.perf_counter()
     home, weights = [recordable(batch, model.device) for batch in batches], {}
     with recording(model, gradients=gradients or pooling != "mean"):
-        if gradients:
-            traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
-        else:
+        if not gradients:
             traces = input_traces(model, sites, home)
+        elif scalar == "peak":
+            traces = block_traces(model, sites, home, mean_logit, PeakHead())
+        else:
+            traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
         if pooling != "mean":
             focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
             weights = {path: token_weights(trace.cotangents) for path, trace in focused.items()}
-    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights)
+    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights, scalar)
 
 
 def calibrated_outcomes(
