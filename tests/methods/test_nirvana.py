@@ -172,6 +172,7 @@ def test_one_threshold_gives_the_widths_of_a_search(sizes, step):
 def test_of_equal_neurons_those_of_the_first_block_are_kept():
     assert widths_under_one_threshold([torch.ones(6), torch.ones(6)], 8, 2) == [6, 2]
     assert widths_under_one_threshold([torch.zeros(6), torch.zeros(6)], 7, 1) == [6, 1]
+    assert widths_under_one_threshold([torch.ones(4096)] * 3, 6000, 1) == [4096, 1903, 1]
 
 
 def blocks_of(mlps: list[MLP], num_neurons: int, round_to: int = 1) -> list[Block]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlpfusion.checks import check_finite
 from mlpfusion.kernel import BlockTrace
-from mlpfusion.kernel.gradient import check_block, weight_gradients
+from mlpfusion.kernel.gradient import weight_gradients
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.block import Block, CalibrationNeeds
 from mlpfusion.methods.data_free.neuron_pruning import keep_best
@@ -55,14 +55,13 @@ def saliency(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, " neurons"]:
 
     The weights of a neuron are its rows of `up` and `gate`, its column of `down` and, beside the paper, whose models
     have none, its biases: they go with the neuron. The gradients of all samples are added first. Computed in fp32 or
-    better. Raises `InputError` if the trace does not fit or the activation is not element-wise.
+    better, for an element-wise activation.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
     >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[-2.0]]), torch.tensor([1]))
     >>> saliency(mlp, trace).tolist()
     [12.0]
     """
-    check_block(mlp, trace)
     block = in_compute_dtype(mlp)
     effects = neurons(block) * neurons(_gradient(block, trace))
     return effects.abs().sum(1, dtype=torch.float64) / trace.num_samples
