@@ -138,9 +138,9 @@ class RandomHead:
 
 @dataclass(frozen=True)
 class PeakHead:
-    """The model's own logits, each at the token where it is largest; no weights of its own.
+    """The model's own logits, each at the token where it is largest.
 
-    It reads logits at every token, where `RandomHead` reads hidden states.
+    It has no weights, and reads logits at every token where `RandomHead` reads hidden states.
 
     >>> PeakHead().logits(torch.tensor([[[1.0, 5.0], [3.0, 2.0]]]), None).tolist()
     [[3.0, 5.0]]

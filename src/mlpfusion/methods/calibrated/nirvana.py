@@ -21,11 +21,13 @@ _CHUNK_TOKENS = 1024
 
 @dataclass(frozen=True)
 class NIRVANA:
-    """Keeps the neurons with the largest sum of |w df/dw|, ranked over all layers: the widths differ.
+    """Keeps the neurons of all layers with the largest sum of |w df/dw|.
 
-    f is the mean over the vocabulary and the samples of the model's logits, each at the token where it is largest, or
-    of the last hidden states in a model without a language-modelling head. No labels. The layers together keep the
-    share of neurons that is asked for, each at least a step of `--round-to`. The paper also prunes attention heads.
+    They are ranked together, so the widths differ: the layers keep the share that is asked for in sum, each at least a
+    step of `--round-to`. f is the mean over the vocabulary and the samples of the model's logits, each at the token
+    where it is largest. In a model without a language-modelling head it is that of the last hidden states, hidden
+    features in the place of the vocabulary. No labels. The paper also prunes attention heads, and rounds widths up
+    beyond the share.
 
     >>> NIRVANA()
     NIRVANA()
@@ -37,7 +39,7 @@ class NIRVANA:
 
 
 def compress(blocks: Sequence[Block], config: NIRVANA) -> list[Narrowed]:
-    """Keeps the neurons above one threshold in every block, in their old order.
+    """Keeps the neurons above one threshold for all blocks, in their old order.
 
     Ties go to the earlier block, then to the lower index. The metric is the share of the block's saliency that is kept.
     No randomness. Raises `InputError` if a saliency overflows.
@@ -51,11 +53,11 @@ def compress(blocks: Sequence[Block], config: NIRVANA) -> list[Narrowed]:
 
 
 def saliency(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, " neurons"]:
-    """Sums |w df/dw| over the weights of each neuron, f the mean over samples of the trace's f.
+    """Sums |w df/dw| over the weights of each neuron.
 
-    The weights of a neuron are its rows of `up` and `gate`, its column of `down` and, beside the paper, whose models
-    have none, its biases: they go with the neuron. The gradients of all samples are added first. Computed in fp32 or
-    better, for an element-wise activation.
+    f is the mean over the samples of the f of the trace: their gradients are added before the absolute value. The
+    weights of a neuron are its rows of `up` and `gate`, its column of `down`, and its biases, which go with it (the
+    models of the paper have none). Computed in fp32 or better; the activation must be element-wise.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
     >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[-2.0]]), torch.tensor([1]))
@@ -81,10 +83,11 @@ def _gradient(mlp: MLP, trace: BlockTrace) -> MLP:
 
 
 def widths_under_one_threshold(scores: Sequence[Float[Tensor, " neurons"]], total: int, step: int) -> list[int]:
-    """Counts the neurons of each block above the lowest threshold that keeps at most `total`.
+    """Counts the neurons of each block above one threshold for all.
 
-    Each count is rounded up to a multiple of `step`, or to the whole block, and is at least one step; the sum is less
-    than one step below `total`. `total` must allow a step of every block.
+    It is the lowest that keeps at most `total`. Each count is rounded up to a multiple of `step`, or to the whole
+    block, and is at least one step; their sum is less than one step below `total`, which must allow a step of every
+    block.
 
     >>> widths_under_one_threshold([torch.tensor([9.0, 8.0, 7.0]), torch.tensor([1.0, 2.0, 3.0])], 4, 1)
     [3, 1]
