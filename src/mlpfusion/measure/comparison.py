@@ -21,7 +21,7 @@ from mlpfusion.measure.outputs import outputs_on_inputs_of
 from mlpfusion.measure.whole_model import ModelError, layer_of_other, model_error, model_outputs
 from mlpfusion.methods.block import CalibrationScalar
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import gradient_scalar, head_pooling, needs_batches
+from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.run import one_shot_method
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
@@ -72,8 +72,8 @@ def compare_methods(
     """Cuts every layer alone, by every method with every seed, and measures.
 
     `model` is not changed: every cut is made in a copy. `calibration`: batches of the calibrated
-    methods, by seed; methods of one `pooling` and one scalar share the traces. `authors_batch`: the last batch
-    of the authors' evaluation, for their numbers. `architecture`: row of a model type outside the
+    methods, by seed; those of one pooling and one scalar share the traces. `authors_batch`: the
+    last batch of the authors' evaluation, for their numbers. `architecture`: row of a model type outside the
     table. Warnings of degenerate clusterings are silenced, the metrics of the row show them. Raises
     `InputError` for layers, methods or a scalar impossible for this model.
     """
@@ -153,7 +153,8 @@ def _traced(
 
 
 def _traced_as(method: Any) -> tuple[str, CalibrationScalar]:
-    return head_pooling(method), gradient_scalar(method)
+    needs = calibration_needs(method)
+    return needs.pooling, needs.scalar
 
 
 def _cut(

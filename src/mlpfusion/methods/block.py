@@ -25,7 +25,8 @@ class CalibrationNeeds:
 
     `pooling` is the pooling of the head that weights the tokens (`kernel.scalar.POOLINGS`); `mean`
     weights all alike. Without `gradients` the cotangents of the calibration are zeros: no backward
-    pass is made, which takes most of the memory of a calibration. `scalar` is the f that they are of.
+    pass is made, which takes most of the memory of a calibration. `scalar` is the f that they are
+    the gradients of.
     """
 
     batches: bool = True

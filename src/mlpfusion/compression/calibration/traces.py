@@ -18,10 +18,10 @@ from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, alternating_logit, mean_logit
 from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.kinds.table import install
-from mlpfusion.methods.block import CalibrationScalar
+from mlpfusion.methods.block import CalibrationNeeds, CalibrationScalar
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import gradient_scalar, head_pooling, needs_batches, needs_gradients
+from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.recording import eval_mode, recordable, recording
@@ -137,14 +137,14 @@ class TracedCalibration:
         trace = self.traces[site.path]
         return CalibrationSize(trace.num_samples, trace.num_tokens)
 
-    def check(self, sites: Sequence[Site], seed: int, pooling: str, scalar: CalibrationScalar) -> None:
+    def check(self, sites: Sequence[Site], seed: int, needs: CalibrationNeeds) -> None:
         """Raises `InputError` for traces with another seed, pooling or scalar, or without one of `sites`."""
         if self.seed != seed:
             raise InputError(f"`calibration` must be traced with the seed of the compression, {seed}, got {self.seed}")
-        if self.pooling != pooling:
-            raise InputError(f"`calibration` must be traced with the `pooling` {pooling}, got {self.pooling}")
-        if self.scalar != scalar:
-            raise InputError(f"`calibration` must be traced with the `scalar` {scalar}, got {self.scalar}")
+        if self.pooling != needs.pooling:
+            raise InputError(f"`calibration` must be traced with the `pooling` {needs.pooling}, got {self.pooling}")
+        if self.scalar != needs.scalar:
+            raise InputError(f"`calibration` must be traced with the `scalar` {needs.scalar}, got {self.scalar}")
         missing = [site.path for site in sites if site.path not in self.traces]
         if missing:
             raise InputError(f"`calibration` must be traced at every site to compress, it is not at {missing[0]}")
@@ -160,13 +160,13 @@ def trace_calibration(
 ) -> TracedCalibration:
     """Records the traces of `sites` in one forward and one backward pass.
 
-    The model is in eval mode. f is named by `scalar` (`gradient_scalar` of the method). `head`: a logit of a random
-    head on the mean of the last hidden states; the head is drawn from `seed`, and its logits take turns from sample to
-    sample. `peak`: the mean over the vocabulary of the model's own logits, each at the token where it is largest; this
-    needs memory for all logits of a batch. Another `pooling` (`head_pooling` of the method) costs a second pass, whose
-    head reads by it and gives the weights of the tokens. Memory: two tensors a site of tokens x hidden size
-    (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch, batches unfit for the
-    model, and an unknown scalar.
+    The model is in eval mode. `scalar` and `pooling` are those of the `CalibrationNeeds` of the method. f is, for
+    `head`, a logit of a random head on the mean of the last hidden states; the head is drawn from `seed`, and its
+    logits take turns from sample to sample. For `peak` it is the mean over the vocabulary of the model's own logits,
+    each at the token where it is largest; this takes memory for all logits of a batch. A `pooling` other than `mean`
+    costs a second pass, whose head reads by it and gives the weights of the tokens. Memory: two tensors a site of
+    tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch,
+    batches unfit for the model, and an unknown scalar.
     """
     if scalar not in get_args(CalibrationScalar):
         raise InputError(f"`scalar` must be one of {', '.join(get_args(CalibrationScalar))}, got {shown(scalar)}")
@@ -175,7 +175,7 @@ def trace_calibration(
     seed = seed_number("seed", seed)
     check_some(batches)
     check_taken(model, batches)
-    return _traced(model, sites, batches, seed, pooling, scalar, gradients=True)
+    return _traced(model, sites, batches, seed, CalibrationNeeds(pooling=pooling, scalar=scalar))
 
 
 def traced_for(
@@ -191,12 +191,12 @@ def traced_for(
     `check_taken`). Raises `InputError` for no batch, and for traces with another seed, pooling or scalar, or without
     one of the sites.
     """
-    pooling, scalar = head_pooling(method), gradient_scalar(method)
+    needs = calibration_needs(method)
     if isinstance(calibration, TracedCalibration):
-        calibration.check(sites, seed, pooling, scalar)
+        calibration.check(sites, seed, needs)
         return calibration
     check_some(calibration)
-    return _traced(model, sites, calibration, seed, pooling, scalar, gradients=needs_gradients(method))
+    return _traced(model, sites, calibration, seed, needs)
 
 
 def check_some(batches: Sequence[Batch]) -> None:
@@ -206,28 +206,21 @@ def check_some(batches: Sequence[Batch]) -> None:
 
 
 def _traced(
-    model: PreTrainedModel,
-    sites: Sequence[Site],
-    batches: Sequence[Batch],
-    seed: int,
-    pooling: str,
-    scalar: CalibrationScalar,
-    *,
-    gradients: bool,
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, needs: CalibrationNeeds
 ) -> TracedCalibration:
-    started = time.perf_counter()
+    started, pooling = time.perf_counter(), needs.pooling
     home, weights = [recordable(batch, model.device) for batch in batches], {}
-    with recording(model, gradients=gradients or pooling != "mean"):
-        if not gradients:
+    with recording(model, gradients=needs.gradients or pooling != "mean"):
+        if not needs.gradients:
             traces = input_traces(model, sites, home)
-        elif scalar == "peak":
+        elif needs.scalar == "peak":
             traces = block_traces(model, sites, home, mean_logit, PeakHead())
         else:
             traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
         if pooling != "mean":
             focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
             weights = {path: token_weights(trace.cotangents) for path, trace in focused.items()}
-    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights, scalar)
+    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights, needs.scalar)
 
 
 def calibrated_outcomes(

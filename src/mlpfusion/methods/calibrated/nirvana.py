@@ -55,8 +55,8 @@ def compress(blocks: Sequence[Block], config: NIRVANA) -> list[Narrowed]:
 def saliency(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, " neurons"]:
     """Sums |w df/dw| over the weights of each neuron.
 
-    f is the mean over the samples of the f of the trace: their gradients are added before the absolute value. The
-    weights of a neuron are its rows of `up` and `gate`, its column of `down`, and its biases, which go with it (the
+    f is the mean of the trace's f over its samples, whose gradients are added before the absolute value. The weights
+    of a neuron are its rows of `up` and `gate`, its column of `down`, and its biases, which go with it (the
     models of the paper have none). Computed in fp32 or better; the activation must be element-wise.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
@@ -92,14 +92,11 @@ def widths_under_one_threshold(scores: Sequence[Float[Tensor, " neurons"]], tota
     >>> widths_under_one_threshold([torch.tensor([9.0, 8.0, 7.0]), torch.tensor([1.0, 2.0, 3.0])], 4, 1)
     [3, 1]
     """
-    steps = [score.sort(descending=True).values.split(step) for score in scores]
-    sizes = torch.tensor([len(one) for block in steps for one in block])
-    # a step is kept if its largest neuron is above the threshold; the first one always
-    largest = torch.cat([_first_forced(torch.stack([one[0] for one in block])) for block in steps]).cpu()
-    order = largest.argsort(descending=True, stable=True)
+    starts = [torch.arange(0, len(score), step) for score in scores]
+    sizes = torch.cat([(len(score) - first).clamp(max=step) for score, first in zip(scores, starts, strict=True)])
+    # a step is kept if its largest neuron is above the threshold, the first step of a block always
+    largest = [score.cpu().sort(descending=True).values[::step] for score in scores]
+    ranked = torch.cat([values.index_fill(0, torch.tensor([0]), torch.inf) for values in largest])
+    order = ranked.argsort(descending=True, stable=True)
     kept = torch.zeros_like(sizes).index_put((order,), sizes[order] * (sizes[order].cumsum(0) <= total))
-    return [int(one.sum()) for one in kept.split([len(block) for block in steps])]
-
-
-def _first_forced(values: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
-    return torch.cat([torch.full_like(values[:1], torch.inf), values[1:]])
+    return [int(one.sum()) for one in kept.split([len(first) for first in starts])]
