@@ -23,7 +23,7 @@ from mlpfusion.measure.approximation import Probe
 from mlpfusion.methods.block import Block
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.names import method_label
-from mlpfusion.methods.needs import head_pooling
+from mlpfusion.methods.needs import calibration_needs
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import forward
 from mlpfusion.options.selection import Selection
@@ -162,7 +162,8 @@ def test_a_calibrated_model_is_the_same_for_the_same_seed_in_any_mode(sequential
 @pytest.mark.parametrize("sequential", [False, True])
 def test_a_calibration_traced_before_gives_the_same_bytes(method, sequential):
     batches, options = batches_of("bert"), {"layers": "last:2", "width": 9, "sequential": sequential}
-    traced = trace_calibration(pico_model("bert"), sites_of(pico_model("bert")), batches, 5, head_pooling(method))
+    pooling = calibration_needs(method).pooling
+    traced = trace_calibration(pico_model("bert"), sites_of(pico_model("bert")), batches, 5, pooling)
     models = [pico_model("bert") for _ in range(3)]
     for model, calibration in zip(models, (batches, traced, traced), strict=True):
         record = mlpfusion.compress(model, method, seed=5, calibration=calibration, **options)

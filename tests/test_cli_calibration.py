@@ -9,6 +9,7 @@ from command import call, refused
 from pico import pico_model
 from safetensors.torch import load_file
 from tiny_task import tiny_tokenizer
+from transformers import AutoModel
 
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import ONE_SHOT
@@ -87,8 +88,9 @@ def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(chec
     [
         (["--method", "maintain-output"], "`--calibration` must be given for maintain-output, or `--data-free`"),
         (["--calibration", "{texts}"], "`--calibration` must be left out for fusion, which takes none"),
-        (["--data-free"], "`--data-free` must be left out but for flap, maintain-output"),
+        (["--data-free"], "`--data-free` must be left out but for flap, nirvana, maintain-output"),
         (["--sequential"], "`--sequential` must be left out for fusion"),
+        (["--method", "nirvana", "--data-free"], "`--width` must be left out for nirvana, which chooses the width of"),
         (["--column", "text"], "`--column` must be left out without `--calibration`, got 'text'"),
         (["--calibration-samples", "7"], "`--calibration-samples` must be left out without `--calibration` or"),
         (["--max-length", "64"], "`--max-length` must be left out for fusion, which does not learn on a task"),
@@ -147,6 +149,28 @@ def test_a_recipe_has_the_same_fields(checkpoint, sentences, tmp_path):
     result = call("compress", "--recipe", recipe)
     assert result.exit_code == 0, result.output
     assert record_of(tmp_path / "out")["recipe"]["calibration"]["samples"] == 5
+
+
+def test_widths_that_a_method_chooses_stand_in_record_card_and_config(checkpoint, sentences, tmp_path):
+    options = ("--method", "nirvana", "--calibration", sentences, "--column", "text", "--keep-ratio", 0.5)
+    result = call("compress", checkpoint, tmp_path / "out", *options, "--round-to", 8)
+    assert result.exit_code == 0, result.output
+    widths = {site["path"]: site["width"] for site in record_of(tmp_path / "out")["sites"]}
+    assert sum(widths.values()) == 3 * 32
+    assert len(set(widths.values())) > 1
+    assert all(width % 8 == 0 for width in widths.values())
+    sites = json.loads((tmp_path / "out" / "config.json").read_text())["mlp_fusion"]["sites"]
+    assert {path: site["intermediate_size"] for path, site in sites.items()} == widths
+    card = (tmp_path / "out" / "README.md").read_text()
+    loaded = AutoModel.from_pretrained(tmp_path / "out")
+    for path, width in widths.items():
+        assert f"| {path} | 56 | {width} |" in card
+        assert loaded.get_parameter(f"{path}.output.dense.weight").shape[1] == width
+    for flags, message in (
+        (("--keep-ratio", 0.5, "--sequential"), "`--sequential` must be left out for nirvana, which ranks the neurons"),
+        (("--budget", "90%"), "`--budget` must be left out for nirvana, which chooses the width of every layer itself"),
+    ):
+        assert message in refused("compress", checkpoint, tmp_path / "new", *options[:-2], *flags)
 
 
 def test_an_encoder_decoder_reads_the_texts_on_both_sides(sentences, tmp_path):

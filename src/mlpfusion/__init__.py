@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlpfusion.methods.calibrated.flap import FLAP as FLAP
     from mlpfusion.methods.calibrated.maintain_ntk_gradient import MaintainNTKGradient as MaintainNTKGradient
     from mlpfusion.methods.calibrated.maintain_output import MaintainOutput as MaintainOutput
+    from mlpfusion.methods.calibrated.nirvana import NIRVANA as NIRVANA
     from mlpfusion.methods.calibrated.ntk_match import NTKMatch as NTKMatch
     from mlpfusion.methods.calibrated.whitened_svd import WhitenedSVD as WhitenedSVD
     from mlpfusion.methods.data_free.clustering import Clustering as Clustering
@@ -53,6 +54,7 @@ _PUBLIC = {
     "MMD": "mlpfusion.methods.data_free.mmd",
     "MoEfication": "mlpfusion.methods.on_task.moefication",
     "NeuronPruning": "mlpfusion.methods.data_free.neuron_pruning",
+    "NIRVANA": "mlpfusion.methods.calibrated.nirvana",
     "NTKMatch": "mlpfusion.methods.calibrated.ntk_match",
     "NTKSAP": "mlpfusion.methods.data_free.ntk_sap",
     "PeakToPeak": "mlpfusion.methods.data_free.peak_to_peak",

@@ -228,25 +228,26 @@ def test_bad_options_are_refused_in_one_line(options, message, minilm):
     assert message in result.stderr
 
 
-def test_the_calibrated_methods_share_one_calibration_a_seed_and_pooling(monkeypatch):
-    traced: list[tuple[int, str]] = []
+def test_the_calibrated_methods_share_one_calibration_a_seed_pooling_and_scalar(monkeypatch):
+    traced: list[tuple[int, str, str]] = []
 
-    def spy(model, sites, batches, seed, pooling):
-        traced.append((seed, pooling))
-        return trace_calibration(model, sites, batches, seed, pooling)
+    def spy(model, sites, batches, seed, pooling, scalar):
+        traced.append((seed, pooling, scalar))
+        return trace_calibration(model, sites, batches, seed, pooling, scalar)
 
     monkeypatch.setattr(comparison, "trace_calibration", spy)
     methods = [mlpfusion.MaintainOutput(), mlpfusion.MaintainNTKGradient(), mlpfusion.NTKMatch(refine_epochs=1)]
     calibration = {seed: [pico_inputs("bert", 7 + seed)] for seed in (0, 1)}
     rows = compare(pico_model("bert"), methods, layers="0,2", seeds=[0, 1], calibration=calibration)
-    assert traced == [(0, "mean"), (1, "mean")]
+    assert traced == [(0, "mean", "head"), (1, "mean", "head")]
     assert len(rows) == 12
     alone = compare(pico_model("bert"), methods[2:], layers="2", seeds=[1], calibration=calibration)
     for name in ("output_error", "adam_kernel_error"):
         assert getattr(alone[0].error, name) == getattr(rows[-1].error, name)
     traced.clear()
-    compare(pico_model("bert"), [*methods, replace(methods[2], pooling="first")], calibration=calibration)
-    assert traced == [(0, "mean"), (0, "first")]
+    others = [replace(methods[2], pooling="first"), mlpfusion.NIRVANA()]
+    compare(pico_model("bert"), [*methods, *others], calibration=calibration)
+    assert traced == [(0, "mean", "head"), (0, "first", "head"), (0, "mean", "peak")]
     traced.clear()
     compare(pico_model("bert"), [mlpfusion.Fusion()], calibration=calibration)
     assert traced == []

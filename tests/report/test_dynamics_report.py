@@ -151,6 +151,7 @@ def test_block_by_block_changes_the_calibrated_methods_and_no_other(fields, tmp_
         ({"methods": ("fusion", "svd"), "sequential": True}, "`--sequential` must be left out .*, got fusion,svd"),
         ({"methods": ("fusion", "svd"), "calibration": "x.txt"}, "`--calibration` must be left out where no method"),
         ({"methods": ("fusion", "svd"), "calibration_samples": 3}, "`--calibration-samples` must be left out where no"),
+        ({"methods": ("magnitude", "nirvana"), "sequential": True}, "`--sequential` must be left out for nirvana"),
         ({"column": "text"}, "`--column` must be left out without `--calibration`, got 'text'"),
         ({"methods": ("fusion", "nonsense")}, "`method` must be one of fusion, .*, got 'nonsense'"),
         ({"methods": ("fusion", "fusion")}, "`--methods` must not repeat, got fusion,fusion"),

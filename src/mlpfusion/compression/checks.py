@@ -26,14 +26,19 @@ def known_method(method: Any) -> Method:
 
 
 def check_sizes(method: Any, selection: Selection) -> None:
-    """Raises `InputError` for a width, a budget or a step of widths with a method of constant width."""
-    given = {"width": selection.width, "budget": selection.budget}
-    given["round_to"] = None if selection.round_to == 1 else selection.round_to
-    wrong = [name for name, value in given.items() if value is not None]
-    if wrong and METHODS[type(method)].makes is not Narrowed:
-        raise InputError(
-            f"`{wrong[0]}` must be left out for {method_name(type(method))}, which keeps the width: give `keep_ratio`"
-        )
+    """Raises `InputError` for a size that the method cannot keep.
+
+    No width, budget or step of widths fits a method of constant width; no width or budget one that chooses the widths.
+    """
+    row = METHODS[type(method)]
+    given = [name for name in ("width", "budget") if getattr(selection, name) is not None]
+    if row.makes is not Narrowed:
+        wrong, reason = given + ["round_to"] * (selection.round_to != 1), "keeps the width"
+    else:
+        wrong, reason = given if row.ranked_together else [], "chooses the width of every layer itself"
+    if wrong:
+        name = method_name(type(method))
+        raise InputError(f"`{wrong[0]}` must be left out for {name}, which {reason}: give `keep_ratio`")
 
 
 def check_not_compressed(config: PreTrainedConfig) -> None:

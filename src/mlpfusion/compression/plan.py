@@ -11,10 +11,14 @@ from mlpfusion.sites.sites import Site
 
 @dataclass(frozen=True)
 class Plan:
-    """The sites to compress with their widths, in the order of the model; `keep_ratio` where it was given."""
+    """The sites to compress with their widths, in the order of the model; `keep_ratio` where it was given.
+
+    A method that narrows and ranks the blocks together keeps the sum of the widths only, in steps of `round_to`.
+    """
 
     entries: tuple[tuple[Site, int], ...]
     keep_ratio: float | None = None
+    round_to: int = 1
 
     @property
     def sites(self) -> list[Site]:
@@ -32,7 +36,8 @@ def make_plan(sites: Sequence[Site], selection: Selection) -> Plan:
     assert selection.budget is None
     chosen = choose_sites(sites, selection.layers)
     check_step_fits(chosen, selection.round_to)
-    return Plan(tuple((site, _site_width(site, selection)) for site in chosen), selection.keep_ratio)
+    entries = tuple((site, _site_width(site, selection)) for site in chosen)
+    return Plan(entries, selection.keep_ratio, selection.round_to)
 
 
 def check_round_to(round_to: int) -> None:

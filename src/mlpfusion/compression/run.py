@@ -114,4 +114,5 @@ def _block(mlp: MLP, run: MethodRun, site: Site, width: int, calibration: Provid
         generator=site_generator(run.seed, site.path),
         keep_ratio=1.0 if run.plan.keep_ratio is None else run.plan.keep_ratio,
         calibration=None if calibration is None else calibration(site).to(run.device),
+        round_to=run.plan.round_to,
     )

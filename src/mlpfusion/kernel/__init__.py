@@ -17,11 +17,13 @@ from mlpfusion.kernel.ntk import adam_and_plain_kernel as adam_and_plain_kernel
 from mlpfusion.kernel.ntk import adam_kernel as adam_kernel
 from mlpfusion.kernel.ntk import plain_kernel as plain_kernel
 from mlpfusion.kernel.scalar import SCALARS as SCALARS
+from mlpfusion.kernel.scalar import PeakHead as PeakHead
 from mlpfusion.kernel.scalar import RandomHead as RandomHead
 from mlpfusion.kernel.scalar import Scalar as Scalar
 from mlpfusion.kernel.scalar import alternating_logit as alternating_logit
 from mlpfusion.kernel.scalar import logit as logit
 from mlpfusion.kernel.scalar import loss as loss
+from mlpfusion.kernel.scalar import mean_logit as mean_logit
 from mlpfusion.kernel.scalar import prob0 as prob0
 from mlpfusion.kernel.trace import BlockTrace as BlockTrace
 from mlpfusion.kernel.trace import concatenate_traces as concatenate_traces

@@ -39,6 +39,17 @@ def alternating_logit(
     return logits[samples, samples % logits.shape[1]]
 
 
+def mean_logit(
+    logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"] | None = None
+) -> Float[Tensor, " samples"]:
+    """Returns the mean over the classes, in fp32 or better.
+
+    >>> mean_logit(torch.tensor([[1.0, 2.0]])).tolist()
+    [1.5]
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).mean(1)
+
+
 def prob0(
     logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"] | None = None
 ) -> Float[Tensor, " samples"]:
@@ -123,6 +134,25 @@ class RandomHead:
             return hidden_states.mean(1)
         weights = mask.to(hidden_states)[:, :, None]
         return (hidden_states * weights).sum(1) / weights.sum(1)
+
+
+@dataclass(frozen=True)
+class PeakHead:
+    """The model's own logits, each at the token where it is largest.
+
+    It has no weights, and reads logits at every token where `RandomHead` reads hidden states.
+
+    >>> PeakHead().logits(torch.tensor([[[1.0, 5.0], [3.0, 2.0]]]), None).tolist()
+    [[3.0, 5.0]]
+    """
+
+    def logits(
+        self, token_logits: Float[Tensor, "samples tokens classes"], mask: Int[Tensor, "samples tokens"] | None
+    ) -> Float[Tensor, "samples classes"]:
+        """Takes the maximum over the tokens not masked; of equal ones one token gets the gradient."""
+        if mask is not None:
+            token_logits = token_logits.masked_fill(~mask.bool()[:, :, None], -torch.inf)
+        return token_logits.max(1).values
 
 
 def check_pooling(pooling: str) -> None:

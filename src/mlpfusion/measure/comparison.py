@@ -19,8 +19,9 @@ from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.measure.approximation import BlockError, Probe, block_errors, references
 from mlpfusion.measure.outputs import outputs_on_inputs_of
 from mlpfusion.measure.whole_model import ModelError, layer_of_other, model_error, model_outputs
+from mlpfusion.methods.block import CalibrationScalar
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import head_pooling, needs_batches
+from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.run import one_shot_method
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
@@ -71,8 +72,8 @@ def compare_methods(
     """Cuts every layer alone, by every method with every seed, and measures.
 
     `model` is not changed: every cut is made in a copy. `calibration`: batches of the calibrated
-    methods, by seed; all methods of one `pooling` share the traces. `authors_batch`: the last batch
-    of the authors' evaluation, for their numbers. `architecture`: row of a model type outside the
+    methods, by seed; those of one pooling and one scalar share the traces. `authors_batch`: the
+    last batch of the authors' evaluation, for their numbers. `architecture`: row of a model type outside the
     table. Warnings of degenerate clusterings are silenced, the metrics of the row show them. Raises
     `InputError` for layers, methods or a scalar impossible for this model.
     """
@@ -91,7 +92,7 @@ def compare_methods(
         for site in sites:
             for method in methods:
                 progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
-                traces = traced.get(head_pooling(method)) if needs_batches(method) else None
+                traces = traced.get(_traced_as(method)) if needs_batches(method) else None
                 small, record = _cut(model, method, Selection(str(site.layer), keep_ratio), seed, traces, architecture)
                 block = next(block for block in record.sites if block.path == site.path)
                 outputs = outputs_on_inputs_of(model, small, [site], batches) if len(record.sites) > 1 else None
@@ -145,10 +146,15 @@ def measure_checkpoint(
 
 def _traced(
     model: PreTrainedModel, sites: Sequence[Site], methods: Sequence[Any], batches: Sequence[Batch], seed: int
-) -> dict[str, TracedCalibration]:
-    """Traces for the calibrated methods, by the pooling of their head."""
-    poolings = dict.fromkeys(head_pooling(method) for method in methods if needs_batches(method))
-    return {pooling: trace_calibration(model, sites, batches, seed, pooling) for pooling in poolings}
+) -> dict[tuple[str, CalibrationScalar], TracedCalibration]:
+    """Traces for the calibrated methods, by the pooling and the scalar that they need."""
+    needed = dict.fromkeys(_traced_as(method) for method in methods if needs_batches(method))
+    return {key: trace_calibration(model, sites, batches, seed, *key) for key in needed}
+
+
+def _traced_as(method: Any) -> tuple[str, CalibrationScalar]:
+    needs = calibration_needs(method)
+    return needs.pooling, needs.scalar
 
 
 def _cut(

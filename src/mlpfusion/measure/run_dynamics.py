@@ -16,6 +16,7 @@ from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checks import check_given, user_path
+from mlpfusion.compression.calibration.traces import check_sequential
 from mlpfusion.compression.checks import check_cut, known_method
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
@@ -246,5 +247,7 @@ def _check_calibration(options: DynamicsOptions, methods: Sequence[Any]) -> None
             raise InputError(
                 f"`{name}` must be left out where no method is calibrated, got {','.join(options.methods)}"
             )
+    for method in methods if texts.sequential else ():
+        check_sequential(method)
     if options.texts.column is not None and options.texts.calibration is None:
         raise InputError(f"`column` must be left out without `calibration`, got {options.texts.column!r}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -9,6 +10,10 @@ from mlpfusion.kernel.trace import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP
+
+# The f whose gradients a calibration holds. `head`: logits of a random head on the last hidden states, in turns.
+# `peak`: the mean over the vocabulary of the model's own logits, each at the token where it is largest.
+CalibrationScalar = Literal["head", "peak"]
 
 # (original block, its trace, narrowed block, its trace) -> the narrowed block with other scales
 SecondStep = Callable[[MLP, BlockTrace, Narrowed, BlockTrace], Narrowed]
@@ -20,12 +25,14 @@ class CalibrationNeeds:
 
     `pooling` is the pooling of the head that weights the tokens (`kernel.scalar.POOLINGS`); `mean`
     weights all alike. Without `gradients` the cotangents of the calibration are zeros: no backward
-    pass is made, which takes most of the memory of a calibration.
+    pass is made, which takes most of the memory of a calibration. `scalar` is the f that they are
+    the gradients of.
     """
 
     batches: bool = True
     pooling: str = "mean"
     gradients: bool = True
+    scalar: CalibrationScalar = "head"
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,10 @@ class Block:
     """One MLP to compress, with its target size, random generator and calibration.
 
     A method that narrows keeps `num_neurons` neurons; others keep the share `keep_ratio` of the
-    matrix entries. `generator` belongs to this block alone, so the outcome does not depend on other
-    blocks. `calibration` is set for methods that see inputs, and None for others.
+    matrix entries. One that narrows and ranks the blocks together keeps the sum of `num_neurons`,
+    in each block a multiple of `round_to` or all. `generator` belongs to this block alone, so the
+    outcome does not depend on other blocks. `calibration` is set for methods that see inputs, and
+    None for others.
     """
 
     mlp: MLP
@@ -42,6 +51,7 @@ class Block:
     generator: torch.Generator
     keep_ratio: float = 1.0
     calibration: Calibration | None = None
+    round_to: int = 1
 
     @property
     def rank(self) -> int:

@@ -1,4 +1,4 @@
-"""Needs of a config beside the weights: batches of inputs, gradients, and the head that weights tokens."""
+"""Needs of a config beside the weights: batches of inputs, gradients of which f, the head that weights tokens."""
 
 from typing import Any
 
@@ -13,28 +13,14 @@ def needs_batches(config: Any) -> bool:
     >>> needs_batches(Fusion()), needs_batches(NTKMatch()), needs_batches(NTKMatch(data_free=True))
     (False, True, False)
     """
-    return _needs(config).batches
+    return calibration_needs(config).batches
 
 
-def head_pooling(config: Any) -> str:
-    """Returns the pooling of the head that weights the tokens; `mean` weights all alike.
+def calibration_needs(config: Any) -> CalibrationNeeds:
+    """Returns all needs of the method beside the weights.
 
-    >>> from mlpfusion import NTKMatch
-    >>> head_pooling(NTKMatch(pooling="first"))
-    'first'
+    >>> from mlpfusion import NIRVANA
+    >>> calibration_needs(NIRVANA())
+    CalibrationNeeds(batches=True, pooling='mean', gradients=True, scalar='peak')
     """
-    return _needs(config).pooling
-
-
-def needs_gradients(config: Any) -> bool:
-    """Whether the method needs gradients at the outputs of the blocks.
-
-    >>> from mlpfusion import NTKMatch
-    >>> needs_gradients(NTKMatch()), needs_gradients(NTKMatch(match="none"))
-    (True, False)
-    """
-    return _needs(config).gradients
-
-
-def _needs(config: Any) -> CalibrationNeeds:
     return config.needs() if METHODS[type(config)].sees == "inputs" else CalibrationNeeds(batches=False)

@@ -60,6 +60,8 @@ def _check(block: Block, method: Method, config: Any) -> None:
         raise InputError(f"`calibration` {wanted} for {method_name(type(config))}")
     if not 1 <= block.num_neurons <= block.mlp.num_neurons:
         raise InputError(f"`num_neurons` must be between 1 and {block.mlp.num_neurons}, got {block.num_neurons}")
+    if not 1 <= block.round_to <= block.num_neurons:
+        raise InputError(f"`round_to` must be between 1 and {block.num_neurons}, got {block.round_to}")
     if not 0 < block.keep_ratio <= 1:
         raise InputError(f"`keep_ratio` must be above 0 and at most 1, got {block.keep_ratio}")
     _check_finite(block.mlp)

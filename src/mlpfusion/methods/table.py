@@ -14,6 +14,7 @@ from mlpfusion.methods.calibrated import (
     flap,
     maintain_ntk_gradient,
     maintain_output,
+    nirvana,
     ntk_match,
     whitened_svd,
 )
@@ -38,11 +39,12 @@ class Method:
     """One row: the function `compress`, the outcome it makes, and its needs.
 
     `compress(block, config)` returns the outcome of one `Block`. With `ranked_together` it gets all
-    blocks and returns a list. With labels it gets a `TaskJob` and returns a list. `makes` is the
-    class of the outcomes. `sees` names the needs beside the weights: nothing, unlabelled inputs (a
-    `Calibration`), or a labelled task. `second_step(config)` returns the step of a calibrated
-    method that needs the gradients of the compressed model, or None if the options leave it out.
-    `why_inexact` is set for methods that do not return the block at full width; all others must.
+    blocks and returns a list; if it narrows, it chooses the widths, whose sum is given. With labels
+    it gets a `TaskJob` and returns a list. `makes` is the class of the outcomes. `sees` names the
+    needs beside the weights: nothing, unlabelled inputs (a `Calibration`), or a labelled task.
+    `second_step(config)` returns the step of a calibrated method that needs the gradients of the
+    compressed model, or None if the options leave it out. `why_inexact` is set for methods that do
+    not return the block at full width; all others must.
     """
 
     compress: Callable[[Any, Any], Any]
@@ -65,6 +67,7 @@ METHODS: dict[type, Method] = {
         mmd.compress, why_inexact="points are moved, and pulled to zero by weight decay, wherever they start"
     ),
     flap.FLAP: Method(flap.compress, sees="inputs"),
+    nirvana.NIRVANA: Method(nirvana.compress, sees="inputs", ranked_together=True),
     maintain_output.MaintainOutput: Method(maintain_output.compress, sees="inputs"),
     maintain_ntk_gradient.MaintainNTKGradient: Method(maintain_ntk_gradient.compress, sees="inputs"),
     ntk_match.NTKMatch: Method(ntk_match.compress, sees="inputs", second_step=ntk_match.second_step),

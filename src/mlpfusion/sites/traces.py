@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
-from mlpfusion.kernel import BlockTrace, RandomHead, Scalar, concatenate_traces, random_trace
+from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, concatenate_traces, random_trace
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, site_module
@@ -32,16 +32,18 @@ def block_traces(
     sites: Sequence[Site],
     batches: Iterable[Batch],
     scalar: Scalar,
-    head: RandomHead | None = None,
+    head: RandomHead | PeakHead | None = None,
 ) -> dict[str, BlockTrace]:
     """The trace of every site, by path, for f = `scalar` of the logits; one forward and one backward pass a batch.
 
     The samples are those of all batches in order. D is the gradient at the output of the linear map `down`; f of one
     sample does not depend on the others, so the gradient of the sum over the batch holds that of every sample. Tokens
     that `attention_mask` hides (in a decoder `decoder_attention_mask`) are left out. The logits are those of the model
-    at the samples, or of `head` on its last hidden states. `labels` of a batch go to `scalar`, not to the model. No
-    parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there is no
-    batch, the model gives no logits of shape (samples, classes) and there is no head, or a site runs not once a batch.
+    at the samples, or of a `RandomHead` on its last hidden states, or of a `PeakHead` on its logits at every token (on
+    the last hidden states where it has no language-modelling head). `labels` of a batch go to `scalar`, not to the
+    model. No parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there
+    is no batch, the model gives no logits of shape (samples, classes) and there is no head, or a site runs not once a
+    batch.
     """
     _check_mode(model)
     parts: dict[str, list[BlockTrace]] = {site.path: [] for site in sites}
@@ -145,10 +147,13 @@ def _model_inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
-def _logits(model: PreTrainedModel, batch: Batch, head: RandomHead | None) -> Float[Tensor, "samples classes"]:
+def _logits(
+    model: PreTrainedModel, batch: Batch, head: RandomHead | PeakHead | None
+) -> Float[Tensor, "samples classes"]:
     if head is not None:
-        hidden_states = base_model(model)(**_model_inputs(batch))[0]
-        return head.logits(hidden_states, _mask(batch, model.config.is_encoder_decoder))
+        predicts_tokens = isinstance(head, PeakHead) and model.get_output_embeddings() is not None
+        read = model if predicts_tokens else base_model(model)
+        return head.logits(read(**_model_inputs(batch))[0], _mask(batch, model.config.is_encoder_decoder))
     outputs = model(**_model_inputs(batch))
     logits = outputs.get("logits")
     if logits is None or logits.ndim != 2:

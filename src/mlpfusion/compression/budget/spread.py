@@ -82,7 +82,7 @@ def spread_budget(
         curves = _inertia_curves(model, chosen, grids, seed, compute, progress)
     widths = allocate(curves, amounts.neurons, round_to=round_to, budget=left)
     spread = _describe(budget, amounts, MEASURES[calibrated], chosen, widths, curves)
-    return Plan(tuple(zip(chosen, widths, strict=True))), spread
+    return Plan(tuple(zip(chosen, widths, strict=True)), round_to=round_to), spread
 
 
 def _inertia_curves(

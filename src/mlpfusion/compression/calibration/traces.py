@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from mlpfusion.checks import seed_number
 from mlpfusion.compression.run import MethodRun, finish_blocks, run_method
 from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError, one_line, shown
-from mlpfusion.kernel import BlockTrace, RandomHead, alternating_logit
+from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, alternating_logit, mean_logit
 from mlpfusion.kinds.outcome import LowRank, Narrowed, Outcome
 from mlpfusion.kinds.table import install
+from mlpfusion.methods.block import CalibrationNeeds, CalibrationScalar
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import head_pooling, needs_batches, needs_gradients
+from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 from mlpfusion.seeds import site_generator
@@ -35,11 +36,16 @@ NUM_LOGITS = 4
 
 
 def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
-    """Raises `InputError` unless a calibration is given for a method that takes one, and for no other."""
+    """Raises `InputError` unless a calibration is given for a method that takes one, and for no other.
+
+    Also for `sequential` with a method that has nothing to pass on, or needs all blocks at once.
+    """
     name = method_name(type(method))
     if needs_batches(method):
         if not given:
             raise InputError(f"`calibration` must be given for {name}, or `data_free`, got none")
+        if sequential:
+            check_sequential(method)
         return
     sees_inputs = METHODS[type(method)].sees == "inputs"
     reason = "draws its inputs itself" if sees_inputs else "takes none"
@@ -47,6 +53,13 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
         raise InputError(f"`calibration` must be left out for {name}, which {reason}")
     if sequential:
         raise InputError(f"`sequential` must be left out for {name}, which has no calibration data to pass on")
+
+
+def check_sequential(method: Any) -> None:
+    """Raises `InputError` for a calibrated method that cannot compress the blocks one after the other."""
+    if needs_batches(method) and METHODS[type(method)].ranked_together:
+        name = method_name(type(method))
+        raise InputError(f"`sequential` must be left out for {name}, which ranks the neurons of all blocks together")
 
 
 def checked_batches(calibration: Any) -> Sequence[Batch] | None:
@@ -110,8 +123,8 @@ class TracedCalibration:
     """Recorded traces of a model on the batches of a calibration; `trace_calibration` makes them.
 
     One such object serves several compressions of the same model. `batches` are on the device of the model; `traces`
-    and `weights` (of the tokens, none for the `pooling` `mean`) are by the path of the site. `seed` drew the random
-    heads; `seconds` is the time of the recording.
+    and `weights` (of the tokens, none for the `pooling` `mean`) are by the path of the site; the cotangents of the
+    traces are of `scalar`. `seed` drew the random heads; `seconds` is the time of the recording.
     """
 
     batches: Sequence[Batch]
@@ -120,39 +133,51 @@ class TracedCalibration:
     seconds: float
     pooling: str = "mean"
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    scalar: CalibrationScalar = "head"
 
     def trace_at(self, site: Site) -> BlockTrace:
         """Returns the trace of a site."""
         return self.traces[site.path]
 
-    def check(self, sites: Sequence[Site], seed: int, pooling: str) -> None:
-        """Raises `InputError` for traces with another seed or pooling, or without one of `sites`."""
+    def check(self, sites: Sequence[Site], seed: int, needs: CalibrationNeeds) -> None:
+        """Raises `InputError` for traces with another seed, pooling or scalar, or without one of `sites`."""
         if self.seed != seed:
             raise InputError(f"`calibration` must be traced with the seed of the compression, {seed}, got {self.seed}")
-        if self.pooling != pooling:
-            raise InputError(f"`calibration` must be traced with the `pooling` {pooling}, got {self.pooling}")
+        if self.pooling != needs.pooling:
+            raise InputError(f"`calibration` must be traced with the `pooling` {needs.pooling}, got {self.pooling}")
+        if self.scalar != needs.scalar:
+            raise InputError(f"`calibration` must be traced with the `scalar` {needs.scalar}, got {self.scalar}")
         missing = [site.path for site in sites if site.path not in self.traces]
         if missing:
             raise InputError(f"`calibration` must be traced at every site to compress, it is not at {missing[0]}")
 
 
 def trace_calibration(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str = "mean"
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    seed: int,
+    pooling: str = "mean",
+    scalar: CalibrationScalar = "head",
 ) -> TracedCalibration:
     """Records the traces of `sites` in one forward and one backward pass.
 
-    The model is in eval mode. The scalar f is a logit of a random head on the mean of the last hidden states; the head
-    is drawn from `seed`, and its logits take turns from sample to sample. Another `pooling` (`head_pooling` of the
-    method) costs a second pass, whose head reads by it and gives the weights of the tokens. Memory: two tensors a site
-    of tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch, or
-    batches unfit for the model.
+    The model is in eval mode. `scalar` and `pooling` are those of the `CalibrationNeeds` of the method. f is, for
+    `head`, a logit of a random head on the mean of the last hidden states; the head is drawn from `seed`, and its
+    logits take turns from sample to sample. For `peak` it is the mean over the vocabulary of the model's own logits,
+    each at the token where it is largest; this takes memory for all logits of a batch. A `pooling` other than `mean`
+    costs a second pass, whose head reads by it and gives the weights of the tokens. Memory: two tensors a site of
+    tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch,
+    batches unfit for the model, and an unknown scalar.
     """
+    if scalar not in get_args(CalibrationScalar):
+        raise InputError(f"`scalar` must be one of {', '.join(get_args(CalibrationScalar))}, got {shown(scalar)}")
     check_transformers_model(model)
     checked_batches(batches)
     seed = seed_number("seed", seed)
     check_some(batches)
     check_taken(model, batches)
-    return _traced(model, sites, batches, seed, pooling)
+    return _traced(model, sites, batches, seed, CalibrationNeeds(pooling=pooling, scalar=scalar))
 
 
 def check_some(batches: Sequence[Batch]) -> None:
@@ -170,7 +195,7 @@ def calibrated_outcomes(
     block at a time are in memory, for the others, and with a `TracedCalibration`, the traces of all blocks. With
     `sequential` a second forward pass gives the inputs that the outcomes before a block leave. The second step of a
     method uses the gradients of a copy with all outcomes in place: one forward and one backward pass more. Raises
-    `InputError` for no batch, and for traces with another seed or pooling, or without one of the sites.
+    `InputError` for no batch, and for traces with another seed, pooling or scalar, or without one of the sites.
     """
     sites, sizes = run.plan.sites, list[CalibrationSize]()
     batches, traced = _needed_traces(model, run, calibration)
@@ -208,28 +233,30 @@ def _needed_traces(
 
     The traces are recorded now unless `calibration` holds them.
     """
-    sites, pooling = run.plan.sites, head_pooling(run.method)
+    sites, needs = run.plan.sites, calibration_needs(run.method)
     if isinstance(calibration, TracedCalibration):
-        calibration.check(sites, run.seed, pooling)
+        calibration.check(sites, run.seed, needs)
         return calibration.batches, calibration
     check_some(calibration)
-    if not needs_gradients(run.method) and pooling == "mean":
+    if not needs.gradients and needs.pooling == "mean":
         return _home(model, calibration), None
-    traced = _traced(model, sites, calibration, run.seed, pooling)
+    traced = _traced(model, sites, calibration, run.seed, needs)
     return traced.batches, traced
 
 
 def _traced(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, pooling: str
+    model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, needs: CalibrationNeeds
 ) -> TracedCalibration:
-    started = time.perf_counter()
-    home, weights = _home(model, batches), {}
+    started, pooling, home, weights = time.perf_counter(), needs.pooling, _home(model, batches), {}
     with recording(model):
-        traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
+        if needs.scalar == "peak":
+            traces = block_traces(model, sites, home, mean_logit, PeakHead())
+        else:
+            traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
         if pooling != "mean":
             focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
             weights = {path: token_weights(trace.cotangents) for path, trace in focused.items()}
-    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights)
+    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights, needs.scalar)
 
 
 def _home(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:

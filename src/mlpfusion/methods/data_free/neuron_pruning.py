@@ -39,12 +39,11 @@ def compress(block: Block, config: NeuronPruning) -> Narrowed:
 def keep_best(block: Block, score: torch.Tensor) -> Narrowed:
     """Keeps the `num_neurons` neurons of `block` with the best scores, in their old order.
 
-    Ties go to the lower index. The metric is the share of the scores that is kept.
+    Ties go to the lower index. The metric is the share of the scores that is kept, 1 if all are 0.
     """
     best = torch.sort(score, descending=True, stable=True).indices[: block.num_neurons]
-    return Narrowed(
-        select_neurons(block.mlp, best.sort().values), {"kept_score": float(score[best].sum() / score.sum())}
-    )
+    kept = float(score[best].sum() / score.sum()) if score.any() else 1.0
+    return Narrowed(select_neurons(block.mlp, best.sort().values), {"kept_score": kept})
 
 
 def joint_score(mlp: MLP, norm: int) -> torch.Tensor:
