@@ -114,9 +114,9 @@ def compress(block: Block, config: NTKMatch) -> Narrowed:
 
 
 def _some(calibration: Calibration) -> Calibration:
-    """Samples of some thousand tokens at equal distances, or all, to judge by."""
+    """Samples of some thousand tokens, or all, to judge by."""
     num_samples, num_tokens = calibration.trace.num_samples, calibration.trace.num_tokens
-    return calibration.select(_evenly_spaced(num_samples, -(-_JUDGED_TOKENS * num_samples // max(1, num_tokens))))
+    return calibration.select(_some_samples(num_samples, -(-_JUDGED_TOKENS * num_samples // max(1, num_tokens))))
 
 
 def second_step(config: NTKMatch) -> SecondStep | None:
@@ -136,7 +136,7 @@ def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockT
     `before` and `after` are traces of the same samples, in the original and in the compressed
     model: compression changes the gradients too. For a block by itself the two traces are the same.
     """
-    samples = _evenly_spaced(before.num_samples, config.match_samples)
+    samples = _some_samples(before.num_samples, config.match_samples)
     target = adam_kernel(original, before.select(samples))
     matching = Matching(config.match, config.match_ridge)
     matched = match_kernel(narrowed.mlp, after.select(samples), target, matching)
@@ -147,10 +147,14 @@ def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockT
     return replace(narrowed, mlp=matched, metrics=narrowed.metrics | means)
 
 
-def _evenly_spaced(num_samples: int, number: int) -> Int[Tensor, " selected"]:
-    """Picks `number` samples at equal distances, or all: batches may come sorted by length."""
-    count = min(number, num_samples)
-    return torch.arange(count) * num_samples // count
+def _some_samples(num_samples: int, number: int) -> Int[Tensor, " selected"]:
+    """Picks `number` samples, or all, the same ones every time.
+
+    At random: batches may come sorted by length, and the scalars of a calibration take turns (`alternating_logit`), so
+    that of every fourth sample one scalar would be matched.
+    """
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
+    return order[:number].sort().values
 
 
 def _chosen_and_refitted(
