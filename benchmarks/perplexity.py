@@ -1,6 +1,6 @@
 """Perplexity of a language model cut by every one-shot method at five sizes, all layers and the middle ones.
 
-    python benchmarks/perplexity.py MODEL WIKITEXT BOOKS [--peer FOLDER] [--out benchmarks/results/smollm2_perplexity.json]
+    python benchmarks/perplexity.py MODEL WIKITEXT BOOKS [--peer FOLDER] [--out FILE]
 
 MODEL is SmolLM2-135M-Instruct, WIKITEXT a folder with train.txt.gz and test.txt.gz of WikiText-2, BOOKS a file of other
 texts to calibrate on. FOLDER holds optipfair 0.4.2 (`pip install --no-deps --target FOLDER optipfair==0.4.2`), whose
@@ -16,9 +16,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import mlpfusion
@@ -110,9 +111,9 @@ def cut_model(model: PreTrainedModel, cut: Cut, calibration: TracedCalibration |
 def measured(model: PreTrainedModel, small: PreTrainedModel, windows: list[Window], middle: range) -> dict[str, Any]:
     """Perplexity with all layers of `small`, then with its middle ones in the model."""
     every = language_loss(small, windows)
-    layers = base_model(small).layers
-    for index in set(range(len(layers))) - set(middle):
-        layers[index] = base_model(model).layers[index]
+    own, original = (cast("nn.ModuleList", base_model(one).layers) for one in (small, model))
+    for index in set(range(len(own))) - set(middle):
+        own[index] = original[index]
     some = language_loss(small, windows)
     return {
         "perplexity": every.perplexity,
