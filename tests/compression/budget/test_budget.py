@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mlpfusion
 from mlpfusion.cli import main
 from mlpfusion.compression.budget.amount import count_flops, flops_inputs, parse_budget
-from mlpfusion.compression.budget.spread import probe_batches
+from mlpfusion.compression.budget.curves import probe_batches
 from mlpfusion.errors import InputError
 from mlpfusion.sites.recording import eval_mode
 from mlpfusion.sites.sites import read_mlp
@@ -145,11 +145,20 @@ def test_a_replaced_block_is_seen_by_the_model_and_gone_afterwards(name):
     assert torch.equal(pico_outputs(model, name), pico_outputs(pico_model(name), name))
 
 
-def test_the_probe_holds_enough_samples_at_equal_distances():
-    many = [{"input_ids": torch.full((32, 1), index)} for index in range(8)]
-    assert [int(batch["input_ids"][0]) for batch in probe_batches(many)] == [2, 6]
-    assert len(probe_batches(many[:1])) == 1
-    assert len(probe_batches(many[:2])) == 2
+@pytest.mark.parametrize(
+    ("batches", "chosen"),
+    [
+        ([(32, 4)] * 8, list(range(2, 256, 4))),  # 64 samples
+        ([(32, 128)] * 2, list(range(4, 64, 8))),  # 1,024 tokens
+        ([(5, 2), (3, 2), (1, 2)], list(range(9))),
+        ([(1, 4096), (1, 4096)], [1]),
+    ],
+)
+def test_the_probe_holds_samples_at_equal_distances(batches, chosen):
+    numbers = torch.arange(sum(size for size, _ in batches))
+    parts = zip(numbers.split([size for size, _ in batches]), batches, strict=True)
+    probe = probe_batches([{"input_ids": part[:, None].expand(-1, length)} for part, (_, length) in parts])
+    assert torch.cat([batch["input_ids"][:, 0] for batch in probe]).tolist() == chosen
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Measures the error of a block by its width: inertia without data, the model's last hidden state with data."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,13 +16,15 @@ from mlpfusion.cluster import kmeans
 from mlpfusion.compression.budget.allocation import Curve
 from mlpfusion.errors import InputError
 from mlpfusion.methods.calibrated.ntk_match import NTKMatch, by_energy
-from mlpfusion.methods.calibrated.refit import refit_down
-from mlpfusion.mlp import MLP, forward, in_compute_dtype, neurons, on_device, select_neurons
+from mlpfusion.methods.calibrated.refit import moments, refit_part
+from mlpfusion.mlp import MLP, in_compute_dtype, neurons, on_device
 from mlpfusion.sites.sites import Site, read_mlp
 from mlpfusion.sites.traces import last_hidden_tokens, replaced_block
 
 NUM_WIDTHS = 9
 _SMALLEST_SHARE = 1 / 64
+# On which the error of the model is taken, a forward pass a layer and width; the refit is on all.
+_PROBE_SAMPLES, _PROBE_TOKENS = 64, 1024
 
 
 def grid(width: int, smallest: int) -> list[int]:
@@ -39,13 +43,51 @@ def inertia_curve(mlp: MLP, widths: Sequence[int], generator: torch.Generator) -
     return Curve(tuple(widths), tuple(kmeans(rows, width, generator=generator).inertia_ratio for width in widths))
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Texts on which a changed model is compared with itself before, by the last hidden states of visible tokens."""
+
+    batches: Sequence[Batch]
+    before: Float64[Tensor, "tokens hidden"]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, batches: Sequence[Batch]) -> "Probe":
+        """Runs `model` on some samples of `batches`."""
+        some = probe_batches(batches)
+        return cls(some, _hidden(model, some))
+
+    def error(self, model: PreTrainedModel) -> float:
+        """Mean length of the change, over the mean length."""
+        change = _hidden(model, self.batches) - self.before
+        return float(change.norm(dim=1).mean() / self.before.norm(dim=1).mean())
+
+
+def probe_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """Picks samples at equal distances: at most `_PROBE_SAMPLES`, and about `_PROBE_TOKENS` tokens, one at least."""
+    sizes = [len(next(iter(batch.values()))) for batch in batches]
+    tokens = sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
+    step = max(1, math.ceil(sum(sizes) / _PROBE_SAMPLES), tokens // _PROBE_TOKENS)
+    step = min(step, sum(sizes))
+    chosen, start = [], step // 2
+    for batch, size in zip(batches, sizes, strict=True):
+        if start < size:
+            chosen.append({name: value[start::step] for name, value in batch.items()})
+            start += -(-(size - start) // step) * step
+        start -= size
+    return chosen
+
+
+def _hidden(model: PreTrainedModel, batches: Sequence[Batch]) -> Float64[Tensor, "tokens hidden"]:
+    return torch.cat([last_hidden_tokens(model, batch) for batch in batches]).double()
+
+
 @torch.no_grad()
 def refit_curve(
     model: PreTrainedModel,
     site: Site,
     inputs: Float[Tensor, "tokens hidden"],
     widths: Sequence[int],
-    probe: Sequence[Batch],
+    probe: Probe,
     device: torch.device,
 ) -> Curve:
     """Measures the squared error of the last hidden state with only this block narrower; 0 at full width.
@@ -55,16 +97,12 @@ def refit_curve(
     are nearly orthogonal, so that their squares add up. `model` must be in eval mode; one forward pass a width.
     """
     mlp = on_device(in_compute_dtype(read_mlp(model, site)), device)
-    inputs = inputs.to(mlp.up)
-    targets, order = forward(mlp, inputs), by_energy(mlp, inputs)
-    before = torch.cat([last_hidden_tokens(model, batch) for batch in probe]).double()
-    errors = []
+    found, errors = moments(mlp, inputs.to(mlp.up)), []
+    order = by_energy(mlp, found)
     for width in widths[:-1]:
-        chosen = select_neurons(mlp, order[:width].sort().values)
-        small = on_device(refit_down(chosen, inputs, targets, NTKMatch().ridge), model.device)
-        with replaced_block(model, site, small):
-            after = torch.cat([last_hidden_tokens(model, batch) for batch in probe]).double()
-        errors.append(float((after - before).norm(dim=1).mean() / before.norm(dim=1).mean()) ** 2)
+        small = refit_part(mlp, order[:width].sort().values, found, NTKMatch().ridge)
+        with replaced_block(model, site, on_device(small, model.device)):
+            errors.append(probe.error(model) ** 2)
     if not np.isfinite(errors).all():
         raise InputError(f"`calibration` must be finite, it gives NaN or Inf in the last hidden states by {site.path}")
     return Curve(tuple(widths), (*errors, 0.0))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch
 from mlpfusion.compression.budget.allocation import Curve, allocate, possible_widths
 from mlpfusion.compression.budget.amount import Amounts, Budget, count_amounts, parse_budget, spendable
-from mlpfusion.compression.budget.curves import grid, inertia_curve, refit_curve
+from mlpfusion.compression.budget.curves import Probe, grid, inertia_curve, refit_curve
 from mlpfusion.compression.plan import Plan, check_step_fits, choose_sites
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.mlp import on_device
@@ -19,12 +19,10 @@ from mlpfusion.progress import Progress
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.recording import recordable, recording
 from mlpfusion.sites.sites import Site, read_mlp
-from mlpfusion.sites.traces import mlp_inputs
+from mlpfusion.sites.waiting import waiting_passes
 
 # The unit of the curves: of methods that see no data, and of the others.
 MEASURES = ("share of the inertia left", "squared relative error of the last hidden state, alone")
-# Samples on which the error of the model is taken; the refit is on all.
-PROBE_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -109,21 +107,13 @@ def _refit_curves(
     device: torch.device,
     progress: Progress | None,
 ) -> list[Curve]:
-    home = [recordable(batch, model.device) for batch in batches]
-    curves = []
-    with recording(model):
+    home, curves = [recordable(batch, model.device) for batch in batches], []
+    with recording(model, gradients=False), waiting_passes(model, sites, home) as passes:
+        probe = Probe.of(model, home)
         for done, (site, widths) in enumerate(zip(sites, grids, strict=True)):
             _report(progress, done, len(sites), site)
-            inputs = mlp_inputs(model, [site], home)[site.path]
-            curves.append(refit_curve(model, site, inputs, widths, probe_batches(home), device))
+            curves.append(refit_curve(model, site, passes.inputs_at(site).inputs, widths, probe, device))
     return curves
-
-
-def probe_batches(batches: Sequence[Batch]) -> list[Batch]:
-    """Picks batches at equal distances, just enough for `PROBE_SAMPLES` samples at their mean size."""
-    sizes = [len(next(iter(batch.values()))) for batch in batches]
-    count = min(len(batches), -(-PROBE_SAMPLES * len(batches) // sum(sizes)))
-    return [batches[(2 * index + 1) * len(batches) // (2 * count)] for index in range(count)]
 
 
 def _report(progress: Progress | None, done: int, total: int, site: Site) -> None:

@@ -15,8 +15,8 @@ from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.block import Block, CalibrationNeeds, SecondStep
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.calibrated.refit import (
+    Moments,
     Refinement,
-    activation_chunks,
     moments,
     output_error,
     refine_weights,
@@ -166,34 +166,25 @@ def _chosen_and_refitted(
         small = fused_start(mlp, num_neurons, generator).student
         return small, refit_down(small, inputs, fit.targets_of(mlp), ridge, fit.weights) if config.refit else None
     found = moments(mlp, inputs, fit.weights, fit.targets)
-    gram = found.gram[: mlp.num_neurons, : mlp.num_neurons]
     if config.choice == "energy":
-        best = _by_energy(mlp, gram.diagonal())[:num_neurons]
+        best = by_energy(mlp, found)[:num_neurons]
     else:
         down = in_compute_dtype(mlp).down
-        best = _pivots(gram * (down.T @ down).double(), num_neurons)
+        best = _pivots(found.gram[: mlp.num_neurons, : mlp.num_neurons] * (down.T @ down).double(), num_neurons)
     best = best.sort().values
     return select_neurons(mlp, best), refit_part(mlp, best, found, ridge) if config.refit else None
 
 
-def by_energy(
-    mlp: MLP, inputs: Float[Tensor, "tokens hidden"], weights: Float[Tensor, " tokens"] | None = None
-) -> Int[Tensor, " neurons"]:
+def by_energy(mlp: MLP, found: Moments) -> Int[Tensor, " neurons"]:
     """Sorts the neurons by the energy added to the (weighted) output. Ties go to the lower index.
 
     Energy of neuron i: mean over tokens of a_i^2, times |down_i|^2.
 
     >>> mlp = MLP(torch.eye(2), torch.diag(torch.tensor([1.0, 3.0])), torch.relu)
-    >>> by_energy(mlp, torch.ones(4, 2)).tolist()
+    >>> by_energy(mlp, moments(mlp, torch.ones(4, 2))).tolist()
     [1, 0]
     """
-    total = torch.zeros(mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
-    for activations in activation_chunks(mlp, inputs, weights):
-        total += activations.double().square().sum(0)
-    return _by_energy(mlp, total / len(inputs))
-
-
-def _by_energy(mlp: MLP, mean_squares: Float[Tensor, " neurons"]) -> Int[Tensor, " neurons"]:
+    mean_squares = found.gram.diagonal()[: mlp.num_neurons]
     return (mean_squares * mlp.down.double().square().sum(0)).sort(descending=True, stable=True).indices
 
 
