@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
@@ -136,12 +137,13 @@ class Refinement:
     """Options of the refinement: Adam on all weights, with a rising and falling rate.
 
     `num_epochs` passes over the tokens are made (0: no refinement), in steps of `batch_tokens`
-    tokens. `learning_rate` is in units of the root mean square of each matrix; a bias uses the unit
-    of its matrix. Raises `ValueError` for a bad option.
+    tokens, but at most `max_steps` steps. `learning_rate` is in units of the root mean square of
+    each matrix; a bias uses the unit of its matrix. Raises `ValueError` for a bad option.
     """
 
     num_epochs: int
     learning_rate: float = 0.04
+    max_steps: int = 512
     batch_tokens: int = 512  # not tuned
 
     def __post_init__(self) -> None:
@@ -149,8 +151,17 @@ class Refinement:
             raise ValueError(f"`num_epochs` must be at least 0, got {self.num_epochs}")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
-        if self.batch_tokens < 1:
-            raise ValueError(f"`batch_tokens` must be at least 1, got {self.batch_tokens}")
+        for name in ("max_steps", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+    def num_steps(self, num_tokens: int) -> int:
+        """Number of steps on `num_tokens` tokens.
+
+        >>> Refinement(20).num_steps(4096), Refinement(20).num_steps(32768)
+        (160, 512)
+        """
+        return min(self.num_epochs * -(-num_tokens // self.batch_tokens), self.max_steps)
 
 
 def split_samples(calibration: Calibration, generator: torch.Generator) -> tuple[Calibration, Calibration]:
@@ -176,7 +187,7 @@ def refine_weights(
     """
     compute = in_compute_dtype(mlp).up.dtype
     fit, held_out = (part.to(mlp.up.device, compute) for part in (fit, held_out))
-    steps = refinement.num_epochs * -(-fit.trace.num_tokens // refinement.batch_tokens)
+    steps = refinement.num_steps(fit.trace.num_tokens)
     best, best_error = mlp, output_error(mlp, held_out)
     for step, state in enumerate(_states(mlp, fit, refinement, steps, generator), start=1):
         if step == steps or step % -(-steps // _NUM_CHECKS) == 0:
@@ -222,20 +233,27 @@ def _states(
     inputs, targets, weights = calibration.trace.inputs, calibration.targets, calibration.weights
     assert targets is not None
     size = float(weighted(targets.double(), weights).norm(dim=1).mean()) or 1.0
+    for drawn in islice(_token_batches(len(inputs), refinement, generator), steps):
+        tokens = drawn.to(inputs.device)
+        with torch.enable_grad():
+            error = forward(replace(block, **leaves), inputs[tokens]) - targets[tokens]
+            error = weighted(error, None if weights is None else weights[tokens])
+            # the mean length, not its square: a few tokens have outputs a hundred times as long
+            # as the rest
+            gradients = torch.autograd.grad(error.norm(dim=1).mean() / size, list(leaves.values()))
+        for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+            leaf.grad = gradient
+        optimizer.step()
+        schedule.step()
+        yield replace(block, **{name: leaf.detach() for name, leaf in leaves.items()})
+
+
+def _token_batches(
+    num_tokens: int, refinement: Refinement, generator: torch.Generator
+) -> Iterator[Int[Tensor, " batch"]]:
+    """Yields the tokens of every step, in a new order each epoch."""
     for _ in range(refinement.num_epochs):
-        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        for tokens in order.split(refinement.batch_tokens):
-            with torch.enable_grad():
-                error = forward(replace(block, **leaves), inputs[tokens]) - targets[tokens]
-                error = weighted(error, None if weights is None else weights[tokens])
-                # the mean length, not its square: a few tokens have outputs a hundred times as long
-                # as the rest
-                gradients = torch.autograd.grad(error.norm(dim=1).mean() / size, list(leaves.values()))
-            for leaf, gradient in zip(leaves.values(), gradients, strict=True):
-                leaf.grad = gradient
-            optimizer.step()
-            schedule.step()
-            yield replace(block, **{name: leaf.detach() for name, leaf in leaves.items()})
+        yield from torch.randperm(num_tokens, generator=generator).split(refinement.batch_tokens)
 
 
 def _size(block: MLP, name: str) -> float:
