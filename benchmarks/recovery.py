@@ -24,6 +24,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, default_data_collator
 
+from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.open import open_checkpoint
 from mlpfusion.compression.compress import compress
 from mlpfusion.data.encode import EncodedExamples
@@ -167,7 +168,7 @@ class Bench:
     model: PreTrainedModel
     train: EncodedExamples
     held_out: list[Window]
-    calibration: list[Any]
+    calibration: list[Batch]
     settings: Settings
 
 
@@ -209,10 +210,10 @@ def texts_of(file: Path) -> list[str]:
 def prepared(folder: Path, train: Path, test: Path, settings: Settings) -> Bench:
     """Reads the model and packs the texts."""
     source = open_checkpoint(str(folder))
-    texts, room = texts_of(train), settings.window
-    windows = token_windows(texts, source.tokenizer, source.config, window=room)
-    ids = [window.input_ids.tolist() for window in windows if len(window.input_ids) == room]
-    held_out = token_windows(texts_of(test), source.tokenizer, source.config, window=room, max_tokens=settings.tokens)
+    texts, window = texts_of(train), settings.window
+    windows = token_windows(texts, source.tokenizer, source.config, window=window)
+    ids = [one.input_ids.tolist() for one in windows if len(one.input_ids) == window]  # the last may be shorter
+    held_out = token_windows(texts_of(test), source.tokenizer, source.config, window=window, max_tokens=settings.tokens)
     model: Any = source.load()
     drawn = CalibrationTexts(train.name, None, CALIBRATION_WINDOWS, tuple(texts)).batches(folder, model, seed=0)
     examples = EncodedExamples([{"input_ids": one, "labels": one} for one in ids])
