@@ -82,6 +82,11 @@ bench: .venv/bench
 	$(BIN)/mlpfusion compare bench-out/stories260k --data $(STORIES)/validation.txt.gz --max-samples 128 --layers all \
 	  --methods all,fusion:refine=false --calibration $(STORIES)/train.txt.gz --out bench-out/stories
 	$(BIN)/python benchmarks/decoder.py bench-out/stories260k $(STORIES)
+	for keep_ratio in 0.5 0.8; do \
+	  $(BIN)/python benchmarks/recovery.py bench-out/stories260k $(STORIES)/train.txt.gz $(STORIES)/test.txt.gz \
+	    --keep-ratio $$keep_ratio --batch-tokens 512 --out bench-out/recovery.json || exit 1; \
+	done
+	cp bench-out/recovery.json benchmarks/results/stories260k_recovery.json
 	cp bench-out/stories/comparison.json benchmarks/results/stories260k_comparison.json
 	cp bench-out/comparison/comparison.json benchmarks/results/minilm_comparison.json
 	cp bench-out/1024/comparison.json benchmarks/results/minilm_ntk_match_1024.json

@@ -18,6 +18,7 @@ from typing import Any
 
 from chart import draw_errors
 from click.testing import CliRunner
+from recovery import draw_recovery, recovery_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
 from mlpfusion.cli import main as cli
@@ -182,6 +183,11 @@ def language() -> str:
         for row in result["rows"]
     ]
     return markdown(head, rows)
+
+
+def recovery() -> str:
+    """Start x tuning: steps of training until a cut decoder has recovered."""
+    return recovery_table(read_result("stories260k_recovery"))
 
 
 def mean_and_error(numbers: list[float]) -> str:
@@ -359,6 +365,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "language": language,
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
+    "recovery": recovery,
     "roberta-cost": roberta_cost,
     "table2-scores": fine_tuning(score_table, "minilm-table2"),
     "table2-shares": fine_tuning(share_table, "minilm-table2"),
@@ -390,6 +397,7 @@ def main() -> None:
         write_chart(comparison(), IMAGES / "minilm_comparison.png")
         write_dynamics_chart(read_result("dynamics"), IMAGES / "dynamics.png")
         draw_errors(means_over_layers(), IMAGES / "errors.png")
+        draw_recovery(read_result("stories260k_recovery"), IMAGES / "stories260k_recovery.png")
     stale = []
     for path in DOCUMENTS:
         old = path.read_text(encoding="utf-8")

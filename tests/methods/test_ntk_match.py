@@ -254,6 +254,16 @@ def test_in_the_refinement_an_error_counts_as_often_as_its_weight_says(layout, s
         torch.testing.assert_close(tensor, smalls[1].tensors()[name], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(("refinement", "steps"), [(Refinement(3, max_steps=5, batch_tokens=16), 5), (Refinement(1), 1)])
+def test_the_refinement_ends_after_its_steps(refinement, steps, monkeypatch):
+    mlp, taken = make_mlp(12, 6), []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (taken.append(1), step(self)))
+    calibration = Calibration(trace_of(mlp, 0, 60)).with_targets(mlp)
+    refine_weights(mlp, calibration, calibration, refinement, torch.Generator().manual_seed(0))
+    assert len(taken) == steps == refinement.num_steps(calibration.trace.num_tokens)
+
+
 @every_seed
 def test_each_part_lowers_the_output_error_on_the_calibration(seed):
     mlp = make_mlp(24, 6, seed=seed)
@@ -295,6 +305,7 @@ def test_folding_keeps_the_output(layout):
         ({"match_samples": 0}, "`match_samples` of ntk-match must be at least 1, got 0"),
         ({"match_ridge": -1.0}, "`match_ridge` of ntk-match must be above 0, got -1.0"),
         ({"refine_epochs": -1}, "`refine_epochs` of ntk-match must be at least 0, got -1"),
+        ({"refine_steps": 0}, "`refine_steps` of ntk-match must be at least 1, got 0"),
         ({"refine_rate": 0.0}, "`refine_rate` of ntk-match must be above 0, got 0.0"),
         ({"pooling": "cls"}, "`pooling` of ntk-match must be one of mean, first, last, got 'cls'"),
         ({"pooling": "last", "data_free": True}, "`pooling` of ntk-match must be mean with `data_free`"),
