@@ -254,7 +254,9 @@ def test_in_the_refinement_an_error_counts_as_often_as_its_weight_says(layout, s
         torch.testing.assert_close(tensor, smalls[1].tensors()[name], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("refinement", "steps"), [(Refinement(3, max_steps=5, batch_tokens=16), 5), (Refinement(1), 1)])
+@pytest.mark.parametrize(
+    ("refinement", "steps"), [(Refinement(3, max_steps=5, batch_tokens=16), 5), (Refinement(1), 1)]
+)
 def test_the_refinement_ends_after_its_steps(refinement, steps, monkeypatch):
     mlp, taken = make_mlp(12, 6), []
     step = torch.optim.Adam.step
