@@ -33,8 +33,9 @@ SAMPLES, SAMPLE_TOKENS, STEP_TOKENS, STEPS = 128, 32, 512, 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A block of a known model; `tokens` go into its moments."""
+    """A block of a known model with `layers` of them; `tokens` go into its moments."""
 
+    layers: int
     hidden_size: int
     num_neurons: int
     gated: bool
@@ -42,11 +43,11 @@ class Shape:
 
 
 SHAPES = {
-    "minilm": Shape(384, 1536, gated=False, tokens=8192),
-    "smollm2": Shape(576, 1536, gated=True, tokens=8192),
-    "roberta-base": Shape(768, 3072, gated=False, tokens=8192),
-    "llama-3.2-1b": Shape(2048, 8192, gated=True, tokens=4096),
-    "llama-3.1-8b": Shape(4096, 14336, gated=True, tokens=2048),
+    "minilm": Shape(6, 384, 1536, gated=False, tokens=8192),
+    "smollm2": Shape(30, 576, 1536, gated=True, tokens=8192),
+    "roberta-base": Shape(12, 768, 3072, gated=False, tokens=8192),
+    "llama-3.2-1b": Shape(16, 2048, 8192, gated=True, tokens=4096),
+    "llama-3.1-8b": Shape(32, 4096, 14336, gated=True, tokens=2048),
 }
 
 

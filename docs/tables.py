@@ -18,6 +18,7 @@ from typing import Any
 
 from chart import draw_errors
 from click.testing import CliRunner
+from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
 from recovery import draw_recovery, recovery_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
@@ -130,64 +131,6 @@ def before_after() -> str:
         ]
     ]
     return markdown([f"{MINILM} at 25 % (CPU)", "before", "after", "ratio"], rows)
-
-
-def decoder() -> str:
-    """Method x share of the neurons: perplexity of a small Llama, before and after distillation."""
-    result = read_result("stories260k_cut")
-    rows = [["the original", "100 %", f"{result['parameters']:,}", f"{result['perplexity']:.2f}", "-"]]
-    rows += [
-        [
-            row["method"],
-            f"{100 * row['keep_ratio']:.0f} %",
-            f"{row['parameters']:,}",
-            f"{row['perplexity']:.2f}",
-            f"{row['perplexity_distilled']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
-    return markdown(["stories260K, all layers", "neurons kept", "parameters", "perplexity", "distilled"], rows)
-
-
-def language() -> str:
-    """Method x share of the neurons: perplexity of SmolLM2 after the cut, time and memory of the cut."""
-    result = read_result("smollm2_cut")
-
-    def perplexity(found: dict[str, Any]) -> str:
-        return f"{found['perplexity']:,.1f}" if found["perplexity"] < 1000 else f"{found['perplexity']:,.0f}"
-
-    head = [
-        "SmolLM2-135M",
-        "sees",
-        "tokens",
-        "kept",
-        "parameters",
-        "perplexity",
-        "moved",
-        "processor minutes",
-        "peak GB",
-    ]
-    rows = [["the original", *"--", "100 %", f"{result['parameters']:,}", perplexity(result["result"]), *"---"]]
-    rows += [
-        [
-            " ".join([row["method"], row["options"]]).strip(),
-            row["sees"],
-            f"{row['calibration_tokens']:,}" if row["calibration_tokens"] else "-",
-            f"{100 * row['keep_ratio']:.0f} %",
-            f"{row['parameters']:,}",
-            perplexity(row["result"]),
-            f"{row['divergence']:.2f}",
-            f"{row['processor_seconds'] / 60:.1f}",
-            f"{row['peak_bytes'] / 1e9:.1f}",
-        ]
-        for row in result["rows"]
-    ]
-    return markdown(head, rows)
-
-
-def recovery() -> str:
-    """Start x tuning: steps of training until a cut decoder has recovered."""
-    return recovery_table(read_result("stories260k_recovery"))
 
 
 def mean_and_error(numbers: list[float]) -> str:
@@ -351,7 +294,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
     "before-after": before_after,
-    "decoder": decoder,
+    "decoder": lambda: decoder_table(read_result("stories260k_cut")),
     "dynamics": dynamics,
     "dynamics-over-fusion": dynamics_over_fusion,
     "kernel-errors": errors("adam_kernel_error"),
@@ -362,10 +305,15 @@ PARTS: dict[str, Callable[[], str]] = {
     "mean-errors": mean_errors,
     "method-options": method_options,
     "kmeans": kmeans,
-    "language": language,
+    "language": lambda: language_table(read_result("smollm2_cut")),
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
-    "recovery": recovery,
+    "ntk-match-cost": lambda: cost_by_shape(read_result("ntk_match_cost")),
+    "perplexity": lambda: perplexity_table(read_result("smollm2_perplexity"), "perplexity"),
+    "perplexity-of-middle-layers": lambda: perplexity_table(
+        read_result("smollm2_perplexity"), "perplexity_of_middle_layers"
+    ),
+    "recovery": lambda: recovery_table(read_result("stories260k_recovery")),
     "roberta-cost": roberta_cost,
     "table2-scores": fine_tuning(score_table, "minilm-table2"),
     "table2-shares": fine_tuning(share_table, "minilm-table2"),
@@ -398,6 +346,7 @@ def main() -> None:
         write_dynamics_chart(read_result("dynamics"), IMAGES / "dynamics.png")
         draw_errors(means_over_layers(), IMAGES / "errors.png")
         draw_recovery(read_result("stories260k_recovery"), IMAGES / "stories260k_recovery.png")
+        draw_perplexity(read_result("smollm2_perplexity"), IMAGES / "smollm2_perplexity.png")
     stale = []
     for path in DOCUMENTS:
         old = path.read_text(encoding="utf-8")
