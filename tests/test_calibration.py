@@ -285,6 +285,15 @@ def test_half_precision_comes_back_after_an_error(gradients):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("method", [METHOD, mlpfusion.NTKMatch(match="none", refine_epochs=0)], ids=method_label)
+def test_the_tensors_of_a_half_precision_model_come_back(method, sequential, monkeypatch):
+    model = pico_model("llama", dtype=torch.bfloat16)
+    before = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
+    watched(model, batches_of("llama"), sequential=sequential, monkeypatch=monkeypatch, method=method)
+    assert before == {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
+
+
 def test_bf16_batches_and_padding_are_taken():
     model = pico_model("llama", dtype=torch.bfloat16)
     batches = batches_of("llama")

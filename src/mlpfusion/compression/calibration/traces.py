@@ -29,7 +29,7 @@ from mlpfusion.seeds import site_generator
 from mlpfusion.sites.recording import eval_mode, recordable, recording
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
 from mlpfusion.sites.traces import block_traces, random_head
-from mlpfusion.sites.waiting import WaitingPasses, waiting_passes
+from mlpfusion.sites.waiting import waiting_passes
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
@@ -200,8 +200,13 @@ def calibrated_outcomes(
     sites, sizes = run.plan.sites, list[CalibrationSize]()
     batches, traced = _needed_traces(model, run, calibration)
     with ExitStack() as contexts:
-        original = _waiting(contexts, model, sites, batches).inputs_at if traced is None else traced.trace_at
-        cut = _waiting(contexts, model, sites, batches) if sequential else None
+        if traced is None or sequential:
+            contexts.enter_context(recording(model, gradients=False))
+        if traced is None:
+            original = contexts.enter_context(waiting_passes(model, sites, batches)).inputs_at
+        else:
+            original = traced.trace_at
+        cut = contexts.enter_context(waiting_passes(model, sites, batches)) if sequential else None
 
         def calibrate(site: Site) -> Calibration:
             trace = original(site)
@@ -261,14 +266,6 @@ def _traced(
 
 def _home(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:
     return [recordable(batch, model.device) for batch in batches]
-
-
-def _waiting(
-    contexts: ExitStack, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]
-) -> WaitingPasses:
-    """Passes of the model made ready to record, until `contexts` are closed."""
-    contexts.enter_context(recording(model, gradients=False))
-    return contexts.enter_context(waiting_passes(model, sites, batches))
 
 
 def _dense(mlp: MLP, outcome: Outcome) -> MLP:
