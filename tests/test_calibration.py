@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pico import HIDDEN, others_slow, pico_inputs, pico_model, pico_outputs, sites_of
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.compression.calibration.traces import (
@@ -183,6 +183,18 @@ def test_a_head_on_one_token_weighs_that_token_alone_in_the_last_layer(name, poo
     above = [traced.weights[site.path] > 1.001 * traced.weights[site.path].min() for site in sites]
     assert above[-1].nonzero().flatten().tolist() == read.tolist()
     assert int(above[-2].sum()) > len(read)  # attention spreads the gradients
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_model_with_a_language_head_is_calibrated_like_one_without(name):
+    """T5ForConditionalGeneration is its own base model: its first output are logits, not hidden states."""
+    model, plain = pico_model(name, AutoModelForSeq2SeqLM), pico_model(name)
+    base = {key.removeprefix("model."): tensor for key, tensor in model.state_dict().items()}
+    plain.load_state_dict({key: base[key] for key in plain.state_dict()})
+    for one in (model, plain):
+        mlpfusion.compress(one, mlpfusion.NTKMatch(refine_epochs=1), width=9, calibration=batches_of(name))
+    for site, other in zip(sites_of(model), sites_of(plain), strict=True):
+        torch.testing.assert_close(read_mlp(model, site).up, read_mlp(plain, other).up)
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -152,8 +152,8 @@ def _logits(
 ) -> Float[Tensor, "samples classes"]:
     if head is not None:
         predicts_tokens = isinstance(head, PeakHead) and model.get_output_embeddings() is not None
-        read = model if predicts_tokens else base_model(model)
-        return head.logits(read(**_model_inputs(batch))[0], _mask(batch, model.config.is_encoder_decoder))
+        read = model(**_model_inputs(batch))[0] if predicts_tokens else _last_hidden_states(model, batch)
+        return head.logits(read, _mask(batch, model.config.is_encoder_decoder))
     outputs = model(**_model_inputs(batch))
     logits = outputs.get("logits")
     if logits is None or logits.ndim != 2:
@@ -199,9 +199,16 @@ def visible_tokens(model: PreTrainedModel, site: Site, batch: Batch, values: Ten
 
 def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "visible hidden"]:
     """The last hidden states of the base model (of its decoder, where it has one) at the tokens that no mask hides."""
-    hidden = base_model(model)(**_model_inputs(batch))[0]
-    mask = _mask(batch, model.config.is_encoder_decoder)
+    hidden, mask = _last_hidden_states(model, batch), _mask(batch, model.config.is_encoder_decoder)
     return hidden.reshape(-1, hidden.shape[-1]) if mask is None else hidden[mask.bool()]
+
+
+def _last_hidden_states(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "samples tokens hidden"]:
+    base = base_model(model)
+    if base.get_output_embeddings() is None:
+        return base(**_model_inputs(batch))[0]
+    # a T5 with a language-modelling head is its own base model, and its first output are logits
+    return base(**_model_inputs(batch), output_hidden_states=True).decoder_hidden_states[-1]
 
 
 @contextmanager
