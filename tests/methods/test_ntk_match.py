@@ -307,7 +307,6 @@ def test_folding_keeps_the_output(layout):
         ({"match_samples": 0}, "`match_samples` of ntk-match must be at least 1, got 0"),
         ({"match_ridge": -1.0}, "`match_ridge` of ntk-match must be above 0, got -1.0"),
         ({"refine_epochs": -1}, "`refine_epochs` of ntk-match must be at least 0, got -1"),
-        ({"refine_steps": 0}, "`refine_steps` of ntk-match must be at least 1, got 0"),
         ({"refine_rate": 0.0}, "`refine_rate` of ntk-match must be above 0, got 0.0"),
         ({"pooling": "cls"}, "`pooling` of ntk-match must be one of mean, first, last, got 'cls'"),
         ({"pooling": "last", "data_free": True}, "`pooling` of ntk-match must be mean with `data_free`"),

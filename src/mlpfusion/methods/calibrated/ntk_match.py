@@ -40,8 +40,8 @@ class NTKMatch:
     contributions) or `fusion` (centroids and P of MLP Fusion). `refit` solves for `down` and its
     bias by ridge regression. `ridge` is the strength of the regression, in units of the mean
     squared activation. `refine_epochs` epochs of Adam on all weights follow, but at most
-    `refine_steps` steps of 512 tokens. `refine_rate` is the learning rate of the refinement, in
-    units of the root mean square of each matrix. `match` sets
+    512 steps of 512 tokens. `refine_rate` is the learning rate of the refinement, in units of the
+    root mean square of each matrix. `match` sets
     the scales for the original's Adam kernel: a scale for each `neuron`, one for each `layer`, or
     `none`. `match_ridge` pulls the scales of the neurons towards the scale of the layer.
     `match_samples` samples are used for the match. `data_free` draws the inputs from the statistics
@@ -60,8 +60,6 @@ class NTKMatch:
     refit: bool = True
     ridge: float = 0.01  # not tuned
     refine_epochs: int = 20  # not tuned; more steps gain 2 to 3 % (LOG, 2026-11-20)
-    # 740 steps on 21,000 tokens gain 0.7 %, 259 lose 1.6 %; on more tokens few epochs do (LOG, 2026-11-29)
-    refine_steps: int = 512
     refine_rate: float = 0.04  # not tuned
     match: str = "neuron"
     match_ridge: float = 0.3  # 0.1 gives the same kernel error, within 1 %
@@ -75,7 +73,6 @@ class NTKMatch:
             raise ValueError(f"`choice` must be one of {', '.join(CHOICES)}, got {shown(self.choice)}")
         check_above_zero("ridge", self.ridge)
         check_range("refine_epochs", self.refine_epochs, 0)
-        check_range("refine_steps", self.refine_steps, 1)
         check_above_zero("refine_rate", self.refine_rate)
         if self.match not in ("neuron", "layer", "none"):
             raise ValueError(f"`match` must be one of neuron, layer, none, got {shown(self.match)}")
@@ -91,7 +88,7 @@ class NTKMatch:
 
     def refinement(self) -> Refinement:
         """Options of the refinement."""
-        return Refinement(self.refine_epochs, self.refine_rate, self.refine_steps)
+        return Refinement(self.refine_epochs, self.refine_rate)
 
 
 def compress(block: Block, config: NTKMatch) -> Narrowed:

@@ -143,7 +143,7 @@ class Refinement:
 
     num_epochs: int
     learning_rate: float = 0.04
-    max_steps: int = 512
+    max_steps: int = 512  # on 21,000 tokens 740 gain 0.7 %, 259 lose 1.6 % (LOG, 2026-11-29)
     batch_tokens: int = 512  # not tuned
 
     def __post_init__(self) -> None:
