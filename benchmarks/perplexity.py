@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -29,7 +28,6 @@ from mlpfusion.data.files.text import read_texts
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
 from mlpfusion.data.unlabelled.data_free import DataFree
 from mlpfusion.data.unlabelled.windows import Window, token_windows
-from mlpfusion.kernel import BlockTrace
 from mlpfusion.measure.language import language_loss
 from mlpfusion.methods.names import method_label
 from mlpfusion.methods.needs import calibration_needs, needs_batches
@@ -38,7 +36,7 @@ from mlpfusion.record import versions
 from mlpfusion.sites.recording import recording
 from mlpfusion.sites.sites import Site, base_model, find_sites
 from mlpfusion.sites.table import find_architecture
-from mlpfusion.sites.traces import mlp_inputs
+from mlpfusion.sites.waiting import waiting_passes
 
 TOKENS, WINDOW = 4096, 512  # of WikiText-2 test
 SIZES = (0.8, 0.5, 0.9, 0.75, 0.25)
@@ -90,10 +88,8 @@ def recorded(model: PreTrainedModel, sites: list[Site], batches: list[Batch], me
     """What `method` sees; without gradients where it needs none, which takes half of the memory."""
     if calibration_needs(method).gradients:
         return trace_calibration(model, sites, batches, 0, scalar=calibration_needs(method).scalar)
-    with torch.no_grad(), recording(model, gradients=False):
-        found = mlp_inputs(model, sites, batches)
-    lengths = torch.full((sum(len(batch["input_ids"]) for batch in batches),), batches[0]["input_ids"].shape[1])
-    traces = {path: BlockTrace(x, x.new_zeros(1, 1).expand_as(x), lengths) for path, x in found.items()}
+    with recording(model, gradients=False), waiting_passes(model, sites, batches) as passes:
+        traces = {site.path: passes.inputs_at(site) for site in sites}
     return TracedCalibration(batches, traces, 0, 0.0)
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.report.numbers import markdown_table, method_colors
+from page import markdown
+
+from mlpfusion.report.numbers import method_colors
 
 TOKENS, STEPS = 32_768, 512  # of a calibration of 256 windows; of its refinement
 TITLES = {"ntk-match refine_epochs=0 match=none": "ntk-match, refit alone"}
@@ -35,7 +37,7 @@ def decoder_table(record: dict[str, Any]) -> str:
         ]
         for row in record["rows"]
     ]
-    return _table(["stories260K, all layers", "neurons kept", "parameters", "perplexity", "distilled"], rows)
+    return markdown(["stories260K, all layers", "neurons kept", "parameters", "perplexity", "distilled"], rows)
 
 
 def language_table(record: dict[str, Any]) -> str:
@@ -56,7 +58,7 @@ def language_table(record: dict[str, Any]) -> str:
         ]
         for row in record["rows"]
     ]
-    return _table([*head, "peak GB"], [[*original, *"---"], *rows])
+    return markdown([*head, "peak GB"], [[*original, *"---"], *rows])
 
 
 def perplexity_table(record: dict[str, Any], column: str) -> str:
@@ -67,7 +69,7 @@ def perplexity_table(record: dict[str, Any], column: str) -> str:
     rows = [
         [*start, *(_number(found[start][size]) if size in found[start] else "-" for size in sizes)] for start in order
     ]
-    return _table(["SmolLM2-135M", "sees", *map(_percent, sizes)], rows)
+    return markdown(["SmolLM2-135M", "sees", *map(_percent, sizes)], rows)
 
 
 def draw_perplexity(record: dict[str, Any], path: Path) -> None:
@@ -110,7 +112,7 @@ def cost_by_shape(record: dict[str, Any]) -> str:
         shape = f"{row['hidden_size']:,} / {row['num_neurons']:,}" + (", gated" if row["gated"] else "")
         whole = f"{row['layers']} x = {row['layers'] * refit / 60:,.0f} min"
         rows.append([row["shape"], shape, *map(_seconds, stages), whole])
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def _by_start(rows: Rows, column: str) -> dict[tuple[str, str], dict[float, float]]:
@@ -123,10 +125,6 @@ def _by_start(rows: Rows, column: str) -> dict[tuple[str, str], dict[float, floa
         start: {size: sorted(numbers)[len(numbers) // 2] for size, numbers in sizes.items()}
         for start, sizes in found.items()
     }
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return markdown_table([head, ["---"] * len(head), *rows])
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.report.numbers import FULL, markdown_table, method_colors
+from page import markdown
+
+from mlpfusion.report.numbers import FULL, method_colors
 
 TUNINGS = {"full": "all weights", "lora": "LoRA"}
 RATES = {"full": 5e-4, "lora": 2e-3}  # of the table and the chart
@@ -28,7 +30,7 @@ def recovery_table(record: dict[str, Any]) -> str:
         for rows in found.values():
             cells += [_steps_in_words(rows, last), _in_the_end(rows)]
         lines.append(cells)
-    return markdown_table([header, ["---"] * len(header), *lines])
+    return markdown(header, lines)
 
 
 def runs(record: dict[str, Any], tuning: str, keep_ratio: float, name: str) -> Rows:

@@ -19,6 +19,7 @@ from typing import Any
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
+from page import markdown
 from recovery import draw_recovery, recovery_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
@@ -60,11 +61,6 @@ MINILM, LINE = "all-MiniLM-L6-v2, last 4 of 6 layers", 120
 
 def read_result(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def labelled_rows(records: dict[str, str]) -> list[dict[str, Any]]:

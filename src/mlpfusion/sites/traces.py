@@ -100,7 +100,7 @@ def _visible_inputs(
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {site.path: [] for site in sites}
     for batch in batches:
         with watch_sites(model, sites) as seen:
-            base_model(model)(**_model_inputs(batch))
+            run_base(model, batch)
             check_runs(sites, seen)
         for site, one in zip(sites, seen, strict=True):
             parts[site.path].append(visible_inputs(model, site, batch, one.inputs[0]))
