@@ -51,6 +51,22 @@ def test_weights_without_a_gradient_are_known_before_training(monkeypatch, tmp_p
     assert torch.equal(torch.get_rng_state(), started)
 
 
+LATE = '''"""Runs the command line; the second process of the launch reads every checkpoint later than the first."""
+import os, sys, time
+from mlpfusion import cli
+from mlpfusion.tune import run
+
+load = run.load_for_task
+
+def load_late(*arguments):
+    time.sleep(2 * int(os.environ["LOCAL_RANK"]))
+    return load(*arguments)
+
+run.load_for_task = load_late
+sys.exit(cli.main())
+'''
+
+
 @pytest.mark.slow
 def test_two_processes_tune_layer_by_layer_and_then_all_without_a_word(tmp_path):
     model, files = save_checkpoint(tmp_path / "model"), write_files(tmp_path)
@@ -58,7 +74,8 @@ def test_two_processes_tune_layer_by_layer_and_then_all_without_a_word(tmp_path)
     flags = ["--train", files[0], "--validation", files[1], "--text-column", "sentence", "--label-column", "label"]
     flags += ["--epochs", 1, "--layerwise", 1, "--teacher", model]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = ["-m", "mlpfusion", "tune", tmp_path / "cut", tmp_path / "out", *flags]
+    (tmp_path / "late.py").write_text(LATE)
+    job = [tmp_path / "late.py", "tune", tmp_path / "cut", tmp_path / "out", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

@@ -19,6 +19,7 @@ from mlpfusion.storage.manifest import damage, seal, unseal
 from mlpfusion.storage.output import Occupant, staged_folder
 from mlpfusion.storage.processes import of_first
 from mlpfusion.storage.states import keep_states, remove_state
+from mlpfusion.storage.unfinished import expect_record, remove_work
 
 STAGE_FILE = "stage.json"
 
@@ -42,6 +43,7 @@ def run_stage(
         return result, read(json.loads((result / STAGE_FILE).read_text(encoding="utf-8")))
     folder.mkdir(exist_ok=True)
     model, record = train(folder)
+    PartialState().wait_for_everyone()  # until then they may read their states
     if PartialState().is_main_process:
         with staged_folder(result, listed=False) as staged:
             save(model, source, staged)
@@ -67,6 +69,20 @@ def is_whole(result: Path) -> bool:
         warnings.warn(f"{result} is not what was written ({reason}): it is made again", DamageWarning, stacklevel=2)
         remove_state(result)
     return reason is None
+
+
+def finish_job(result: Path, out: Path, record: str, files: dict[str, str], replacing: Occupant | None) -> None:
+    """Puts the checkpoint of a job's last stage and `files` in place and removes the job's folder.
+
+    `record` is the text by which `finished_job` knows the job. Of several processes only the first does, once none
+    reads the job's folder any more. Raises `InputError` as `put_in_place` does.
+    """
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        expect_record(out, record)
+        put_in_place(result, out, files, replacing)
+        remove_work(out)
+    PartialState().wait_for_everyone()
 
 
 def put_in_place(result: Path, out: Path, files: dict[str, str], replacing: Occupant | None) -> None:

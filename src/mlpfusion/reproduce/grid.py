@@ -148,6 +148,7 @@ class Grid:
             try:
                 if not of_first(file.is_file):  # else it was finished in between
                     row = identity | self._outcome(cell, rate, seed, states, progress)
+                    PartialState().wait_for_everyone()  # until then they may read their states
                     if PartialState().is_main_process:
                         write_file(file, sealed_json(row))
                         shutil.rmtree(states, ignore_errors=True)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
-from mlpfusion.checkpoint.stage import put_in_place, run_stage
+from mlpfusion.checkpoint.stage import finish_job, run_stage
 from mlpfusion.checks import check_given, user_path
 from mlpfusion.data.chosen import chosen_data, split_train
 from mlpfusion.data.encode import EncodedTask
@@ -25,7 +25,7 @@ from mlpfusion.progress import Progress
 from mlpfusion.record import model_size, versions
 from mlpfusion.storage.output import Occupant, check_output
 from mlpfusion.storage.processes import join_processes
-from mlpfusion.storage.unfinished import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
+from mlpfusion.storage.unfinished import check_flags, normalised, opened_work, work_folder
 from mlpfusion.tune.distill import check_pair, distill, split_examples
 from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.lora import add_lora
@@ -91,11 +91,8 @@ def _carried_out(
     if layerwise is not None:
         runner = replace(runner, start=layerwise[0])
     record, result = _run_all(runner, None if layerwise is None else layerwise[1])
-    if PartialState().is_main_process:
-        expect_record(out, record.to_json())
-        put_in_place(result, out, {"README.md": card(record), TUNE_RECORD_FILE: record.to_json()}, replaced)
-        remove_work(out)
-    PartialState().wait_for_everyone()
+    text = record.to_json()
+    finish_job(result, out, text, {"README.md": card(record), TUNE_RECORD_FILE: text}, replaced)
     return record
 
 

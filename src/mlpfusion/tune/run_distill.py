@@ -12,7 +12,7 @@ from mlpfusion.checkpoint.lengths import longest_text
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.save import save_trained
-from mlpfusion.checkpoint.stage import put_in_place, run_stage
+from mlpfusion.checkpoint.stage import finish_job, run_stage
 from mlpfusion.checks import user_path
 from mlpfusion.data.encode import EncodedExamples, encode_texts
 from mlpfusion.data.files.rows import short_name
@@ -26,7 +26,7 @@ from mlpfusion.progress import Progress
 from mlpfusion.record import model_size, versions
 from mlpfusion.storage.output import check_output
 from mlpfusion.storage.processes import join_processes
-from mlpfusion.storage.unfinished import check_flags, expect_record, normalised, opened_work, remove_work, work_folder
+from mlpfusion.storage.unfinished import check_flags, normalised, opened_work, work_folder
 from mlpfusion.tune.distill import check_pair, distill, split_examples
 from mlpfusion.tune.finetune import RunContext
 from mlpfusion.tune.record import (
@@ -94,12 +94,8 @@ def distill_checkpoint(
             size=model_size(student),
             run=run,
         )
-        if PartialState().is_main_process:
-            expect_record(out, record.to_json())
-            files = {"README.md": card(record), DISTILL_RECORD_FILE: record.to_json()}
-            put_in_place(result, out, files, opened.replaced)
-            remove_work(out)
-        PartialState().wait_for_everyone()
+        text = record.to_json()
+        finish_job(result, out, text, {"README.md": card(record), DISTILL_RECORD_FILE: text}, opened.replaced)
         return record
 
 
