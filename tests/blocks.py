@@ -9,6 +9,7 @@ from mlpfusion.kinds.outcome import LowRank, Masked, Narrowed
 from mlpfusion.methods.block import Block
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.run import compress_block, compress_blocks
+from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 
 
@@ -17,9 +18,10 @@ def narrow(
 ) -> Narrowed:
     """The block at this width, the second step of the method done on the block's own calibration."""
     block = Block(mlp, num_neurons, generator, calibration=calibration)
-    outcome = compress_block(block, method, with_second_step=True)
+    outcome = compress_block(block, method)
     assert isinstance(outcome, Narrowed)
-    return outcome
+    step = METHODS[type(method)].second_step(method)
+    return outcome if step is None else step(mlp, block.inputs.trace, outcome, block.inputs.trace)
 
 
 def factorise(

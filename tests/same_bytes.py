@@ -111,7 +111,6 @@ def other_options(work: Path) -> Digests:
         "sequential": (match, {"calibration": batches, "sequential": True}),
         "pooling": (mlpfusion.NTKMatch(pooling="last"), {"calibration": batches}),
         "cholesky": (mlpfusion.NTKMatch(choice="cholesky", match="layer"), {"calibration": batches}),
-        "norms": (mlpfusion.NTKMatch(data_free=True), {}),
     }
     found: Digests = {}
     for name, (method, options) in cases.items():

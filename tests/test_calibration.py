@@ -323,12 +323,6 @@ def test_bf16_batches_and_padding_are_taken():
         (METHOD, {"calibration": []}, "`calibration` must hold at least one batch, got none"),
         (mlpfusion.Fusion(), {"calibration": []}, "`calibration` must be left out for fusion, which takes none"),
         (mlpfusion.Fusion(), {"sequential": True}, "`sequential` must be left out for fusion"),
-        (
-            replace(METHOD, data_free=True),
-            {"calibration": []},
-            "which draws its inputs itself",
-        ),
-        (replace(METHOD, data_free=True), {"sequential": True}, "`sequential` must be left out for maintain-output"),
     ],
 )
 def test_a_calibration_that_is_missing_empty_or_not_wanted_is_refused(method, options, message):

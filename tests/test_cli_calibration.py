@@ -68,19 +68,17 @@ def test_the_default_is_256_texts_or_all_there_are(checkpoint, sentences, tmp_pa
 
 
 @pytest.mark.slow
-def test_data_free_calibrates_on_random_tokens_or_by_an_option_on_the_norms(checkpoint, tmp_path):
+def test_data_free_calibrates_an_encoder_on_random_tokens(checkpoint, tmp_path):
     options = ("--method", "maintain-output", "--width", 9)
-    flags = {"a": ["--data-free"], "b": ["--data-free"], "c": ["--option", "data_free=true"]}
-    for name, more in flags.items():
-        assert call("compress", checkpoint, tmp_path / name, *options, *more).exit_code == 0
+    for name in "ab":
+        assert call("compress", checkpoint, tmp_path / name, *options, "--data-free").exit_code == 0
         assert "No data was used" in (tmp_path / name / "README.md").read_text()
     used = record_of(tmp_path / "a")["recipe"]["calibration"]
     assert {name: used[name] for name in ("file", "samples", "seed")} == {
         "file": "random tokens", "samples": 256, "seed": 0,
     }  # fmt: skip
-    first, second, third = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert all(first[name].equal(second[name]) for name in first)
-    assert not all(first[name].equal(third[name]) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -191,17 +189,16 @@ def rows_of(result: Result) -> dict[tuple[str, int], float]:
     return {(row["label"], row["seed"]): row["error"]["output_error"] for row in json.loads(result.stdout)["rows"]}
 
 
-def test_compare_calibrates_per_seed_and_layer_and_without_data_by_the_norms(checkpoint, sentences):
-    methods = ("--methods", "fusion,maintain-output,maintain-output:data_free=true", "--layers", 1)
+def test_compare_calibrates_per_seed_and_layer(checkpoint, sentences):
+    methods = ("--methods", "fusion,maintain-output", "--layers", 1)
     result = compare(checkpoint, sentences, *methods, "--calibration", sentences, "--calibration-samples", 9)
     rows = rows_of(result)
-    assert {name for name, _ in rows} == {"fusion", "maintain-output", "maintain-output data_free=True"}
+    assert {name for name, _ in rows} == {"fusion", "maintain-output"}
     record = json.loads(result.stdout)
     assert record["calibration"]["file"] == "texts.jsonl"
     assert record["calibration"]["samples"] == 9
     for seed in (0, 1):
         assert rows["maintain-output", seed] < rows["fusion", seed]
-        assert rows["maintain-output", seed] != rows["maintain-output data_free=True", seed]
 
 
 @pytest.mark.slow
@@ -211,12 +208,3 @@ def test_all_methods_without_a_file_are_calibrated_on_random_tokens(checkpoint, 
     assert json.loads(result.stdout)["calibration"] == {"file": "random tokens", "samples": 9}
     record = json.loads(compare(checkpoint, sentences, "--methods", "fusion").stdout)
     assert "calibration" not in record
-
-
-def test_the_two_ways_without_texts_are_told_apart(checkpoint, tmp_path):
-    """The flag means made-up text, the option of a method what the norms let through: both at once are refused."""
-    line = refused(
-        "compress", checkpoint, tmp_path / "out", "--keep-ratio", 0.5, "--method", "ntk-match", "--data-free",
-        "--option", "data_free=true",
-    )  # fmt: skip
-    assert "`--data-free` must be given once: the flag calibrates on made-up text" in line

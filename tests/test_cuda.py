@@ -1,7 +1,5 @@
 """What must hold on a GPU; skipped where there is none."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from pico import pico_inputs, pico_model
@@ -31,12 +29,9 @@ def test_the_arithmetic_moves_to_the_gpu_and_the_model_stays():
 
 
 @pytest.mark.parametrize("method", [mlpfusion.MaintainOutput(), mlpfusion.MaintainNTKGradient()])
-@pytest.mark.parametrize("options", [{}, {"sequential": True}, {"data_free": True}])
+@pytest.mark.parametrize("options", [{}, {"sequential": True}])
 def test_calibration_is_where_the_model_is_and_the_arithmetic_where_it_is_asked_for(method, options):
-    if options.get("data_free"):
-        method, options = replace(method, data_free=True), {}
-    else:
-        options = {**options, "calibration": [pico_inputs("llama", seed) for seed in range(3)]}
+    options = {**options, "calibration": [pico_inputs("llama", seed) for seed in range(3)]}
     for home, device in (("cuda", None), ("cpu", "cuda")):
         model = pico_model("llama").to(home)
         record = mlpfusion.compress(model, method, width=14, device=device, **options)

@@ -10,6 +10,7 @@ from mlpfusion.kinds.hook import register as _register
 
 if TYPE_CHECKING:
     from mlpfusion.compression.compress import compress as compress
+    from mlpfusion.data.unlabelled.data_free import data_free_batches as data_free_batches
     from mlpfusion.errors import InputError as InputError
     from mlpfusion.kinds.folding import fold as fold
     from mlpfusion.methods.calibrated.flap import FLAP as FLAP
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "compress": "mlpfusion.compression.compress",
+    "data_free_batches": "mlpfusion.data.unlabelled.data_free",
     "fold": "mlpfusion.kinds.folding",
     "Clustering": "mlpfusion.methods.data_free.clustering",
     "FoldedFusion": "mlpfusion.methods.data_free.folded_fusion",

@@ -116,7 +116,7 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 
 METHODS = {
     "fusion": mlpfusion.Fusion(),
-    "ntk-match": mlpfusion.NTKMatch(data_free=True),
+    "ntk-match": mlpfusion.NTKMatch(),
     "low-rank": mlpfusion.SVD(),
     "masked": mlpfusion.Magnitude(),
     "routed": None,
@@ -138,11 +138,9 @@ def compress_whole(source: Path, out: Path, kind: str) -> Any:
             record = install_outcomes(model, plan, outcomes, row, settings, torch.device("cpu"))
     else:
         given = None if config.model_type in ARCHITECTURES else row
-        method, batches = METHODS[kind], None
-        if kind == "ntk-match" and config.model_type == "olmo2":  # no norm feeds its MLPs
-            method, batches = mlpfusion.NTKMatch(), [pico_inputs("olmo2")]
+        batches = [pico_inputs(config.model_type)] if kind == "ntk-match" else None
         size = {"layers": "last:1", "keep_ratio": 0.25}
-        record = mlpfusion.compress(model, method, **size, calibration=batches, architecture=given)
+        record = mlpfusion.compress(model, METHODS[kind], **size, calibration=batches, architecture=given)
     out.mkdir()
     record = save_compressed(model, source, config, record, out)
     return model, record

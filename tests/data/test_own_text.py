@@ -6,7 +6,7 @@ from pico import VOCAB, others_slow, pico_model
 from tiny_task import tiny_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from mlpfusion.data.unlabelled.data_free import DataFree, is_data_free
+from mlpfusion.data.unlabelled.data_free import DataFree, data_free_batches, is_data_free
 from mlpfusion.data.unlabelled.own_text import own_text
 from mlpfusion.data.unlabelled.random_tokens import ordinary_tokens
 from mlpfusion.errors import InputError
@@ -76,6 +76,8 @@ def test_language_models_write_and_others_see_random_tokens(tmp_path):
     of_encoder = DataFree(40).prepare(tmp_path, pico_model("bert"), 0)
     assert "attention_mask" in of_encoder.batches(pico_model("bert"), shown_progress(None))[0]
     assert is_data_free(of_encoder.origin)
+    in_python = data_free_batches(language_model(), tiny_tokenizer(), 40, window=16)
+    assert all(torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(batches, in_python, strict=True))
     for window in (7, 65):
         with pytest.raises(InputError, match=f"`calibration_window` must be between 8 and 64, .*, got {window}"):
             DataFree(40, window).prepare(tmp_path, language_model(), 0)

@@ -1,24 +1,16 @@
 """Sequences of random tokens in the form of a text."""
 
-import pytest
 import torch
 from pico import pico_config
 from tiny_task import tiny_tokenizer
 
-from mlpfusion.data.unlabelled.random_tokens import RandomTokens
-from mlpfusion.errors import InputError
+from mlpfusion.data.unlabelled.random_tokens import random_texts
 
 
-@pytest.fixture
-def folder(tmp_path):
-    tiny_tokenizer().save_pretrained(tmp_path)
-    return tmp_path
-
-
-def test_sequences_have_the_form_of_a_text(folder):
+def test_sequences_have_the_form_of_a_text():
     tokenizer, config = tiny_tokenizer(), pico_config("bert")
     special = set(tokenizer.all_special_ids)
-    batches = RandomTokens(70).batches(folder, config, seed=3)
+    batches = random_texts(tokenizer, config, 70, seed=3)
     assert [len(batch["input_ids"]) for batch in batches] == [32, 32, 6]
     frame = tokenizer("w1")["input_ids"]
     for batch in batches:
@@ -30,15 +22,15 @@ def test_sequences_have_the_form_of_a_text(folder):
             assert max(kept) < min(len(tokenizer), config.vocab_size)
 
 
-def test_the_seed_decides(folder):
+def test_the_seed_decides():
     config = pico_config("bert")
-    first, second, other = (RandomTokens(9).batches(folder, config, seed=seed)[0]["input_ids"] for seed in (0, 0, 1))
+    first, second, other = (random_texts(tiny_tokenizer(), config, 9, seed)[0]["input_ids"] for seed in (0, 0, 1))
     assert torch.equal(first, second)
     assert first.shape != other.shape or not torch.equal(first, other)
 
 
-def test_early_tokens_are_likelier(folder):
-    batches = RandomTokens(600).batches(folder, pico_config("bert"), seed=0)
+def test_early_tokens_are_likelier():
+    batches = random_texts(tiny_tokenizer(), pico_config("bert"), 600, seed=0)
     ids = torch.cat([batch["input_ids"][batch["attention_mask"].bool()] for batch in batches])
     ordinary = ids[ids > max(tiny_tokenizer().all_special_ids)]
     counts = torch.bincount(ordinary).float()
@@ -46,13 +38,6 @@ def test_early_tokens_are_likelier(folder):
     assert float(counts[: len(counts) // 2].mean()) > float(counts[len(counts) // 2 :].mean())
 
 
-def test_a_decoder_reads_them_shifted(folder):
-    (batch,) = RandomTokens(5).batches(folder, pico_config("t5"), seed=0)
+def test_a_decoder_reads_them_shifted():
+    (batch,) = random_texts(tiny_tokenizer(), pico_config("t5"), 5, seed=0)
     assert torch.equal(batch["decoder_input_ids"][:, 1:], batch["input_ids"][:, :-1])
-
-
-def test_none_asked_for_and_no_tokenizer_are_refused(tmp_path):
-    with pytest.raises(InputError, match="`calibration_samples` must be at least 1, got 0"):
-        RandomTokens(0)
-    with pytest.raises(InputError, match="`model` must come with a tokenizer"):
-        RandomTokens(3).batches(tmp_path, pico_config("bert"), seed=0)

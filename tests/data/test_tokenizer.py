@@ -6,7 +6,8 @@ import warnings
 import pytest
 from pico import pico_config, pico_model
 from tiny_task import examples, tiny_tokenizer
-from transformers import AutoConfig
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from mlpfusion.checkpoint.lengths import longest_text, text_length
 from mlpfusion.checkpoint.tokenizer import load_tokenizer, token_batches, tokenized
@@ -14,7 +15,7 @@ from mlpfusion.data.encode import encode_task, encode_texts
 from mlpfusion.data.glue import Task
 from mlpfusion.data.load import TaskData
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
-from mlpfusion.data.unlabelled.random_tokens import RandomTokens
+from mlpfusion.data.unlabelled.random_tokens import random_texts
 from mlpfusion.errors import InputError
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -106,6 +107,13 @@ def test_a_length_out_of_range_is_refused_with_the_range(asked, limit):
         text_length(asked, limit)
 
 
+def test_a_tokenizer_that_refuses_a_letter_is_refused():
+    words = Tokenizer(models.WordLevel({f"word{number}": number for number in range(30)}, unk_token="none"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="word0")
+    with pytest.raises(InputError, match="the tokenizer must take every text, it failed: .*UNK"):
+        random_texts(tokenizer, pico_config("bert"), 3, seed=0)
+
+
 def test_texts_to_measure_and_to_calibrate_on_are_cut_to_the_positions(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = 10**30
@@ -119,4 +127,4 @@ def test_texts_to_measure_and_to_calibrate_on_are_cut_to_the_positions(tmp_path)
         (batch,) = CalibrationTexts("", None, 2, texts).batches(tmp_path, pico_model("roberta"), 0)
     assert batch["input_ids"].shape == (2, 63)
     config.max_position_embeddings = 21
-    assert max(batch["input_ids"].shape[1] for batch in RandomTokens(50).batches(tmp_path, config, 0)) == 20
+    assert max(batch["input_ids"].shape[1] for batch in random_texts(tokenizer, config, 50, seed=0)) == 20

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pico import pico_model
+from pico import pico_inputs, pico_model
 from transformers import AutoModelForCausalLM
 
 import mlpfusion
@@ -16,14 +16,17 @@ import mlpfusion
 def test_a_tensor_parallel_plan_computes_trains_and_saves_the_same_in_two_processes(tmp_path):
     methods = {
         "fusion": mlpfusion.Fusion(),
-        "ntk-match": mlpfusion.NTKMatch(data_free=True),
+        "ntk-match": mlpfusion.NTKMatch(),
         "folded": mlpfusion.FoldedFusion(),
         "masked": mlpfusion.Magnitude(),
         "low-rank": mlpfusion.SVD(),
     }
     for name, method in methods.items():
         model = pico_model("llama", AutoModelForCausalLM)
-        mlpfusion.compress(model, method, layers="last:2", keep_ratio=0.25)  # width 14, 7 neurons a process
+        batches = [pico_inputs("llama")] if name == "ntk-match" else None
+        mlpfusion.compress(
+            model, method, layers="last:2", keep_ratio=0.25, calibration=batches
+        )  # width 14, 7 neurons a process
         model.save_pretrained(tmp_path / "models" / name)
     model = pico_model("llama", AutoModelForCausalLM)
     mlpfusion.compress(model, mlpfusion.Fusion(), layers="last:2", width=13)  # 7 and 6 neurons

@@ -31,6 +31,7 @@ from mlpfusion.compression.settings import Settings
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.masked import MaskedLinear
 from mlpfusion.kinds.outcome import Routed
+from mlpfusion.methods.needs import needs_batches
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.sites import read_mlp
 from mlpfusion.sites.table import find_architecture
@@ -81,14 +82,15 @@ def routed(model: PreTrainedModel) -> None:
 
 def by_method(method: Any) -> Callable[[PreTrainedModel], None]:
     def change(model: PreTrainedModel) -> None:
-        mlpfusion.compress(model, method, layers="last:2", keep_ratio=0.5)
+        calibration = [pico_inputs(model.config.model_type)] if needs_batches(method) else None
+        mlpfusion.compress(model, method, layers="last:2", keep_ratio=0.5, calibration=calibration)
 
     return change
 
 
 OUTCOMES: dict[str, Callable[[PreTrainedModel], None]] = {
     "fusion": by_method(mlpfusion.Fusion()),
-    "ntk-match": by_method(mlpfusion.NTKMatch(data_free=True)),
+    "ntk-match": by_method(mlpfusion.NTKMatch()),
     "folded": by_method(mlpfusion.FoldedFusion()),
     "low-rank": by_method(mlpfusion.SVD()),
     "masked": by_method(mlpfusion.Magnitude()),

@@ -88,17 +88,13 @@ def test_all_compressed_blocks_are_measured_in_place():
         Probe("accuracy")
 
 
-def data_free(method: type):
-    return method(data_free=True) if hasattr(method, "data_free") else method()
-
-
-WITHOUT_TEXTS = [method for method in ONE_SHOT if method not in CALIBRATED or hasattr(method, "data_free")]
+WITHOUT_TEXTS = [method for method in ONE_SHOT if method not in CALIBRATED]
 
 
 @pytest.mark.slow
 def test_every_kind_is_compared_at_one_budget():
     model = pico_model("bert")
-    rows = {row.method: row for row in compare(model, [data_free(method) for method in WITHOUT_TEXTS])}
+    rows = {row.method: row for row in compare(model, [method() for method in WITHOUT_TEXTS])}
     assert list(rows) == [method_name(method) for method in WITHOUT_TEXTS]
     assert {rows[name].kind for name in rows} == {"narrow", "low-rank", "masked"}
     biases = HIDDEN + WIDTH

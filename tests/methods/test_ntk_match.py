@@ -309,7 +309,6 @@ def test_folding_keeps_the_output(layout):
         ({"refine_epochs": -1}, "`refine_epochs` of ntk-match must be at least 0, got -1"),
         ({"refine_rate": 0.0}, "`refine_rate` of ntk-match must be above 0, got 0.0"),
         ({"pooling": "cls"}, "`pooling` of ntk-match must be one of mean, first, last, got 'cls'"),
-        ({"pooling": "last", "data_free": True}, "`pooling` of ntk-match must be mean with `data_free`"),
     ],
 )
 def test_bad_options_are_refused(options, message):

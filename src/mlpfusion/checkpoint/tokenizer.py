@@ -15,6 +15,7 @@ from mlpfusion.checkpoint.lengths import MAX_LENGTH, longest_text, text_length
 from mlpfusion.errors import InputError, one_line
 
 BATCH_SIZE = 32  # texts per forward pass without labels (calibration, measuring, teacher); not tuned
+_FAILED = "the tokenizer must take every text, it failed"
 _LIBRARY_ERRORS = (
     OSError,
     ImportError,
@@ -92,7 +93,7 @@ def tokenized(
         _check_unicode(text)
     columns = [list(column) for column in zip(*texts, strict=True)]
     second = columns[1] if len(columns) == 2 else None
-    with _Typed("the tokenizer must take every text, it failed"):
+    with _Typed(_FAILED):
         encoded = tokenizer(columns[0], text_pair=second, truncation=True, max_length=max_length, padding=False)
     _check_ids([max(ids) for ids in encoded["input_ids"] if ids], tokenizer, config)
     names = list(encoded)
@@ -105,7 +106,7 @@ def token_stream(text: str, tokenizer: PreTrainedTokenizerBase, config: PreTrain
     Raises `InputError` as `tokenized` does.
     """
     _check_unicode((text,))
-    with _Typed("the tokenizer must take every text, it failed"):
+    with _Typed(_FAILED):
         ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     _check_ids(ids, tokenizer, config)
     return ids
@@ -114,11 +115,12 @@ def token_stream(text: str, tokenizer: PreTrainedTokenizerBase, config: PreTrain
 def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
     """Ids of the special tokens that the tokenizer puts before and after a text.
 
-    Raises `InputError` for a tokenizer that changes the text when it adds them.
+    Raises `InputError` for a tokenizer that changes the text when it adds them, or fails.
     """
     text = "a"
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    framed = tokenizer(text)["input_ids"]
+    with _Typed(_FAILED):
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        framed = tokenizer(text)["input_ids"]
     for start in range(len(framed) - len(plain) + 1):
         if framed[start : start + len(plain)] == plain:
             return framed[:start], framed[start + len(plain) :]

@@ -129,17 +129,11 @@ def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationSo
     from mlpfusion.compression.calibration.traces import check_calibration
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
     from mlpfusion.data.unlabelled.data_free import DataFree
-    from mlpfusion.methods.needs import needs_batches
 
     for name in (*changed(options.data), *(["max_train_samples"] if options.max_train_samples is not None else [])):
         raise InputError(f"`{name}` must be left out for {options.method}, which does not learn on a task")
     texts = options.texts
     given = texts.calibration is not None or options.data_free
-    if options.data_free and not needs_batches(method):
-        raise InputError(
-            "`data_free` must be given once: the flag calibrates on made-up text, the option of the method on what "
-            "the norms of the model let through"
-        )
     check_calibration(method, given=given, sequential=texts.sequential)
     if options.data_free and texts.calibration is not None:
         raise InputError(f"`calibration` must be left out with `data_free`, got {texts.calibration}")

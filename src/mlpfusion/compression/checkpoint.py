@@ -20,7 +20,7 @@ from mlpfusion.compression.predictions import NUM_TEXTS, divergence, predictions
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.task_model import load_for_task
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource
-from mlpfusion.data.unlabelled.random_tokens import RandomTokens
+from mlpfusion.data.unlabelled.random_tokens import random_texts
 from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError, shown
 from mlpfusion.options.selection import Selection
@@ -99,7 +99,7 @@ def _probe(source: Checkpoint, model: PreTrainedModel, batches: Sequence[Batch] 
         return []
     if batches is None:
         try:
-            batches = RandomTokens(NUM_TEXTS).batches(source.folder, source.config, seed)
+            batches = random_texts(source.tokenizer, source.config, NUM_TEXTS, seed)
         except InputError:
             return []
     return short_texts(batches)

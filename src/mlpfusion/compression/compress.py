@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number, usable_device, yes_or_no
 from mlpfusion.compression.budget import Spread, spread_budget
-from mlpfusion.compression.calibration.norms import data_free_calibration
 from mlpfusion.compression.calibration.traces import (
     TracedCalibration,
     calibrated_outcomes,
@@ -140,11 +139,8 @@ def _outcomes(
     calibration: Sequence[Batch] | TracedCalibration | None,
 ) -> tuple[list[Outcome], Settings]:
     """The outcomes of any one-shot method, and the settings with how much it saw."""
-    if METHODS[type(run.method)].sees != "inputs":
-        return run_method(model, run), settings
     if not needs_batches(run.method):
-        provider = data_free_calibration(model, run.plan.sites, run.seed)
-        return run_method(model, run, provider, with_second_step=True), settings
+        return run_method(model, run), settings
     assert calibration is not None
     outcomes, size = calibrated_outcomes(model, run, calibration, sequential=settings.sequential)
     return outcomes, replace(settings, calibration=size)

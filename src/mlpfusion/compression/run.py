@@ -44,13 +44,12 @@ def run_method(
     run: MethodRun,
     calibration: Provider | None = None,
     *,
-    with_second_step: bool = False,
     finished: Callable[[MLP, Outcome], None] = lambda original, outcome: None,
 ) -> list[Outcome]:
     """Returns the outcome of every block of the plan, on the device of the model.
 
-    `calibration` returns the inputs of a site for a calibrated method. With `with_second_step` the second step of the
-    method runs on these same inputs, block by block. `finished` gets every original block with its outcome before the
+    `calibration` returns the inputs of a site for a calibrated method. The second step of a
+    method, if any, is not taken (`finish_blocks`). `finished` gets every original block with its outcome before the
     next calibration is asked for. Raises `InputError` for weights or options the method refuses.
     """
     entries = run.plan.entries
@@ -65,7 +64,7 @@ def run_method(
         for done, (mlp, (site, width)) in enumerate(zip(mlps, entries, strict=True)):
             run.progress(done, len(entries), site.path)
             block = _block(mlp, run, site, width, calibration)
-            outcome = compress_block(block, run.method, with_second_step=with_second_step).on(model.device)
+            outcome = compress_block(block, run.method).on(model.device)
             outcomes.append(outcome)
             finished(mlp, outcome)
     run.progress(len(entries), len(entries), "")

@@ -21,7 +21,7 @@ SecondStep = Callable[[MLP, BlockTrace, Narrowed, BlockTrace], Narrowed]
 
 @dataclass(frozen=True)
 class CalibrationNeeds:
-    """Needs of a calibrated method: `batches` of inputs, or inputs drawn from the model's norms.
+    """Needs of a calibrated method beside batches of inputs.
 
     `pooling` is the pooling of the head that weights the tokens (`kernel.scalar.POOLINGS`); `mean`
     weights all alike. Without `gradients` the cotangents of the calibration are zeros: no backward
@@ -29,7 +29,6 @@ class CalibrationNeeds:
     the gradients of.
     """
 
-    batches: bool = True
     pooling: str = "mean"
     gradients: bool = True
     scalar: CalibrationScalar = "head"

@@ -7,20 +7,20 @@ from mlpfusion.methods.table import METHODS
 
 
 def needs_batches(config: Any) -> bool:
-    """Whether the method needs batches; False if it sees no inputs, or draws them from the norms.
+    """Whether the method is calibrated on batches of inputs.
 
     >>> from mlpfusion import Fusion, NTKMatch
-    >>> needs_batches(Fusion()), needs_batches(NTKMatch()), needs_batches(NTKMatch(data_free=True))
-    (False, True, False)
+    >>> needs_batches(Fusion()), needs_batches(NTKMatch())
+    (False, True)
     """
-    return calibration_needs(config).batches
+    return METHODS[type(config)].sees == "inputs"
 
 
 def calibration_needs(config: Any) -> CalibrationNeeds:
-    """Returns all needs of the method beside the weights.
+    """What a calibrated method needs beside the batches.
 
     >>> from mlpfusion import NIRVANA
     >>> calibration_needs(NIRVANA())
-    CalibrationNeeds(batches=True, pooling='mean', gradients=True, scalar='peak')
+    CalibrationNeeds(pooling='mean', gradients=True, scalar='peak')
     """
-    return config.needs() if METHODS[type(config)].sees == "inputs" else CalibrationNeeds(batches=False)
+    return config.needs()

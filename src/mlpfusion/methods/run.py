@@ -5,7 +5,7 @@ from typing import Any
 
 from mlpfusion.checks import check_finite
 from mlpfusion.errors import InputError, shown
-from mlpfusion.kinds.outcome import Narrowed, Outcome
+from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.methods.block import Block
 from mlpfusion.methods.names import known_methods, method_name
 from mlpfusion.methods.table import METHODS, ONE_SHOT, Method
@@ -22,23 +22,18 @@ def one_shot_method(config: Any) -> Method:
     return METHODS[type(config)]
 
 
-def compress_block(block: Block, config: Any, *, with_second_step: bool = False) -> Outcome:
+def compress_block(block: Block, config: Any) -> Outcome:
     """Compresses one block by the method `config`; the block is not changed.
 
-    `with_second_step` adds the second step of a two-step method, on the calibration of the block
-    itself. In a model the step sees the gradients that come back through the compressed blocks
-    instead.
+    Without the second step of a two-step method: it sees gradients that come back through the
+    compressed model.
 
     Raises `InputError` for a config of another kind, a width or share out of range, NaN or Inf in a
     weight or in the calibration, a calibration for a method that takes none, and none for a method
     that needs one.
     """
     (outcome,) = compress_blocks([block], config)
-    step = METHODS[type(config)].second_step(config) if with_second_step else None
-    if step is None:
-        return outcome
-    assert isinstance(outcome, Narrowed)
-    return step(block.mlp, block.inputs.trace, outcome, block.inputs.trace)
+    return outcome
 
 
 def compress_blocks(blocks: Sequence[Block], config: Any) -> list[Outcome]:

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from mlpfusion.compression.budget.allocation import possible_widths
-from mlpfusion.compression.calibration.norms import dummy_inputs
 from mlpfusion.errors import InputError, shown
 from mlpfusion.record import model_size
 from mlpfusion.sites.recording import eval_mode
@@ -101,7 +100,7 @@ def count_flops(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[int, lis
 
     Counted by torch are matrix products of linear maps, heads, attention (all pairs of tokens, causal or not) and
     convolutions, two FLOPs a product; element-wise steps are not. The input is one sequence of `FLOPS_TOKENS` tokens,
-    fewer where the model has fewer positions, to encoder and decoder; two images for a vision model. Runs the model
+    fewer where the model has fewer positions, to encoder and decoder; one image for a vision model. Runs the model
     once, with eager attention: on the CPU the counter misses any other. Raises `InputError` for a site that runs more
     than once.
     """
@@ -121,7 +120,9 @@ def count_flops(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[int, lis
 def flops_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Returns the inputs of the counted forward pass."""
     if model.main_input_name == "pixel_values":
-        return dummy_inputs(model)
+        size, channels = model.config.image_size, model.config.num_channels
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.zeros(1, channels, height, width, device=model.device, dtype=model.dtype)}
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or FLOPS_TOKENS + 2
     ids = torch.full((1, min(FLOPS_TOKENS, positions - 2)), 3, device=model.device)  # RoBERTa's begin at 2

@@ -47,10 +47,8 @@ def check_calibration(method: Any, *, given: bool, sequential: bool) -> None:
         if sequential:
             check_sequential(method)
         return
-    sees_inputs = METHODS[type(method)].sees == "inputs"
-    reason = "draws its inputs itself" if sees_inputs else "takes none"
     if given:
-        raise InputError(f"`calibration` must be left out for {name}, which {reason}")
+        raise InputError(f"`calibration` must be left out for {name}, which takes none")
     if sequential:
         raise InputError(f"`sequential` must be left out for {name}, which has no calibration data to pass on")
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mlpfusion.batch import Batch, with_decoder_inputs
 from mlpfusion.checkpoint.lengths import longest_text, text_length
@@ -94,14 +94,11 @@ class CalibrationTexts:
 
         Of `model` only class and config count. Raises `InputError` as `draw` and `drawn_windows` do.
         """
-        length = calibration_window(self.window, folder, model)
+        tokenizer, config = load_tokenizer(folder, model.config), model.config
+        length = calibration_window(self.window, tokenizer, model)
         if length is None:
-            config = model.config
             return with_decoder_inputs(token_batches(folder, self.draw(folder, seed, config), config), config)
-        tokenizer = load_tokenizer(folder, model.config)
-        windows = drawn_windows(
-            self.texts, tokenizer, model.config, window=length, num_windows=self.num_samples, seed=seed
-        )
+        windows = drawn_windows(self.texts, tokenizer, config, window=length, num_windows=self.num_samples, seed=seed)
         return window_batches(windows)
 
     def prepare(self, folder: Path, model: PreTrainedModel, seed: int) -> PreparedCalibration:
@@ -124,13 +121,12 @@ class CalibrationTexts:
         }
 
 
-def calibration_window(asked: int | None, folder: Path, model: PreTrainedModel) -> int | None:
+def calibration_window(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
     """Picks the tokens of a window of calibration: `asked`, else `WINDOW`; None if `model` is no language model.
 
     Raises `InputError` for a window that the model cannot take, and one for a model that sees texts.
     """
     if is_causal(model):
-        tokenizer = load_tokenizer(folder, model.config)
         return window_length(asked, tokenizer, model.config, usual=WINDOW, field="calibration_window")
     if asked is not None:
         raise InputError(f"`calibration_window` must be left out for a {type(model).__name__}, which sees texts")

@@ -1,11 +1,11 @@
-"""What a calibration sees without any texts: `DataFree`."""
+"""What a calibration sees without any texts: `DataFree`, and its batches in Python."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.tokenizer import load_tokenizer
@@ -16,7 +16,7 @@ from mlpfusion.data.unlabelled.calibration_texts import (
     window_batches,
 )
 from mlpfusion.data.unlabelled.own_text import own_text
-from mlpfusion.data.unlabelled.random_tokens import RandomTokens, ordinary_tokens
+from mlpfusion.data.unlabelled.random_tokens import ordinary_tokens, random_texts
 from mlpfusion.progress import Progress
 
 # In place of the name of a file.
@@ -25,10 +25,7 @@ _RANDOM, _WRITTEN = "random tokens", "text that the model wrote"
 
 @dataclass(frozen=True)
 class DataFree:
-    """Text that a language model writes itself (`own_text`), random tokens for any other model (`RandomTokens`).
-
-    `window` is the length of the written texts in tokens.
-    """
+    """Batches made by `data_free_batches`; all that can be checked is checked before the weights are there."""
 
     num_samples: int
     window: int | None = None
@@ -42,17 +39,47 @@ class DataFree:
         Raises `InputError` if `folder` has no tokenizer, if the tokenizer knows special tokens only, and for a window
         that the model cannot take.
         """
-        length = calibration_window(self.window, folder, model)
-        if length is None:
-            drawn = RandomTokens(self.num_samples).batches(folder, model.config, seed)
-            return PreparedCalibration(lambda _model, _progress: drawn, {"file": _RANDOM})
         tokenizer = load_tokenizer(folder, model.config)
+        length = calibration_window(self.window, tokenizer, model)
         ordinary_tokens(tokenizer, model.config)
 
-        def write(model: PreTrainedModel, progress: Progress) -> list[Batch]:
-            return window_batches(own_text(model, tokenizer, self.num_samples, length, seed, progress))
+        def made(model: PreTrainedModel, progress: Progress) -> list[Batch]:
+            return data_free_batches(
+                model, tokenizer, self.num_samples, window=self.window, seed=seed, progress=progress
+            )
 
-        return PreparedCalibration(write, {"file": _WRITTEN})
+        return PreparedCalibration(made, {"file": _RANDOM if length is None else _WRITTEN})
+
+
+def data_free_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int = 256,
+    *,
+    window: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Batch]:
+    """Makes up `num_samples` texts to calibrate `model` on where there is none, in batches as `compress` takes them.
+
+    A language model (a class such as `LlamaForCausalLM`) writes them itself, `window` tokens each (default 128), every
+    token drawn by its probability: on SmolLM2 nearer to real text than old books are. Any other model gets sequences
+    of 4 to 39 random tokens, common ones more often. The same seed gives the same batches. Raises `InputError` for a
+    number below 1, a window that the model cannot take, and a tokenizer of special tokens only.
+
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({f"word{number}": number for number in range(30)}, unk_token="word1"))
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="word0")
+    >>> model = BertModel(BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=1, intermediate_size=48))
+    >>> [len(batch["input_ids"]) for batch in data_free_batches(model, tokenizer, 40)]
+    [32, 8]
+    """
+    check_samples(num_samples)
+    length = calibration_window(window, tokenizer, model)
+    if length is None:
+        return random_texts(tokenizer, model.config, num_samples, seed)
+    return window_batches(own_text(model, tokenizer, num_samples, length, seed, progress))
 
 
 def is_data_free(calibration: Mapping[str, Any]) -> bool:

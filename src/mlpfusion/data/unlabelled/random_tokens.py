@@ -1,8 +1,5 @@
 """Calibration without data: sequences of random tokens."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -10,44 +7,32 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.batch import Batch, with_decoder_inputs
 from mlpfusion.checkpoint.lengths import longest_text
-from mlpfusion.checkpoint.tokenizer import load_tokenizer, padded, special_frame
-from mlpfusion.data.unlabelled.calibration_texts import check_samples
+from mlpfusion.checkpoint.tokenizer import padded, special_frame
 from mlpfusion.errors import InputError
 
 _LENGTHS = (4, 40)  # tokens per sequence without special ones: from 4 to 39, sentences like GLUE's; not tuned
 _COMMON = 300  # ranks before the frequencies begin to fall: punctuation, single letters and words like "the"; not tuned
 
 
-@dataclass(frozen=True)
-class RandomTokens:
-    """Random sequences; rank r of the vocabulary has probability ~ 1 / (r + 300).
+def random_texts(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, num_samples: int, seed: int
+) -> list[Batch]:
+    """Padded batches of random texts, special tokens included, for a model of `config`.
 
-    Vocabularies are roughly sorted by frequency; uniform draws would be almost all rare pieces of
-    words. Lengths are uniform between 4 and 39.
+    Rank r of the vocabulary has probability ~ 1 / (r + 300): vocabularies are roughly sorted by frequency, and uniform
+    draws would be almost all rare pieces of words. Lengths are uniform between 4 and 39. Raises `InputError` if the
+    tokenizer knows special tokens only.
     """
-
-    num_samples: int
-
-    def __post_init__(self) -> None:
-        check_samples(self.num_samples)
-
-    def batches(self, folder: Path, config: PreTrainedConfig, seed: int) -> list[Batch]:
-        """Padded batches of random texts, special tokens included, for a model of `config`.
-
-        Raises `InputError` if `folder` has no tokenizer, or the tokenizer knows special tokens
-        only.
-        """
-        tokenizer = load_tokenizer(folder, config)
-        generator = torch.Generator().manual_seed(seed)
-        ranks = ordinary_tokens(tokenizer, config)
-        before, after = special_frame(tokenizer)
-        sequences = []
-        longest = _longest(tokenizer, config) - len(before) - len(after)
-        for drawn_length in torch.randint(*_LENGTHS, (self.num_samples,), generator=generator).tolist():
-            length = min(drawn_length, longest)
-            sequences.append([*before, *common_tokens(ranks, length, generator).tolist(), *after])
-        sequences.sort(key=len)
-        return with_decoder_inputs(padded([{"input_ids": ids} for ids in sequences], tokenizer), config)
+    generator = torch.Generator().manual_seed(seed)
+    ranks = ordinary_tokens(tokenizer, config)
+    before, after = special_frame(tokenizer)
+    sequences = []
+    longest = _longest(tokenizer, config) - len(before) - len(after)
+    for drawn_length in torch.randint(*_LENGTHS, (num_samples,), generator=generator).tolist():
+        length = min(drawn_length, longest)
+        sequences.append([*before, *common_tokens(ranks, length, generator).tolist(), *after])
+    sequences.sort(key=len)
+    return with_decoder_inputs(padded([{"input_ids": ids} for ids in sequences], tokenizer), config)
 
 
 def _longest(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
@@ -58,7 +43,7 @@ def _longest(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> in
 def common_tokens(
     ordinary: Int[Tensor, " ordinary"], number: int, generator: torch.Generator
 ) -> Int[Tensor, " number"]:
-    """Draws from the `ordinary` tokens, the early ones more often: see `RandomTokens`."""
+    """Draws from the `ordinary` tokens, the early ones more often: see `random_texts`."""
     drawn = torch.rand(number, generator=generator)
     places = _COMMON * ((len(ordinary) / _COMMON + 1) ** drawn - 1)
     return ordinary[places.long().clamp_max(len(ordinary) - 1)]

@@ -22,7 +22,7 @@ class FLAP:
     """
 
     def needs(self) -> CalibrationNeeds:
-        """Needs of the calibration: batches, no gradients."""
+        """Needs of the calibration: no gradients."""
         return CalibrationNeeds(gradients=False)
 
 

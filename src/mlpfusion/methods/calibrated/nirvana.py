@@ -34,7 +34,7 @@ class NIRVANA:
     """
 
     def needs(self) -> CalibrationNeeds:
-        """Needs of the calibration: batches, and the gradients of this f."""
+        """Needs of the calibration: the gradients of this f."""
         return CalibrationNeeds(scalar="peak")
 
 

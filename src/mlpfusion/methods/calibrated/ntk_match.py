@@ -44,8 +44,7 @@ class NTKMatch:
     root mean square of each matrix. `match` sets
     the scales for the original's Adam kernel: a scale for each `neuron`, one for each `layer`, or
     `none`. `match_ridge` pulls the scales of the neurons towards the scale of the layer.
-    `match_samples` samples are used for the match. `data_free` draws the inputs from the statistics
-    of the normalisation before the block.
+    `match_samples` samples are used for the match.
 
     `pooling` names the tokens read by the head of the task: the `mean` of the last hidden states,
     the `first` token (BERT's and RoBERTa's classifiers) or the `last` (a decoder's). Choice, refit
@@ -64,7 +63,6 @@ class NTKMatch:
     match: str = "neuron"
     match_ridge: float = 0.3  # 0.1 gives the same kernel error, within 1 %
     match_samples: int = 128  # 256 lower the kernel error by 2 % for 30 % more time
-    data_free: bool = False
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
@@ -79,12 +77,10 @@ class NTKMatch:
         check_above_zero("match_ridge", self.match_ridge)
         check_range("match_samples", self.match_samples, 1)
         check_pooling(self.pooling)
-        if self.data_free and self.pooling != "mean":
-            raise ValueError(f"`pooling` must be mean with `data_free`, which knows no position, got {self.pooling!r}")
 
     def needs(self) -> CalibrationNeeds:
-        """Needs of the calibration: batches or not, the pooling, and gradients only for the match."""
-        return CalibrationNeeds(not self.data_free, self.pooling, gradients=self.match != "none")
+        """Needs of the calibration: the pooling, and gradients only for the match."""
+        return CalibrationNeeds(self.pooling, gradients=self.match != "none")
 
     def refinement(self) -> Refinement:
         """Options of the refinement."""

@@ -38,15 +38,11 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainedMethod:
-    """Options of a method with training of the fused block.
-
-    `data_free` draws the inputs from the statistics of the normalisation before the block.
-    """
+    """Options of a method with training of the fused block."""
 
     learning_rate: float
     num_epochs: int
     batch_tokens: int
-    data_free: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,7 +50,7 @@ class TrainedMethod:
 
     def needs(self) -> CalibrationNeeds:
         """What the method is calibrated on."""
-        return CalibrationNeeds(batches=not self.data_free)
+        return CalibrationNeeds()
 
     def training(self) -> Training:
         """Options of the training. Raises `ValueError` for a bad option."""

@@ -32,7 +32,7 @@ class WhitenedSVD:
         check_above_zero("ridge", self.ridge)
 
     def needs(self) -> CalibrationNeeds:
-        """Needs of the calibration: batches, no gradients."""
+        """Needs of the calibration: no gradients."""
         return CalibrationNeeds(gradients=False)
 
 
