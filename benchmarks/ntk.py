@@ -35,7 +35,7 @@ from mlpfusion.kinds.narrow import read_block
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.record import versions
 from mlpfusion.sites.sites import find_sites
-from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.table import ARCHITECTURES
 from mlpfusion.sites.traces import block_traces
 
 BATCH_SIZE = 32
@@ -55,7 +55,7 @@ def read_batches(num_sentences: int | None) -> list[dict[str, Tensor]]:
 def minilm_block(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Layer 0 of MiniLM with its trace, as one table of tensors."""
     model = AutoModel.from_pretrained(get_model_path()).eval()
-    site = find_sites(model, find_architecture(model.config.model_type))[0]
+    site = find_sites(model, ARCHITECTURES[model.config.model_type])[0]
     head = RandomHead.draw(model.config.hidden_size, torch.Generator().manual_seed(0))
     return as_table(read_block(model, site), block_traces(model, [site], batches, logit, head)[site.path])
 

@@ -35,7 +35,7 @@ from mlpfusion.progress import shown_progress
 from mlpfusion.record import versions
 from mlpfusion.sites.recording import recording
 from mlpfusion.sites.sites import Site, base_model, find_sites
-from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.table import ARCHITECTURES
 from mlpfusion.sites.waiting import waiting_passes
 
 TOKENS, WINDOW = 4096, 512  # of WikiText-2 test
@@ -129,7 +129,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    sites = find_sites(model, find_architecture(model.config.model_type))
+    sites = find_sites(model, ARCHITECTURES[model.config.model_type])
     test = read_texts(str(arguments.wikitext / "test.txt.gz"))
     windows = token_windows(test, tokenizer, model.config, window=WINDOW, max_tokens=TOKENS)
     middle = range(len(sites) // 6, len(sites) - len(sites) // 6)

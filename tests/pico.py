@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from mlpfusion.sites.sites import Site, find_sites
-from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.table import ARCHITECTURES
 
 HIDDEN, WIDTH, VOCAB = 32, 56, 67
 
@@ -112,4 +112,4 @@ def pico_outputs(model: Any, name: str) -> torch.Tensor:
 
 def sites_of(model: Any) -> list[Site]:
     """All MLPs of a model, by the row of its architecture."""
-    return find_sites(model, find_architecture(model.config.model_type))
+    return find_sites(model, ARCHITECTURES[model.config.model_type])

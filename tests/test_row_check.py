@@ -1,13 +1,12 @@
 """A row of one's own is tried out on the model before anything is changed."""
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from command import call
-from detected import detected_model
+from detected import DETECTED, detected_model
 from pico import pico_model
 
 import mlpfusion
@@ -15,19 +14,19 @@ from mlpfusion.compression.provenance import check_source
 from mlpfusion.errors import InputError
 from mlpfusion.measure.comparison import compare_methods
 from mlpfusion.sites.detect import detect_architecture
-from mlpfusion.sites.row_check import check_row
-from mlpfusion.sites.sites import find_sites
 from mlpfusion.sites.table import Architecture
 
 
-@pytest.mark.parametrize("name", ["pegasus", "m2m_100", "xlm", "flaubert", "mt5", "funnel"])
-def test_a_row_is_tried_out_on_models_whose_dummy_inputs_lack_something(name):
+@pytest.mark.parametrize("name", DETECTED)
+def test_a_model_type_without_a_row_needs_no_flag(name):
+    """Its MLPs are found by their shapes, and a run proves them: which of two maps is `gate`, say."""
     model = detected_model(name)
-    row = detect_architecture(model)
-    assert row is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_row(model, find_sites(model, row))
+    record = mlpfusion.compress(model, mlpfusion.NeuronPruning(), keep_ratio=0.5)
+    assert {2 * site.width for site in record.sites} == {record.sites[0].original_width}
+    assert record.row is not None
+    assert {site.path.rpartition(".")[0] for site in record.sites} <= {
+        stack["layer"].rpartition(".")[0] for stack in record.row["stacks"]
+    }
 
 
 def test_a_row_that_confuses_gate_and_up_is_refused_in_an_encoder_decoder():
@@ -46,7 +45,7 @@ def test_weights_whose_forward_pass_overflows_are_refused_in_one_line(value):
     row = detect_architecture(model)
     with torch.no_grad():
         model.encoder.layers[1].fc2.weight[0] = value
-    with pytest.raises(InputError, match="must give finite numbers for a few token ids, .*got NaN or Inf at"):
+    with pytest.raises(InputError, match="must give finite numbers for made-up inputs, .*got NaN or Inf at"):
         mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row)
 
 
@@ -77,11 +76,15 @@ def test_methods_are_compared_on_a_model_type_without_a_row():
     ids = torch.arange(3, 17).reshape(2, 7)
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
     options: dict[str, Any] = {"layers": "0", "keep_ratio": 0.5, "seeds": [0]}
-    with pytest.raises(InputError, match="`--architecture FILE` takes one"):
-        compare_methods(model, [mlpfusion.NeuronPruning()], batches, **options)
-    row = detect_architecture(model)
-    (found,) = compare_methods(model, [mlpfusion.NeuronPruning()], batches, architecture=row, **options)
+    (found,) = compare_methods(model, [mlpfusion.NeuronPruning()], batches, **options)
     assert found.width == 28
+
+
+def test_a_model_that_does_not_run_on_made_up_inputs_is_refused():
+    model = detected_model("mpnet")
+    model.forward = lambda input_ids: model.encoder(input_ids + "a")
+    with pytest.raises(InputError, match="`model` must run on made-up inputs, .*a MPNetModel does not: "):
+        mlpfusion.compress(model, mlpfusion.Fusion(), width=14)
 
 
 @pytest.mark.parametrize("command", ["inspect", "compress", "compare", "dynamics", "reproduce"])

@@ -216,7 +216,6 @@ def test_all_outside_the_cut_is_that_of_the_source_whatever_class_it_names(name,
 
 
 @pytest.mark.exhaustive
-@pytest.mark.filterwarnings("ignore:the row was checked by shapes only")
 @pytest.mark.parametrize("half", [False, True], ids=["one dtype", "two dtypes"])
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("name", [*PICO, *DETECTED])

@@ -34,7 +34,7 @@ from mlpfusion.kinds.outcome import Routed
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.sites import read_mlp
-from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.table import ARCHITECTURES
 
 # bitsandbytes says that it computes in half precision, PEFT asks a question of the past.
 pytestmark = [
@@ -69,7 +69,7 @@ every_quantiser = pytest.mark.parametrize(
 
 def routed(model: PreTrainedModel) -> None:
     """Splits the neurons of two layers into four experts by hand; the first two of equal scores compute."""
-    row = find_architecture(model.config.model_type)
+    row = ARCHITECTURES[model.config.model_type]
     selection = Selection(layers="last:2", keep_ratio=0.5)
     plan = make_plan(sites_of(model), selection)
     outcomes = [

@@ -19,7 +19,7 @@ from mlpfusion.measure.approximation import Probe, block_errors, references
 from mlpfusion.measure.comparison import compare_methods
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import CALIBRATED, ONE_SHOT
-from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.table import ARCHITECTURES
 
 SENTENCES = (Path(mlpfusion.__file__).parent / "demo" / "four_authors.jsonl.gz", "--column", "sentence")
 
@@ -79,7 +79,7 @@ def test_all_compressed_blocks_are_measured_in_place():
     model = pico_model("gpt2")
     small = copy.deepcopy(model)
     mlpfusion.compress(small, mlpfusion.Fusion(), layers="last:2", width=14)
-    row, batches = find_architecture("gpt2"), [pico_inputs("gpt2")]
+    row, batches = ARCHITECTURES["gpt2"], [pico_inputs("gpt2")]
     sites = [site for site in mlpfusion.sites.sites.find_sites(model, row) if site.layer > 0]
     errors = block_errors(references(model, sites, batches, Probe()), small, row, batches, Probe())
     assert [error.path for error in errors] == ["h.1", "h.2"]

@@ -16,7 +16,7 @@ from mlpfusion.measure.output_error import output_error
 from mlpfusion.measure.outputs import outputs_on_inputs_of, recorded_outputs
 from mlpfusion.measure.paper_numbers import last_texts, padded_outputs
 from mlpfusion.mlp import forward
-from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.table import ARCHITECTURES
 from mlpfusion.sites.traces import mlp_inputs, run_base
 
 NAMES = [name for name in PICO if name != "vit"]
@@ -95,7 +95,7 @@ def test_the_output_error_is_that_of_the_blocks_on_the_inputs_of_the_original(na
     small = copy.deepcopy(model)
     mlpfusion.compress(small, method, layers="1", keep_ratio=0.5)
     site, small_site = sites_of(model)[1], sites_of(small)[1]
-    row = find_architecture(name)
+    row = ARCHITECTURES[name]
     (error,) = block_errors(references(model, [site], batches, Probe()), small, row, batches, Probe())
     inputs = mlp_inputs(model, [site], batches)[site.path]
     before, after = forward(read_block(model, site), inputs), forward(read_block(small, small_site), inputs)
@@ -113,7 +113,7 @@ def test_the_authors_numbers_are_of_the_last_batch_with_its_padding_and_of_prob0
     model = pico_model("bert", AutoModelForSequenceClassification)
     small = copy.deepcopy(model)
     mlpfusion.compress(small, mlpfusion.Fusion(), layers="1", keep_ratio=0.25)
-    site, batches, row = sites_of(model)[1], padded("bert"), find_architecture("bert")
+    site, batches, row = sites_of(model)[1], padded("bert"), ARCHITECTURES["bert"]
     last = batches[1]
     for scalar in ("logit", "prob0"):
         before = references(model, [site], batches, Probe(scalar), last)

@@ -14,7 +14,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.measure.comparison import compare_methods
 from mlpfusion.measure.whole_model import layer_of_other, model_error, model_outputs
 from mlpfusion.sites.sites import find_sites
-from mlpfusion.sites.table import find_architecture
+from mlpfusion.sites.table import ARCHITECTURES
 
 
 def test_the_loss_is_the_one_that_transformers_computes():
@@ -43,7 +43,7 @@ def test_hidden_tokens_do_not_count():
 def test_a_layer_of_a_compressed_model_alone_is_that_layer_compressed_alone(name):
     original, together = pico_model(name), pico_model(name)
     mlpfusion.compress(together, mlpfusion.NeuronPruning(), width=9)
-    batches, row = [pico_inputs(name)], find_architecture(original.config.model_type)
+    batches, row = [pico_inputs(name)], ARCHITECTURES[original.config.model_type]
     before = model_outputs(original, batches)
     site = find_sites(original, row)[-2]
     alone = pico_model(name)

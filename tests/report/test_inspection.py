@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from detected import EXPERTS, detected_config
 from pico import PICO, pico_config, pico_model
@@ -62,20 +63,26 @@ def test_inspect_prints_for_people_and_for_programs(tmp_path):
     assert data["stacks"][0]["linear"] == "Conv1D"
 
 
-def test_a_row_is_proposed_for_an_unknown_type_and_serves_from_compress_to_reload(tmp_path):
-    source, out, row = tmp_path / "source", tmp_path / "out", tmp_path / "row.yaml"
+def test_a_type_without_a_row_goes_from_inspect_to_reload_with_or_without_a_file(tmp_path):
+    source, out, row, by_file = (tmp_path / name for name in ("source", "out", "row.yaml", "by-file"))
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model("stablelm", **STABLELM)).save_pretrained(source)
     shown = inspect_checkpoint(str(source))
     assert not shown.known
     assert shown.proposed_row is not None
-    assert shown.proposed_row in CliRunner().invoke(main, ["inspect", str(source)]).stdout
-    refused = CliRunner().invoke(main, ["compress", str(source), str(out), "--width", "14"])
-    assert refused.exit_code == 2
-    assert "`model_type` must be one of bart, bert" in refused.stderr
+    assert (
+        "stablelm has no row in the table: the MLPs were found by their shapes"
+        in CliRunner().invoke(main, ["inspect", str(source)]).stdout
+    )
+    done = CliRunner().invoke(main, ["compress", str(source), str(out), "--width", "14"])
+    assert done.exit_code == 0
+    line = "proven by a run: layers.{}: mlp.gate_proj, mlp.up_proj -> mlp.act_fn -> mlp.down_proj"
+    assert line in " ".join(done.stdout.split())
+    assert json.loads((out / "mlp_fusion_record.json").read_text())["row"] == yaml.safe_load(shown.proposed_row)
     row.write_text(shown.proposed_row)
-    arguments = ["compress", str(source), str(out), "--width", "14", "--architecture", str(row)]
+    arguments = ["compress", str(source), str(by_file), "--width", "14", "--architecture", str(row)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert (out / "model.safetensors").read_bytes() == (by_file / "model.safetensors").read_bytes()
     loaded = AutoModel.from_pretrained(out)
     assert loaded.layers[1].mlp.gate_proj.weight.shape == (14, 32)
     assert int(loaded.layers[1].mlp.act_fn.output_scale.sum()) == 56
@@ -86,7 +93,7 @@ def test_a_model_without_a_recognisable_mlp_is_told_so(tmp_path):
     config.save_pretrained(tmp_path)
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert result.exit_code == 0
-    assert "No MLP was recognised" in result.stdout
+    assert "No MLP was found" in result.stdout
 
 
 @pytest.mark.parametrize("name", EXPERTS)

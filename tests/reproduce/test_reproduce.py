@@ -8,7 +8,6 @@ from detected import detected_config
 from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
-from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.data.glue import GLUE
 from mlpfusion.report.experiment import columns, experiment_markdown, labels, shares
 from mlpfusion.report.experiment_chart import write_experiment_chart
@@ -105,17 +104,12 @@ def test_what_is_wrong_is_told_before_the_first_run(recipe, tmp_path, changed, p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_type_without_a_row_or_without_targets_of_lora_is_told_as_that(recipe, tmp_path):
-    """LoRA comes first in the grid, the missing row is told first."""
+def test_a_model_type_without_targets_of_lora_is_told_as_that(recipe, tmp_path):
     methods = ["full+lora", "fusion"]
     AutoModel.from_config(detected_config("mpnet")).save_pretrained(tmp_path / "mpnet")
     tiny_tokenizer().save_pretrained(tmp_path / "mpnet")
     path, out = recipe(methods=methods, model=str(tmp_path / "mpnet")), tmp_path / "out"
-    assert "`model_type` must be one of bart, bert" in refused("reproduce", path, "--out", out)
-    row = inspect_checkpoint(str(tmp_path / "mpnet")).proposed_row
-    assert row is not None
-    (tmp_path / "row.yaml").write_text(row)
-    message = refused("reproduce", path, "--out", out, "--architecture", tmp_path / "row.yaml")
+    message = refused("reproduce", path, "--out", out)
     assert "`lora targets` must be given for mpnet, of which PEFT knows none, as targets=all-linear" in message
 
 

@@ -1,11 +1,11 @@
-"""`dynamics` and `reproduce` on a model type that has no row of its own, by a row file."""
+"""`dynamics` and `reproduce` on a model type that has no row of its own, with and without a row file."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import call, refused
+from command import call
 from detected import detected_model
 from tiny_task import tiny_tokenizer, write_files
 
@@ -27,13 +27,10 @@ def sizes(record: dict[str, Any]) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_reproduce_runs_a_grid_with_a_row_file_and_refuses_one_without(unknown, recipe, tmp_path):
+def test_reproduce_runs_a_grid_and_a_row_file_that_says_the_same_changes_nothing(unknown, recipe, tmp_path):
     model, row = unknown
     command = ["reproduce", recipe(epochs=1), "--model", model, "--out", tmp_path / "out", "--methods", METHODS]
-    line = refused(*command, "--seeds", 0)
-    assert "`model_type` must be one of" in line
-    assert "got 'camembert'" in line
-    result = call(*command, "--seeds", 0, "--architecture", row, "--json")
+    result = call(*command, "--seeds", 0, "--json")
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert len(sizes(record)) == 5
@@ -42,18 +39,14 @@ def test_reproduce_runs_a_grid_with_a_row_file_and_refuses_one_without(unknown, 
     assert json.loads(again.stdout)["rows"] == record["rows"]
 
 
-def test_dynamics_runs_with_a_row_file_and_refuses_a_type_without(unknown, tmp_path):
-    model, row = unknown
+def test_dynamics_runs(unknown, tmp_path):
+    model, _ = unknown
     train, validation = write_files(tmp_path)
     command: list[object] = ["dynamics", model, "--train", train, "--validation", validation, "--out", tmp_path / "out"]
     command += ["--text-column", "sentence", "--label-column", "label", "--max-length", 16, "--device", "cpu"]
     command += ["--steps", 2, "--batch-size", 8, "--seeds", 0, "--eval-samples", 10, "--calibration-samples", 8]
     command += ["--methods", "fusion,svd,ntk-match:refine_epochs=1"]
-    line = refused(*command)
-    assert "`model_type` must be one of" in line
-    assert "got 'camembert'" in line
-    assert not (tmp_path / "out").exists()
-    result = call(*command, "--architecture", row, "--json")
+    result = call(*command, "--json")
     assert result.exit_code == 0, result.output
     found = sizes(json.loads(result.stdout))
     assert len(found) == 4

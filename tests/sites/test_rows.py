@@ -4,10 +4,12 @@ import pytest
 import torch
 import yaml
 from pico import PICO, pico_config, pico_inputs, pico_model, pico_outputs, sites_of
+from transformers import AutoConfig
 
+from mlpfusion.checkpoint.read import empty_model
 from mlpfusion.errors import InputError
 from mlpfusion.mlp import forward
-from mlpfusion.sites.detect import detect_architecture
+from mlpfusion.sites.detect import detect_architecture, find_architecture
 from mlpfusion.sites.sites import base_model, find_sites, read_mlp, site_parameters, visited_share
 from mlpfusion.sites.table import (
     ARCHITECTURES,
@@ -15,7 +17,6 @@ from mlpfusion.sites.table import (
     Stack,
     architecture_from_dict,
     architecture_to_dict,
-    find_architecture,
     read_architecture,
 )
 
@@ -66,7 +67,7 @@ def test_the_row_is_found_by_its_pattern_alone(name):
 @each_model
 def test_the_width_key_is_a_key_of_the_config(name):
     config = pico_config(name)
-    for stack in find_architecture(config.model_type).stacks:
+    for stack in ARCHITECTURES[config.model_type].stacks:
         assert stack.width_key in config.to_dict()
 
 
@@ -76,9 +77,11 @@ def test_an_overlooked_linear_map_shows_in_the_share():
     assert visited_share(model, find_sites(model, row)) == pytest.approx(2 / 3)
 
 
-def test_an_unknown_model_type_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="`model_type` must be one of bart, bert, .*, got 'mamba'"):
-        find_architecture("mamba")
+def test_a_model_without_an_mlp_is_refused_with_what_was_seen():
+    config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=67, state_size=4)
+    seen = r"found none in MambaModel, model type 'mamba': layers has mixer.in_proj 128 x 32, mixer.x_proj \d+ x 64"
+    with pytest.raises(InputError, match=f"`model` must have layers with an MLP .*{seen}.*architecture FILE"):
+        find_architecture(empty_model(config))
 
 
 def test_a_row_that_leads_nowhere_is_refused():

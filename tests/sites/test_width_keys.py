@@ -20,7 +20,6 @@ from mlpfusion.sites.table import Architecture, Stack, architecture_from_dict, a
 from mlpfusion.sites.width_keys import with_proven_keys
 
 USUAL = ("albert", "dinov2", "funnel", "gemma3", "gptj", "mbart", "phi3", "whisper")
-pytestmark = pytest.mark.filterwarnings("ignore:the row was checked by shapes only")
 
 
 def row_of(name: str) -> Architecture:

@@ -12,15 +12,17 @@ from mlpfusion.checkpoint.padding import agree_on_padding
 from mlpfusion.checkpoint.read import check_finite, check_weights, empty_model, load_model, origin, read_config, resolve
 from mlpfusion.checkpoint.tokenizer import load_tokenizer
 from mlpfusion.checkpoint.weights import stored_tensors
+from mlpfusion.checks import user_path
 from mlpfusion.record import Origin
-from mlpfusion.sites.table import Architecture, find_architecture
+from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.table import Architecture, read_architecture
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of transformers in `folder`; what is not asked for is not read.
 
-    `name` and `revision` are what the user gave, `architecture_file` the row file for a model type outside the table.
+    `name` and `revision` are what the user gave, `architecture_file` a row file, if one was given.
     With `new_head` a trained head counts as missing.
     """
 
@@ -33,8 +35,10 @@ class Checkpoint:
 
     @cached_property
     def row(self) -> Architecture:
-        """Where the MLPs are. Raises `InputError` for a model type without a row."""
-        return find_architecture(self.config.model_type, self.architecture_file)
+        """Where the MLPs are: as a row file says, or found. Raises `InputError` for a bad file, and where none is."""
+        if self.architecture_file is not None:
+            return read_architecture(user_path("architecture", self.architecture_file))
+        return find_architecture(self.empty())
 
     @cached_property
     def weight_files(self) -> list[Path]:

@@ -26,7 +26,7 @@ class CompareOptions:
     column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
     max_samples: int = option(256, "Texts to measure on.")
     methods: str = option("all", "all, or names like fusion,fusion:refine=false.", metavar="A[,B..]")
-    architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
+    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
     layers: str = option("0", "Layers, each of which is cut alone.")
     keep_ratio: float = option(0.25, "Share of the neurons to keep.")
     seeds: str = option("0,1,2", "Each drives the random head and the compression.", metavar="N[,N..]")

@@ -39,7 +39,7 @@ class CompressOptions:
     seed: int = option(0, "Of all random steps.")
     device: str = option("cpu", "cpu or cuda: where the arithmetic is done.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
-    architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
+    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
     overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
     texts: CalibrationOptions = part(CalibrationOptions)
     calibration_window: int | None = option(None, "Tokens of a window of a language model, 128 if not given.")

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 class InspectOptions:
     """Shows the MLPs of MODEL (a folder or a Hub id), their share of the parameters, and what a cut would give.
 
-    Only the config is needed, no weights. For a model type without a row of its own, a row that would serve is
-    looked for and printed.
+    Only the config is needed, no weights. In a model type without a row in the table the MLPs are found by their
+    shapes.
     """
 
     model: str = argument("MODEL")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
-    architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
+    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
     layers: str = option("all", "Layers of the cut that is shown.")
     keep_ratio: float = option(0.25, "Cut that is shown.")
 

@@ -29,7 +29,7 @@ class ReproduceOptions:
 
     experiment: str | None = argument("EXPERIMENT", required=False)
     model: str | None = option(None, "Model to run it on, instead of the experiment's.")
-    architecture: str | None = option(None, "Row file for a model type that has no row of its own.", metavar="FILE")
+    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
     out: str | None = option(None, "Folder of the experiment; what is finished there is not run again.", metavar="DIR")
     tasks: tuple[str, ...] = option((), "Tasks, instead of the experiment's.", metavar="A[,B..]")
     methods: tuple[str, ...] = option((), "Methods, instead of the experiment's.", metavar="A[,B..]")

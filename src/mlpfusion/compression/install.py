@@ -16,7 +16,7 @@ from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.kinds.table import install, kind_of, put_back_on_error
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
 from mlpfusion.sites.sites import Site, read_mlp
-from mlpfusion.sites.table import Architecture
+from mlpfusion.sites.table import Architecture, row_outside_table
 
 
 def install_outcomes(
@@ -55,6 +55,7 @@ def install_outcomes(
             original=original,
             compressed=model_size(model),
             sites=tuple(records),
+            row=row_outside_table(model.config.model_type, architecture),
         )
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.quantisation import quantisation
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
+from mlpfusion.checks import user_path
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import unscaled
@@ -24,7 +25,7 @@ from mlpfusion.sites.sites import (
     site_parameters,
     visited_share,
 )
-from mlpfusion.sites.table import ARCHITECTURES, Architecture, architecture_to_dict, find_architecture
+from mlpfusion.sites.table import ARCHITECTURES, Architecture, architecture_to_dict, read_architecture
 
 # The cut that is shown unless another is asked for.
 QUARTER = Selection(keep_ratio=0.25)
@@ -57,7 +58,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was recognised in a checkpoint. `proposed_row` is YAML, given where the table has no row for the type.
+    """What was recognised in a checkpoint. `proposed_row` is YAML, the row that was found where the table has none.
 
     `expert_parameters` are those of mixtures of experts, which are in no MLP of `stacks`; `quantised` is the method of
     quantised weights.
@@ -110,8 +111,10 @@ def inspect_checkpoint(
 
 def _row(model: PreTrainedModel, file: str | None) -> tuple[Architecture | None, str | None]:
     """The row to go by, and the same row as YAML where it was only found by pattern."""
-    if file is not None or model.config.model_type in ARCHITECTURES:
-        return find_architecture(model.config.model_type, file), None
+    if file is not None:
+        return read_architecture(user_path("architecture", file)), None
+    if model.config.model_type in ARCHITECTURES:
+        return ARCHITECTURES[model.config.model_type], None
     found = detect_architecture(model)
     return found, yaml.safe_dump(architecture_to_dict(found), sort_keys=False) if found else None
 

@@ -33,7 +33,7 @@ from mlpfusion.options.dynamics import DynamicsOptions
 from mlpfusion.options.fields import bound
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
-from mlpfusion.sites.table import architecture_to_dict
+from mlpfusion.sites.table import row_outside_table
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import check_output, staged_folder
 from mlpfusion.storage.processes import join_processes
@@ -157,7 +157,8 @@ class Runner:
         hashes = {"model": self.source.sha256, "train": self.data.train.sha256(), "held_out": self.held_out().sha256()}
         where = {"device": str(self.arguments.device), "threads": torch.get_num_threads(), "versions": versions()}
         texts = None if self.texts is None else self.texts.record()["texts_sha256"]
-        row = {} if self.options.architecture is None else {"architecture": architecture_to_dict(self.source.row)}
+        outside = row_outside_table(self.source.config.model_type, self.source.row)
+        row = {} if outside is None else {"architecture": outside}
         return normalised(bound(self.options) | hashes | where | {"calibration": texts} | row)
 
 

@@ -72,7 +72,7 @@ class DynamicsOptions:
     device: str = option("auto", "auto, cpu or cuda.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.", free=True)
     architecture: str | None = option(
-        None, "Row file for a model type that has no row of its own.", metavar="FILE", free=True
+        None, "File that says where the MLPs are, if they are not found.", metavar="FILE", free=True
     )
     overwrite: bool = option(False, "Replace --out (only what a former run wrote), drop an unfinished run.", free=True)
 

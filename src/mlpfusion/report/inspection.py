@@ -26,12 +26,12 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
     if not inspection.stacks:
         if not inspection.expert_parameters:
             console.print(
-                "No MLP was recognised. Write a row by hand (see ARCHITECTURE.md) and pass it by --architecture."
+                "No MLP was found. A row written by hand (see ARCHITECTURE.md) can be given by --architecture."
             )
         return
     wide_console().print(_stack_table(inspection))
     console.print(f"MLP parameters of these layers that are covered: {100 * inspection.visited_share:.1f} %")
-    _print_proposed_row(console, inspection)
+    _print_where_from(console, inspection)
     if inspection.quantised:
         console.print(
             f"The weights are quantised by {inspection.quantised}: nothing here can change them. Start from the model "
@@ -46,14 +46,13 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
         _print_cut(console, inspection, inspection.cut)
 
 
-def _print_proposed_row(console: PlainConsole, inspection: Inspection) -> None:
+def _print_where_from(console: PlainConsole, inspection: Inspection) -> None:
     if not inspection.proposed_row:
         return
     console.print(
-        f"\n{inspection.model_type} has no row of its own. Save this as row.yaml, check it, and pass it by "
-        "--architecture row.yaml:\n"
+        f"{inspection.model_type} has no row in the table: the MLPs were found by their shapes, and `compress` runs the "
+        "model once to prove them. --json prints the row, to be changed and given by --architecture."
     )
-    console.print(inspection.proposed_row, highlight=False)
     if "width_key: null" in inspection.proposed_row:
         console.print(
             "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "

@@ -53,6 +53,8 @@ def print_record(record: Record, model: str, out: str) -> None:
     """Prints sizes layer by layer and in total, and the next commands."""
     console = PlainConsole()
     console.print(_site_table(record))
+    if record.row is not None:
+        console.print(f"MLPs found by their shapes, proven by a run: {row_in_words(record.row)}", highlight=False)
     if record.budget is not None:
         _print_budget(console, record.budget)
     before, after = record.original, record.compressed
@@ -72,6 +74,22 @@ def print_record(record: Record, model: str, out: str) -> None:
         looking = f"`mlpfusion evaluate {target} --data TEXTS` gives the perplexity"
         training = f"`mlpfusion distill {source} {target} DISTILLED --data TEXTS --objective logits` trains it"
     console.print(f"Next: {looking}, {training}.", highlight=False)
+
+
+def row_in_words(row: dict[str, Any]) -> str:
+    """The maps of every stack of a row in one line.
+
+    >>> row_in_words({"stacks": [{"layer": "h.{}", "up": "fc1", "gate": None, "down": "fc2", "activation": "act"}]})
+    'h.{}: fc1 -> act -> fc2'
+    """
+    ups = [
+        stack["up"] if stack["gate"] in (None, stack["up"]) else f"{stack['gate']}, {stack['up']}"
+        for stack in row["stacks"]
+    ]
+    return "; ".join(
+        f"{stack['layer']}: {up} -> {stack['activation']} -> {stack['down']}"
+        for up, stack in zip(ups, row["stacks"], strict=True)
+    )
 
 
 def print_comparison(record: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Experiment, GridCell
-from mlpfusion.sites.table import architecture_to_dict
+from mlpfusion.sites.table import row_outside_table
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.processes import of_first
@@ -127,8 +127,10 @@ class Grid:
             "layerwise": row.layerwise,
             "lora": None if row.lora is None else asdict(row.lora),
         }
-        if row.method is not None and experiment.architecture is not None:
-            own["architecture"] = architecture_to_dict(self.source(cell.row.model).row)
+        if row.method is not None:
+            source = self.source(cell.row.model)
+            outside = row_outside_table(source.config.model_type, source.row)
+            own |= {} if outside is None else {"architecture": outside}
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
         return settings | own | place | {"learning_rate": rate, "seed": seed}
 

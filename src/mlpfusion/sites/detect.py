@@ -1,22 +1,41 @@
-"""Looks for MLPs by their pattern in a model whose type has no row, and proposes the row that would serve."""
+"""Finds where the MLPs of a model are: by its row of the table, or by their pattern where it has none."""
 
 from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, base_model, find_sites
-from mlpfusion.sites.table import Architecture, Stack
+from mlpfusion.sites.sites import Site, base_model, expert_parameters, find_sites
+from mlpfusion.sites.table import ARCHITECTURES, Architecture, Stack
 from mlpfusion.sites.weights import linear_weight
 from mlpfusion.sites.width_keys import text_config, with_proven_keys
 
+_MOST_SHOWN = 4  # stacks, and linear maps of each, in an error
 _ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
+
+
+def find_architecture(model: PreTrainedModel) -> Architecture:
+    """The row of the table for the type of `model`, or the one that `detect_architecture` finds.
+
+    Raises `InputError` where no MLP is found, with the linear maps that were seen.
+    """
+    model_type = model.config.model_type
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    found = detect_architecture(model)
+    if found is None:
+        raise InputError(
+            f"`model` must have layers with an MLP (a linear map up, an activation, a linear map down), found none in "
+            f"{type(model).__name__}, model type {shown(model_type)}: {_seen(base_model(model))}; "
+            "`--architecture FILE` takes a row written by hand"
+        )
+    return found
 
 
 def detect_architecture(model: PreTrainedModel) -> Architecture | None:
@@ -24,7 +43,7 @@ def detect_architecture(model: PreTrainedModel) -> Architecture | None:
 
     In every stack of layers it looks, outside attention, for a linear map hidden -> f (two in a gated block, or one
     hidden -> 2 f), a linear map f -> hidden, and an activation module. A stack some of whose layers have no such block
-    is left out. A proposal to be checked by eye, not a proof; but every `width_key` is proven (`with_proven_keys`).
+    is left out. Shapes are no proof, `check_row` runs the model for that; every `width_key` is (`with_proven_keys`).
     """
     base = base_model(model)
     stacks, sites = [], []
@@ -48,6 +67,21 @@ def _first_layers(base: PreTrainedModel) -> list[tuple[str, nn.Module]]:
         and not _has_number(parent := path.rpartition(".")[0])
         and (parent in nested or not _has_number(path))
     ]
+
+
+def _seen(base: PreTrainedModel) -> str:
+    """The linear maps of the first layer of every stack, in words."""
+    if expert_parameters(base):
+        return "its layers are mixtures of experts, which are not supported yet"
+    maps = {
+        path: [
+            f"{name} {' x '.join(map(str, linear_weight(linear).shape))}"
+            for name, linear in _outside_attention(layer, (nn.Linear, Conv1D)).items()
+        ]
+        for path, layer in _first_layers(base)
+    }
+    stacks = [f"{path} has {', '.join(names[:_MOST_SHOWN])}" for path, names in maps.items() if names]
+    return "; ".join(stacks[:_MOST_SHOWN]) or "its layers hold no linear maps outside attention"
 
 
 def _sites_or_none(model: PreTrainedModel, stack: Stack) -> list[Site]:
@@ -92,22 +126,24 @@ def _is_plain(layer: nn.Module, up: str, down: str) -> bool:
 def _gate(layer: nn.Module, ups: list[str], activation: str) -> str:
     """Of two parallel maps the one whose output enters the activation, seen by running their module without weights."""
     container = layer.get_submodule(".".join(ups[0].split(".")[: _shared_parents(*ups)]))
-    outputs: dict[int, str] = {}
-    entered: list[int] = []
+    outputs: dict[str, Tensor] = {}  # the tensors, not their ids: one that is freed leaves its id to the next
+    entered: list[Tensor] = []
+
+    def keep_output(name: str) -> Any:
+        return lambda _module, _args, output: outputs.update({name: output})
+
     with hooks() as handles:
-        for name in ups:
-            hook = layer.get_submodule(name).register_forward_hook(
-                lambda _m, _x, y, name=name: outputs.update({id(y): name})
-            )
-            handles.append(hook)
-        enters = layer.get_submodule(activation).register_forward_pre_hook(lambda _m, x: entered.append(id(x[0])))
+        handles += [layer.get_submodule(name).register_forward_hook(keep_output(name)) for name in ups]
+        enters = layer.get_submodule(activation).register_forward_pre_hook(
+            lambda _module, args: entered.append(args[0])
+        )
         handles.append(enters)
         try:
             weight = linear_weight(layer.get_submodule(ups[0]))
             container(torch.empty(1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype))
         except (TypeError, NotImplementedError, RuntimeError):  # a container that wants other arguments: names must do
             return next((name for name in ups if "gate" in name), ups[0])
-    return next((outputs[key] for key in entered if key in outputs), ups[0])
+    return next((name for name, output in outputs.items() if any(output is one for one in entered)), ups[0])
 
 
 def _outside_attention(layer: nn.Module, kinds: tuple[type, ...]) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Whether a row of the table, or one of the user's own, describes a model: tried out on it."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mlpfusion.checks import num_not_finite
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.mlp import forward
+from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.made_up_inputs import made_up_inputs
 from mlpfusion.sites.recording import eval_mode
 from mlpfusion.sites.sites import (
     Site,
@@ -20,8 +20,8 @@ from mlpfusion.sites.sites import (
     read_mlp,
     visited_share,
 )
-from mlpfusion.sites.table import Architecture, check_known_row, find_architecture, is_known_row
-from mlpfusion.sites.traces import watch_sites
+from mlpfusion.sites.table import Architecture, check_known_row, is_known_row
+from mlpfusion.sites.traces import Seen, watch_sites
 from mlpfusion.sites.width_keys import check_width_keys
 
 
@@ -29,29 +29,16 @@ from mlpfusion.sites.width_keys import check_width_keys
 def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Raises `InputError` if a site, as a row describes it, computes something else than the model does there.
 
-    Shapes cannot tell gate from up, a run can: one forward pass on transformers' dummy inputs. A model that takes no
-    token ids, or does not run on these, is not run, and a warning says so.
+    Shapes cannot tell gate from up, a run can: one forward pass on a few token ids, or on what else the model takes. A
+    model that does not run on that is refused too.
     """
-    if not sites:
-        return
-    base = base_model(model)
-    if base.main_input_name != "input_ids":
-        warnings.warn(f"the row was checked by shapes only, {type(model).__name__} takes no token ids", stacklevel=3)
-        return
-    with eval_mode(model), watch_sites(model, sites) as seen:
-        try:
-            base(**_dummy_inputs(base))
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = f"{type(model).__name__} does not run on a few token ids: {one_line(error)}"
-            warnings.warn(f"the row was checked by shapes only, {reason}", stacklevel=3)
-            return
-    for site, one in zip(sites, seen, strict=True):
+    for site, one in zip(sites, _watched_run(model, sites), strict=True):
         if not one.inputs or not one.outputs:
             raise InputError(f"the row must name modules that the model runs, it does not run {site.path}")
         inputs, outputs = one.inputs[0], one.outputs[0]
         if num_not_finite(inputs) or num_not_finite(outputs):
             raise InputError(
-                f"`model` must give finite numbers for a few token ids, so that the row can be checked, "
+                f"`model` must give finite numbers for made-up inputs, so that the row can be checked, "
                 f"got NaN or Inf at {site.path}"
             )
         found = forward(read_mlp(model, site), inputs)
@@ -61,18 +48,25 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
             )
 
 
-def _dummy_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
-    """Transformers' dummy inputs, in the vocabulary of the model, for the decoder too where there is one."""
-    given = {name: value for name, value in base.dummy_inputs.items() if isinstance(value, Tensor)}
-    inputs = {name: value.to(base.device) for name, value in given.items()}
-    embeddings, ids = base.get_input_embeddings(), inputs["input_ids"]
-    ids = ids % embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else ids
-    decoder = {"decoder_input_ids": ids} if base.config.is_encoder_decoder else {}
-    return inputs | {"input_ids": ids} | decoder
+def _watched_run(model: PreTrainedModel, sites: Sequence[Site]) -> list[Seen]:
+    """What enters and leaves the sites in a forward pass on made-up inputs. Raises `InputError` if none succeeds."""
+    base, refusal = base_model(model), "it takes none that can be made up"
+    with eval_mode(model):
+        for inputs in made_up_inputs(base):
+            try:
+                with watch_sites(model, sites) as seen:
+                    base(**inputs)
+                return seen
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                refusal = one_line(error)
+    raise InputError(
+        f"`model` must run on made-up inputs, so that its row can be checked, a {type(model).__name__} does not: "
+        f"{refusal}"
+    )
 
 
 def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> tuple[Architecture, list[Site]]:
-    """The row of the model and its sites; a row of one's own is tried out on the model.
+    """The row of the model and its sites; one that the table does not have is tried out on the model.
 
     Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_row` and `check_width_keys` do,
     and for a row of one's own where the table has another.
@@ -80,7 +74,7 @@ def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> 
     if not (architecture is None or isinstance(architecture, Architecture)):
         cure = "`mlpfusion.sites.table.read_architecture` reads it from a file"
         raise InputError(f"`architecture` must be an `Architecture`, got {shown(architecture)}: {cure}")
-    row = architecture or find_architecture(model.config.model_type)
+    row = architecture or find_architecture(model)
     sites = find_sites(model, row)
     check_readable(model, sites)
     if not is_known_row(model.config.model_type, row):

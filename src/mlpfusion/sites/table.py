@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, shown
 from mlpfusion.storage.yaml import read_yaml
 
@@ -90,21 +89,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def find_architecture(model_type: str, file: str | None = None) -> Architecture:
-    """The row of `model_type`, or the one in the YAML file `file` if that is given.
-
-    Raises `InputError` with the known types if there is none, and as `read_architecture` does.
-    """
-    if file is not None:
-        return read_architecture(user_path("architecture", file))
-    if model_type not in ARCHITECTURES:
-        raise InputError(
-            f"`model_type` must be one of {', '.join(ARCHITECTURES)}, got {shown(model_type)}; "
-            "`mlpfusion inspect` says whether a row would serve, `--architecture FILE` takes one"
-        )
-    return ARCHITECTURES[model_type]
-
-
 def is_known_row(model_type: str, row: Architecture) -> bool:
     """Whether every stack of `row` stands in the table's row of `model_type`."""
     return model_type in ARCHITECTURES and set(row.stacks) <= set(ARCHITECTURES[model_type].stacks)
@@ -123,6 +107,11 @@ def check_known_row(model_type: str, row: Architecture) -> None:
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
     """The row as plain data, as it stands in a row file and in a saved config."""
     return {"stacks": [asdict(stack) for stack in architecture.stacks]}
+
+
+def row_outside_table(model_type: str, row: Architecture) -> dict[str, Any] | None:
+    """The row as plain data if the table has none for `model_type`, else None: what a record must tell."""
+    return None if is_known_row(model_type, row) else architecture_to_dict(row)
 
 
 def architecture_from_dict(data: Any) -> Architecture:

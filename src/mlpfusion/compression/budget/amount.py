@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from mlpfusion.compression.budget.allocation import possible_widths
 from mlpfusion.errors import InputError, shown
 from mlpfusion.record import model_size
+from mlpfusion.sites.made_up_inputs import image_shape
 from mlpfusion.sites.recording import eval_mode
 from mlpfusion.sites.sites import Site, read_mlp
 from mlpfusion.sites.traces import check_runs, watch_sites
@@ -120,9 +121,7 @@ def count_flops(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[int, lis
 def flops_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Returns the inputs of the counted forward pass."""
     if model.main_input_name == "pixel_values":
-        size, channels = model.config.image_size, model.config.num_channels
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(1, channels, height, width, device=model.device, dtype=model.dtype)}
+        return {"pixel_values": torch.zeros(image_shape(model.config), device=model.device, dtype=model.dtype)}
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or FLOPS_TOKENS + 2
     ids = torch.full((1, min(FLOPS_TOKENS, positions - 2)), 3, device=model.device)  # RoBERTa's begin at 2
