@@ -86,7 +86,7 @@ def test_a_model_without_an_mlp_is_refused_with_what_was_seen():
 
 def test_a_row_that_leads_nowhere_is_refused():
     row = Architecture((Stack("layers.{}", "mlp.up", "mlp.down", "mlp.act"),))
-    with pytest.raises(InputError, match=r"layer layers.0 must have mlp.up as `up`, got none"):
+    with pytest.raises(InputError, match=r"a layer of layers.{} must have mlp.up as `up`, none of 3 has"):
         find_sites(pico_model("llama"), row)
     with pytest.raises(InputError, match=r"`architecture` must name layers of BertModel, got layers.\{\}"):
         find_sites(pico_model("bert"), row)

@@ -257,13 +257,17 @@ def _tensors_without(folder: Path, left_out: Sequence[str], model: PreTrainedMod
 def _auto_names(model_type: str) -> list[str]:
     """Names of transformers' classes for a `model_type`, the base model first."""
     tables = [modeling_auto.MODEL_MAPPING_NAMES]
-    tables += [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    tables += [
+        table
+        for name, table in vars(modeling_auto).items()
+        if name.endswith("_MAPPING_NAMES") and name != "CONFIG_MAPPING_NAMES"
+    ]
     names: list[str] = []
     for table in tables:
         entry = table.get(model_type, ())
         names += [entry] if isinstance(entry, str) else entry
     if not names:
-        raise InputError(f"`model_type` must be one that transformers has a model for, got {model_type!r}")
+        raise InputError(f"`model_type` must be one that an Auto class of transformers loads, got {model_type!r}")
     return names
 
 

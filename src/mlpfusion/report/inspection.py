@@ -50,8 +50,8 @@ def _print_where_from(console: PlainConsole, inspection: Inspection) -> None:
     if not inspection.proposed_row:
         return
     console.print(
-        f"{inspection.model_type} has no row in the table: the MLPs were found by their shapes, and `compress` runs the "
-        "model once to prove them. --json prints the row, to be changed and given by --architecture."
+        f"{inspection.model_type} has no row in the table: the MLPs were found by their shapes, and `compress` runs "
+        "the model once to prove them. --json prints the row, to be changed and given by --architecture."
     )
     if "width_key: null" in inspection.proposed_row:
         console.print(

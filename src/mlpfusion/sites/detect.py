@@ -1,11 +1,12 @@
 """Finds where the MLPs of a model are: by its row of the table, or by their pattern where it has none."""
 
-from itertools import takewhile
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import combinations, takewhile
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
@@ -13,11 +14,20 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, expert_parameters, find_sites
 from mlpfusion.sites.table import ARCHITECTURES, Architecture, Stack
-from mlpfusion.sites.weights import linear_weight
+from mlpfusion.sites.weights import linear_shape, linear_weight
 from mlpfusion.sites.width_keys import text_config, with_proven_keys
 
 _MOST_SHOWN = 4  # stacks, and linear maps of each, in an error
 _ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
+
+
+class Maps(NamedTuple):
+    """Paths from the layer of what makes an MLP; `ups` are one map, or two of which one is the gate."""
+
+    ups: tuple[str, ...]
+    down: str
+    activation: str
+    is_fused: bool
 
 
 def find_architecture(model: PreTrainedModel) -> Architecture:
@@ -42,31 +52,126 @@ def detect_architecture(model: PreTrainedModel) -> Architecture | None:
     """The row that the shapes and the names of `model` suggest, or None. Works on a model without weights.
 
     In every stack of layers it looks, outside attention, for a linear map hidden -> f (two in a gated block, or one
-    hidden -> 2 f), a linear map f -> hidden, and an activation module. A stack some of whose layers have no such block
-    is left out. Shapes are no proof, `check_row` runs the model for that; every `width_key` is (`with_proven_keys`).
+    hidden -> 2 f), a linear map f -> hidden, and an activation module. A layer may hold several such blocks, or none.
+    Of a model of texts and images or sounds only the stacks that read text count. Shapes are no proof, `check_row` runs
+    the model for that; every `width_key` is (`with_proven_keys`).
     """
     base = base_model(model)
     stacks, sites = [], []
-    for path, layer in _first_layers(base):
-        stack = _detect_stack(base, path, layer)
-        found = [] if stack is None else _sites_or_none(model, stack)
-        if stack is not None and found:
-            stacks.append(stack)
-            sites += found
+    lists = list(layer_lists(base))
+    of_text = [one for one in lists if _reads_text(base, one[0])]
+    for path, layers in of_text or lists:
+        for stack in _detect_stacks(path, layers, _hidden_sizes(base.config)):
+            found = _sites_or_none(model, stack)
+            if found:
+                stacks.append(stack)
+                sites += found
     return with_proven_keys(model, Architecture(tuple(stacks)), sites) if stacks else None
 
 
-def _first_layers(base: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    """Path and first layer of every list of layers; a list of lists (Funnel's blocks) counts as several."""
-    lists = {path: module for path, module in base.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
-    nested = {path for path, module in lists.items() if isinstance(module[0], nn.ModuleList)}
-    return [
-        (path, module[0])
-        for path, module in lists.items()
-        if path not in nested
-        and not _has_number(parent := path.rpartition(".")[0])
-        and (parent in nested or not _has_number(path))
+def _reads_text(base: PreTrainedModel, path: str) -> bool:
+    """Whether the stack at `path` belongs to no part of a composite model but its text model."""
+    parts = list(_parts_of(base.config))
+    text = {type(base.config), type(text_config(base.config)), *(type(one) for name, one in parts if "text" in name)}
+    names = path.split(".")
+    owners = [base.get_submodule(".".join(names[:end])) for end in range(len(names))]
+    owner = next(one for one in reversed(owners) if isinstance(one, PreTrainedModel))
+    return type(owner.config) not in {type(one) for _, one in parts} - text
+
+
+def _parts_of(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
+    """Names and configs of the models inside a composite model, those of their parts too."""
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            yield name, part
+            yield from _parts_of(part)
+
+
+def layer_lists(base: nn.Module, path: str = "") -> Iterator[tuple[str, list[nn.Module]]]:
+    """Path and layers of every list of layers; where its members are stages, the lists in them take its place."""
+    for name, child in base.named_children():
+        inner = f"{path}.{name}" if path else name
+        if not isinstance(child, nn.ModuleList) or not len(child):
+            yield from layer_lists(child, inner)
+        elif any(_is_stage(member) for member in child):
+            for number, member in enumerate(child):
+                listed = nn.ModuleDict({str(number): member})  # so that a list in a list is seen as one
+                yield from layer_lists(listed, inner)
+        else:
+            yield inner, list(child)
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Whether `module` is no layer but holds layers: a list of alike modules, and no attention beside it."""
+    if isinstance(module, nn.ModuleList):
+        return True
+    lists = [child for child in module.children() if isinstance(child, nn.ModuleList) and _are_alike(child)]
+    beside = [name.lower() for name, child in module.named_children() if child not in lists]
+    return bool(lists) and not any("att" in name for name in beside)
+
+
+def _are_alike(layers: nn.ModuleList) -> bool:
+    return len({type(layer) for layer in layers}) == 1 and any(True for _ in layers[0].parameters())
+
+
+def _hidden_sizes(config: PreTrainedConfig) -> set[int]:
+    """All numbers in the config and in the configs inside it: a hidden size is one of them, or that of a norm."""
+
+    def numbers(value: Any) -> Iterator[int]:
+        if isinstance(value, dict):
+            value = value.values()
+        if isinstance(value, int):
+            yield value
+        elif isinstance(value, Iterable) and not isinstance(value, str):
+            for one in value:
+                yield from numbers(one)
+
+    return set(numbers(config.to_dict()))
+
+
+def _detect_stacks(path: str, layers: list[nn.Module], hidden_sizes: set[int]) -> Iterator[Stack]:
+    """A stack for each kind of MLP in the layers; with several in one layer, each gets a path of its own."""
+    found = [(layer, _find_maps(layer, hidden_sizes)) for layer in layers]
+    several = any(len(maps) > 1 for _, maps in found)
+    for maps, layer in {maps: layer for layer, all_maps in reversed(found) for maps in reversed(all_maps)}.items():
+        names = (*maps.ups, maps.down, maps.activation)
+        cut = min(_shared_parents(names[0], name) for name in names) if several else 0
+        inner = ".".join(names[0].split(".")[:cut])
+        gate = maps.ups[0] if maps.is_fused else _gate(layer, maps) if len(maps.ups) == 2 else None
+        up = next((name for name in maps.ups if name != gate), maps.ups[0])
+        up, down, activation, gate = (
+            name if name is None else name.removeprefix(f"{inner}.") for name in (up, maps.down, maps.activation, gate)
+        )
+        yield Stack(f"{path}.{{}}.{inner}".rstrip("."), up, down, activation, gate, None)
+
+
+def _find_maps(layer: nn.Module, hidden_sizes: set[int]) -> tuple[Maps, ...]:
+    """The MLPs of a layer, those whose maps are closest to each other first."""
+    shapes = {name: tuple(linear_shape(linear)) for name, linear in _outside_attention(layer, (nn.Linear, Conv1D))}
+    activations = [name for name, module in _outside_attention(layer, (nn.Module,)) if _is_activation(module)]
+    norms = [norm for norm in layer.modules() if "Norm" in type(norm).__name__]
+    hidden_sizes = hidden_sizes | {size for norm in norms for weight in norm.parameters() for size in weight.shape}
+    pairs = [
+        (_shared_parents(up, down), up, down)
+        for up, down in combinations(shapes, 2)  # in the order in which a class names them: up comes first
+        if shapes[down][0] in hidden_sizes
+        and shapes[up] in {shapes[down][::-1], (2 * shapes[down][1], shapes[down][0])}
     ]
+    found: list[Maps] = []
+    taken: set[str] = set()
+    for depth, _, down in sorted(pairs, key=lambda pair: -pair[0]):
+        ups = tuple(up for shared, up, other in pairs if shared == depth and other == down and up not in taken)
+        if down in taken or len(ups) not in (1, 2) or len({shapes[up] for up in ups}) > 1:
+            continue
+        if not activations or not _is_plain(layer, ups[0], down):
+            continue
+        activation = max(activations, key=lambda name: _shared_parents(name, ups[0]))
+        is_fused = shapes[ups[0]] != shapes[down][::-1]
+        if not (is_fused and len(ups) > 1):
+            found.append(Maps(ups, down, activation, is_fused))
+            taken |= {*ups, down}
+    return tuple(found)
 
 
 def _seen(base: PreTrainedModel) -> str:
@@ -75,10 +180,10 @@ def _seen(base: PreTrainedModel) -> str:
         return "its layers are mixtures of experts, which are not supported yet"
     maps = {
         path: [
-            f"{name} {' x '.join(map(str, linear_weight(linear).shape))}"
-            for name, linear in _outside_attention(layer, (nn.Linear, Conv1D)).items()
+            f"{name} {' x '.join(map(str, linear_shape(linear)))}"
+            for name, linear in _outside_attention(layers[0], (nn.Linear, Conv1D))
         ]
-        for path, layer in _first_layers(base)
+        for path, layers in layer_lists(base)
     }
     stacks = [f"{path} has {', '.join(names[:_MOST_SHOWN])}" for path, names in maps.items() if names]
     return "; ".join(stacks[:_MOST_SHOWN]) or "its layers hold no linear maps outside attention"
@@ -91,26 +196,6 @@ def _sites_or_none(model: PreTrainedModel, stack: Stack) -> list[Site]:
         return []
 
 
-def _detect_stack(base: PreTrainedModel, path: str, layer: nn.Module) -> Stack | None:
-    hidden = getattr(text_config(base.config), "hidden_size", None)
-    linears = _outside_attention(layer, (nn.Linear, Conv1D))
-    shapes = {name: tuple(linear_weight(linear).shape) for name, linear in linears.items()}
-    for down, (hidden_size, width) in shapes.items():
-        ups = [name for name, shape in shapes.items() if shape == (width, hidden_size) and name != down]
-        fused = [name for name, shape in shapes.items() if shape == (2 * width, hidden_size) and name != down]
-        activations = list(_outside_attention(layer, _ACTIVATIONS))
-        if len(ups) + len(fused) not in (1, 2) or not activations or hidden_size != hidden:
-            continue
-        if not _is_plain(layer, (ups + fused)[0], down):
-            continue
-        activation = max(activations, key=lambda name: _shared_parents(name, (ups + fused)[0]))
-        gate = _gate(layer, ups, activation) if len(ups) == 2 else (fused or [None])[0]
-        up = next((name for name in ups if name != gate), gate)
-        assert up is not None
-        return Stack(f"{path}.{{}}", up, down, activation, gate, None)
-    return None
-
-
 def _is_plain(layer: nn.Module, up: str, down: str) -> bool:
     """Whether the module that holds both maps holds nothing but what an MLP has; a Mamba mixer has a convolution."""
     parents = up.split(".")[: _shared_parents(up, down)]
@@ -118,13 +203,24 @@ def _is_plain(layer: nn.Module, up: str, down: str) -> bool:
         return True
     container = layer.get_submodule(".".join(parents))
     leaves = [module for module in container.modules() if not list(module.children())]
-    usual = (nn.Linear, Conv1D, nn.Dropout, nn.Identity, *_ACTIVATIONS)
-    odd = [module for module in leaves if not isinstance(module, usual) and "Norm" not in type(module).__name__]
+    odd = [leaf for leaf in leaves if not isinstance(leaf, (nn.Linear, Conv1D)) and _is_neither_norm_nor_empty(leaf)]
     return not odd and not list(container.parameters(recurse=False))
 
 
-def _gate(layer: nn.Module, ups: list[str], activation: str) -> str:
+def _is_neither_norm_nor_empty(module: nn.Module) -> bool:
+    return "Norm" not in type(module).__name__ and bool(list(module.parameters()))
+
+
+def _is_activation(module: nn.Module) -> bool:
+    """Whether `module` is an activation of transformers or torch, or is named like one and holds nothing."""
+    is_known = isinstance(module, _ACTIVATIONS) or type(module).__module__ == "torch.nn.modules.activation"
+    named = any(word in type(module).__name__.lower() for word in ("gelu", "relu", "silu", "swish"))
+    return not list(module.children()) and not list(module.parameters()) and (is_known or named)
+
+
+def _gate(layer: nn.Module, maps: Maps) -> str:
     """Of two parallel maps the one whose output enters the activation, seen by running their module without weights."""
+    ups = maps.ups
     container = layer.get_submodule(".".join(ups[0].split(".")[: _shared_parents(*ups)]))
     outputs: dict[str, Tensor] = {}  # the tensors, not their ids: one that is freed leaves its id to the next
     entered: list[Tensor] = []
@@ -134,27 +230,23 @@ def _gate(layer: nn.Module, ups: list[str], activation: str) -> str:
 
     with hooks() as handles:
         handles += [layer.get_submodule(name).register_forward_hook(keep_output(name)) for name in ups]
-        enters = layer.get_submodule(activation).register_forward_pre_hook(
+        enters = layer.get_submodule(maps.activation).register_forward_pre_hook(
             lambda _module, args: entered.append(args[0])
         )
         handles.append(enters)
         try:
             weight = linear_weight(layer.get_submodule(ups[0]))
             container(torch.empty(1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype))
-        except (TypeError, NotImplementedError, RuntimeError):  # a container that wants other arguments: names must do
+        except (TypeError, ValueError, NotImplementedError, RuntimeError):  # it wants other arguments: names must do
             return next((name for name in ups if "gate" in name), ups[0])
     return next((name for name, output in outputs.items() if any(output is one for one in entered)), ups[0])
 
 
-def _outside_attention(layer: nn.Module, kinds: tuple[type, ...]) -> dict[str, Any]:
-    return {name: m for name, m in layer.named_modules() if type(m) in kinds and "att" not in name.lower()}
+def _outside_attention(layer: nn.Module, kinds: tuple[type, ...]) -> list[tuple[str, Any]]:
+    return [(name, m) for name, m in layer.named_modules() if isinstance(m, kinds) and "att" not in name.lower()]
 
 
 def _shared_parents(first: str, second: str) -> int:
     """Number of path components that two paths have in common from the start."""
     pairs = zip(first.split("."), second.split("."), strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-
-def _has_number(path: str) -> bool:
-    return any(part.isdigit() for part in path.split("."))

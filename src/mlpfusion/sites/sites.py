@@ -43,7 +43,8 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
 def find_sites(model: PreTrainedModel, architecture: Architecture) -> list[Site]:
     """All MLPs of the model, stack by stack, in the order of the layers.
 
-    Raises `InputError` if a layer has no MLP of the shapes of the row, or if there is none at all.
+    A layer without the modules of the row, such as a convolution in a hybrid, has no site. Raises `InputError` if no
+    layer of a stack has them, for other shapes than those of the row, and if there is no layer at all.
     """
     base = base_model(model)
     templates = list(dict.fromkeys(stack.layer for stack in architecture.stacks))
@@ -172,12 +173,17 @@ def site_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
 
 def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: str) -> list[Site]:
     stacks = [stack for stack in architecture.stacks if stack.layer == template]
-    sites = []
-    while has_module(base, path := layer_path(template, len(sites))):
+    sites, number, inside = [], 0, template.partition("{}")[0]
+    while has_module(base, f"{inside}{number}"):
+        path = layer_path(template, number)
         fitting = [stack for stack in stacks if all(has_module(base, f"{path}.{part}") for part in _paths(stack))]
-        if not fitting:
-            raise InputError(f"layer {path} must have {' or '.join(stack.up for stack in stacks)} as `up`, got none")
-        sites.append(_make_site(base, fitting[0], path, len(sites)))
+        if fitting:
+            sites.append(_make_site(base, fitting[0], path, number))
+        number += 1
+    if number and not sites:
+        raise InputError(
+            f"a layer of {template} must have {' or '.join(stack.up for stack in stacks)} as `up`, none of {number} has"
+        )
     return sites
 
 
