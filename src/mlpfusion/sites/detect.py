@@ -134,7 +134,11 @@ def _detect_stacks(path: str, layers: list[nn.Module], hidden_sizes: set[int]) -
     """A stack for each kind of MLP in the layers; with several in one layer, each gets a path of its own."""
     found = [(layer, _find_maps(layer, hidden_sizes)) for layer in layers]
     several = any(len(maps) > 1 for _, maps in found)
-    for maps, layer in {maps: layer for layer, all_maps in reversed(found) for maps in reversed(all_maps)}.items():
+    first: dict[Maps, nn.Module] = {}
+    for layer, all_maps in found:
+        for maps in all_maps:
+            first.setdefault(maps, layer)
+    for maps, layer in first.items():
         names = (*maps.ups, maps.down, maps.activation)
         cut = min(_shared_parents(names[0], name) for name in names) if several else 0
         inner = ".".join(names[0].split(".")[:cut])
@@ -164,9 +168,10 @@ def _find_maps(layer: nn.Module, hidden_sizes: set[int]) -> tuple[Maps, ...]:
         ups = tuple(up for shared, up, other in pairs if shared == depth and other == down and up not in taken)
         if down in taken or len(ups) not in (1, 2) or len({shapes[up] for up in ups}) > 1:
             continue
-        if not activations or not _is_plain(layer, ups[0], down):
+        near = [name for name in activations if any(_is_in(name.rpartition(".")[0], map_) for map_ in (ups[0], down))]
+        if not near or not _is_plain(layer, ups[0], down):
             continue
-        activation = max(activations, key=lambda name: _shared_parents(name, ups[0]))
+        activation = max(near, key=lambda name: _shared_parents(name, ups[0]))
         is_fused = shapes[ups[0]] != shapes[down][::-1]
         if not (is_fused and len(ups) > 1):
             found.append(Maps(ups, down, activation, is_fused))
@@ -186,6 +191,8 @@ def _seen(base: PreTrainedModel) -> str:
         for path, layers in layer_lists(base)
     }
     stacks = [f"{path} has {', '.join(names[:_MOST_SHOWN])}" for path, names in maps.items() if names]
+    if stacks and not any(_is_activation(module) for module in base.modules()):
+        return f"{stacks[0]} and no module for an activation, which seems to be a function"
     return "; ".join(stacks[:_MOST_SHOWN]) or "its layers hold no linear maps outside attention"
 
 
@@ -205,6 +212,11 @@ def _is_plain(layer: nn.Module, up: str, down: str) -> bool:
     leaves = [module for module in container.modules() if not list(module.children())]
     odd = [leaf for leaf in leaves if not isinstance(leaf, (nn.Linear, Conv1D)) and _is_neither_norm_nor_empty(leaf)]
     return not odd and not list(container.parameters(recurse=False))
+
+
+def _is_in(parent: str, path: str) -> bool:
+    """Whether the module at `parent` (the layer itself, if empty) holds the one at `path`."""
+    return not parent or path.startswith(f"{parent}.")
 
 
 def _is_neither_norm_nor_empty(module: nn.Module) -> bool:

@@ -42,11 +42,13 @@ def image_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
 def _ids(base: PreTrainedModel) -> Tensor:
     """One row of transformers' dummy ids, in the vocabulary of the model."""
     ids = base.dummy_inputs["input_ids"][:1].to(base.device)
-    embeddings = base.get_input_embeddings()
-    size = getattr(text_config(base.config), "vocab_size", None)
-    if isinstance(embeddings, nn.Embedding):
-        size = embeddings.num_embeddings
-    return ids if not isinstance(size, int) else ids % size
+    try:
+        embeddings = base.get_input_embeddings()
+    except NotImplementedError:  # a model of two towers
+        embeddings = None
+    vocabulary = getattr(text_config(base.config), "vocab_size", None)
+    size = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else vocabulary
+    return ids if size is None else ids % size
 
 
 def _image(base: PreTrainedModel) -> Tensor:

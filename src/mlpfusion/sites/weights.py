@@ -12,6 +12,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.sites.table import Stack
 
 _PLAIN = (nn.Linear, Conv1D)
+_FALCON = ("transformers.models.falcon.modeling_falcon", "FalconLinear")  # x W^T + b, in a class of its own
 
 
 class Tensors(Protocol):
@@ -201,7 +202,12 @@ def linear_shape(linear: nn.Module) -> tuple[int, int]:
 def is_plain(linear: nn.Module) -> bool:
     """Whether `linear` is a stock linear map, or one that keeps its zeros, with a weight that is a plain tensor."""
     ours = isinstance(linear, KindMap)
-    return isinstance(linear, _PLAIN) and (ours or type(linear) in _PLAIN) and _has_plain_weight(linear)
+    return isinstance(linear, _PLAIN) and (ours or is_stock(type(linear))) and _has_plain_weight(linear)
+
+
+def is_stock(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class are plain linear maps; not so for subclasses that quantise, adapt or shard."""
+    return kind in _PLAIN or (kind.__module__, kind.__name__) == _FALCON
 
 
 def new_linear(kind: type[nn.Module], out_features: int, in_features: int, *, bias: bool) -> nn.Linear | Conv1D:
@@ -244,7 +250,7 @@ def _checked(linear: nn.Module) -> nn.Linear | Conv1D:
         return linear
     kind = type(linear)
     where = "" if kind.__module__.startswith("torch.") else f" of {kind.__module__.partition('.')[0]}"
-    if isinstance(linear, nn.Linear | Conv1D) and (kind in _PLAIN or isinstance(linear, KindMap)):
+    if isinstance(linear, nn.Linear | Conv1D) and (is_stock(kind) or isinstance(linear, KindMap)):
         where = f" with a weight of type {type(linear.weight).__name__}"
     raise InputError(
         f"the linear maps of an MLP must be nn.Linear or Conv1D, got {kind.__name__}{where}; "
