@@ -22,11 +22,8 @@ def test_a_model_type_without_a_row_needs_no_flag(name):
     """Its MLPs are found by their shapes, and a run proves them: which of two maps is `gate`, say."""
     model = detected_model(name)
     record = mlpfusion.compress(model, mlpfusion.NeuronPruning(), keep_ratio=0.5)
-    assert {2 * site.width for site in record.sites} == {record.sites[0].original_width}
+    assert all(2 * site.width == site.original_width for site in record.sites)
     assert record.row is not None
-    assert {site.path.rpartition(".")[0] for site in record.sites} <= {
-        stack["layer"].rpartition(".")[0] for stack in record.row["stacks"]
-    }
 
 
 def test_a_row_that_confuses_gate_and_up_is_refused_in_an_encoder_decoder():

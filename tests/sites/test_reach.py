@@ -1,0 +1,52 @@
+"""Model types without a row, composites among them: one tiny model of each through the whole pipeline."""
+
+from typing import Any
+
+import pytest
+import torch
+from detected import DETECTED, detected_model, detected_outputs
+from peft import LoraConfig, get_peft_model
+
+import mlpfusion
+from mlpfusion.compression.preview import inspect_checkpoint
+from mlpfusion.sites.sites import find_sites, linear_maps
+from mlpfusion.sites.table import architecture_from_dict
+
+FAST = ["mobilebert", "qwen2_5_vl", "wav2vec2-bert"]
+
+
+def slow_but(names: list[str]) -> list[Any]:
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in DETECTED]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", slow_but(FAST))
+def test_a_cut_model_is_saved_and_loaded_to_the_bit(name, dtype, tmp_path):
+    if (name, dtype) == ("deberta", torch.bfloat16):
+        pytest.skip("transformers' DeBERTa does not run in bf16")
+    source, out = tmp_path / "source", tmp_path / "out"
+    detected_model(name).save_pretrained(source)
+    kind = type(detected_model(name))
+    model = kind.from_pretrained(source, dtype=dtype).eval()
+    before = detected_outputs(model, name)
+    record = mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    after = detected_outputs(model, name)
+    assert not torch.equal(before, after)
+    model.save_pretrained(out)
+    again = kind.from_pretrained(out, dtype=dtype, device_map="cpu").eval()
+    assert torch.equal(detected_outputs(again, name), after)
+    shown = inspect_checkpoint(str(out))
+    assert shown.compressed is not None
+    assert len(shown.compressed["sites"]) == len(record.sites)
+
+
+@pytest.mark.parametrize("name", slow_but(FAST))
+def test_lora_trains_on_top_of_a_cut(name):
+    model = detected_model(name)
+    record = mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    targets = [path for site in find_sites(model, architecture_from_dict(record.row)) for path in linear_maps(site)]
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    detected_outputs(model, name, gradients=True).square().mean().backward()  # the adapters are in `model` itself
+    gradients = [one.grad for name, one in adapted.named_parameters() if "lora_B" in name and one.grad is not None]
+    assert len(gradients) == len(targets)
+    assert all(bool(gradient.abs().max() > 0) for gradient in gradients)
