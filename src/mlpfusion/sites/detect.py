@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import combinations, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, base_model, expert_parameters, find_sites
+from mlpfusion.sites.sites import Site, base_model, expert_parameters, find_sites, is_beside_mlp
 from mlpfusion.sites.table import ARCHITECTURES, Architecture, Stack
 from mlpfusion.sites.weights import linear_shape, linear_weight
 from mlpfusion.sites.width_keys import text_config, with_proven_keys
@@ -57,23 +57,21 @@ def detect_architecture(model: PreTrainedModel) -> Architecture | None:
     the model for that; every `width_key` is (`with_proven_keys`).
     """
     base = base_model(model)
-    stacks, sites = [], []
-    lists = list(layer_lists(base))
-    of_text = [one for one in lists if _reads_text(base, one[0])]
-    for path, layers in of_text or lists:
+    found: dict[Stack, list[Site]] = {}
+    for path, layers in layer_lists(base):
         for stack in _detect_stacks(path, layers, _hidden_sizes(base.config)):
-            found = _sites_or_none(model, stack)
-            if found:
-                stacks.append(stack)
-                sites += found
-    return with_proven_keys(model, Architecture(tuple(stacks)), sites) if stacks else None
+            found[stack] = _sites_or_none(model, stack)
+    seen = {stack: sites for stack, sites in found.items() if sites}
+    chosen = {stack: sites for stack, sites in seen.items() if reads_text(base, stack.layer)} or seen
+    sites = [site for some in chosen.values() for site in some]
+    return with_proven_keys(model, Architecture(tuple(chosen)), sites) if chosen else None
 
 
-def _reads_text(base: PreTrainedModel, path: str) -> bool:
+def reads_text(base: PreTrainedModel, path: str) -> bool:
     """Whether the stack at `path` belongs to no part of a composite model but its text model."""
     parts = list(_parts_of(base.config))
     text = {type(base.config), type(text_config(base.config)), *(type(one) for name, one in parts if "text" in name)}
-    names = path.split(".")
+    names = path.partition(".{}")[0].split(".")
     owners = [base.get_submodule(".".join(names[:end])) for end in range(len(names))]
     owner = next(one for one in reversed(owners) if isinstance(one, PreTrainedModel))
     return type(owner.config) not in {type(one) for _, one in parts} - text
@@ -92,7 +90,7 @@ def layer_lists(base: nn.Module, path: str = "") -> Iterator[tuple[str, list[nn.
     """Path and layers of every list of layers; where its members are stages, the lists in them take its place."""
     for name, child in base.named_children():
         inner = f"{path}.{name}" if path else name
-        if not isinstance(child, nn.ModuleList) or not len(child):
+        if not _is_list(child):
             yield from layer_lists(child, inner)
         elif any(_is_stage(member) for member in child):
             for number, member in enumerate(child):
@@ -102,16 +100,23 @@ def layer_lists(base: nn.Module, path: str = "") -> Iterator[tuple[str, list[nn.
             yield inner, list(child)
 
 
+def _is_list(module: nn.Module) -> TypeGuard[nn.ModuleList | nn.Sequential]:
+    """Whether `module` is a list of layers, or a sequence of layers that are all of one class."""
+    if isinstance(module, nn.Sequential):
+        return len(module) > 0 and _are_alike(module) and any(True for _ in module[0].children())
+    return isinstance(module, nn.ModuleList) and len(module) > 0
+
+
 def _is_stage(module: nn.Module) -> bool:
     """Whether `module` is no layer but holds layers: a list of alike modules, and no attention beside it."""
     if isinstance(module, nn.ModuleList):
         return True
-    lists = [child for child in module.children() if isinstance(child, nn.ModuleList) and _are_alike(child)]
+    lists = [child for child in module.children() if _is_list(child) and _are_alike(child)]
     beside = [name.lower() for name, child in module.named_children() if child not in lists]
     return bool(lists) and not any("att" in name for name in beside)
 
 
-def _are_alike(layers: nn.ModuleList) -> bool:
+def _are_alike(layers: nn.ModuleList | nn.Sequential) -> bool:
     return len({type(layer) for layer in layers}) == 1 and any(True for _ in layers[0].parameters())
 
 
@@ -135,6 +140,7 @@ def _detect_stacks(path: str, layers: list[nn.Module], hidden_sizes: set[int]) -
     found = [(layer, _find_maps(layer, hidden_sizes)) for layer in layers]
     several = any(len(maps) > 1 for _, maps in found)
     first: dict[Maps, nn.Module] = {}
+    templates = set[str]()
     for layer, all_maps in found:
         for maps in all_maps:
             first.setdefault(maps, layer)
@@ -144,10 +150,12 @@ def _detect_stacks(path: str, layers: list[nn.Module], hidden_sizes: set[int]) -
         inner = ".".join(names[0].split(".")[:cut])
         gate = maps.ups[0] if maps.is_fused else _gate(layer, maps) if len(maps.ups) == 2 else None
         up = next((name for name in maps.ups if name != gate), maps.ups[0])
-        up, down, activation, gate = (
-            name if name is None else name.removeprefix(f"{inner}.") for name in (up, maps.down, maps.activation, gate)
-        )
-        yield Stack(f"{path}.{{}}.{inner}".rstrip("."), up, down, activation, gate, None)
+        template = f"{path}.{{}}.{inner}".rstrip(".")
+        if several and template in templates:  # two MLPs beside each other: one path can be that of one of them
+            continue
+        templates.add(template)
+        up, down, activation = (name.removeprefix(f"{inner}.") for name in (up, maps.down, maps.activation))
+        yield Stack(template, up, down, activation, gate and gate.removeprefix(f"{inner}."), None)
 
 
 def _find_maps(layer: nn.Module, hidden_sizes: set[int]) -> tuple[Maps, ...]:
@@ -255,7 +263,11 @@ def _gate(layer: nn.Module, maps: Maps) -> str:
 
 
 def _outside_attention(layer: nn.Module, kinds: tuple[type, ...]) -> list[tuple[str, Any]]:
-    return [(name, m) for name, m in layer.named_modules() if isinstance(m, kinds) and "att" not in name.lower()]
+    return [
+        (name, module)
+        for name, module in layer.named_modules()
+        if isinstance(module, kinds) and not is_beside_mlp(name) and "experts" not in name.split(".")
+    ]
 
 
 def _shared_parents(first: str, second: str) -> int:

@@ -87,10 +87,10 @@ def checked_sites(model: PreTrainedModel, architecture: Architecture | None) -> 
 def check_visited(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Raises `InputError` if parameters of the layers of `sites` look like MLP parameters but belong to no site."""
     share = visited_share(model, sites)
-    if any(expert_parameters(base_model(model).get_submodule(site.path)) for site in sites):
+    if expert_parameters(base_model(model)):
         raise InputError(
-            "the chosen layers must have no mixture of experts, which is not supported yet, "
-            f"got one: the row covers {100 * share:.1f} % of the MLP parameters there"
+            "`model` must have no mixture of experts, which is not supported yet, got one: "
+            f"{100 * (1 - share):.1f} % of its MLP parameters are in experts"
         )
     if share < 1:
         raise InputError(f"the row of the architecture must cover 100 % of the MLP parameters, got {100 * share:.1f} %")

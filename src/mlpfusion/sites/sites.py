@@ -143,12 +143,12 @@ def visited_share(model: PreTrainedModel, sites: Sequence[Site]) -> float:
 
     What counts as an MLP parameter is decided by shape, not by the row: every parameter of the layer outside
     attention with an axis as long as the intermediate size (twice as long where gate and up are one map), and every
-    one of an expert, whatever its shape.
+    one of an expert in any layer, whatever its shape.
     """
     base = base_model(model)
     visited = {id(parameter) for site in sites for parameter in site_parameters(base, site)}
     wanted = {id(p): p for site in sites for p in _mlp_shaped_parameters(base, site)}
-    wanted |= {id(p): p for site in sites for p in expert_parameters(base.get_submodule(site.path))}
+    wanted |= {id(p): p for p in expert_parameters(base)}
     total = sum(parameter.numel() for parameter in wanted.values())
     return sum(p.numel() for key, p in wanted.items() if key in visited) / total
 
@@ -216,11 +216,20 @@ def has_module(base: nn.Module, path: str) -> bool:
     return True
 
 
+def is_beside_mlp(path: str) -> bool:
+    """Whether the module or parameter at `path` belongs to attention, or to a bottleneck around the MLP (MobileBERT).
+
+    >>> is_beside_mlp("attention.output.dense"), is_beside_mlp("output.dense")
+    (True, False)
+    """
+    return any(word in path.lower() for word in ("att", "bottleneck"))
+
+
 def _mlp_shaped_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
     lengths = {site.intermediate_size * len(names) for names in linear_maps(site).values()}
     axes = 2 if site.hidden_size in lengths else 1
     return [
         parameter
         for name, parameter in base.get_submodule(site.path).named_parameters()
-        if "att" not in name.lower() and parameter.ndim >= axes and lengths & set(parameter.shape)
+        if not is_beside_mlp(name) and parameter.ndim >= axes and lengths & set(parameter.shape)
     ]
