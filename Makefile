@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest test-quantised check exhaustive fuzz bench docs site dist clean
+.PHONY: demo test test-lowest test-quantised check exhaustive fuzz census bench docs site dist clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/demo
@@ -43,6 +43,10 @@ exhaustive: .venv/test
 COUNT ?= 1000
 fuzz: .venv/test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py --count $(COUNT)
+
+# Which model types of the installed transformers are found, and what changed against the committed record.
+census: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/census.py
 
 docs: .venv/test
 	$(BIN)/python docs/tables.py

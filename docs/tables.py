@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from census import census_found, census_missed, census_summary, reach
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
@@ -272,9 +273,12 @@ def method_options() -> str:
 
 
 def architectures() -> str:
-    """The model types of the table."""
+    """The model types of the table, and how many others are found."""
     names = ", ".join(f"`{model_type}`" for model_type in ARCHITECTURES)
-    return textwrap.fill(f"{names}.", LINE, break_on_hyphens=False)
+    census = read_result("census")
+    found, dense = reach(census)
+    others = f"In others the MLPs are found by their shapes: {found} of {dense} ([list](docs/architectures.md))."
+    return textwrap.fill(f"{names}. {others}", LINE, break_on_hyphens=False)
 
 
 def command_help() -> str:
@@ -290,6 +294,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
     "before-after": before_after,
+    "census": lambda: census_summary(read_result("census")),
+    "census-found": lambda: textwrap.fill(census_found(read_result("census")), 140, break_on_hyphens=False),
+    "census-missed": lambda: census_missed(read_result("census")),
     "decoder": lambda: decoder_table(read_result("stories260k_cut")),
     "dynamics": dynamics,
     "dynamics-over-fusion": dynamics_over_fusion,

@@ -1,6 +1,5 @@
 """`benchmarks/recovery.py`: where a curve crosses, what a start sees, and a record that goes on where it was."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -9,22 +8,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from scripts import load_script
 
 from mlpfusion.methods.names import parse_method
 
 ROOT = Path(__file__).parents[2]
 STORY = "Once upon a time there was a little girl who loved to play with her red ball in the park.\n<|endoftext|>\n"
-
-
-def load_script(path: str) -> Any:
-    name = path.replace("/", "_").removesuffix(".py")
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

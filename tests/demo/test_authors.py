@@ -1,7 +1,6 @@
 """The labelled set of the demo: balanced, clean, nothing in two splits; and the script that makes it from books."""
 
 import gzip
-import importlib.util
 import json
 import re
 from collections import Counter
@@ -10,13 +9,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from scripts import load_script
 
 import mlpfusion
 from mlpfusion.demo.authors import LABEL, SPLITS, TEXT, author_rows, load_authors, write_authors
 from mlpfusion.demo.model import demo_sentences
 
 SET = Path(mlpfusion.__file__).parent / "demo" / "four_authors.jsonl.gz"
-SCRIPT = Path(__file__).parents[2] / "examples" / "four_authors.py"
+SCRIPT = "examples/four_authors.py"
 SIZES = {"train": 320, "validation": 100, "test": 200}
 
 
@@ -27,12 +27,7 @@ def splits() -> dict[str, list[dict[str, str]]]:
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("four_authors", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_every_split_is_balanced(splits):

@@ -1,22 +1,21 @@
 """The converter of the example: the model and the tokenizer are those of llama2.c, and the commands work on them."""
 
-import importlib.util
 import json
 import struct
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from scripts import load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlpfusion.cli import main
 from mlpfusion.data.files.text import read_texts
 from mlpfusion.errors import InputError
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "stories260k.py"
+SCRIPT = "examples/stories260k.py"
 # From llama2.c's own page on this checkpoint.
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
@@ -24,21 +23,12 @@ STORY = (
 )
 
 
-def load_script() -> Any:
-    spec = importlib.util.spec_from_file_location("stories260k", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def stories(evaluation_data, tmp_path_factory) -> Path:
     """The converted checkpoint."""
     out = tmp_path_factory.mktemp("stories") / "out"
     source = evaluation_data / "checkpoints" / "stories260K"
-    result = CliRunner().invoke(load_script().main, [str(source), str(out)])
+    result = CliRunner().invoke(load_script(SCRIPT).main, [str(source), str(out)])
     assert result.exit_code == 0, result.output
     assert STORY in result.stdout
     assert "260,032 parameters" in result.stdout
@@ -108,7 +98,7 @@ def test_compare_and_compress_work_on_it(stories, evaluation_data, tmp_path):
 
 
 def test_a_file_that_is_cut_off_is_refused(evaluation_data, tmp_path):
-    script, source = load_script(), evaluation_data / "checkpoints" / "stories260K"
+    script, source = load_script(SCRIPT), evaluation_data / "checkpoints" / "stories260K"
     data = (source / "stories260K.bin").read_bytes()
     for name, content, message in [
         ("short", data[:20], "must hold a header of 28 bytes, got 20 bytes"),

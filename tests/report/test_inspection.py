@@ -88,6 +88,15 @@ def test_a_type_without_a_row_goes_from_inspect_to_reload_with_or_without_a_file
     assert int(loaded.layers[1].mlp.act_fn.output_scale.sum()) == 56
 
 
+def test_what_a_composite_model_has_beside_its_text_model_is_named(tmp_path):
+    detected_config("llava").save_pretrained(tmp_path)
+    shown = inspect_checkpoint(str(tmp_path))
+    assert [stack.layers for stack in shown.stacks] == ["language_model.layers.{}"]
+    assert shown.left_out == ("vision_tower.encoder.layers.{}",)
+    output = CliRunner().invoke(main, ["inspect", str(tmp_path)]).stdout
+    assert "Left out, since they read no text: vision_tower.encoder.layers.{}" in output
+
+
 def test_a_model_without_a_recognisable_mlp_is_told_so(tmp_path):
     config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=67, state_size=4)
     config.save_pretrained(tmp_path)

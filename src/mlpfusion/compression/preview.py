@@ -14,7 +14,7 @@ from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import unscaled
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
-from mlpfusion.sites.detect import detect_architecture
+from mlpfusion.sites.detect import all_stacks, detect_architecture
 from mlpfusion.sites.sites import (
     Site,
     base_model,
@@ -60,6 +60,7 @@ class Cut:
 class Inspection:
     """What was recognised in a checkpoint. `proposed_row` is YAML, the row that was found where the table has none.
 
+    `left_out` names the stacks of a composite model that are not cut: those of images and sounds, beside one of text.
     `expert_parameters` are those of mixtures of experts, which are in no MLP of `stacks`; `quantised` is the method of
     quantised weights.
     """
@@ -76,6 +77,7 @@ class Inspection:
     cut: Cut | None
     compressed: dict[str, Any] | None
     proposed_row: str | None
+    left_out: tuple[str, ...]
     quantised: str | None
 
 
@@ -105,6 +107,7 @@ def inspect_checkpoint(
         cut=_cut(empty, sites, selection) if sites and not compressed and not quantised else None,
         compressed=compressed,
         proposed_row=None if experts else proposed,
+        left_out=_left_out(empty, row) if proposed else (),
         quantised=quantised,
     )
 
@@ -117,6 +120,11 @@ def _row(model: PreTrainedModel, file: str | None) -> tuple[Architecture | None,
         return ARCHITECTURES[model.config.model_type], None
     found = detect_architecture(model)
     return found, yaml.safe_dump(architecture_to_dict(found), sort_keys=False) if found else None
+
+
+def _left_out(model: PreTrainedModel, row: Architecture | None) -> tuple[str, ...]:
+    counted = {stack.layer for stack in row.stacks} if row else set()
+    return tuple(dict.fromkeys(stack.layer for stack in all_stacks(model) if stack.layer not in counted))
 
 
 def _summaries(model: PreTrainedModel, sites: list[Site]) -> tuple[StackSummary, ...]:

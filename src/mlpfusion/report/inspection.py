@@ -53,6 +53,8 @@ def _print_where_from(console: PlainConsole, inspection: Inspection) -> None:
         f"{inspection.model_type} has no row in the table: the MLPs were found by their shapes, and `compress` runs "
         "the model once to prove them. --json prints the row, to be changed and given by --architecture."
     )
+    if inspection.left_out:
+        console.print(f"Left out, since they read no text: {', '.join(inspection.left_out)}", highlight=False)
     if "width_key: null" in inspection.proposed_row:
         console.print(
             "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "

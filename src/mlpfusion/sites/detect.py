@@ -56,15 +56,19 @@ def detect_architecture(model: PreTrainedModel) -> Architecture | None:
     Of a model of texts and images or sounds only the stacks that read text count. Shapes are no proof, `check_row` runs
     the model for that; every `width_key` is (`with_proven_keys`).
     """
-    base = base_model(model)
-    found: dict[Stack, list[Site]] = {}
+    base, found = base_model(model), all_stacks(model)
+    chosen = {stack: sites for stack, sites in found.items() if reads_text(base, stack.layer)} or found
+    sites = [site for some in chosen.values() for site in some]
+    return with_proven_keys(model, Architecture(tuple(chosen)), sites) if chosen else None
+
+
+def all_stacks(model: PreTrainedModel) -> dict[Stack, list[Site]]:
+    """Every stack that the shapes suggest, whatever it reads, with its sites. Its `width_key` is not looked for."""
+    base, found = base_model(model), dict[Stack, list[Site]]()
     for path, layers in layer_lists(base):
         for stack in _detect_stacks(path, layers, _hidden_sizes(base.config)):
             found[stack] = _sites_or_none(model, stack)
-    seen = {stack: sites for stack, sites in found.items() if sites}
-    chosen = {stack: sites for stack, sites in seen.items() if reads_text(base, stack.layer)} or seen
-    sites = [site for some in chosen.values() for site in some]
-    return with_proven_keys(model, Architecture(tuple(chosen)), sites) if chosen else None
+    return {stack: sites for stack, sites in found.items() if sites}
 
 
 def reads_text(base: PreTrainedModel, path: str) -> bool:
@@ -172,15 +176,16 @@ def _find_maps(layer: nn.Module, hidden_sizes: set[int]) -> tuple[Maps, ...]:
     ]
     found: list[Maps] = []
     taken: set[str] = set()
-    for depth, _, down in sorted(pairs, key=lambda pair: -pair[0]):
-        ups = tuple(up for shared, up, other in pairs if shared == depth and other == down and up not in taken)
-        if down in taken or len(ups) not in (1, 2) or len({shapes[up] for up in ups}) > 1:
+    for depth, up, down in sorted(pairs, key=lambda pair: -pair[0]):
+        parallel = [name for name, shape in shapes.items() if shape == shapes[up] and name not in {down, *taken}]
+        ups = tuple(name for name in parallel if _shared_parents(name, down) == depth)
+        if {up, down} & taken or len(ups) > 2:
             continue
-        near = [name for name in activations if any(_is_in(name.rpartition(".")[0], map_) for map_ in (ups[0], down))]
-        if not near or not _is_plain(layer, ups[0], down):
+        near = [name for name in activations if any(_is_in(name.rpartition(".")[0], one) for one in (up, down))]
+        if not near or not _is_plain(layer, up, down):
             continue
-        activation = max(near, key=lambda name: _shared_parents(name, ups[0]))
-        is_fused = shapes[ups[0]] != shapes[down][::-1]
+        activation = max(near, key=lambda name: _shared_parents(name, up))
+        is_fused = shapes[up] != shapes[down][::-1]
         if not (is_fused and len(ups) > 1):
             found.append(Maps(ups, down, activation, is_fused))
             taken |= {*ups, down}

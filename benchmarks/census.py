@@ -1,0 +1,137 @@
+"""Which model types of the installed transformers have MLPs, and in which of them mlpfusion finds all.
+
+    python benchmarks/census.py [TYPE ...] [--out FILE]
+
+Every type of transformers' Auto tables is built from its default config, without memory for its weights; about 20
+minutes of processor time. The record says for each what was found, or why not. By a rule of its own, which is not the
+detector's, two linear maps of a layer are those of a dense MLP if one leads from d to f numbers (or to 2 f: gate and up
+in one) and the other back, f above d, outside attention, experts and bottlenecks, and no convolution is in the module
+that holds both. `share` is the part of these parameters that belongs to a site; of a model of texts and images or
+sounds only the parts that read text count, where they have any.
+"""
+
+import argparse
+import gc
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from itertools import permutations, takewhile
+from pathlib import Path
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.pytorch_utils import Conv1D
+
+from mlpfusion.checkpoint.read import CONFIG_ERRORS, empty_model
+from mlpfusion.errors import InputError, one_line
+from mlpfusion.record import versions
+from mlpfusion.sites.detect import find_architecture, reads_text
+from mlpfusion.sites.sites import base_model, expert_parameters, find_sites, is_beside_mlp, site_parameters
+from mlpfusion.sites.table import ARCHITECTURES
+from mlpfusion.sites.weights import linear_shape
+
+OUT = Path("benchmarks/results/census.json")
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Type:
+    """One model type. `status` is row, found, refused or unbuilt; `reason` is given for the last two."""
+
+    model_type: str
+    status: str
+    dense: int = 0  # parameters of dense MLPs by the rule, in the parts that count
+    experts: int = 0  # parameters of experts
+    share: float = 0.0
+    stacks: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+def dense_parameters(base: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The parameters of the linear maps that the rule takes for those of dense MLPs, by name."""
+    names = {id(parameter): name for name, parameter in base.named_parameters()}
+    found = dict[str, nn.Parameter]()
+    for module in base.modules():
+        for layer in module if isinstance(module, nn.ModuleList | nn.Sequential) else ():
+            for linear in _paired_maps(layer):
+                found |= {names[id(parameter)]: parameter for parameter in linear.parameters()}
+    texts = {name: parameter for name, parameter in found.items() if reads_text(base, name)}
+    return texts or found
+
+
+def _paired_maps(layer: nn.Module) -> list[nn.Module]:
+    linears = {
+        name: module
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not is_beside_mlp(name) and "experts" not in name.split(".")
+    }
+    shapes = {name: tuple(linear_shape(module)) for name, module in linears.items()}
+    paired = set[str]()
+    for up, down in permutations(linears, 2):
+        hidden, width = shapes[down]
+        if width > hidden and shapes[up] in {(width, hidden), (2 * width, hidden)}:
+            both = zip(up.split("."), down.split("."), strict=False)
+            parent = layer.get_submodule(".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], both)))
+            beside = [module for module in parent.children() if module not in linears.values()]
+            is_list = isinstance(parent, nn.ModuleList | nn.Sequential)  # then the two are of different layers
+            if not is_list and not any("Conv" in type(module).__name__ for module in beside):
+                paired |= {up, down}
+    return [linears[name] for name in paired]
+
+
+def census_of(model_type: str) -> Type:
+    """Builds a model of the default config and looks for its MLPs."""
+    try:
+        model = empty_model(CONFIG_MAPPING[model_type]())
+    except (InputError, StrictDataclassError, *CONFIG_ERRORS) as error:  # some refuse their own defaults
+        return Type(model_type, "unbuilt", reason=_reason(error))
+    base = base_model(model)
+    dense = dense_parameters(base)
+    num_dense = sum(parameter.numel() for parameter in dense.values())
+    num_experts = sum(parameter.numel() for parameter in expert_parameters(base))
+    try:
+        row = find_architecture(model)
+    except InputError as error:
+        return Type(model_type, "refused", num_dense, num_experts, reason=_reason(error))
+    sites = find_sites(model, row)
+    visited = {id(parameter) for site in sites for parameter in site_parameters(base, site)}
+    seen = sum(parameter.numel() for parameter in dense.values() if id(parameter) in visited)
+    return Type(
+        model_type,
+        "row" if model_type in ARCHITECTURES else "found",
+        num_dense,
+        num_experts,
+        share=seen / num_dense if num_dense else 1.0,
+        stacks=tuple(dict.fromkeys(site.stack.layer for site in sites)),
+    )
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error)[:LONGEST_REASON]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    known = json.loads(arguments.out.read_text(encoding="utf-8"))["types"] if arguments.out.exists() else []
+    before = {row["model_type"]: row for row in known}
+    rows = before if arguments.types else {}
+    for model_type in arguments.types or sorted(CONFIG_MAPPING):
+        row = json.loads(json.dumps(asdict(census_of(model_type))))
+        if before.get(model_type) != row:
+            print(f"{model_type}: {row['status']}, {100 * row['share']:.1f} %", row["reason"] or "", flush=True)
+        rows[model_type] = row
+        gc.collect()
+    record = {"versions": versions(), "types": [rows[name] for name in sorted(rows)]}
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The page of architectures, from the record of benchmarks/census.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+from page import markdown
+
+_REASON = 160  # characters of a reason in a table
+Row = dict[str, Any]
+
+
+def _is_found(row: Row) -> bool:
+    return row["status"] in ("row", "found")
+
+
+def _holds_dense(row: Row) -> bool:
+    return row["status"] != "unbuilt" and not row["experts"] and row["dense"] > 0
+
+
+# What the census says of a type -> the types of which it says so; a type belongs to the first that fits.
+OUTCOMES: dict[str, Callable[[Row], bool]] = {
+    "a row of its own in the table": lambda row: row["status"] == "row",
+    "mixture of experts, not supported yet": lambda row: row["experts"] > 0,
+    "found by shapes, all of its MLPs": lambda row: _is_found(row) and row["share"] == 1,
+    "found by shapes, a part of its MLPs: refused": _is_found,
+    "has dense MLPs by the rule, not found": _holds_dense,
+    "has no dense MLP by the rule": lambda row: row["status"] == "refused",
+    "not built: no Auto class loads it, its default config does not hold, or a package is missing": lambda row: True,
+}
+
+
+def outcome(row: Row) -> str:
+    return next(name for name, fits in OUTCOMES.items() if fits(row))
+
+
+def census_summary(record: dict[str, Any]) -> str:
+    counts = dict.fromkeys(OUTCOMES, 0)
+    for row in record["types"]:
+        counts[outcome(row)] += 1
+    versions = record["versions"]
+    head = f"transformers {versions['transformers']}: what is found in a model of the default config"
+    return markdown([head, "types"], [[name, str(count)] for name, count in counts.items()])
+
+
+def census_found(record: dict[str, Any]) -> str:
+    names = [f"`{row['model_type']}`" for row in record["types"] if outcome(row).endswith("all of its MLPs")]
+    return ", ".join(names) + "."
+
+
+def census_missed(record: dict[str, Any]) -> str:
+    missed = ("found by shapes, a part of its MLPs: refused", "has dense MLPs by the rule, not found")
+    rows = [row for row in record["types"] if outcome(row) in missed]
+    return markdown(
+        ["type", "MLP parameters found", "why not all"],
+        [[f"`{row['model_type']}`", f"{100 * row['share']:.1f} %", _reason(row)] for row in rows],
+    )
+
+
+def reach(record: dict[str, Any]) -> tuple[int, int]:
+    """Types without experts whose dense MLPs are all found, and those that have dense MLPs by the rule."""
+    dense = [row for row in record["types"] if _holds_dense(row)]
+    return sum(_is_found(row) and row["share"] == 1 for row in dense), len(dense)
+
+
+def _reason(row: Row) -> str:
+    if row["reason"] is None:
+        return f"found: {', '.join(row['stacks'])}"
+    seen = row["reason"].partition(f"'{row['model_type']}': ")[2] or row["reason"]
+    return seen.partition("; `--architecture")[0][:_REASON].replace("|", "/")
