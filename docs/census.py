@@ -57,8 +57,8 @@ def census_missed(record: dict[str, Any]) -> str:
 
 
 def reach(record: dict[str, Any]) -> tuple[int, int]:
-    """Types without experts whose dense MLPs are all found, and those that have dense MLPs by the rule."""
-    dense = [row for row in record["types"] if _holds_dense(row)]
+    """Types without a row and experts whose dense MLPs are all found, and those that have dense MLPs by the rule."""
+    dense = [row for row in record["types"] if _holds_dense(row) and row["status"] != "row"]
     return sum(_is_found(row) and row["share"] == 1 for row in dense), len(dense)
 
 
