@@ -84,6 +84,15 @@ def test_a_model_that_does_not_run_on_made_up_inputs_is_refused():
         mlpfusion.compress(model, mlpfusion.Fusion(), width=14)
 
 
+def test_an_activation_that_something_else_uses_too_is_refused():
+    """A diagonal that is put into it would reach the other place as well."""
+    model = detected_model("mbart")
+    layer: Any = model.encoder.layers[0]
+    layer.self_attn_layer_norm = torch.nn.Sequential(layer.self_attn_layer_norm, layer.activation_fn)
+    with pytest.raises(InputError, match=r"must serve MLPs alone, encoder.layers.0.activation_fn runs elsewhere too"):
+        mlpfusion.compress(model, mlpfusion.Fusion(), width=14)
+
+
 @pytest.mark.parametrize("command", ["inspect", "compress", "compare", "dynamics", "reproduce"])
 def test_every_command_that_looks_for_a_row_takes_one(command):
     assert "--architecture FILE" in call(command, "--help").stdout

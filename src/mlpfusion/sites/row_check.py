@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from mlpfusion.checks import num_not_finite
@@ -10,7 +11,7 @@ from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.mlp import forward
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.made_up_inputs import made_up_inputs
-from mlpfusion.sites.recording import eval_mode
+from mlpfusion.sites.recording import eval_mode, hooks
 from mlpfusion.sites.sites import (
     Site,
     base_model,
@@ -18,6 +19,7 @@ from mlpfusion.sites.sites import (
     expert_parameters,
     find_sites,
     read_mlp,
+    site_module,
     visited_share,
 )
 from mlpfusion.sites.table import Architecture, check_known_row, is_known_row
@@ -32,9 +34,15 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     Shapes cannot tell gate from up, a run can: one forward pass on a few token ids, or on what else the model takes. A
     model that does not run on that is refused too.
     """
-    for site, one in zip(sites, _watched_run(model, sites), strict=True):
+    seen, activated = _watched_run(model, sites)
+    for site, one in zip(sites, seen, strict=True):
+        activated[site_module(model, site, "activation")] -= len(one.inputs)
+    for site, one in zip(sites, seen, strict=True):
         if not one.inputs or not one.outputs:
             raise InputError(f"the row must name modules that the model runs, it does not run {site.path}")
+        if activated[site_module(model, site, "activation")]:
+            name = site.module_path("activation")
+            raise InputError(f"`activation` of a row must serve MLPs alone, {name} runs elsewhere too")
         inputs, outputs = one.inputs[0], one.outputs[0]
         if num_not_finite(inputs) or num_not_finite(outputs):
             raise InputError(
@@ -48,17 +56,25 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
             )
 
 
-def _watched_run(model: PreTrainedModel, sites: Sequence[Site]) -> list[Seen]:
-    """What enters and leaves the sites in a forward pass on made-up inputs. Raises `InputError` if none succeeds."""
+def _watched_run(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[list[Seen], dict[nn.Module, int]]:
+    """What enters and leaves the sites in a forward pass on made-up inputs, and how often their activations run.
+
+    Raises `InputError` if the model runs on none of the inputs.
+    """
     base, refusal = base_model(model), "it takes none that can be made up"
-    with eval_mode(model):
-        for inputs in made_up_inputs(base):
-            try:
-                with watch_sites(model, sites) as seen:
-                    base(**inputs)
-                return seen
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                refusal = one_line(error)
+    for inputs in made_up_inputs(base):
+        ran = {site_module(model, site, "activation"): 0 for site in sites}
+
+        def count(module: nn.Module, _args: object, ran: dict[nn.Module, int] = ran) -> None:
+            ran[module] += 1
+
+        try:
+            with eval_mode(model), watch_sites(model, sites) as seen, hooks() as handles:
+                handles += [module.register_forward_pre_hook(count) for module in ran]
+                base(**inputs)
+            return seen, ran
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            refusal = one_line(error)
     raise InputError(
         f"`model` must run on made-up inputs, so that its row can be checked, a {type(model).__name__} does not: "
         f"{refusal}"
