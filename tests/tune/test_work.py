@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from command import call, refused
 
+from mlpfusion.checkpoint import stage
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.errors import DamageWarning, InputError
 from mlpfusion.storage.unfinished import opened_work, work_folder
-from mlpfusion.tune import run as job
 
 SETTINGS = {"epochs": 1}
 
@@ -89,7 +89,7 @@ def test_a_job_that_replaces_an_older_result_is_resumed_and_not_taken_for_it(fus
     assert call("tune", fused, out, *data, "--epochs", 1).exit_code == 0
     old = (out / "model.safetensors").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(job, "put_in_place", die)
+        patched.setattr(stage, "put_in_place", die)
         assert call("tune", fused, out, *data, "--overwrite").exit_code == 130
     assert (out / "model.safetensors").read_bytes() == old
     result = call("tune", fused, out, *data, "--resume", "--json")
@@ -103,7 +103,7 @@ def test_a_job_that_replaces_an_older_result_is_resumed_and_not_taken_for_it(fus
 def test_a_damaged_stage_is_made_again_and_a_broken_record_is_no_traceback(fused, data, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(job, "put_in_place", die)
+        patched.setattr(stage, "put_in_place", die)
         assert call("tune", fused, out, *data).exit_code == 130
     (result,) = work_folder(out).glob("*/result")
     good = (result / "model.safetensors").read_bytes()
