@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from mlpfusion.checkpoint.files import check_plain_file, read_json
 from mlpfusion.checkpoint.quantisation import check_not_quantised
@@ -38,6 +38,11 @@ def read_config(folder: Path, *, allow_quantised: bool = False) -> PreTrainedCon
         raise InputError(f"`architectures` of {where} must be a list of names, got {shown(names)}")
     for name, value in _entries(data):
         _check_entry(where, name, value)
+    if "auto_map" in data and data["model_type"] not in CONFIG_MAPPING:
+        raise InputError(
+            f"`model_type` must be one of transformers' own, got {shown(data['model_type'])}, whose code is in files "
+            f"beside {where} (`auto_map`): such code is not run"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except CONFIG_ERRORS as error:
