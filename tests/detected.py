@@ -76,8 +76,8 @@ DETECTED: dict[str, dict[str, Any]] = {
     "xglm": {"d_model": 32, "ffn_dim": 56, "num_layers": 2, "attention_heads": 4, **_TEXT},
     "xlm": _XLM,
 }
-# Types with a stack whose width stands in no entry of their config (T5Gemma: of its text config).
-WITHOUT_KEY = ("bloom", "dinov2", "flaubert", "mpt", "swin", "t5gemma", "xlm")
+# Types whose width stands in no entry of their config.
+WITHOUT_KEY = ("bloom", "dinov2", "flaubert", "mpt", "swin", "xlm")
 # Mixtures of experts: the first has shared experts beside them, in the next two and the last some layers have none.
 EXPERTS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**_LLAMA, **_EXPERTS, "shared_expert_intermediate_size": 40},

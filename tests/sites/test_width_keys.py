@@ -19,7 +19,7 @@ from mlpfusion.sites.sites import find_sites
 from mlpfusion.sites.table import Architecture, Stack, architecture_from_dict, architecture_to_dict
 from mlpfusion.sites.width_keys import with_proven_keys
 
-USUAL = ("albert", "dinov2", "funnel", "gemma3", "gptj", "mbart", "phi3", "whisper")
+USUAL = ("albert", "dinov2", "t5gemma", "funnel", "gemma3", "gptj", "mbart", "phi3", "whisper")
 
 
 def row_of(name: str) -> Architecture:
@@ -39,7 +39,9 @@ def test_every_stack_gets_the_key_that_moves_it_and_no_other():
     for name in ("gptj", "codegen", "gpt_bigcode"):  # the key is empty in these configs
         assert keys(row_of(name)) == {"h.{}": "n_inner"}, name
     for name in WITHOUT_KEY:
-        assert None in keys(row_of(name)).values(), name
+        assert set(keys(row_of(name)).values()) == {None}, name
+    both = {"encoder.layers.{}": "encoder.intermediate_size", "decoder.layers.{}": "intermediate_size"}
+    assert keys(row_of("t5gemma")) == both, "the encoder's key is in a config inside"
     blocks = ("encoder.blocks.0.{}", "encoder.blocks.1.{}", "decoder.layers.{}")
     assert keys(row_of("funnel")) == dict.fromkeys(blocks, "d_inner")
 
@@ -96,7 +98,10 @@ def test_a_wrong_width_key_never_costs_the_model(key, tmp_path):
     torch.testing.assert_close(detected_outputs(loaded(tmp_path, "mbart"), "mbart"), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "num_hidden_layers", "typo", "to_dict", "__class__", "__dict__"])
+@pytest.mark.parametrize(
+    "name",
+    ["vocab_size", "num_hidden_layers", "typo", "to_dict", "__class__", "__dict__", "__class__.typo", "a.vocab_size"],
+)
 def test_an_edited_key_may_name_no_other_entry_of_the_config(name, tmp_path):
     model = detected_model("mbart")
     mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row_of("mbart"))

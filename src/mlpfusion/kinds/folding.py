@@ -20,7 +20,7 @@ from mlpfusion.sites.sites import (
     check_transformers_model,
     find_sites,
 )
-from mlpfusion.sites.width_keys import holder_of, saved_shapes, stock_shapes
+from mlpfusion.sites.width_keys import saved_shapes, set_width, stock_shapes
 
 
 def fold(model: PreTrainedModel) -> PreTrainedModel:
@@ -131,9 +131,7 @@ def _set_config(model: PreTrainedModel, widths: dict[str, int], key: FusionKey |
 def _write(config: PreTrainedConfig, widths: dict[str, int], key: FusionKey | None) -> None:
     """Sets the widths, and sets or removes the key. Changes the config."""
     for name, width in widths.items():
-        holder = holder_of(config, name)
-        assert holder is not None
-        setattr(holder, name, width)
+        set_width(config, name, width)
     if key is not None:
         setattr(config, KEY, key_to_dict(key))
     elif hasattr(config, KEY):

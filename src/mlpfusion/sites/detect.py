@@ -15,7 +15,7 @@ from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, expert_parameters, find_sites, is_beside_mlp
 from mlpfusion.sites.table import ARCHITECTURES, Architecture, Stack
 from mlpfusion.sites.weights import linear_shape, linear_weight
-from mlpfusion.sites.width_keys import text_config, with_proven_keys
+from mlpfusion.sites.width_keys import parts_of, text_config, with_proven_keys
 
 _MOST_SHOWN = 4  # stacks, and linear maps of each, in an error
 _ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
@@ -73,21 +73,12 @@ def all_stacks(model: PreTrainedModel) -> dict[Stack, list[Site]]:
 
 def reads_text(base: PreTrainedModel, path: str) -> bool:
     """Whether the stack at `path` belongs to no part of a composite model but its text model."""
-    parts = list(_parts_of(base.config))
+    parts = list(parts_of(base.config))
     text = {type(base.config), type(text_config(base.config)), *(type(one) for name, one in parts if "text" in name)}
     names = path.partition(".{}")[0].split(".")
     owners = [base.get_submodule(".".join(names[:end])) for end in range(len(names))]
     owner = next(one for one in reversed(owners) if isinstance(one, PreTrainedModel))
     return type(owner.config) not in {type(one) for _, one in parts} - text
-
-
-def _parts_of(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
-    """Names and configs of the models inside a composite model, those of their parts too."""
-    for name in config.sub_configs:
-        part = getattr(config, name, None)
-        if isinstance(part, PreTrainedConfig):
-            yield name, part
-            yield from _parts_of(part)
 
 
 def layer_lists(base: nn.Module, path: str = "") -> Iterator[tuple[str, list[nn.Module]]]:

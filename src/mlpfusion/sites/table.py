@@ -18,8 +18,8 @@ class Stack:
 
     `layer` is the path of a layer from the base model, `{}` standing for its number; the other paths start at the
     layer. `gate` is the linear map whose output goes through the activation in a gated block; where it equals `up`,
-    one map holds both, gate rows first. `width_key` is the entry of the config that holds the width, None if no entry
-    does: `fold` then cannot make a stock model of it.
+    one map holds both, gate rows first. `width_key` is the entry of the config that holds the width, or the entry of a
+    config inside it (`encoder.intermediate_size`), None if there is none: `fold` then cannot make a stock model of it.
     """
 
     layer: str

@@ -1,7 +1,7 @@
 """Which key of a config holds the width of a stack: looked up safely, and proven on the meta device."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -37,16 +37,33 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
         return config
 
 
-def holder_of(config: PreTrainedConfig, name: str) -> PreTrainedConfig | None:
-    """Config with the entry `name`: `config`, or the one of its text model. None if neither has one."""
-    return next((one for one in (config, text_config(config)) if name in {*one.to_dict(), *one.attribute_map}), None)
+def parts_of(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
+    """Names and configs of the models inside a composite model, those of their parts too: `vision_config`."""
+    for name in config.sub_configs:
+        part, inner = getattr(config, name, None), f"{path}.{name}" if path else name
+        if isinstance(part, PreTrainedConfig):
+            yield inner, part
+            yield from parts_of(part, inner)
 
 
-def is_width_key(config: PreTrainedConfig, name: str, width: int) -> bool:
-    """Whether `name` is an entry of the config with the value `width`, or None, the class's own default."""
-    holder = holder_of(config, name)
-    value = None if holder is None else holder.to_dict().get(holder.attribute_map.get(name, name))
-    return holder is not None and (value is None or (type(value) is int and value == width))
+def holder_of(config: PreTrainedConfig, key: str) -> tuple[PreTrainedConfig, str] | None:
+    """Config with the entry that `key` names, and its name there; None if there is none.
+
+    An entry is that of `config` or of its text model, after dots (`vision_config.intermediate_size`) of another part.
+    """
+    path, _, name = key.rpartition(".")
+    holders = [part for inner, part in parts_of(config) if inner == path] if path else [config, text_config(config)]
+    return next(((one, name) for one in holders if name in {*one.to_dict(), *one.attribute_map}), None)
+
+
+def is_width_key(config: PreTrainedConfig, key: str, width: int) -> bool:
+    """Whether `key` names an entry of the config with the value `width`, or None, the class's own default."""
+    found = holder_of(config, key)
+    if found is None:
+        return False
+    holder, name = found
+    value = holder.to_dict().get(holder.attribute_map.get(name, name))
+    return value is None or (type(value) is int and value == width)
 
 
 def check_width_keys(config: PreTrainedConfig, sites: Sequence[Site]) -> None:
@@ -59,13 +76,18 @@ def check_width_keys(config: PreTrainedConfig, sites: Sequence[Site]) -> None:
             )
 
 
-def with_width(config: PreTrainedConfig, name: str, width: int) -> PreTrainedConfig:
-    """Copy of the config with another width under the key `name`."""
+def with_width(config: PreTrainedConfig, key: str, width: int) -> PreTrainedConfig:
+    """Copy of the config with another width under `key`."""
     changed = copy.deepcopy(config)
-    holder = holder_of(changed, name)
-    assert holder is not None
-    setattr(holder, name, width)
+    set_width(changed, key, width)
     return changed
+
+
+def set_width(config: PreTrainedConfig, key: str, width: int) -> None:
+    """Writes the width into the entry that `key` names. Changes the config."""
+    found = holder_of(config, key)
+    assert found is not None
+    setattr(*found, width)
 
 
 def stock_shapes(kind: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
@@ -107,8 +129,10 @@ def _with_key(
 
 
 def _candidates(config: PreTrainedConfig, width: int) -> list[str]:
-    """Entries that may hold the width: those of this value, then empty ones with a usual name."""
+    """Keys that may hold the width: those of this value, then empty ones with a usual name."""
     entries = {**text_config(config).to_dict(), **config.to_dict()}
+    for path, part in parts_of(config):
+        entries |= {f"{path}.{name}": value for name, value in part.to_dict().items()}
     equal = [name for name, value in entries.items() if type(value) is int and value == width]
     empty = [name for name, value in entries.items() if value is None and _is_usual(name)]
     return sorted(equal, key=lambda name: not _is_usual(name)) + empty
