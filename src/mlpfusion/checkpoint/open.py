@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from mlpfusion.checkpoint.weights import stored_tensors
 from mlpfusion.checks import user_path
 from mlpfusion.record import Origin
 from mlpfusion.sites.detect import find_architecture
-from mlpfusion.sites.table import Architecture, read_architecture
+from mlpfusion.sites.table import ARCHITECTURES, Architecture, read_architecture, row_outside_table
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ class Checkpoint:
         """Where the MLPs are: as a row file says, or found. Raises `InputError` for a bad file, and where none is."""
         if self.architecture_file is not None:
             return read_architecture(user_path("architecture", self.architecture_file))
-        return find_architecture(self.empty())
+        return ARCHITECTURES.get(self.config.model_type) or find_architecture(self.empty())
+
+    def row_for_identity(self) -> dict[str, Any]:
+        """What tells runs on different rows apart: the row of a model type outside the table, else nothing."""
+        outside = row_outside_table(self.config.model_type, self.row)
+        return {} if outside is None else {"architecture": outside}
 
     @cached_property
     def weight_files(self) -> list[Path]:

@@ -14,7 +14,7 @@ from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import unscaled
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
-from mlpfusion.sites.detect import all_stacks, detect_architecture
+from mlpfusion.sites.detect import all_stacks, architecture_of
 from mlpfusion.sites.sites import (
     Site,
     base_model,
@@ -90,7 +90,7 @@ def inspect_checkpoint(
     """
     config = read_config(resolve(model, revision, weights=False), allow_quantised=True)
     empty = empty_model(config)
-    row, proposed = _row(empty, architecture)
+    row, proposed, left_out = _row(empty, architecture)
     sites = find_sites(empty, row) if row else []
     compressed, quantised = getattr(config, KEY, None), quantisation(config)
     experts = sum(parameter.numel() for parameter in expert_parameters(base_model(empty)))
@@ -107,24 +107,24 @@ def inspect_checkpoint(
         cut=_cut(empty, sites, selection) if sites and not compressed and not quantised else None,
         compressed=compressed,
         proposed_row=None if experts else proposed,
-        left_out=_left_out(empty, row) if proposed else (),
+        left_out=left_out,
         quantised=quantised,
     )
 
 
-def _row(model: PreTrainedModel, file: str | None) -> tuple[Architecture | None, str | None]:
-    """The row to go by, and the same row as YAML where it was only found by pattern."""
+def _row(model: PreTrainedModel, file: str | None) -> tuple[Architecture | None, str | None, tuple[str, ...]]:
+    """The row to go by; where it was only found by pattern, the same as YAML, and the stacks that it leaves out."""
     if file is not None:
-        return read_architecture(user_path("architecture", file)), None
+        return read_architecture(user_path("architecture", file)), None, ()
     if model.config.model_type in ARCHITECTURES:
-        return ARCHITECTURES[model.config.model_type], None
-    found = detect_architecture(model)
-    return found, yaml.safe_dump(architecture_to_dict(found), sort_keys=False) if found else None
-
-
-def _left_out(model: PreTrainedModel, row: Architecture | None) -> tuple[str, ...]:
-    counted = {stack.layer for stack in row.stacks} if row else set()
-    return tuple(dict.fromkeys(stack.layer for stack in all_stacks(model) if stack.layer not in counted))
+        return ARCHITECTURES[model.config.model_type], None, ()
+    stacks = all_stacks(model)
+    row = architecture_of(model, stacks)
+    if row is None:
+        return None, None, ()
+    counted = {stack.layer for stack in row.stacks}
+    left_out = dict.fromkeys(stack.layer for stack in stacks if stack.layer not in counted)
+    return row, yaml.safe_dump(architecture_to_dict(row), sort_keys=False), tuple(left_out)
 
 
 def _summaries(model: PreTrainedModel, sites: list[Site]) -> tuple[StackSummary, ...]:

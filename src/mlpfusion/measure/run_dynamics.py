@@ -33,7 +33,6 @@ from mlpfusion.options.dynamics import DynamicsOptions
 from mlpfusion.options.fields import bound
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
-from mlpfusion.sites.table import row_outside_table
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import check_output, staged_folder
 from mlpfusion.storage.processes import join_processes
@@ -157,9 +156,8 @@ class Runner:
         hashes = {"model": self.source.sha256, "train": self.data.train.sha256(), "held_out": self.held_out().sha256()}
         where = {"device": str(self.arguments.device), "threads": torch.get_num_threads(), "versions": versions()}
         texts = None if self.texts is None else self.texts.record()["texts_sha256"]
-        outside = row_outside_table(self.source.config.model_type, self.source.row)
-        row = {} if outside is None else {"architecture": outside}
-        return normalised(bound(self.options) | hashes | where | {"calibration": texts} | row)
+        told = bound(self.options) | hashes | where | {"calibration": texts}
+        return normalised(told | self.source.row_for_identity())
 
 
 def _run_all(runner: Runner, methods: Sequence[Any], progress: Progress) -> list[dict[str, Any]]:

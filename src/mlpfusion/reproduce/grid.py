@@ -34,7 +34,6 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Experiment, GridCell
-from mlpfusion.sites.table import row_outside_table
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.processes import of_first
@@ -128,9 +127,7 @@ class Grid:
             "lora": None if row.lora is None else asdict(row.lora),
         }
         if row.method is not None:
-            source = self.source(cell.row.model)
-            outside = row_outside_table(source.config.model_type, source.row)
-            own |= {} if outside is None else {"architecture": outside}
+            own |= self.source(cell.row.model).row_for_identity()
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
         return settings | own | place | {"learning_rate": rate, "seed": seed}
 

@@ -56,7 +56,12 @@ def detect_architecture(model: PreTrainedModel) -> Architecture | None:
     Of a model of texts and images or sounds only the stacks that read text count. Shapes are no proof, `check_row` runs
     the model for that; every `width_key` is (`with_proven_keys`).
     """
-    base, found = base_model(model), all_stacks(model)
+    return architecture_of(model, all_stacks(model))
+
+
+def architecture_of(model: PreTrainedModel, found: dict[Stack, list[Site]]) -> Architecture | None:
+    """The row of those of all stacks that `detect_architecture` chooses."""
+    base = base_model(model)
     chosen = {stack: sites for stack, sites in found.items() if reads_text(base, stack.layer)} or found
     sites = [site for some in chosen.values() for site in some]
     return with_proven_keys(model, Architecture(tuple(chosen)), sites) if chosen else None
@@ -65,8 +70,9 @@ def detect_architecture(model: PreTrainedModel) -> Architecture | None:
 def all_stacks(model: PreTrainedModel) -> dict[Stack, list[Site]]:
     """Every stack that the shapes suggest, whatever it reads, with its sites. Its `width_key` is not looked for."""
     base, found = base_model(model), dict[Stack, list[Site]]()
+    hidden_sizes = _hidden_sizes(base.config)
     for path, layers in layer_lists(base):
-        for stack in _detect_stacks(path, layers, _hidden_sizes(base.config)):
+        for stack in _detect_stacks(path, layers, hidden_sizes):
             found[stack] = _sites_or_none(model, stack)
     return {stack: sites for stack, sites in found.items() if sites}
 

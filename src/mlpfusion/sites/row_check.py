@@ -106,7 +106,7 @@ def check_visited(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     if expert_parameters(base_model(model)):
         raise InputError(
             "`model` must have no mixture of experts, which is not supported yet, got one: "
-            f"{100 * (1 - share):.1f} % of its MLP parameters are in experts"
+            f"the row covers {100 * share:.1f} % of its MLP parameters"
         )
     if share < 1:
         raise InputError(f"the row of the architecture must cover 100 % of the MLP parameters, got {100 * share:.1f} %")
