@@ -38,6 +38,7 @@ def test_a_cut_model_is_saved_and_loaded_to_the_bit(name, dtype, tmp_path):
     shown = inspect_checkpoint(str(out))
     assert shown.compressed is not None
     assert len(shown.compressed["sites"]) == len(record.sites)
+    assert sum(len(stack.widths) for stack in shown.stacks) == len(record.sites)
 
 
 @pytest.mark.parametrize("name", slow_but(FAST))

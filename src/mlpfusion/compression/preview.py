@@ -10,6 +10,7 @@ from mlpfusion.checkpoint.quantisation import quantisation
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
 from mlpfusion.checks import user_path
 from mlpfusion.compression.plan import make_plan
+from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import unscaled
 from mlpfusion.options.selection import Selection
@@ -118,6 +119,8 @@ def _row(model: PreTrainedModel, file: str | None) -> tuple[Architecture | None,
         return read_architecture(user_path("architecture", file)), None, ()
     if model.config.model_type in ARCHITECTURES:
         return ARCHITECTURES[model.config.model_type], None, ()
+    if (key := model_key(model.config)) is not None:  # a compressed block has another activation, no pattern to find
+        return key.architecture, None, ()
     stacks = all_stacks(model)
     row = architecture_of(model, stacks)
     if row is None:
