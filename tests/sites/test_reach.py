@@ -9,7 +9,10 @@ from peft import LoraConfig, get_peft_model
 
 import mlpfusion
 from mlpfusion.compression.preview import inspect_checkpoint
-from mlpfusion.sites.sites import find_sites, linear_maps
+from mlpfusion.errors import InputError
+from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.made_up_inputs import made_up_inputs
+from mlpfusion.sites.sites import base_model, find_sites, linear_maps
 from mlpfusion.sites.table import architecture_from_dict
 
 FAST = ["mobilebert", "qwen2_5_vl", "wav2vec2-bert"]
@@ -51,3 +54,38 @@ def test_lora_trains_on_top_of_a_cut(name):
     gradients = [one.grad for name, one in adapted.named_parameters() if "lora_B" in name and one.grad is not None]
     assert len(gradients) == len(targets)
     assert all(bool(gradient.abs().max() > 0) for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_vl"])
+def test_a_composite_model_is_calibrated_on_texts(name):
+    """Its config has no hidden size, that of its text model has."""
+    model = detected_model(name)
+    ids = torch.randint(3, 60, (4, 9), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    record = mlpfusion.compress(model, mlpfusion.NTKMatch(refine_epochs=1), keep_ratio=0.5, calibration=batches)
+    assert [site.path for site in record.sites] == [f"language_model.layers.{layer}" for layer in range(2)]
+    assert all(site.metrics["output_error_refit"] < site.metrics["output_error_chosen"] for site in record.sites)
+
+
+def test_two_towers_have_no_last_hidden_states_for_a_kernel():
+    model = detected_model("clip")
+    batch = next(inputs for inputs in made_up_inputs(model) if set(inputs) == {"input_ids", "pixel_values"})
+    with pytest.raises(InputError, match="must give last hidden states of one size, .* a CLIPModel has"):
+        mlpfusion.compress(model, mlpfusion.NTKMatch(), keep_ratio=0.5, calibration=[batch])
+    mlpfusion.compress(model, mlpfusion.NTKMatch(match="none", refine_epochs=0), keep_ratio=0.5, calibration=[batch])
+
+
+def test_a_model_of_images_is_its_own_base_model_where_its_encoder_takes_hidden_states():
+    """So it can be calibrated on images; transformers' `base_model` of a DINOv3 is the encoder."""
+    model = detected_model("dinov3_vit")
+    assert model.base_model is not model
+    assert base_model(model) is model
+    batch = next(made_up_inputs(model))
+    record = mlpfusion.compress(model, mlpfusion.NTKMatch(refine_epochs=1), keep_ratio=0.5, calibration=[batch])
+    assert [site.path for site in record.sites] == ["model.layer.0", "model.layer.1"]
+
+
+def test_an_adapter_beside_a_wide_mlp_is_none():
+    """Gemma 4 multiplies inside a block of the hidden size; no plain MLP computes that."""
+    model = detected_model("gemma4_text")
+    assert {stack.down for stack in find_architecture(model).stacks} == {"mlp.down_proj"}

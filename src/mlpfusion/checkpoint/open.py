@@ -14,16 +14,17 @@ from mlpfusion.checkpoint.read import check_finite, check_weights, empty_model, 
 from mlpfusion.checkpoint.tokenizer import load_tokenizer
 from mlpfusion.checkpoint.weights import stored_tensors
 from mlpfusion.checks import user_path
+from mlpfusion.options.mlps import USUAL_MLPS, MLPOptions
 from mlpfusion.record import Origin
 from mlpfusion.sites.detect import find_architecture
-from mlpfusion.sites.table import ARCHITECTURES, Architecture, read_architecture, row_outside_table
+from mlpfusion.sites.table import ARCHITECTURES, Architecture, architecture_to_dict, read_architecture
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of transformers in `folder`; what is not asked for is not read.
 
-    `name` and `revision` are what the user gave, `architecture_file` a row file, if one was given.
+    `name` and `revision` are what the user gave, `mlps` what was said of where the MLPs are.
     With `new_head` a trained head counts as missing.
     """
 
@@ -31,20 +32,22 @@ class Checkpoint:
     revision: str | None
     folder: Path
     config: PreTrainedConfig
-    architecture_file: str | None = None
+    mlps: MLPOptions = USUAL_MLPS
     new_head: bool = False
 
     @cached_property
     def row(self) -> Architecture:
         """Where the MLPs are: as a row file says, or found. Raises `InputError` for a bad file, and where none is."""
-        if self.architecture_file is not None:
-            return read_architecture(user_path("architecture", self.architecture_file))
-        return ARCHITECTURES.get(self.config.model_type) or find_architecture(self.empty())
+        file, stacks = self.mlps.architecture, self.mlps.stacks
+        known = ARCHITECTURES.get(self.config.model_type)
+        if file is not None:
+            known = read_architecture(user_path("architecture", file))
+        return known if known and stacks is None else find_architecture(self.empty(), stacks, known)
 
     def row_for_identity(self) -> dict[str, Any]:
-        """What tells runs on different rows apart: the row of a model type outside the table, else nothing."""
-        outside = row_outside_table(self.config.model_type, self.row)
-        return {} if outside is None else {"architecture": outside}
+        """What tells runs on different rows apart: any row but that of the table for the model type."""
+        is_usual = self.row == ARCHITECTURES.get(self.config.model_type)
+        return {} if is_usual else {"architecture": architecture_to_dict(self.row)}
 
     @cached_property
     def weight_files(self) -> list[Path]:
@@ -100,24 +103,23 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    name: str, revision: str | None = None, *, architecture: str | None = None, new_head: bool = False
+    name: str, revision: str | None = None, *, mlps: MLPOptions = USUAL_MLPS, new_head: bool = False
 ) -> Checkpoint:
     """Opens the folder or Hub id `name`; only its config is read.
 
-    `architecture` is the path of a row file. Raises `InputError` if there is no such checkpoint, or a config that is
-    malformed or that of quantised weights.
+    Raises `InputError` if there is no such checkpoint, or a config that is malformed or that of quantised weights.
     """
     folder = resolve(name, revision)
-    return Checkpoint(name, revision, folder, read_config(folder), architecture, new_head)
+    return Checkpoint(name, revision, folder, read_config(folder), mlps, new_head)
 
 
 def open_for_training(
-    name: str, revision: str | None = None, *, architecture: str | None = None, new_head: bool = False
+    name: str, revision: str | None = None, *, mlps: MLPOptions = USUAL_MLPS, new_head: bool = False
 ) -> Checkpoint:
     """Opens a checkpoint as `open_checkpoint` does, and reads all that training needs of it.
 
     Raises `InputError` for damaged weights, NaN or Inf in a weight, and a missing tokenizer too.
     """
-    checkpoint = open_checkpoint(name, revision, architecture=architecture, new_head=new_head)
+    checkpoint = open_checkpoint(name, revision, mlps=mlps, new_head=new_head)
     checkpoint.read_for_training()
     return checkpoint

@@ -9,7 +9,8 @@ import click
 from mlpfusion.commands.command import Command
 from mlpfusion.errors import InputError, printable
 from mlpfusion.options.calibration import CALIBRATION_SAMPLES
-from mlpfusion.options.fields import argument, option
+from mlpfusion.options.fields import argument, option, part
+from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 
@@ -26,7 +27,7 @@ class CompareOptions:
     column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
     max_samples: int = option(256, "Texts to measure on.")
     methods: str = option("all", "all, or names like fusion,fusion:refine=false.", metavar="A[,B..]")
-    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
+    mlps: MLPOptions = part(MLPOptions)
     layers: str = option("0", "Layers, each of which is cut alone.")
     keep_ratio: float = option(0.25, "Share of the neurons to keep.")
     seeds: str = option("0,1,2", "Each drives the random head and the compression.", metavar="N[,N..]")
@@ -85,7 +86,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     Probe(options.scalar)
     column = options.column if options.data in tables or not tables else None
     texts = read_texts(options.data, column=column, max_samples=options.max_samples)
-    checkpoint = open_checkpoint(options.model, architecture=options.architecture)
+    checkpoint = open_checkpoint(options.model, mlps=options.mlps)
     check_cut(checkpoint.empty(), checkpoint.row, Selection(options.layers, options.keep_ratio))
     empty, seen = checkpoint.empty(), seeds if is_calibrated else []
     prepared = {seed: source.prepare(checkpoint.folder, empty, seed) for seed in seen}

@@ -7,6 +7,7 @@ from mlpfusion.commands.command import Command
 from mlpfusion.errors import InputError, shown
 from mlpfusion.options.calibration import CalibrationOptions
 from mlpfusion.options.fields import argument, changed, option, part
+from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.options.task import TaskOptions
 from mlpfusion.progress import Progress
@@ -39,7 +40,7 @@ class CompressOptions:
     seed: int = option(0, "Of all random steps.")
     device: str = option("cpu", "cpu or cuda: where the arithmetic is done.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
-    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
+    mlps: MLPOptions = part(MLPOptions)
     overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
     texts: CalibrationOptions = part(CalibrationOptions)
     calibration_window: int | None = option(None, "Tokens of a window of a language model, 128 if not given.")
@@ -84,7 +85,7 @@ def run(options: CompressOptions, progress: Progress) -> "Record":
     from mlpfusion.storage.output import check_output
 
     out = user_path("out", options.out)
-    reads = (options.model, options.texts.calibration, options.data.train, options.architecture)
+    reads = (options.model, options.texts.calibration, options.data.train, options.mlps.architecture)
     replaced = check_output(out, overwrite=options.overwrite, reads=reads)
     method = _method(options)
     seed_number("seed", options.seed)
@@ -95,9 +96,7 @@ def run(options: CompressOptions, progress: Progress) -> "Record":
         options.selection.check_size_given()
         texts = _calibration_source(options, method)
     check_device(options.device)
-    source = open_checkpoint(
-        options.model, options.revision, architecture=options.architecture, new_head=options.data.new_head
-    )
+    source = open_checkpoint(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     check_source(source, options.selection)
     work = Work(method, options.selection, options.seed, options.device, progress)
     if type(method) in ON_TASK:

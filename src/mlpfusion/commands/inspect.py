@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlpfusion.commands.command import Command
-from mlpfusion.options.fields import argument, option
+from mlpfusion.options.fields import argument, option, part
+from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 
@@ -22,7 +23,7 @@ class InspectOptions:
 
     model: str = argument("MODEL")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
-    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
+    mlps: MLPOptions = part(MLPOptions)
     layers: str = option("all", "Layers of the cut that is shown.")
     keep_ratio: float = option(0.25, "Cut that is shown.")
 
@@ -32,7 +33,7 @@ def run(options: InspectOptions, _progress: Progress) -> "Inspection":
     from mlpfusion.compression.preview import inspect_checkpoint
 
     selection = Selection(options.layers, options.keep_ratio)
-    return inspect_checkpoint(options.model, selection, revision=options.revision, architecture=options.architecture)
+    return inspect_checkpoint(options.model, selection, revision=options.revision, mlps=options.mlps)
 
 
 def show(inspection: "Inspection", _options: InspectOptions) -> None:

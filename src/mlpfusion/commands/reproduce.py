@@ -11,7 +11,8 @@ import click
 from mlpfusion.commands.command import SAME_OUT, Command
 from mlpfusion.errors import printable
 from mlpfusion.extras import check_training_installed
-from mlpfusion.options.fields import argument, changed, option
+from mlpfusion.options.fields import argument, changed, option, part
+from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ReproduceOptions:
 
     experiment: str | None = argument("EXPERIMENT", required=False)
     model: str | None = option(None, "Model to run it on, instead of the experiment's.")
-    architecture: str | None = option(None, "File that says where the MLPs are, if they are not found.", metavar="FILE")
+    mlps: MLPOptions = part(MLPOptions)
     out: str | None = option(None, "Folder of the experiment; what is finished there is not run again.", metavar="DIR")
     tasks: tuple[str, ...] = option((), "Tasks, instead of the experiment's.", metavar="A[,B..]")
     methods: tuple[str, ...] = option((), "Methods, instead of the experiment's.", metavar="A[,B..]")

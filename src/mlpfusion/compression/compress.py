@@ -52,6 +52,7 @@ def compress(
     sequential: bool = False,
     data: EncodedTask | None = None,
     architecture: Architecture | None = None,
+    stacks: str | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Record:
@@ -61,6 +62,8 @@ def compress(
     matrices to keep, whatever the method makes of them (neurons, factors, entries that are not zero); `width` is a
     number of neurons, and `budget` a share of the whole model, `60%` of its parameters or `60%flops`, spread over the
     layers where it hurts least: both are for methods that narrow. `layers` and `round_to` are those of `Selection`.
+    `architecture` says where the MLPs are, if they are not found; of a model of texts and images or sounds the stacks
+    that read text are cut, or those that `stacks` names: `text`, `vision`, `audio`, `all`, or a pattern.
     The same `seed` gives the same bytes on the same CPU with the same number of threads. The arithmetic is done on
     `device` (default: where the model is). `progress(done, total, path)` is called before each block and at the end.
 
@@ -94,7 +97,15 @@ def compress(
     if row.sees == "labels":
         assert data is not None
         learned = learn(
-            model, method, data, selection, seed, architecture=architecture, device=device, progress=progress
+            model,
+            method,
+            data,
+            selection,
+            seed,
+            architecture=architecture,
+            stacks=stacks,
+            device=device,
+            progress=progress,
         )
         return install_learned(model, learned)
     with torch.no_grad():
@@ -103,7 +114,7 @@ def compress(
         check_model(model)
         if batches is not None and not isinstance(calibration, TracedCalibration):
             check_taken(model, batches)
-        architecture, sites = checked_sites(model, architecture)
+        architecture, sites = checked_sites(model, architecture, stacks)
         place, progress = usable_device(model.device if device is None else device), shown_progress(progress)
         plan, spread = _plan(model, sites, selection, MethodRun(Plan(()), method, seed, place, progress), batches)
         run = MethodRun(plan, method, seed, place, progress)

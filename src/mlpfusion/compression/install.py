@@ -15,6 +15,7 @@ from mlpfusion.kinds.kind import InstalledSite
 from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.kinds.table import install, kind_of, put_back_on_error
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
+from mlpfusion.sites.detect import left_out
 from mlpfusion.sites.sites import Site, read_mlp
 from mlpfusion.sites.table import Architecture, row_outside_table
 
@@ -33,7 +34,7 @@ def install_outcomes(
     exception, a warning turned into one included, leaves the model as it was. Raises `InputError` for NaN or Inf.
     """
     check_finite_outcomes(plan, outcomes, settings.method_name)
-    original, digest = model_size(model), source_hash(model, plan.sites)
+    original, digest, others = model_size(model), source_hash(model, plan.sites), left_out(model, architecture)
     records, installed = [], {}
     with put_back_on_error(model):
         for site, outcome in zip(plan.sites, outcomes, strict=True):
@@ -56,6 +57,7 @@ def install_outcomes(
             compressed=model_size(model),
             sites=tuple(records),
             row=row_outside_table(model.config.model_type, architecture),
+            left_out=others,
         )
 
 

@@ -52,6 +52,7 @@ def learn(
     seed: int,
     *,
     architecture: Architecture | None = None,
+    stacks: str | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Learned:
@@ -72,7 +73,7 @@ def learn(
     check_head(model, data.task.num_labels)
     _check_examples(data)
     with torch.no_grad():
-        row, sites = checked_sites(model, architecture)
+        row, sites = checked_sites(model, architecture, stacks)
     plan = make_plan(sites, selection)
     check_visited(model, plan.sites)
     assert plan.keep_ratio is not None

@@ -1,10 +1,13 @@
 """What a cut of a checkpoint would give, from the config alone."""
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.checkpoint.quantisation import quantisation
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
@@ -13,12 +16,15 @@ from mlpfusion.compression.plan import make_plan
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import unscaled
+from mlpfusion.options.mlps import USUAL_MLPS, MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
-from mlpfusion.sites.detect import all_stacks, architecture_of
+from mlpfusion.sites.detect import detect_architecture, find_architecture, left_out
+from mlpfusion.sites.parts import text_config
 from mlpfusion.sites.sites import (
     Site,
     base_model,
+    expert_modules,
     expert_parameters,
     find_sites,
     read_mlp,
@@ -46,6 +52,15 @@ class StackSummary:
 
 
 @dataclass(frozen=True)
+class ExpertSummary:
+    """Mixtures of experts of one size: so many of them, each of `experts` experts; `width` None where it is unclear."""
+
+    mixtures: int
+    experts: int
+    width: int | None
+
+
+@dataclass(frozen=True)
 class Cut:
     """Numbers that keeping `keep_ratio` of the neurons of `layers` would leave."""
 
@@ -61,9 +76,9 @@ class Cut:
 class Inspection:
     """What was recognised in a checkpoint. `proposed_row` is YAML, the row that was found where the table has none.
 
-    `left_out` names the stacks of a composite model that are not cut: those of images and sounds, beside one of text.
-    `expert_parameters` are those of mixtures of experts, which are in no MLP of `stacks`; `quantised` is the method of
-    quantised weights.
+    `left_out` names the layers of the stacks that are not cut, such as those of images beside one of text.
+    `expert_parameters` are those of the mixtures of experts `experts`, which are in no MLP of `stacks`; `quantised` is
+    the method of quantised weights.
     """
 
     model: str
@@ -73,6 +88,7 @@ class Inspection:
     parameters: int
     mlp_parameters: int
     expert_parameters: int
+    experts: tuple[ExpertSummary, ...]
     visited_share: float
     stacks: tuple[StackSummary, ...]
     cut: Cut | None
@@ -83,15 +99,21 @@ class Inspection:
 
 
 def inspect_checkpoint(
-    model: str, selection: Selection = QUARTER, *, revision: str | None = None, architecture: str | None = None
+    model: str,
+    selection: Selection = QUARTER,
+    *,
+    revision: str | None = None,
+    mlps: MLPOptions = USUAL_MLPS,
 ) -> Inspection:
     """Looks at the checkpoint `model` (folder or Hub id) without reading its weights.
 
-    Raises `InputError` if there is no such model, its config is malformed, or a given row does not fit it.
+    Raises `InputError` if there is no such model, its config is malformed, a given row does not fit it, or its
+    `stacks` are none of the model's.
     """
     config = read_config(resolve(model, revision, weights=False), allow_quantised=True)
     empty = empty_model(config)
-    row, proposed, left_out = _row(empty, architecture)
+    known = _known_row(config, mlps.architecture)
+    row = find_architecture(empty, mlps.stacks, known) if known else detect_architecture(empty, mlps.stacks)
     sites = find_sites(empty, row) if row else []
     compressed, quantised = getattr(config, KEY, None), quantisation(config)
     experts = sum(parameter.numel() for parameter in expert_parameters(base_model(empty)))
@@ -103,31 +125,44 @@ def inspect_checkpoint(
         parameters=model_size(empty).parameters,
         mlp_parameters=_mlp_parameters(empty, sites),
         expert_parameters=experts,
+        experts=_expert_summaries(empty),
         visited_share=visited_share(empty, sites) if sites else 0.0,
         stacks=_summaries(empty, sites),
         cut=_cut(empty, sites, selection) if sites and not compressed and not quantised else None,
         compressed=compressed,
-        proposed_row=None if experts else proposed,
-        left_out=left_out,
+        proposed_row=_as_yaml(row) if row and not known and not experts else None,
+        left_out=left_out(empty, row) if row and not compressed else (),
         quantised=quantised,
     )
 
 
-def _row(model: PreTrainedModel, file: str | None) -> tuple[Architecture | None, str | None, tuple[str, ...]]:
-    """The row to go by; where it was only found by pattern, the same as YAML, and the stacks that it leaves out."""
+def _known_row(config: PreTrainedConfig, file: str | None) -> Architecture | None:
+    """The row in a file, that of the table, or that of a compressed model: its blocks have no pattern to find."""
     if file is not None:
-        return read_architecture(user_path("architecture", file)), None, ()
-    if model.config.model_type in ARCHITECTURES:
-        return ARCHITECTURES[model.config.model_type], None, ()
-    if (key := model_key(model.config)) is not None:  # a compressed block has another activation, no pattern to find
-        return key.architecture, None, ()
-    stacks = all_stacks(model)
-    row = architecture_of(model, stacks)
-    if row is None:
-        return None, None, ()
-    counted = {stack.layer for stack in row.stacks}
-    left_out = dict.fromkeys(stack.layer for stack in stacks if stack.layer not in counted)
-    return row, yaml.safe_dump(architecture_to_dict(row), sort_keys=False), tuple(left_out)
+        return read_architecture(user_path("architecture", file))
+    key = model_key(config)
+    return ARCHITECTURES.get(config.model_type) or (None if key is None else key.architecture)
+
+
+def _as_yaml(row: Architecture) -> str:
+    return yaml.safe_dump(architecture_to_dict(row), sort_keys=False)
+
+
+def _expert_summaries(model: PreTrainedModel) -> tuple[ExpertSummary, ...]:
+    hidden_size = getattr(text_config(model.config), "hidden_size", None)
+    sizes = Counter(_expert_size(module, hidden_size) for module in expert_modules(base_model(model)).values())
+    return tuple(ExpertSummary(mixtures, *size) for size, mixtures in sizes.items())
+
+
+def _expert_size(module: nn.Module, hidden_size: int | None) -> tuple[int, int | None]:
+    """Number of experts and their width: of one tensor for all of them, or of a list of modules."""
+    packed = [tuple(one.shape) for one in module.parameters(recurse=False) if one.ndim == 3]
+    inside = [child for child in module.children() if any(True for _ in child.parameters())]
+    shapes = [shape[1:] for shape in packed] or [tuple(one.shape) for child in inside for one in child.parameters()]
+    number = min((shape[0] for shape in packed), default=len(inside))
+    matrices = [shape for shape in shapes if len(shape) == 2 and hidden_size in shape]
+    smallest = min(matrices, key=math.prod, default=None)  # `down`, or any without a gate
+    return number, None if smallest is None or not hidden_size else math.prod(smallest) // hidden_size
 
 
 def _summaries(model: PreTrainedModel, sites: list[Site]) -> tuple[StackSummary, ...]:

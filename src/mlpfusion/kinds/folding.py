@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -12,6 +12,7 @@ from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import NarrowSite
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.kinds.table import kind_of, put_back_on_error, site_size
+from mlpfusion.sites.parts import parts_of
 from mlpfusion.sites.sites import (
     Site,
     base_model,
@@ -20,6 +21,7 @@ from mlpfusion.sites.sites import (
     check_transformers_model,
     find_sites,
 )
+from mlpfusion.sites.table import Architecture
 from mlpfusion.sites.width_keys import saved_shapes, set_width, stock_shapes
 
 
@@ -96,7 +98,7 @@ def _stock_form(model: PreTrainedModel, key: FusionKey) -> _StockForm:
         return _StockForm({}, {}, "the layers have different widths", advice)
     wanted = {name: values.pop() for name, values in widths.items()}
     config = copy.deepcopy(model.config)
-    _write(config, wanted, None)
+    _write(config, _base_part(model), wanted, None)
     try:
         return _StockForm(wanted, stock_shapes(type(model), config))
     except InputError as error:
@@ -124,15 +126,35 @@ def _folded_key(model: PreTrainedModel, key: FusionKey) -> FusionKey:
 
 
 def _set_config(model: PreTrainedModel, widths: dict[str, int], key: FusionKey | None) -> None:
-    for config in {id(config): config for config in (model.config, base_model(model).config)}.values():
-        _write(config, widths, key)
+    part, base = _base_part(model), base_model(model).config
+    _write(model.config, part, widths, key)
+    if part is None and base is not model.config:
+        _write(base, None, widths, key)
 
 
-def _write(config: PreTrainedConfig, widths: dict[str, int], key: FusionKey | None) -> None:
-    """Sets the widths, and sets or removes the key. Changes the config."""
+def _base_part(model: PreTrainedModel) -> str | None:
+    """Path in the config of that of the base model, where it is another: ColPali's is a part with its own."""
+    base = base_model(model).config
+    return next((path for path, part in parts_of(model.config) if part is base), None)
+
+
+def _write(config: PreTrainedConfig, base_part: str | None, widths: dict[str, int], key: FusionKey | None) -> None:
+    """Sets the widths, and sets or removes the key, in the config of the base model too. Changes the config."""
     for name, width in widths.items():
         set_width(config, name, width)
+    _write_key(config, key)
+    if base_part is not None:
+        _write_key(dict(parts_of(config))[base_part], None if key is None else _with_keys_from(key, f"{base_part}."))
+
+
+def _write_key(config: PreTrainedConfig, key: FusionKey | None) -> None:
     if key is not None:
         setattr(config, KEY, key_to_dict(key))
     elif hasattr(config, KEY):
         delattr(config, KEY)
+
+
+def _with_keys_from(key: FusionKey, prefix: str) -> FusionKey:
+    stacks = key.architecture.stacks
+    named = (replace(stack, width_key=stack.width_key and stack.width_key.removeprefix(prefix)) for stack in stacks)
+    return replace(key, architecture=Architecture(tuple(named)))

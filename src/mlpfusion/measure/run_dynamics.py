@@ -57,9 +57,7 @@ def run_dynamics(
     resume = work_folder(out).exists() and not options.overwrite
     if not resume:
         check_output(out, overwrite=options.overwrite, reads=reads)
-    source = open_for_training(
-        options.model, options.revision, architecture=options.architecture, new_head=options.data.new_head
-    )
+    source = open_for_training(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length)
     check_cut(empty_for_task(source, data.task), source.row, options.selection())
     told, texts = options.texts, None

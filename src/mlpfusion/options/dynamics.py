@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from mlpfusion.checks import check_fields, check_range, check_that
 from mlpfusion.options.calibration import CalibrationOptions
 from mlpfusion.options.fields import argument, option, own, part
+from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.options.task import TaskOptions
 
@@ -71,9 +72,7 @@ class DynamicsOptions:
     texts: CalibrationOptions = part(CalibrationOptions)
     device: str = option("auto", "auto, cpu or cuda.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.", free=True)
-    architecture: str | None = option(
-        None, "File that says where the MLPs are, if they are not found.", metavar="FILE", free=True
-    )
+    mlps: MLPOptions = part(MLPOptions)
     overwrite: bool = option(False, "Replace --out (only what a former run wrote), drop an unfinished run.", free=True)
 
     def dynamics(self, seed: int) -> Dynamics:

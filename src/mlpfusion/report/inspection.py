@@ -3,9 +3,10 @@
 from rich.table import Table
 from rich.text import Text
 
-from mlpfusion.compression.preview import Cut, Inspection
+from mlpfusion.compression.preview import Cut, ExpertSummary, Inspection
 from mlpfusion.errors import printable
 from mlpfusion.report.console import PlainConsole, bold, wide_console
+from mlpfusion.report.terminal import left_out_words
 
 
 def print_inspection(inspection: Inspection, title: str | None = None) -> None:
@@ -19,9 +20,10 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
     )
     if inspection.expert_parameters:
         experts = 100 * inspection.expert_parameters / inspection.parameters
+        mixtures = "; ".join(_mixture(summary) for summary in inspection.experts)
         console.print(
-            f"{inspection.expert_parameters:,} of them ({experts:.1f} %) are in experts. Mixtures of experts are not "
-            "supported yet: no row describes them, and `compress` refuses their layers."
+            f"{inspection.expert_parameters:,} of them ({experts:.1f} %) are in experts: {mixtures}. Mixtures of "
+            "experts are not supported yet: `compress` refuses their layers."
         )
     if not inspection.stacks:
         if not inspection.expert_parameters:
@@ -46,15 +48,20 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
         _print_cut(console, inspection, inspection.cut)
 
 
+def _mixture(summary: ExpertSummary) -> str:
+    width = "" if summary.width is None else f" of width {summary.width:,}"
+    return f"{summary.mixtures} mixtures of {summary.experts} experts{width}"
+
+
 def _print_where_from(console: PlainConsole, inspection: Inspection) -> None:
+    if inspection.left_out:
+        console.print(left_out_words(inspection.left_out), highlight=False)
     if not inspection.proposed_row:
         return
     console.print(
         f"{inspection.model_type} has no row in the table: the MLPs were found by their shapes, and `compress` runs "
         "the model once to prove them. --json prints the row, to be changed and given by --architecture."
     )
-    if inspection.left_out:
-        console.print(f"Left out, since they read no text: {', '.join(inspection.left_out)}", highlight=False)
     if "width_key: null" in inspection.proposed_row:
         console.print(
             "`width_key: null`: no entry of the config holds this width, so a folded model of this type needs "

@@ -55,6 +55,8 @@ def print_record(record: Record, model: str, out: str) -> None:
     console.print(_site_table(record))
     if record.row is not None:
         console.print(f"MLPs found by their shapes, proven by a run: {row_in_words(record.row)}", highlight=False)
+    if record.left_out:
+        console.print(left_out_words(record.left_out), highlight=False)
     if record.budget is not None:
         _print_budget(console, record.budget)
     before, after = record.original, record.compressed
@@ -74,6 +76,11 @@ def print_record(record: Record, model: str, out: str) -> None:
         looking = f"`mlpfusion evaluate {target} --data TEXTS` gives the perplexity"
         training = f"`mlpfusion distill {source} {target} DISTILLED --data TEXTS --objective logits` trains it"
     console.print(f"Next: {looking}, {training}.", highlight=False)
+
+
+def left_out_words(layers: Sequence[str]) -> str:
+    """Which stacks are not cut, and how they would be."""
+    return f"Left out: {', '.join(layers)}. `--stacks` chooses: text, vision, audio, all, or a pattern."
 
 
 def row_in_words(row: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from mlpfusion.kinds.outcome import Masked
 from mlpfusion.methods.names import method_label, parse_method
 from mlpfusion.methods.table import METHODS
 from mlpfusion.options.distill import Distill
-from mlpfusion.options.fields import from_plain, key, plain, read_values
+from mlpfusion.options.fields import from_plain, key, part, plain, read_values
+from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.training import Finetune, Lora, parse_lora
 from mlpfusion.report.numbers import FULL
 from mlpfusion.reproduce.named import named_experiments
@@ -30,9 +31,8 @@ class Experiment:
     cell chooses its learning rate with the first seed, among `learning_rate` (with LoRA
     `lora_learning_rate`, if given). Calibrated methods see `calibration_samples` training texts
     without labels, layer-wise tuning sees all of them. `chart` is `scores`, `layers` or
-    `keep_ratio` (scores over either), or `training_loss`. `architecture` is a row file for a model
-    type outside the table. `name` begins the file names of the report. `max_length` and `new_head`
-    are options of `tune`, all other fields of `Finetune`.
+    `keep_ratio` (scores over either), or `training_loss`. `name` begins the file names of the
+    report. `max_length` and `new_head` are options of `tune`, all other fields of `Finetune`.
     """
 
     name: str = key("", free=True)
@@ -62,7 +62,7 @@ class Experiment:
     calibration_samples: int = 256
     precision: str = "fp32"
     device: str = key("auto", free=True)
-    architecture: str | None = key(None, free=True)
+    mlps: MLPOptions = part(MLPOptions)
     chart: str = key("scores", free=True)
 
     def rates(self, row: "TableRow") -> tuple[float, ...]:

@@ -68,9 +68,8 @@ class Grid:
     def source(self, model: str) -> Checkpoint:
         """Opens the checkpoint `model` once. Raises `InputError` if it cannot be read."""
         if model not in self.sources:
-            self.sources[model] = open_for_training(
-                model, architecture=self.experiment.architecture, new_head=self.experiment.new_head
-            )
+            experiment = self.experiment
+            self.sources[model] = open_for_training(model, mlps=experiment.mlps, new_head=experiment.new_head)
         return self.sources[model]
 
     def data(self, cell: GridCell) -> tuple[EncodedTask, dict[str, str]]:

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
 
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.errors import InputError
+from mlpfusion.options.fields import plain
 from mlpfusion.progress import Progress
 from mlpfusion.reproduce.experiment import Experiment, GridCell, cells
 from mlpfusion.reproduce.grid import Grid, Row, sweep
@@ -63,7 +64,9 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     progress(total, total, "")
     if PartialState().is_main_process:
         sweep(grid.out)
-    settings = {name: value for name, value in asdict(experiment).items() if name not in ("out", "architecture")}
+    settings = {
+        name: value for name, value in plain(experiment).items() if name not in ("out", "architecture", "stacks")
+    }
     in_order = [
         rows[run] | {"chosen": run not in tried[run.cell] or run == _best(tried[run.cell], rows)}
         for run in _known_runs(tried, experiment.seeds[1:], rows)

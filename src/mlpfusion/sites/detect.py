@@ -11,11 +11,12 @@ from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError, shown
+from mlpfusion.sites.parts import choose_stacks
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, expert_parameters, find_sites, is_beside_mlp
 from mlpfusion.sites.table import ARCHITECTURES, Architecture, Stack
 from mlpfusion.sites.weights import linear_shape, linear_weight
-from mlpfusion.sites.width_keys import parts_of, text_config, with_proven_keys
+from mlpfusion.sites.width_keys import with_proven_keys
 
 _MOST_SHOWN = 4  # stacks, and linear maps of each, in an error
 _ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
@@ -30,15 +31,19 @@ class Maps(NamedTuple):
     is_fused: bool
 
 
-def find_architecture(model: PreTrainedModel) -> Architecture:
-    """The row of the table for the type of `model`, or the one that `detect_architecture` finds.
+def find_architecture(
+    model: PreTrainedModel, stacks: str | None = None, known: Architecture | None = None
+) -> Architecture:
+    """The row of `model`: `known` if given, else that of the table for its type, else what `detect_architecture` finds.
 
-    Raises `InputError` where no MLP is found, with the linear maps that were seen.
+    `stacks` chooses among its stacks (`choose_stacks`). Raises `InputError` for a choice without a stack, and where no
+    MLP is found, with the linear maps that were seen.
     """
     model_type = model.config.model_type
-    if model_type in ARCHITECTURES:
-        return ARCHITECTURES[model_type]
-    found = detect_architecture(model)
+    known = known or ARCHITECTURES.get(model_type)
+    if known is not None:
+        return known if stacks is None else Architecture(choose_stacks(base_model(model), known.stacks, stacks))
+    found = detect_architecture(model, stacks)
     if found is None:
         raise InputError(
             f"`model` must have layers with an MLP (a linear map up, an activation, a linear map down), found none in "
@@ -48,23 +53,27 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
     return found
 
 
-def detect_architecture(model: PreTrainedModel) -> Architecture | None:
+def detect_architecture(model: PreTrainedModel, stacks: str | None = None) -> Architecture | None:
     """The row that the shapes and the names of `model` suggest, or None. Works on a model without weights.
 
     In every stack of layers it looks, outside attention, for a linear map hidden -> f (two in a gated block, or one
     hidden -> 2 f), a linear map f -> hidden, and an activation module. A layer may hold several such blocks, or none.
-    Of a model of texts and images or sounds only the stacks that read text count. Shapes are no proof, `check_row` runs
+    `stacks` chooses among them, None those that read text (`choose_stacks`). Shapes are no proof, `check_row` runs
     the model for that; every `width_key` is (`with_proven_keys`).
     """
-    return architecture_of(model, all_stacks(model))
+    found = all_stacks(model)
+    if not found:
+        return None
+    chosen = choose_stacks(base_model(model), list(found), stacks)
+    return with_proven_keys(model, Architecture(chosen), [site for stack in chosen for site in found[stack]])
 
 
-def architecture_of(model: PreTrainedModel, found: dict[Stack, list[Site]]) -> Architecture | None:
-    """The row of those of all stacks that `detect_architecture` chooses."""
-    base = base_model(model)
-    chosen = {stack: sites for stack, sites in found.items() if reads_text(base, stack.layer)} or found
-    sites = [site for some in chosen.values() for site in some]
-    return with_proven_keys(model, Architecture(tuple(chosen)), sites) if chosen else None
+def left_out(model: PreTrainedModel, row: Architecture) -> tuple[str, ...]:
+    """The layers of those stacks of `model` that `row` has not. None where `row` was written by hand."""
+    known = ARCHITECTURES.get(model.config.model_type)
+    layers = dict.fromkeys(stack.layer for stack in (known.stacks if known else all_stacks(model)))
+    taken = {stack.layer for stack in row.stacks}
+    return tuple(layer for layer in layers if layer not in taken) if taken <= set(layers) else ()
 
 
 def all_stacks(model: PreTrainedModel) -> dict[Stack, list[Site]]:
@@ -75,16 +84,6 @@ def all_stacks(model: PreTrainedModel) -> dict[Stack, list[Site]]:
         for stack in _detect_stacks(path, layers, hidden_sizes):
             found[stack] = _sites_or_none(model, stack)
     return {stack: sites for stack, sites in found.items() if sites}
-
-
-def reads_text(base: PreTrainedModel, path: str) -> bool:
-    """Whether the stack at `path` belongs to no part of a composite model but its text model."""
-    parts = list(parts_of(base.config))
-    text = {type(base.config), type(text_config(base.config)), *(type(one) for name, one in parts if "text" in name)}
-    names = path.partition(".{}")[0].split(".")
-    owners = [base.get_submodule(".".join(names[:end])) for end in range(len(names))]
-    owner = next(one for one in reversed(owners) if isinstance(one, PreTrainedModel))
-    return type(owner.config) not in {type(one) for _, one in parts} - text
 
 
 def layer_lists(base: nn.Module, path: str = "") -> Iterator[tuple[str, list[nn.Module]]]:
@@ -186,7 +185,9 @@ def _find_maps(layer: nn.Module, hidden_sizes: set[int]) -> tuple[Maps, ...]:
         if not (is_fused and len(ups) > 1):
             found.append(Maps(ups, down, activation, is_fused))
             taken |= {*ups, down}
-    return tuple(found)
+    # beside an MLP that is wider than the hidden states, one that is not is an adapter: Gemma 4 multiplies inside it
+    wide = [maps for maps in found if shapes[maps.down][1] > shapes[maps.down][0]]
+    return tuple(wide or found)
 
 
 def _seen(base: PreTrainedModel) -> str:

@@ -1,81 +1,144 @@
-"""Inputs for one forward pass of any model: a few token ids, an image, a second of sound."""
+"""Inputs for one forward pass of any model: a few token ids, an image, a second of sound, hidden states."""
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.sites.width_keys import text_config
+from mlpfusion.sites.parts import parts_of, vocabulary_size
 
 _IMAGE_SIZE = 224  # of a vision model whose config does not say
 _SAMPLES = 16_000  # of sound: a second
 _FRAMES = 128  # of a spectrogram of any length
-# Entries of a config for the number of values a frame of a spectrogram.
-_FRAME_SIZES = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "feature_size")
+_BINS = 128  # of a frame, where the config does not say
+_STATES = 16  # hidden states in a row
+_GRID = (1, 4, 4)  # frames, rows and columns of the patches of an image; towers join two by two of them
+_NUM_PATCHES = math.prod(_GRID)
+# Entries of a config for the number of values a frame of a spectrogram, and for that of a hidden state.
+_FRAME_SIZES = ("input_dim", "num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "feature_size")
+_WIDTHS = ("hidden_size", "d_model", "embed_dim")
 
 
-def made_up_inputs(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Yields inputs to try one after the other: the main input of `base`, then with all else that it takes."""
-    names = inspect.signature(base.forward).parameters
-    main = base.main_input_name
-    tensors = {name: tensor for name in _MAKERS if name in names and (tensor := _MAKERS[name](base)) is not None}
-    ids = tensors.get("input_ids")
-    if base.config.is_encoder_decoder and "decoder_input_ids" in names:
-        tensors["decoder_input_ids"] = _ids(base) if ids is None else ids
-    of_decoder = {"decoder_input_ids"} & set(tensors)
-    for chosen in ({main, *of_decoder}, {"input_ids", "pixel_values"}, set(tensors)):
-        if chosen <= set(tensors):
-            yield {name: tensors[name] for name in chosen}
+def made_up_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Yields inputs to try one after the other: the main input of `model`, then with all else that it takes.
+
+    An image comes as one, as two in a row, and where `model` wants their places as its patches.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    makers = {name: maker for name, maker in _MAKERS.items() if name in parameters}
+    needed = {name for name, one in parameters.items() if one.default is one.empty and one.kind not in _VARIADIC}
+    needed |= {"decoder_input_ids"} & set(makers)
+    main = {model.main_input_name} if isinstance(model.main_input_name, str) else set(model.main_input_name)
+    all_but_states = set(makers) - (_STATE_NAMES - needed)
+    choices = (needed | main, needed, needed | {"input_ids", "pixel_values"}, all_but_states)
+    for chosen in dict.fromkeys(frozenset(choice) for choice in choices if choice and choice <= set(makers)):
+        names = sorted(chosen)
+        for tensors in product(*(makers[name](model) for name in names)):
+            yield dict(zip(names, tensors, strict=True))
 
 
 def image_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
     """Shape of one image for a vision model of `config`, or for the vision part of a larger model."""
     holder = getattr(config, "vision_config", config)
-    size = getattr(holder, "image_size", None) or _IMAGE_SIZE
+    sizes = (getattr(one, "image_size", None) for one in (holder, *(part for _, part in parts_of(config))))
+    size = next((size for size in sizes if size), _IMAGE_SIZE)
     height, width = (size, size) if isinstance(size, int) else size
     return 1, getattr(holder, "num_channels", 3), height, width
 
 
-def _ids(base: PreTrainedModel) -> Tensor:
+def _ids(model: PreTrainedModel) -> list[Tensor]:
     """One row of transformers' dummy ids, in the vocabulary of the model."""
-    ids = base.dummy_inputs["input_ids"][:1].to(base.device)
-    try:
-        embeddings = base.get_input_embeddings()
-    except NotImplementedError:  # a model of two towers
-        embeddings = None
-    vocabulary = getattr(text_config(base.config), "vocab_size", None)
-    size = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else vocabulary
-    return ids if size is None else ids % size
+    ids, size = model.dummy_inputs["input_ids"][:1].to(model.device), vocabulary_size(model)
+    return [ids if size is None else ids % size]
 
 
-def _image(base: PreTrainedModel) -> Tensor:
-    return _ramp(base, image_shape(base.config))
+def _boxes(model: PreTrainedModel) -> list[Tensor]:
+    """The place of every token on its page."""
+    return [torch.zeros(*ids.shape, 4, dtype=torch.long, device=model.device) for ids in _ids(model)]
 
 
-def _sound(base: PreTrainedModel) -> Tensor:
-    bins = getattr(base.config, "num_mel_bins", None)  # a spectrogram in place of samples
-    frames = getattr(base.config, "max_length", None) or _FRAMES
-    return _ramp(base, (1, _SAMPLES) if bins is None else (1, frames, bins))
+def _images(model: PreTrainedModel) -> list[Tensor]:
+    one, *of_image = image_shape(model.config)
+    return [_ramp(model, (one, *of_image)), _ramp(model, (one, 2, *of_image)), *_patches(model)]
 
 
-def _spectrogram(base: PreTrainedModel) -> Tensor | None:
-    sizes = (getattr(base.config, name, None) for name in _FRAME_SIZES)
-    size = next((size for size in sizes if size), None)
-    if size is None:
-        return None
-    positions = getattr(base.config, "max_source_positions", None)
-    if positions is not None and hasattr(base.config, "num_mel_bins"):
-        return _ramp(base, (1, size, 2 * positions))  # Whisper's convolutions halve the frames
-    return _ramp(base, (1, _FRAMES, size))
+def _patches(model: PreTrainedModel) -> list[Tensor]:
+    """The patches of an image in a row, flat or not, with and without a dimension of samples.
+
+    None for a model that does not take beside them where they are.
+    """
+    if not _PLACES & set(inspect.signature(model.forward).parameters):
+        return []
+    config: Any = getattr(model.config, "vision_config", model.config)
+    size, channels = getattr(config, "patch_size", None), getattr(config, "in_channels", 3)
+    if not isinstance(size, int):
+        return []
+    flat = channels * getattr(config, "temporal_patch_size", 1) * size**2
+    shapes = ((flat,), (channels, size, size))
+    return [_ramp(model, (*before, _NUM_PATCHES, *shape)) for shape in shapes for before in ((), (1,))]
 
 
-def _ramp(base: PreTrainedModel, shape: tuple[int, ...]) -> Tensor:
-    values = torch.linspace(-1, 1, math.prod(shape), device=base.device, dtype=base.dtype)
+def _grid(model: PreTrainedModel) -> list[Tensor]:
+    return [torch.tensor([_GRID], device=model.device)]
+
+
+def _places(model: PreTrainedModel) -> list[Tensor]:
+    """Row and column of every patch."""
+    return [torch.cartesian_prod(torch.arange(_GRID[1]), torch.arange(_GRID[2]))[None].to(model.device)]
+
+
+def _sounds(model: PreTrainedModel) -> list[Tensor]:
+    bins = getattr(model.config, "num_mel_bins", None)  # a spectrogram in place of samples
+    frames = getattr(model.config, "max_length", None) or _FRAMES
+    samples = [_ramp(model, (1, _SAMPLES)), _ramp(model, (1, 1, _SAMPLES))]
+    return samples if bins is None else [_ramp(model, (1, frames, bins))]
+
+
+def _spectrograms(model: PreTrainedModel) -> list[Tensor]:
+    positions = getattr(model.config, "max_source_positions", None)
+    if positions is not None and hasattr(model.config, "num_mel_bins"):
+        return [_ramp(model, (1, model.config.num_mel_bins, 2 * positions))]  # Whisper's convolutions halve the frames
+    return [_ramp(model, (1, _FRAMES, _first(model.config, _FRAME_SIZES) or _BINS))]
+
+
+def _frame_masks(model: PreTrainedModel) -> list[Tensor]:
+    return [torch.ones(1, _FRAMES, dtype=torch.bool, device=model.device)]
+
+
+def _states(model: PreTrainedModel) -> list[Tensor]:
+    size = _first(model.config, _WIDTHS)
+    return ([] if size is None else [_ramp(model, (1, _STATES, size))]) + _patches(model)
+
+
+def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
+    """The first of the entries that is there and a number."""
+    return next((size for name in names if isinstance(size := getattr(config, name, None), int) and size), None)
+
+
+def _ramp(model: PreTrainedModel, shape: tuple[int, ...]) -> Tensor:
+    values = torch.linspace(-1, 1, math.prod(shape), device=model.device, dtype=model.dtype)
     return values.reshape(shape)
 
 
-# What `forward` may take -> a function that makes it for a model; None for what the config does not describe.
-_MAKERS = {"input_ids": _ids, "pixel_values": _image, "input_values": _sound, "input_features": _spectrogram}
+_PLACES = {"grid_thw", "image_grid_thw", "pixel_position_ids"}
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_STATE_NAMES = {"hidden_states", "inputs_embeds", "query_embeds", "encoder_hidden_states", "latents"}
+# What `forward` may take -> a function that makes it for a model, in all forms to try.
+_MAKERS: dict[str, Callable[[PreTrainedModel], list[Tensor]]] = {
+    "input_ids": _ids,
+    "decoder_input_ids": _ids,
+    "bbox": _boxes,
+    "pixel_values": _images,
+    "pixel_position_ids": _places,
+    "grid_thw": _grid,
+    "image_grid_thw": _grid,
+    "input_values": _sounds,
+    "input_features": _spectrograms,
+    "input_features_mask": _frame_masks,
+    **dict.fromkeys(sorted(_STATE_NAMES), _states),
+}

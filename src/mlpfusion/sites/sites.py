@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from os import PathLike
 from typing import Literal, cast
 
@@ -36,8 +38,23 @@ class Site:
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its head; site paths start there."""
-    return cast(PreTrainedModel, model.base_model)
+    """The model without its head; site paths start there.
+
+    It takes what the whole model does: where `base_model` of transformers is an encoder of hidden states inside a model
+    of images, it is the model itself.
+    """
+    base = cast(PreTrainedModel, model.base_model)
+    is_inside = not _takes_main_input(type(base)) and _takes_main_input(type(model))
+    return model if is_inside else base
+
+
+@cache
+def _takes_main_input(kind: type[PreTrainedModel]) -> bool:
+    names, parameters = kind.main_input_name, signature(kind.forward).parameters
+    passes_on = any(
+        one.kind is one.VAR_POSITIONAL for one in parameters.values()
+    )  # a wrapper, as that of Bart's decoder
+    return passes_on or (names if isinstance(names, str) else names[0]) in parameters
 
 
 def find_sites(model: PreTrainedModel, architecture: Architecture) -> list[Site]:
@@ -153,16 +170,23 @@ def visited_share(model: PreTrainedModel, sites: Sequence[Site]) -> float:
     return sum(p.numel() for key, p in wanted.items() if key in visited) / total
 
 
-def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the experts in `module`, each once: of all modules outside attention called experts.
+def expert_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules outside attention called experts, by path, the outermost of those inside one another.
 
     A shared expert, which every token goes through, is an ordinary MLP and not among them.
     """
-    experts = [
-        one
-        for path, one in module.named_modules()
-        if "att" not in path.lower() and ("Experts" in type(one).__name__ or path.rpartition(".")[2] == "experts")
-    ]
+    found: dict[str, nn.Module] = {}
+    for path, one in module.named_modules():
+        name = path.rpartition(".")[2]
+        is_mixture = name == "experts" or ("Experts" in type(one).__name__ and "shared" not in name)
+        if is_mixture and "att" not in path.lower() and not any(path.startswith(f"{outer}.") for outer in found):
+            found[path] = one
+    return found
+
+
+def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the experts in `module`, each once."""
+    experts = expert_modules(module).values()
     return list({id(parameter): parameter for one in experts for parameter in one.parameters()}.values())
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
-from mlpfusion.errors import InputError
+from mlpfusion.errors import InputError, shown
 from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, concatenate_traces, random_trace
 from mlpfusion.mlp import MLP, forward
+from mlpfusion.sites.parts import text_config
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, site_module
 
@@ -89,8 +90,21 @@ def mlp_inputs(
 def random_head(
     model: PreTrainedModel, generator: torch.Generator, num_classes: int = 2, pooling: str = "mean"
 ) -> RandomHead:
-    """A random head for the base model of `model`, the same for the same state of `generator`."""
-    return RandomHead.draw(base_model(model).config.hidden_size, generator, num_classes, pooling)
+    """A random head for the base model of `model`, the same for the same state of `generator`.
+
+    Raises `InputError` for a model without hidden states of one size, such as one of two towers.
+    """
+    hidden_size = getattr(text_config(base_model(model).config), "hidden_size", None)
+    if not isinstance(hidden_size, int):
+        raise InputError(_no_states(model, f"`hidden_size` {shown(hidden_size)}"))
+    return RandomHead.draw(hidden_size, generator, num_classes, pooling)
+
+
+def _no_states(model: PreTrainedModel, got: str) -> str:
+    return (
+        f"`model` must give last hidden states of one size, for the head of the kernel, a {type(model).__name__} has "
+        f"{got}: leave the kernel out (ntk-match without `match`)"
+    )
 
 
 def _visible_inputs(
@@ -206,7 +220,10 @@ def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "v
 def _last_hidden_states(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "samples tokens hidden"]:
     base = base_model(model)
     if base.get_output_embeddings() is None:
-        return base(**_model_inputs(batch))[0]
+        states = base(**_model_inputs(batch))[0]
+        if not (isinstance(states, Tensor) and states.ndim == 3):
+            raise InputError(_no_states(model, f"outputs of shape {tuple(getattr(states, 'shape', ()))}"))
+        return states
     # a T5 with a language-modelling head is its own base model, and its first output are logits
     return base(**_model_inputs(batch), output_hidden_states=True).decoder_hidden_states[-1]
 

@@ -1,7 +1,7 @@
 """Which key of a config holds the width of a stack: looked up safely, and proven on the meta device."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, shown
+from mlpfusion.sites.parts import parts_of, text_config
 from mlpfusion.sites.sites import Site, base_model, linear_maps
 from mlpfusion.sites.table import Architecture, Stack
 
@@ -27,23 +28,6 @@ _REFUSALS = (
     ValueError,
 )
 _USUAL = ("intermediate", "ffn", "inner", "d_ff", "mlp")
-
-
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Config of the text model; `config` itself, but for composite ones. Several text models count as none."""
-    try:
-        return config.get_text_config()
-    except ValueError:
-        return config
-
-
-def parts_of(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
-    """Names and configs of the models inside a composite model, those of their parts too: `vision_config`."""
-    for name in config.sub_configs:
-        part, inner = getattr(config, name, None), f"{path}.{name}" if path else name
-        if isinstance(part, PreTrainedConfig):
-            yield inner, part
-            yield from parts_of(part, inner)
 
 
 def holder_of(config: PreTrainedConfig, key: str) -> tuple[PreTrainedConfig, str] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
@@ -26,6 +26,7 @@ from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 from mlpfusion.seeds import site_generator
+from mlpfusion.sites.parts import vocabulary_size
 from mlpfusion.sites.recording import eval_mode, recordable, recording
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
 from mlpfusion.sites.traces import block_traces, random_head
@@ -88,8 +89,7 @@ def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
     once for every set of tensor names.
     """
     base, longest = base_model(model), {}
-    embeddings = base.get_input_embeddings()
-    size = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
+    size = vocabulary_size(base)
     for number, batch in enumerate(batches):
         for name in ("input_ids", "decoder_input_ids"):
             ids, mask = batch.get(name), batch.get(name.replace("input_ids", "attention_mask"))
