@@ -78,6 +78,10 @@ DETECTED: dict[str, dict[str, Any]] = {
     "phi3": _LLAMA,
     "qwen2_5_vl": {"text_config": _MROPE, "vision_config": _QWEN_VISION},
     "qwen3_vl": {"text_config": _MROPE, "vision_config": {**_QWEN_VISION, "deepstack_visual_indexes": [0]}},
+    "shieldgemma2": {
+        "text_config": {**_LLAMA, "model_type": "gemma3_text", "layer_types": ["full_attention"] * 2},
+        "vision_config": _VISION,
+    },
     "siglip": {"text_config": {**_USUAL, "projection_size": 16}, "vision_config": _VISION},
     "starcoder2": _LLAMA,
     "swin": {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4]}

@@ -27,7 +27,7 @@ _WIDTHS = ("hidden_size", "d_model", "embed_dim")
 def made_up_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """Yields inputs to try one after the other: the main input of `model`, then with all else that it takes.
 
-    An image comes as one, as two in a row, and where `model` wants their places as its patches.
+    An image comes as one, as several in a row, and where `model` wants their places as its patches.
     """
     parameters = inspect.signature(model.forward).parameters
     makers = {name: maker for name, maker in _MAKERS.items() if name in parameters}
@@ -45,7 +45,10 @@ def made_up_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
 def image_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
     """Shape of one image for a vision model of `config`, or for the vision part of a larger model."""
     holder = getattr(config, "vision_config", config)
-    sizes = (getattr(one, "image_size", None) for one in (holder, *(part for _, part in parts_of(config))))
+    sizes = (
+        getattr(one, "image_size", None) or getattr(one, "crop_size", None)
+        for one in (holder, *(part for _, part in parts_of(config)))
+    )
     size = next((size for size in sizes if size), _IMAGE_SIZE)
     height, width = (size, size) if isinstance(size, int) else size
     return 1, getattr(holder, "num_channels", 3), height, width
@@ -63,8 +66,19 @@ def _boxes(model: PreTrainedModel) -> list[Tensor]:
 
 
 def _images(model: PreTrainedModel) -> list[Tensor]:
+    return [_ramp(model, image_shape(model.config)), *_films(model), *_patches(model)]
+
+
+def _films(model: PreTrainedModel) -> list[Tensor]:
+    """Images in a row: as many as the config says, or two."""
     one, *of_image = image_shape(model.config)
-    return [_ramp(model, (one, *of_image)), _ramp(model, (one, 2, *of_image)), *_patches(model)]
+    return [_ramp(model, (one, _first(model.config, ("num_frames", "frames_per_clip")) or 2, *of_image))]
+
+
+def _series(model: PreTrainedModel) -> list[Tensor]:
+    """The past of a few quantities."""
+    length = _first(model.config, ("context_length",))
+    return [] if length is None else [_ramp(model, (1, length, _first(model.config, ("num_input_channels",)) or 1))]
 
 
 def _patches(model: PreTrainedModel) -> list[Tensor]:
@@ -134,11 +148,13 @@ _MAKERS: dict[str, Callable[[PreTrainedModel], list[Tensor]]] = {
     "decoder_input_ids": _ids,
     "bbox": _boxes,
     "pixel_values": _images,
+    "pixel_values_videos": _films,
     "pixel_position_ids": _places,
     "grid_thw": _grid,
     "image_grid_thw": _grid,
     "input_values": _sounds,
     "input_features": _spectrograms,
     "input_features_mask": _frame_masks,
+    "past_values": _series,
     **dict.fromkeys(sorted(_STATE_NAMES), _states),
 }

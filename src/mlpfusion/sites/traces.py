@@ -57,6 +57,7 @@ def block_traces(
         for site, one, gradient in zip(sites, seen, gradients, strict=True):
             inputs, lengths = visible_inputs(model, site, batch, one.inputs[0])
             parts[site.path].append(BlockTrace(inputs, visible_inputs(model, site, batch, gradient)[0], lengths))
+    _forget_graphs(model)
     return {path: concatenate_traces(traces) for path, traces in parts.items()}
 
 
@@ -221,11 +222,24 @@ def _last_hidden_states(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "
     base = base_model(model)
     if base.get_output_embeddings() is None:
         states = base(**_model_inputs(batch))[0]
-        if not (isinstance(states, Tensor) and states.ndim == 3):
-            raise InputError(_no_states(model, f"outputs of shape {tuple(getattr(states, 'shape', ()))}"))
-        return states
-    # a T5 with a language-modelling head is its own base model, and its first output are logits
-    return base(**_model_inputs(batch), output_hidden_states=True).decoder_hidden_states[-1]
+    else:  # a T5 with a language-modelling head is its own base model, and its first output are logits
+        outputs = base(**_model_inputs(batch), output_hidden_states=True)
+        every = outputs.get("decoder_hidden_states") or outputs.get("hidden_states") or [None]
+        states = every[-1]
+    if not (isinstance(states, Tensor) and states.ndim == 3):
+        raise InputError(_no_states(model, f"outputs of shape {tuple(getattr(states, 'shape', ()))}"))
+    return states
+
+
+def _forget_graphs(model: PreTrainedModel) -> None:
+    """Cuts what some models keep from pass to pass, such as RecurrentGemma's states, from the graph it came from.
+
+    The graph would stay in memory, and a model that holds one cannot be copied.
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
 
 
 @contextmanager
