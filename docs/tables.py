@@ -279,8 +279,8 @@ def architectures() -> str:
     found, dense = reach(census)
     done, tried = went_through(read_result("round_trips"))
     others = (
-        f"In others the MLPs are found by their shapes: {found} of {dense}. Tiny models of {done} of {tried} were cut, "
-        "saved and loaded ([list](docs/architectures.md))."
+        f"In others the MLPs are found by their shapes: {found} of {dense}; {done} of {tried} tiny models were cut and "
+        "loaded ([list](docs/architectures.md))."
     )
     return textwrap.fill(f"{names}. {others}", LINE, break_on_hyphens=False)
 

@@ -19,7 +19,7 @@ def script() -> Any:
         ("bloom", {"status": "done", "folded": None}),
         ("llava", {"status": "done", "calibrated": True, "other_stacks": True}),
         ("bitnet", {"status": "refused"}),  # a norm inside the MLP
-        ("blip_2_qformer", {"status": "unbuilt"}),
+        ("hrm_text", {"status": "unbuilt"}),
     ],
 )
 def test_each_outcome_has_a_type(script, name, expected):

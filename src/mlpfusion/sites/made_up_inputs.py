@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mlpfusion.sites.parts import parts_of, vocabulary_size
 
 _IMAGE_SIZE = 224  # of a vision model whose config does not say
-_SAMPLES = 16_000  # of sound: a second
-_FRAMES = 128  # of a spectrogram of any length
+_SAMPLES = 19_200  # of sound: a second or so; some want a multiple of 1,920
+_FRAMES = 200  # of a spectrogram of any length; some want a multiple of 8, some of 100
 _BINS = 128  # of a frame, where the config does not say
 _STATES = 16  # hidden states in a row
 _GRID = (1, 4, 4)  # frames, rows and columns of the patches of an image; towers join two by two of them
@@ -35,7 +35,7 @@ def made_up_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     needed |= {"decoder_input_ids"} & set(makers)
     main = {model.main_input_name} if isinstance(model.main_input_name, str) else set(model.main_input_name)
     all_but_states = set(makers) - (_STATE_NAMES - needed)
-    choices = (needed | main, needed, needed | {"input_ids", "pixel_values"}, all_but_states)
+    choices = (needed | main, needed, needed | {"input_ids", "pixel_values"}, all_but_states, set(makers))
     for chosen in dict.fromkeys(frozenset(choice) for choice in choices if choice and choice <= set(makers)):
         names = sorted(chosen)
         for tensors in product(*(makers[name](model) for name in names)):
@@ -92,13 +92,26 @@ def _patches(model: PreTrainedModel) -> list[Tensor]:
     size, channels = getattr(config, "patch_size", None), getattr(config, "in_channels", 3)
     if not isinstance(size, int):
         return []
-    flat = channels * getattr(config, "temporal_patch_size", 1) * size**2
-    shapes = ((flat,), (channels, size, size))
-    return [_ramp(model, (*before, _NUM_PATCHES, *shape)) for shape in shapes for before in ((), (1,))]
+    flat = channels * (_first(config, ("temporal_patch_size", "patch_temporal")) or 1) * size**2
+    rows = [(_NUM_PATCHES, flat), (1, _NUM_PATCHES, flat), (_NUM_PATCHES, channels, size, size)]
+    return [_ramp(model, shape) for shape in (*rows, (1, channels, size, _NUM_PATCHES * size))]
 
 
 def _grid(model: PreTrainedModel) -> list[Tensor]:
     return [torch.tensor([_GRID], device=model.device)]
+
+
+def _grid_of_image(model: PreTrainedModel) -> list[Tensor]:
+    return [torch.tensor([_GRID[1:]], device=model.device)]
+
+
+def _ones(model: PreTrainedModel) -> list[Tensor]:
+    """One for every image."""
+    return [torch.ones(1, dtype=torch.long, device=model.device)]
+
+
+def _patch_masks(model: PreTrainedModel) -> list[Tensor]:
+    return [torch.ones(1, _NUM_PATCHES, dtype=torch.long, device=model.device)]
 
 
 def _places(model: PreTrainedModel) -> list[Tensor]:
@@ -117,7 +130,8 @@ def _spectrograms(model: PreTrainedModel) -> list[Tensor]:
     positions = getattr(model.config, "max_source_positions", None)
     if positions is not None and hasattr(model.config, "num_mel_bins"):
         return [_ramp(model, (1, model.config.num_mel_bins, 2 * positions))]  # Whisper's convolutions halve the frames
-    return [_ramp(model, (1, _FRAMES, _first(model.config, _FRAME_SIZES) or _BINS))]
+    frames_first = _ramp(model, (1, _FRAMES, _first(model.config, _FRAME_SIZES) or _BINS))
+    return [frames_first, frames_first.transpose(1, 2)]
 
 
 def _frame_masks(model: PreTrainedModel) -> list[Tensor]:
@@ -127,6 +141,15 @@ def _frame_masks(model: PreTrainedModel) -> list[Tensor]:
 def _states(model: PreTrainedModel) -> list[Tensor]:
     size = _first(model.config, _WIDTHS)
     return ([] if size is None else [_ramp(model, (1, _STATES, size))]) + _patches(model)
+
+
+def _states_of_encoder(model: PreTrainedModel) -> list[Tensor]:
+    size = _first(model.config, ("encoder_hidden_size", "cross_attention_hidden_size", *_WIDTHS))
+    return [] if size is None else [_ramp(model, (1, _STATES, size))]
+
+
+def _latents(model: PreTrainedModel) -> list[Tensor]:
+    return [*_states(model), *(states.transpose(-1, -2) for states in _states(model))]
 
 
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
@@ -139,9 +162,9 @@ def _ramp(model: PreTrainedModel, shape: tuple[int, ...]) -> Tensor:
     return values.reshape(shape)
 
 
-_PLACES = {"grid_thw", "image_grid_thw", "pixel_position_ids"}
+_PLACES = {"grid_thw", "image_grid_thw", "pixel_position_ids", "spatial_shapes", "target_sizes"}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_STATE_NAMES = {"hidden_states", "inputs_embeds", "query_embeds", "encoder_hidden_states", "latents"}
+_STATE_NAMES = {"hidden_states", "inputs_embeds", "query_embeds", "encoder_hidden_states", "latents", "inputs"}
 # What `forward` may take -> a function that makes it for a model, in all forms to try.
 _MAKERS: dict[str, Callable[[PreTrainedModel], list[Tensor]]] = {
     "input_ids": _ids,
@@ -152,9 +175,15 @@ _MAKERS: dict[str, Callable[[PreTrainedModel], list[Tensor]]] = {
     "pixel_position_ids": _places,
     "grid_thw": _grid,
     "image_grid_thw": _grid,
+    "merge_sizes": _ones,
+    "spatial_shapes": _grid_of_image,
+    "target_sizes": _grid_of_image,
+    "pixel_attention_mask": _patch_masks,
     "input_values": _sounds,
     "input_features": _spectrograms,
     "input_features_mask": _frame_masks,
     "past_values": _series,
     **dict.fromkeys(sorted(_STATE_NAMES), _states),
+    "encoder_hidden_states": _states_of_encoder,
+    "latents": _latents,
 }
