@@ -81,6 +81,8 @@ DETECTED: dict[str, dict[str, Any]] = {
     "shieldgemma2": {
         "text_config": {**_LLAMA, "model_type": "gemma3_text", "layer_types": ["full_attention"] * 2},
         "vision_config": _VISION,
+        "yes_token_index": 3,
+        "no_token_index": 4,
     },
     "siglip": {"text_config": {**_USUAL, "projection_size": 16}, "vision_config": _VISION},
     "starcoder2": _LLAMA,

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mlpfusion.sites.parts import parts_of, vocabulary_size
 
 _IMAGE_SIZE = 224  # of a vision model whose config does not say
+_IMAGE_SIZES = ("image_size", "crop_size", "max_img_size")  # entries that do
 _SAMPLES = 19_200  # of sound: a second or so; some want a multiple of 1,920
 _FRAMES = 200  # of a spectrogram of any length; some want a multiple of 8, some of 100
 _BINS = 128  # of a frame, where the config does not say
@@ -45,10 +46,8 @@ def made_up_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
 def image_shape(config: PreTrainedConfig) -> tuple[int, int, int, int]:
     """Shape of one image for a vision model of `config`, or for the vision part of a larger model."""
     holder = getattr(config, "vision_config", config)
-    sizes = (
-        getattr(one, "image_size", None) or getattr(one, "crop_size", None)
-        for one in (holder, *(part for _, part in parts_of(config)))
-    )
+    holders = (holder, *(part for _, part in parts_of(config)))
+    sizes = (getattr(one, name, None) for one in holders for name in _IMAGE_SIZES)
     size = next((size for size in sizes if size), _IMAGE_SIZE)
     height, width = (size, size) if isinstance(size, int) else size
     return 1, getattr(holder, "num_channels", 3), height, width
@@ -76,9 +75,10 @@ def _films(model: PreTrainedModel) -> list[Tensor]:
 
 
 def _series(model: PreTrainedModel) -> list[Tensor]:
-    """The past of a few quantities."""
+    """The past of a few quantities, and of one."""
     length = _first(model.config, ("context_length",))
-    return [] if length is None else [_ramp(model, (1, length, _first(model.config, ("num_input_channels",)) or 1))]
+    shapes = [] if length is None else [(1, length, _first(model.config, ("num_input_channels",)) or 1), (1, length)]
+    return [_ramp(model, shape) for shape in shapes]
 
 
 def _patches(model: PreTrainedModel) -> list[Tensor]:

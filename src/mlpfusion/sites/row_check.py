@@ -114,8 +114,11 @@ def _check_site(model: PreTrainedModel, site: Site, run: MadeUpRun) -> None:
             f"`model` must give finite numbers for made-up inputs, so that the row can be checked, "
             f"got NaN or Inf at {site.path}"
         )
-    found = forward(read_mlp(model, site), inputs)
-    if not torch.allclose(found.float(), outputs.float(), rtol=1e-2, atol=1e-2 * float(outputs.abs().max())):
+    found = forward(read_mlp(model, site), inputs).float()
+    is_alike = found.shape == outputs.shape and torch.allclose(
+        found, outputs.float(), rtol=1e-2, atol=1e-2 * float(outputs.abs().max())
+    )
+    if not is_alike:
         raise InputError(
             f"the row must describe what the model computes, it does not at {site.path}: is `gate` right, or is there "
             "more between `up` and `down` than the activation?"
