@@ -1,5 +1,6 @@
 """Tiny configs of model types that have no row of their own; `inspect` proposes one."""
 
+import copy
 from typing import Any
 
 import torch
@@ -107,7 +108,8 @@ EXPERTS: dict[str, dict[str, Any]] = {
 
 
 def detected_config(name: str) -> PreTrainedConfig:
-    return AutoConfig.for_model(name, **{**DETECTED, **EXPERTS}[name])
+    overrides = {**DETECTED, **EXPERTS}[name]
+    return AutoConfig.for_model(name, **copy.deepcopy(overrides))  # older config classes write into what they are given
 
 
 def detected_model(name: str) -> Any:
