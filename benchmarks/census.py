@@ -10,15 +10,11 @@ module that holds both. `share` is the part of these parameters that belongs to 
 or sounds only the parts that read text count, where they have any.
 """
 
-import argparse
-import gc
-import json
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations, takewhile
 from pathlib import Path
 
-import transformers
+from by_type import Row, record_by_type
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
@@ -27,7 +23,6 @@ from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.checkpoint.read import CONFIG_ERRORS, empty_model
 from mlpfusion.errors import InputError, one_line
-from mlpfusion.record import versions
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.parts import modality
 from mlpfusion.sites.sites import base_model, expert_parameters, find_sites, is_beside_mlp, site_parameters
@@ -129,23 +124,11 @@ def _reason(error: Exception) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*")
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    known = json.loads(arguments.out.read_text(encoding="utf-8"))["types"] if arguments.out.exists() else []
-    before = {row["model_type"]: row for row in known}
-    rows = before if arguments.types else {}
-    for model_type in arguments.types or sorted(CONFIG_MAPPING):
-        row = json.loads(json.dumps(asdict(census_of(model_type))))
-        if before.get(model_type) != row:
-            print(f"{model_type}: {row['status']}, {100 * row['share']:.1f} %", row["reason"] or "", flush=True)
-        rows[model_type] = row
-        gc.collect()
-    record = {"versions": versions(), "types": [rows[name] for name in sorted(rows)]}
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record_by_type(__doc__, OUT, lambda: sorted(CONFIG_MAPPING), census_of, _line)
+
+
+def _line(row: Row) -> str:
+    return f"{row['model_type']}: {row['status']}, {100 * row['share']:.1f} % {row['reason'] or ''}"
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ A model of several parts is also cut with `stacks="all"`. The record says what e
 Some 30 minutes of processor time.
 """
 
-import argparse
 import copy
-import gc
 import json
 import tempfile
-import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
+from by_type import record_by_type
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,7 +29,6 @@ import mlpfusion
 from mlpfusion.checkpoint.read import CONFIG_ERRORS, empty_model, model_class
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.kinds.key import model_key
-from mlpfusion.record import versions
 from mlpfusion.sites.detect import find_architecture, left_out
 from mlpfusion.sites.made_up_inputs import made_up_inputs
 from mlpfusion.sites.row_check import made_up_runs
@@ -189,10 +185,9 @@ def _smaller(name: str, value: int, factor: int, layers: int) -> int:
 
 def _is_count(name: str) -> bool:
     """Whether an entry of this name is a number of layers."""
-    words = name.split("_")
-    return bool(
-        {"layers", "layer", "depth", "depths", "blocks"} & {words[-1], *(words[1:] if words[0] == "num" else [])}
-    )
+    first, *rest = name.split("_")
+    telling = {*rest} if first == "num" else {*rest[-1:]} or {first}
+    return bool(telling & {"layers", "layer", "depth", "depths", "blocks"})
 
 
 def _with_known_ids(entries: dict[str, Any]) -> dict[str, Any]:
@@ -321,27 +316,13 @@ def _short(error: InputError) -> str:
     return one_line(error)[:LONGEST_REASON]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*")
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
+def _found() -> list[str]:
     census = json.loads(CENSUS.read_text(encoding="utf-8"))["types"]
-    found = [row["model_type"] for row in census if row["stacks"] and not row["experts"] and row["share"] == 1]
-    known = json.loads(arguments.out.read_text(encoding="utf-8"))["types"] if arguments.out.exists() else []
-    before = {row["model_type"]: row for row in known}
-    rows = before if arguments.types else {}
-    for model_type in arguments.types or found:
-        row = asdict(round_trip(model_type))
-        if before.get(model_type) != row:
-            print(json.dumps(row), flush=True)
-        rows[model_type] = row
-        gc.collect()
-    record = {"versions": versions(), "types": [rows[name] for name in sorted(rows)]}
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return [row["model_type"] for row in census if row["stacks"] and not row["experts"] and row["share"] == 1]
+
+
+def main() -> None:
+    record_by_type(__doc__, OUT, _found, round_trip, json.dumps)
 
 
 if __name__ == "__main__":

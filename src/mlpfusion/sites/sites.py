@@ -51,9 +51,7 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
 @cache
 def _takes_main_input(kind: type[PreTrainedModel]) -> bool:
     names, parameters = kind.main_input_name, signature(kind.forward).parameters
-    passes_on = any(
-        one.kind is one.VAR_POSITIONAL for one in parameters.values()
-    )  # a wrapper, as that of Bart's decoder
+    passes_on = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())  # a wrapper: Bart's decoder
     return passes_on or (names if isinstance(names, str) else names[0]) in parameters
 
 
