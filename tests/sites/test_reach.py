@@ -1,5 +1,6 @@
 """Model types without a row, composites among them: one tiny model of each through the whole pipeline."""
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from detected import DETECTED, detected_model, detected_outputs
 from peft import LoraConfig, get_peft_model
 from pico import pico_inputs, pico_model
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import mlpfusion
 from mlpfusion.compression.preview import inspect_checkpoint
@@ -84,6 +87,29 @@ def test_a_model_of_images_is_its_own_base_model_where_its_encoder_takes_hidden_
     batch = next(made_up_inputs(model))
     record = mlpfusion.compress(model, mlpfusion.NTKMatch(refine_epochs=1), keep_ratio=0.5, calibration=[batch])
     assert [site.path for site in record.sites] == ["model.layer.0", "model.layer.1"]
+
+
+class OtherLibrary(PreTrainedModel):
+    """Wraps a module that knows nothing of transformers, as `TimmWrapperModel` does."""
+
+    config_class = PreTrainedConfig
+    base_model_prefix = "inner"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.inner = nn.Module()
+        self.inner.blocks = nn.ModuleList(
+            nn.Sequential(OrderedDict(fc1=nn.Linear(8, 16), act=nn.GELU(), fc2=nn.Linear(16, 8))) for _ in range(2)
+        )
+        self.post_init()
+
+
+def test_sites_start_at_the_whole_model_where_another_library_is_inside():
+    model = OtherLibrary(PreTrainedConfig(hidden_size=8))
+    assert base_model(model) is model
+    sites = find_sites(model, find_architecture(model))
+    assert [site.path for site in sites] == ["inner.blocks.0", "inner.blocks.1"]
 
 
 def test_an_adapter_beside_a_wide_mlp_is_none():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from os import PathLike
-from typing import Literal, cast
+from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -41,9 +41,11 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its head; site paths start there.
 
     It takes what the whole model does: where `base_model` of transformers is an encoder of hidden states inside a model
-    of images, it is the model itself.
+    of images, it is the model itself. So it is where `base_model` is a module of another library, as timm's.
     """
-    base = cast(PreTrainedModel, model.base_model)
+    base = model.base_model
+    if not isinstance(base, PreTrainedModel):
+        return model
     is_inside = not _takes_main_input(type(base)) and _takes_main_input(type(model))
     return model if is_inside else base
 
