@@ -24,8 +24,9 @@ from transformers.pytorch_utils import Conv1D
 from mlpfusion.checkpoint.read import CONFIG_ERRORS, empty_model
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.experts import expert_parameters
 from mlpfusion.sites.parts import modality
-from mlpfusion.sites.sites import base_model, expert_parameters, find_sites, is_beside_mlp, site_parameters
+from mlpfusion.sites.sites import base_model, find_sites, is_beside_mlp, site_parameters
 from mlpfusion.sites.table import ARCHITECTURES
 from mlpfusion.sites.weights import linear_shape
 
@@ -95,22 +96,25 @@ def census_of(model_type: str) -> Type:
     every = dense_parameters(base)
     texts = of_text(base, every)
     dense = texts or every
-    num_experts = sum(parameter.numel() for parameter in expert_parameters(base))
+    experts = {str(number): parameter for number, parameter in enumerate(expert_parameters(base))}
+    num_experts = _size(experts)
     try:
         row = find_architecture(model)
     except InputError as error:
         return Type(model_type, "refused", _size(dense), num_experts, reason=_reason(error))
-    sites = find_sites(model, row)
-    if any(modality(base, stack.layer) == "text" for stack in row.stacks):
-        dense = texts  # none where its MLPs are narrower than its hidden states, which the rule does not count
+    sites, wanted = find_sites(model, row), dense
+    if any(stack.is_of_experts for stack in row.stacks):
+        wanted = experts
+    elif any(modality(base, stack.layer) == "text" for stack in row.stacks):
+        wanted = texts  # none where its MLPs are narrower than its hidden states, which the rule does not count
     visited = {id(parameter) for site in sites for parameter in site_parameters(base, site)}
-    seen = {name: parameter for name, parameter in dense.items() if id(parameter) in visited}
+    seen = {name: parameter for name, parameter in wanted.items() if id(parameter) in visited}
     return Type(
         model_type,
         "row" if model_type in ARCHITECTURES else "found",
-        _size(dense),
+        _size(wanted if wanted is not experts else dense),
         num_experts,
-        share=_size(seen) / _size(dense) if dense else 1.0,
+        share=_size(seen) / _size(wanted) if wanted else 1.0,
         stacks=tuple(dict.fromkeys(site.stack.layer for site in sites)),
     )
 

@@ -30,8 +30,8 @@ from mlpfusion.checkpoint.read import CONFIG_ERRORS, empty_model, model_class
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.kinds.key import model_key
 from mlpfusion.sites.detect import find_architecture, left_out
-from mlpfusion.sites.made_up_inputs import made_up_inputs
-from mlpfusion.sites.row_check import made_up_runs
+from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
+from mlpfusion.sites.proof.row_check import made_up_runs
 from mlpfusion.sites.sites import Site, base_model, find_sites
 from mlpfusion.sites.table import Architecture
 from mlpfusion.sites.traces import watch_sites

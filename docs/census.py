@@ -17,10 +17,17 @@ def _holds_dense(row: Row) -> bool:
     return row["status"] != "unbuilt" and not row["experts"] and row["dense"] > 0
 
 
+def _is_of_experts(row: Row) -> bool:
+    return any(layer.count("{}") > 1 for layer in row["stacks"])
+
+
 # What the census says of a type -> the types of which it says so; a type belongs to the first that fits.
 OUTCOMES: dict[str, Callable[[Row], bool]] = {
     "a row of its own in the table": lambda row: row["status"] == "row",
-    "mixture of experts, not supported yet": lambda row: row["experts"] > 0,
+    "mixture of experts, all of its experts found": lambda row: (
+        row["experts"] > 0 and _is_found(row) and row["share"] == 1 and _is_of_experts(row)
+    ),
+    "mixture of experts, kept in another way: refused": lambda row: row["experts"] > 0,
     "found by shapes, all of its MLPs": lambda row: _is_found(row) and row["share"] == 1,
     "found by shapes, a part of its MLPs: refused": _is_found,
     "has dense MLPs by the rule, not found": _holds_dense,

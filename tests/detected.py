@@ -8,7 +8,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
 from mlpfusion.checkpoint.read import model_class
-from mlpfusion.sites.made_up_inputs import made_up_inputs
+from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
 
 _TEXT = {"vocab_size": 67, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _USUAL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56, **_TEXT}

@@ -14,7 +14,7 @@ from mlpfusion.compression.provenance import check_source
 from mlpfusion.errors import InputError
 from mlpfusion.measure.comparison import compare_methods
 from mlpfusion.sites.detect import detect_architecture
-from mlpfusion.sites.row_check import MadeUpRun
+from mlpfusion.sites.proof.row_check import MadeUpRun
 from mlpfusion.sites.sites import find_sites, site_module
 from mlpfusion.sites.table import Architecture
 from mlpfusion.sites.traces import Seen
@@ -44,8 +44,8 @@ def test_a_row_that_joins_the_halves_of_two_mlps_is_refused(monkeypatch):
     model = detected_model("mpnet")
     (site, *_) = find_sites(model, mlpfusion_row(model))
     seen = Seen([torch.ones(1, 5, 32)], [torch.ones(1, 3, 32)])
-    run = MadeUpRun({site.path: seen}, {site_module(model, site, "activation"): 0})
-    monkeypatch.setattr("mlpfusion.sites.row_check.made_up_runs", lambda _model, _sites: [run])
+    run = MadeUpRun({site.path: seen}, {site_module(model, site, "activation"): 0}, {})
+    monkeypatch.setattr("mlpfusion.sites.proof.row_check.made_up_runs", lambda _model, _sites: [run])
     with pytest.raises(InputError, match=f"the row must describe what the model computes, it does not at {site.path}"):
         mlpfusion.compress(model, mlpfusion.Fusion(), width=14)
 

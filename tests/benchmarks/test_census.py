@@ -17,7 +17,8 @@ def census() -> Any:
     [
         ("bert", "row", "dense"),
         ("bloom", "found", "dense"),
-        ("mixtral", "refused", "experts"),
+        ("mixtral", "found", "experts"),
+        ("gpt_oss", "refused", "experts"),
         ("mamba", "refused", None),
         ("blip_text_model", "unbuilt", None),
     ],

@@ -219,7 +219,7 @@ def test_without_the_package_factors_are_refused_and_zeros_load_as_weights(name,
     [
         (
             lambda site: site.update(kind="sparse"),
-            "kind` must be one of narrow, low-rank, masked, routed, got 'sparse'",
+            "kind` must be one of narrow, low-rank, masked, routed, narrow-experts, got 'sparse'",
         ),
         (lambda site: site.update(scale="none"), "must have exactly the keys kind, rank, num_parameters"),
         (lambda site: site.update(rank=0), "rank` must be a whole number of at least 1, got 0"),

@@ -106,30 +106,46 @@ def test_a_model_without_a_recognisable_mlp_is_told_so(tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_a_mixture_of_experts_is_never_said_to_be_covered(name, tmp_path):
+def test_a_mixture_of_experts_is_shown_and_proposed_for_a_cut(name, tmp_path):
     detected_config(name).save_pretrained(tmp_path)
     shown = inspect_checkpoint(str(tmp_path))
     assert shown.expert_parameters > 0
-    assert shown.visited_share < 1
-    assert shown.proposed_row is None
     output = CliRunner().invoke(main, ["inspect", str(tmp_path)]).stdout
     share = 100 * shown.expert_parameters / shown.parameters
     experts, width = (2, 56) if name in ("switch_transformers", "nllb-moe") else (4, 56 if name == "mixtral" else 24)
     assert [(one.experts, one.width) for one in shown.experts] == [(experts, width)]
     of = f"{shown.experts[0].mixtures} mixtures of {experts} experts of width {width}"
-    assert f"({share:.1f} %) are in experts: {of}. Mixtures of experts are not supported yet" in output
-    assert "100.0 %" not in output
+    assert f"({share:.1f} %) are in experts: {of}." in output
     assert "Write a row by hand" not in output
+    if name == "nllb-moe":
+        assert shown.visited_share < 1
+        assert "They are kept in a way that is not supported." in output
+        assert "100.0 %" not in output
+    else:
+        assert shown.mlp_parameters == shown.expert_parameters
+        assert shown.visited_share == 1
+        assert all(stack.layers.count("{}") == 2 for stack in shown.stacks)
+        assert bool(shown.left_out) == (name != "mixtral")
 
 
-def test_a_layer_with_shared_experts_beside_others_is_not_compressed():
+def test_experts_that_are_kept_in_another_way_are_refused_and_so_are_the_mlps_beside_them():
+    model = AutoModel.from_config(detected_config("nllb-moe"))
+    for stacks in (None, "dense"):
+        with pytest.raises(
+            InputError, match="must keep its experts in a way that a row can name, the 2 mixtures at enc"
+        ):
+            mlpfusion.compress(model, mlpfusion.Fusion(), width=14, stacks=stacks)
+    assert not hasattr(model.config, "mlp_fusion")
+
+
+def test_a_row_of_shared_experts_alone_says_that_it_leaves_the_others_out():
     model = AutoModel.from_config(detected_config("qwen2_moe"))
     mlp = "mlp.shared_expert"
     row = Architecture((Stack("layers.{}", f"{mlp}.up_proj", f"{mlp}.down_proj", f"{mlp}.act_fn", f"{mlp}.gate_proj",
                               "shared_expert_intermediate_size"),))  # fmt: skip
-    with pytest.raises(InputError, match="must have no mixture of experts, which is not supported yet"):
-        mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row)
-    assert not hasattr(model.config, "mlp_fusion")
+    record = mlpfusion.compress(model, mlpfusion.Fusion(), width=14, architecture=row)
+    assert record.left_out == ("layers.{}.mlp.experts.{}",)
+    assert [site.path for site in record.sites] == ["layers.0", "layers.1"]
 
 
 def test_no_number_is_hidden_in_a_narrow_terminal(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import mlpfusion
 from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.errors import InputError
 from mlpfusion.sites.detect import find_architecture
-from mlpfusion.sites.made_up_inputs import made_up_inputs
+from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
 from mlpfusion.sites.sites import base_model, find_sites, linear_maps
 from mlpfusion.sites.table import architecture_from_dict
 

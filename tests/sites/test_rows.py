@@ -9,8 +9,9 @@ from transformers import AutoConfig
 from mlpfusion.checkpoint.read import empty_model
 from mlpfusion.errors import InputError
 from mlpfusion.mlp import forward
+from mlpfusion.sites.coverage import visited_share
 from mlpfusion.sites.detect import detect_architecture, find_architecture
-from mlpfusion.sites.sites import base_model, find_sites, read_mlp, site_parameters, visited_share
+from mlpfusion.sites.sites import base_model, find_sites, read_mlp, site_parameters
 from mlpfusion.sites.table import (
     ARCHITECTURES,
     Architecture,

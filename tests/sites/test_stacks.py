@@ -47,7 +47,9 @@ def test_a_word_or_a_pattern_chooses(stacks, expected):
 
 @pytest.mark.parametrize("stacks", ["audio", "vision_model", "", "text,,vision", "text,sound", "*.mlp", 5])
 def test_a_choice_without_a_stack_is_refused_with_those_that_there_are(stacks):
-    with pytest.raises(InputError, match=r"`stacks` must be text, vision, audio, all, or a pattern") as caught:
+    with pytest.raises(
+        InputError, match=r"`stacks` must be text, vision, audio, experts, shared, dense, all, or a pattern"
+    ) as caught:
         layers("clip", stacks)
     assert f"{TEXT} (text), {VISION} (vision)" in str(caught.value)
 

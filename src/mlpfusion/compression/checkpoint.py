@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +14,7 @@ from mlpfusion.checkpoint.files import carried_files, left_files
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_fit, read_config
 from mlpfusion.checkpoint.save import save_compressed
-from mlpfusion.compression.checks import check_cut
+from mlpfusion.compression.checks import check_cut, check_experts
 from mlpfusion.compression.compress import compress
 from mlpfusion.compression.on_task import install_learned, learn
 from mlpfusion.compression.predictions import NUM_TEXTS, divergence, predictions, short_texts, warn_if_lost
@@ -26,6 +27,7 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import RECORD_FILE, Record
+from mlpfusion.sites.sites import find_sites
 from mlpfusion.storage.output import Occupant, staged_folder
 
 
@@ -40,12 +42,14 @@ class Work:
     progress: Progress
 
 
-def check_source(source: Checkpoint, selection: Selection) -> None:
+def check_source(source: Checkpoint, method: Any, selection: Selection) -> None:
     """Raises `InputError` for a bad layer or size, a row that does not fit, and a damaged checkpoint; reads no weight.
 
-    Warns of files that are left out.
+    Also for a method that cannot cut what the row names. Warns of files that are left out.
     """
-    check_cut(source.empty(), source.row, selection)
+    empty = source.empty()
+    check_experts(method, find_sites(empty, source.row), selection)
+    check_cut(empty, source.row, selection)
     check_fit(source.folder, source.config)
     carried_files(source.folder)
     if left := left_files(source.folder):

@@ -1,5 +1,6 @@
 """Checks a model and a method before any work."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -13,8 +14,8 @@ from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.names import known_methods, method_name
 from mlpfusion.methods.table import METHODS, Method
 from mlpfusion.options.selection import Selection
-from mlpfusion.sites.row_check import check_visited
-from mlpfusion.sites.sites import check_transformers_model, find_sites
+from mlpfusion.sites.proof.row_check import check_visited
+from mlpfusion.sites.sites import Site, check_transformers_model, find_sites
 from mlpfusion.sites.table import Architecture
 
 
@@ -39,6 +40,21 @@ def check_sizes(method: Any, selection: Selection) -> None:
     if wrong:
         name = method_name(type(method))
         raise InputError(f"`{wrong[0]}` must be left out for {name}, which {reason}: give `keep_ratio`")
+
+
+def check_experts(method: Any, sites: Sequence[Site], selection: Selection) -> None:
+    """Raises `InputError` for what experts cannot have yet: inputs that are recorded, other kinds, a budget."""
+    row, name = METHODS[type(method)], method_name(type(method))
+    expert = next((site for site in sites if site.expert is not None), None)
+    if expert is None:
+        return
+    where = f"for experts ({expert.holder})"
+    if row.sees != "nothing":
+        raise InputError(f"`method` must be one that sees weights alone {where}, got {name}; `stacks` leaves them out")
+    if expert.stack.layout is not None and row.makes is not Narrowed:
+        raise InputError(f"`method` must be one that narrows {where}, which share their tensors, got {name}")
+    if selection.budget is not None:
+        raise InputError(f"`budget` must be left out {where}: give `keep_ratio`")
 
 
 def check_not_compressed(config: PreTrainedConfig) -> None:

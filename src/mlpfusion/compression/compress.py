@@ -18,7 +18,7 @@ from mlpfusion.compression.calibration.traces import (
     check_taken,
     checked_batches,
 )
-from mlpfusion.compression.checks import check_model, check_sizes, known_method
+from mlpfusion.compression.checks import check_experts, check_model, check_sizes, known_method
 from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.on_task import install_learned, learn
 from mlpfusion.compression.plan import Plan, make_plan
@@ -33,7 +33,7 @@ from mlpfusion.methods.table import METHODS
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress, shown_progress
 from mlpfusion.record import Record
-from mlpfusion.sites.row_check import check_visited, checked_sites
+from mlpfusion.sites.proof.row_check import check_visited, checked_sites
 from mlpfusion.sites.sites import Site
 from mlpfusion.sites.table import Architecture
 
@@ -115,6 +115,7 @@ def compress(
         if batches is not None and not isinstance(calibration, TracedCalibration):
             check_taken(model, batches)
         architecture, sites = checked_sites(model, architecture, stacks)
+        check_experts(method, sites, selection)
         place, progress = usable_device(model.device if device is None else device), shown_progress(progress)
         plan, spread = _plan(model, sites, selection, MethodRun(Plan(()), method, seed, place, progress), batches)
         run = MethodRun(plan, method, seed, place, progress)

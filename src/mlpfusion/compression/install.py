@@ -12,11 +12,12 @@ from mlpfusion.compression.settings import Settings
 from mlpfusion.kinds.folding import set_key
 from mlpfusion.kinds.key import FusionKey
 from mlpfusion.kinds.kind import InstalledSite
+from mlpfusion.kinds.narrow_experts import gathered
 from mlpfusion.kinds.outcome import Outcome
-from mlpfusion.kinds.table import install, kind_of, put_back_on_error
+from mlpfusion.kinds.table import install, kind_of, put_back_on_error, site_size
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
 from mlpfusion.sites.detect import left_out
-from mlpfusion.sites.sites import Site, read_mlp
+from mlpfusion.sites.sites import Site, base_model
 from mlpfusion.sites.table import Architecture, row_outside_table
 
 
@@ -37,11 +38,11 @@ def install_outcomes(
     original, digest, others = model_size(model), source_hash(model, plan.sites), left_out(model, architecture)
     records, installed = [], {}
     with put_back_on_error(model):
-        for site, outcome in zip(plan.sites, outcomes, strict=True):
-            before = read_mlp(model, site).num_parameters
+        for site, outcome in gathered(plan.sites, outcomes):
+            before = site_size(base_model(model), site)
             entry = install(model, site, outcome)
             records.append(_site_record(site, before, entry, outcome.metrics))
-            installed[site.path] = entry
+            installed[site.holder] = entry
         warn_if_degenerate(records)
         set_key(model, FusionKey(architecture, installed, settings.method_name, settings.seed, digest))
         return Record(
@@ -65,7 +66,7 @@ def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[st
     kind = kind_of(entry)
     size = kind.size(site, entry)
     return SiteRecord(
-        path=site.path,
+        path=site.holder,
         layer=site.layer,
         original_width=site.intermediate_size,
         width=size.width,

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mlpfusion.checks import usable_device
-from mlpfusion.compression.checks import check_model
+from mlpfusion.compression.checks import check_experts, check_model
 from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.settings import Settings
@@ -24,7 +24,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress, shown_progress
 from mlpfusion.record import Record
 from mlpfusion.seeds import seeded
-from mlpfusion.sites.row_check import check_visited, checked_sites
+from mlpfusion.sites.proof.row_check import check_visited, checked_sites
 from mlpfusion.sites.sites import check_transformers_model, find_sites
 from mlpfusion.sites.table import Architecture
 
@@ -74,6 +74,7 @@ def learn(
     _check_examples(data)
     with torch.no_grad():
         row, sites = checked_sites(model, architecture, stacks)
+    check_experts(method, sites, selection)
     plan = make_plan(sites, selection)
     check_visited(model, plan.sites)
     assert plan.keep_ratio is not None

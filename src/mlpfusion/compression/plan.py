@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.options.selection import Selection, check_layers_form
@@ -55,13 +56,23 @@ def check_step_fits(sites: Sequence[Site], round_to: int) -> None:
 
 
 def choose_sites(sites: Sequence[Site], layers: str) -> list[Site]:
-    """Returns the sites of `layers`, selected in each stack. Raises `InputError` for layers out of range."""
+    """Returns the sites of `layers`, selected in each stack; `first` and `last` count the layers that have an MLP.
+
+    Raises `InputError` for layers out of range, and if none of them has one.
+    """
     stacks = dict.fromkeys(site.stack.layer for site in sites)
     chosen = []
     for stack in stacks:
         members = [site for site in sites if site.stack.layer == stack]
-        indices = set(parse_layers(layers, len(members)))
-        chosen += [site for site in members if site.layer in indices]
+        numbers = list(dict.fromkeys(site.layer for site in members))
+        if re.search("all|first|last", str(layers)):
+            named = {numbers[index] for index in parse_layers(layers, len(numbers))}
+        else:
+            named = set(parse_layers(layers, numbers[-1] + 1))
+        chosen += [site for site in members if site.layer in named]
+    if not chosen:
+        having = ", ".join(map(str, dict.fromkeys(site.layer for site in sites)))
+        raise InputError(f"`layers` must name a layer with an MLP, which {having} have, got {shown(layers)}")
     return chosen
 
 
@@ -92,14 +103,24 @@ def _parse_list(text: str, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(indices))
 
 
+def _step(site: Site) -> int:
+    """The step of widths that the site can have: torch multiplies many experts at once in rows of 16 bytes."""
+    return 1 if site.stack.layout is None else 8
+
+
 def _site_width(site: Site, selection: Selection) -> int:
     if selection.width is not None:
         if not 1 <= selection.width <= site.intermediate_size:
             allowed = f"between 1 and {site.intermediate_size} at {site.path}"
             raise InputError(f"`width` must be {allowed}, got {selection.width}")
+        if selection.width % _step(site):
+            raise InputError(
+                f"`width` must be a multiple of {_step(site)} for the experts at {site.holder}, whose kernels need it, "
+                f"got {selection.width}"
+            )
         return selection.width
     assert selection.keep_ratio is not None
-    keep_ratio, round_to = selection.keep_ratio, selection.round_to
+    keep_ratio, round_to = selection.keep_ratio, lcm(selection.round_to, _step(site))
     rounded = max(round_to * round(keep_ratio * site.intermediate_size / round_to), round_to)
     if round_to > 1 and keep_ratio < 1 and rounded >= site.intermediate_size:
         got = f"{keep_ratio:g} of {site.intermediate_size} neurons is {rounded} in steps of {round_to}"

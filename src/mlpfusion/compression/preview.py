@@ -19,18 +19,17 @@ from mlpfusion.kinds.narrow import unscaled
 from mlpfusion.options.mlps import USUAL_MLPS, MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
+from mlpfusion.sites.coverage import unnamed_mixtures, visited_share
 from mlpfusion.sites.detect import detect_architecture, find_architecture, left_out
+from mlpfusion.sites.experts import expert_modules, expert_parameters
 from mlpfusion.sites.parts import text_config
 from mlpfusion.sites.sites import (
     Site,
     base_model,
-    expert_modules,
-    expert_parameters,
     find_sites,
     read_mlp,
     site_module,
     site_parameters,
-    visited_share,
 )
 from mlpfusion.sites.table import ARCHITECTURES, Architecture, architecture_to_dict, read_architecture
 
@@ -77,8 +76,8 @@ class Inspection:
     """What was recognised in a checkpoint. `proposed_row` is YAML, the row that was found where the table has none.
 
     `left_out` names the layers of the stacks that are not cut, such as those of images beside one of text.
-    `expert_parameters` are those of the mixtures of experts `experts`, which are in no MLP of `stacks`; `quantised` is
-    the method of quantised weights.
+    `expert_parameters` are those of the mixtures of experts `experts`, `are_experts_found` whether a row can name them;
+    `quantised` is the method of quantised weights.
     """
 
     model: str
@@ -89,6 +88,7 @@ class Inspection:
     mlp_parameters: int
     expert_parameters: int
     experts: tuple[ExpertSummary, ...]
+    are_experts_found: bool
     visited_share: float
     stacks: tuple[StackSummary, ...]
     cut: Cut | None
@@ -126,11 +126,12 @@ def inspect_checkpoint(
         mlp_parameters=_mlp_parameters(empty, sites),
         expert_parameters=experts,
         experts=_expert_summaries(empty),
+        are_experts_found=not unnamed_mixtures(empty),
         visited_share=visited_share(empty, sites) if sites else 0.0,
         stacks=_summaries(empty, sites),
         cut=_cut(empty, sites, selection) if sites and not compressed and not quantised else None,
         compressed=compressed,
-        proposed_row=_as_yaml(row) if row and not known and not experts else None,
+        proposed_row=_as_yaml(row) if row and not known else None,
         left_out=left_out(empty, row) if row and not compressed else (),
         quantised=quantised,
     )
@@ -173,7 +174,8 @@ def _summaries(model: PreTrainedModel, sites: list[Site]) -> tuple[StackSummary,
 
 
 def _summary(model: PreTrainedModel, sites: list[Site]) -> StackSummary:
-    mlp = read_mlp(model, sites[0])
+    mlp, holder = read_mlp(model, sites[0]), base_model(model).get_submodule(sites[0].holder)
+    linear = holder if sites[0].stack.layout else site_module(model, sites[0], "up")
     return StackSummary(
         layers=sites[0].stack.layer,
         hidden_size=mlp.hidden_size,
@@ -181,7 +183,7 @@ def _summary(model: PreTrainedModel, sites: list[Site]) -> StackSummary:
         gated=mlp.gate is not None,
         bias=mlp.up_bias is not None,
         activation=type(unscaled(site_module(model, sites[0], "activation"))).__name__,
-        linear=type(site_module(model, sites[0], "up")).__name__,
+        linear=type(linear).__name__,
     )
 
 

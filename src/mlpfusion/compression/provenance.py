@@ -9,14 +9,14 @@ from transformers import PreTrainedModel
 from mlpfusion.compression.checks import check_not_compressed
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.key import FusionKey, model_key
-from mlpfusion.sites.sites import Site, base_model, find_sites, site_parameters
+from mlpfusion.sites.sites import Site, base_model, by_holder, find_sites, site_parameters
 
 
 def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
     """Returns the SHA-256 of the MLP weights of `sites`: name, dtype, shape, bytes; the same under every head."""
     digest = hashlib.sha256()
     names = {id(parameter): name for name, parameter in base_model(model).named_parameters()}
-    for site in sites:
+    for site in (members[0] for members in by_holder(sites).values()):
         for parameter in site_parameters(base_model(model), site):
             digest.update(f"{names[id(parameter)]} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -38,7 +38,7 @@ def check_source(
     kinds = original.config.model_type, compressed.config.model_type
     if kinds[0] != kinds[1]:
         raise InputError(f"`{field}` must be the source of {names[1]}, a {kinds[1]}, got {names[0]}, a {kinds[0]}")
-    sites = [site for site in find_sites(original, key.architecture) if site.path in key.sites]
-    if {site.path for site in sites} != set(key.sites) or source_hash(original, sites) != key.source_sha256:
+    sites = [site for site in find_sites(original, key.architecture) if site.holder in key.sites]
+    if {site.holder for site in sites} != set(key.sites) or source_hash(original, sites) != key.source_sha256:
         raise InputError(f"`{field}` must be the source of {names[1]}, got {names[0]}, whose MLPs have another hash")
     return key

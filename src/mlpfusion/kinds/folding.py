@@ -47,7 +47,7 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
     stock = _stock_form(model, key)
     with put_back_on_error(model):
         for site in sites:
-            kind_of(key.sites[site.path]).fold(model, site)
+            kind_of(key.sites[site.holder]).fold(model, site)
         for text in dict.fromkeys(kind_of(entry).fold_warning for entry in key.sites.values()):
             if text is not None:
                 warnings.warn(text, stacklevel=2)
@@ -119,9 +119,12 @@ def _folded_key(model: PreTrainedModel, key: FusionKey) -> FusionKey:
     """The key of plain blocks of the widths that they have now."""
     sites = {}
     for site in installed_sites(model, key):
-        entry = key.sites[site.path]
-        original = kind_of(entry).original_width(entry) or site.intermediate_size
-        sites[site.path] = NarrowSite(site.intermediate_size, original, "none", site_size(base_model(model), site))
+        entry = key.sites[site.holder]
+        if isinstance(entry, NarrowSite):
+            sites[site.holder] = replace(entry, scale="none")
+        else:
+            size = site_size(base_model(model), site)
+            sites[site.holder] = NarrowSite(site.intermediate_size, site.intermediate_size, "none", size)
     return FusionKey(key.architecture, sites, key.method, key.seed, key.source_sha256)
 
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.kind import KEY, MAX_NUMBER, InstalledSite, entry_place
 from mlpfusion.kinds.table import KIND_NAMES, kind_of
-from mlpfusion.sites.sites import layer_number
 from mlpfusion.sites.table import Architecture, Stack, architecture_from_dict, architecture_to_dict, check_known_row
 from mlpfusion.sites.width_keys import is_width_key
 
@@ -21,7 +20,7 @@ _MAX_SITES = 100_000
 
 @dataclass(frozen=True)
 class FusionKey:
-    """What was compressed and from what. `sites` maps the path of a layer from the base model to its MLP."""
+    """What was compressed and from what. `sites` maps the holder of an MLP, or of all experts, to what is there now."""
 
     architecture: Architecture
     sites: dict[str, InstalledSite]
@@ -80,10 +79,10 @@ def key_from_dict(data: Any) -> FusionKey:
 
 
 def _check_paths(architecture: Architecture, sites: dict[Any, Any]) -> None:
-    """Raises `InputError` if a path is not that of a layer of a stack of the row."""
-    templates = list(dict.fromkeys(stack.layer for stack in architecture.stacks))
+    """Raises `InputError` if a path is not that of a layer, or of a mixture, of a stack of the row."""
+    templates = list(dict.fromkeys(stack.holder for stack in architecture.stacks))
     for path in sites:
-        if not isinstance(path, str) or all(layer_number(template, path) is None for template in templates):
+        if not isinstance(path, str) or not any(stack.holds(path) for stack in architecture.stacks):
             raise InputError(f"`{KEY}.sites` must name layers {' or '.join(templates)}, got {shown(path)}")
 
 
@@ -130,6 +129,6 @@ def model_key(config: PreTrainedConfig) -> FusionKey | None:
 
 def _fits(config: PreTrainedConfig, key: FusionKey, stack: Stack) -> bool:
     """Whether the `width_key` of a stack is null or holds the original width of its layers in the key."""
-    layers = [entry for path, entry in key.sites.items() if layer_number(stack.layer, path) is not None]
+    layers = [entry for path, entry in key.sites.items() if stack.holds(path)]
     widths = {kind_of(entry).original_width(entry) for entry in layers} - {None}
     return stack.width_key is None or all(is_width_key(config, stack.width_key, width) for width in widths if width)

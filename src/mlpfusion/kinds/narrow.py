@@ -5,7 +5,7 @@ numbers. The linear maps stay plain, so everything that looks for linear layers 
 Under tensor parallelism each process applies the scales of the neurons that it computes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,7 +115,8 @@ def read_block(model: PreTrainedModel, site: Site) -> MLP:
     return replace(mlp, activation=unscaled(activation))
 
 
-def _read_entry(path: str, data: Mapping[str, Any]) -> NarrowSite:
+def read_narrow_entry(path: str, data: Mapping[str, Any]) -> NarrowSite:
+    """The entry of a key. Raises `InputError` for numbers out of range, or a block that would be wider than before."""
     where = entry_place(path)
     entry = NarrowSite(
         intermediate_size=number_at(f"{where}.intermediate_size", data["intermediate_size"]),
@@ -132,13 +133,13 @@ def _read_entry(path: str, data: Mapping[str, Any]) -> NarrowSite:
 
 def _entry_of(site: Site, outcome: Narrowed, original: Tensors) -> NarrowSite:
     mlp = outcome.mlp
-    return NarrowSite(mlp.num_neurons, site.intermediate_size, _scale_of(mlp), mlp.num_parameters)
+    return NarrowSite(mlp.num_neurons, site.intermediate_size, scale_of(mlp), mlp.num_parameters)
 
 
 def _tensors(site: Site, outcome: Narrowed, original: Tensors) -> dict[str, Tensor]:
     mlp, activation = outcome.mlp, site.module_path("activation")
     tensors = written(site.weights, mlp.tensors())
-    scale = _scale_of(mlp)
+    scale = scale_of(mlp)
     if scale == "cluster-sizes":
         assert mlp.output_scale is not None
         tensors[f"{activation}.output_scale"] = mlp.output_scale
@@ -150,16 +151,22 @@ def _tensors(site: Site, outcome: Narrowed, original: Tensors) -> dict[str, Tens
 
 
 def _is_there(model: PreTrainedModel, site: Site, entry: NarrowSite) -> bool:
-    if entry.scale not in ACTIVATIONS:
-        raise InputError(
-            f"`{entry_place(site.path)}.scale` must be one of {', '.join(ACTIVATIONS)}, got {entry.scale!r}"
-        )
-    installed = _installed_scale(model, site)
+    return is_narrow_there(site, entry, _installed_scale(model, site), ACTIVATIONS)
+
+
+def is_narrow_there(site: Site, entry: NarrowSite, installed: str, known: Iterable[str]) -> bool:
+    """Whether the model has the width and the scales of `entry` at `site`; `installed` names the scales there.
+
+    Raises `InputError` for scales that are not `known`, and for a width that is neither that of `entry` nor the one
+    before.
+    """
+    if entry.scale not in known:
+        raise InputError(f"`{entry_place(site.holder)}.scale` must be one of {', '.join(known)}, got {entry.scale!r}")
     if (site.intermediate_size, installed) == (entry.intermediate_size, entry.scale):
         return True
     if site.intermediate_size != entry.original_size or installed != "none":
         raise InputError(
-            f"`mlp_fusion` wants {entry.intermediate_size} of {entry.original_size} neurons at {site.path}, "
+            f"`mlp_fusion` wants {entry.intermediate_size} of {entry.original_size} neurons at {site.holder}, "
             f"the config gives that layer {site.intermediate_size}"
         )
     return False
@@ -275,7 +282,7 @@ def _as_bits(scale: Tensor) -> Int[Tensor, " neurons"]:
     return scale.to(torch.float32).contiguous().view(torch.int32)
 
 
-def _scale_of(mlp: MLP) -> str:
+def scale_of(mlp: MLP) -> str:
     """The name in `ACTIVATIONS` for the scales of a block."""
     if mlp.input_scale is None and mlp.output_scale is None:
         return "none"
@@ -294,7 +301,7 @@ KIND = Kind(
     entry=NarrowSite,
     blocks="narrower MLPs",
     without_package="Without the package transformers refuses the checkpoint with a shape error.",
-    read_entry=_read_entry,
+    read_entry=read_narrow_entry,
     entry_of=_entry_of,
     tensors=_tensors,
     is_there=_is_there,

@@ -1,6 +1,7 @@
 """What a method hands back, one class a kind of outcome."""
 
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Protocol, Self
 
 import torch
@@ -40,6 +41,27 @@ class Narrowed:
     def on(self, device: torch.device) -> Self:
         """The outcome with its tensors on `device`."""
         return replace(self, mlp=on_device(self.mlp, device))
+
+
+@dataclass(frozen=True)
+class NarrowedExperts:
+    """The narrower experts of one mixture, all of one width."""
+
+    experts: tuple[Narrowed, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means over the experts of the numbers that all of them have."""
+        names = [name for name in self.experts[0].metrics if all(name in one.metrics for one in self.experts)]
+        return {name: fmean(one.metrics[name] for one in self.experts) for name in names}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers by the number of the expert and the name: `3.up`."""
+        return {f"{n}.{name}": one for n, expert in enumerate(self.experts) for name, one in expert.tensors().items()}
+
+    def on(self, device: torch.device) -> Self:
+        """The outcome with its tensors on `device`."""
+        return replace(self, experts=tuple(expert.on(device) for expert in self.experts))
 
 
 @dataclass(frozen=True)

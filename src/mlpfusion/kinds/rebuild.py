@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.key import FusionKey
 from mlpfusion.kinds.table import KINDS, kind_of, rebuild, site_size
-from mlpfusion.sites.sites import Site, base_model, find_sites, has_module, layer_path, linear_maps
+from mlpfusion.sites.sites import Site, base_model, by_holder, find_sites, has_module, has_stack, linear_maps
 
 
 def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
@@ -22,7 +22,7 @@ def rebuild_sites(model: PreTrainedModel, key: FusionKey) -> None:
         return
     _check_parallel(model, key)
     for site in installed_sites(model, key):
-        entry = key.sites[site.path]
+        entry = key.sites[site.holder]
         rebuild(model, site, entry)
         _check_size(base, site, entry.num_parameters)
 
@@ -42,7 +42,7 @@ def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str],
             absent = [name for name in missing if f".{path}." in f".{name}"]
             if absent:
                 raise InputError(f"the checkpoint must hold all weights of compressed blocks, {absent[0]} is missing")
-        entry = key.sites[site.path]
+        entry = key.sites[site.holder]
         kind_of(entry).check(model, site, entry)
         if getattr(model, "tp_size", None) is not None:
             kind_of(entry).after_cut(model, site)
@@ -53,14 +53,16 @@ def check_loaded(model: PreTrainedModel, key: FusionKey, missing: Iterable[str],
 def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
     """The sites of the key that are in the model: all, or those of one stack where the model has only that one.
 
-    Raises `InputError` if a stack of the model lacks a layer that the key names.
+    Experts that share their tensors are one entry of the key; the first of them stands for all. Raises `InputError` if
+    a stack of the model lacks a layer that the key names.
     """
-    sites = [site for site in find_sites(model, key.architecture) if site.path in key.sites]
-    templates = {
-        stack.layer for stack in key.architecture.stacks if has_module(base_model(model), layer_path(stack.layer, 0))
+    holders = by_holder(find_sites(model, key.architecture))
+    sites = [members[0] for holder, members in holders.items() if holder in key.sites]
+    starts = {
+        stack.layer.partition("{}")[0] for stack in key.architecture.stacks if has_stack(base_model(model), stack)
     }
-    expected = [p for p in key.sites if any(p.startswith(t.partition("{}")[0]) for t in templates)]
-    missing = sorted(set(expected) - {site.path for site in sites})
+    expected = [path for path in key.sites if any(path.startswith(start) for start in starts)]
+    missing = sorted(set(expected) - {site.holder for site in sites})
     if missing:
         raise InputError(f"`mlp_fusion.sites` must name layers of the model, got {', '.join(missing)}")
     return sites
@@ -68,7 +70,7 @@ def installed_sites(model: PreTrainedModel, key: FusionKey) -> list[Site]:
 
 def _warn_of_scales(model: PreTrainedModel, sites: Sequence[Site], key: FusionKey) -> None:
     """Warns if quantised `down` maps stand behind scales: one scale a row cannot hold columns of such lengths."""
-    entries = [(site, key.sites[site.path]) for site in sites]
+    entries = [(site, key.sites[site.holder]) for site in sites]
     scaled = sum(kind_of(entry).is_hurt_by_quantising(model, site, entry) for site, entry in entries)
     if scaled:
         warnings.warn(
@@ -91,4 +93,4 @@ def _check_parallel(model: PreTrainedModel, key: FusionKey) -> None:
 def _check_size(base: PreTrainedModel, site: Site, num_parameters: int) -> None:
     count = site_size(base, site)
     if count != num_parameters:
-        raise InputError(f"`mlp_fusion` wants {num_parameters} parameters at {site.path}, the model has {count}")
+        raise InputError(f"`mlp_fusion` wants {num_parameters} parameters at {site.holder}, the model has {count}")

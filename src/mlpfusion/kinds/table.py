@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.kinds import low_rank, masked, narrow, routed
+from mlpfusion.kinds import low_rank, masked, narrow, narrow_experts, routed
 from mlpfusion.kinds.kind import InstalledSite, Kind
 from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.sites.sites import Site, base_model, linear_maps, site_parameters
 from mlpfusion.sites.weights import ModelTensors
 
-KINDS: tuple[Kind, ...] = (narrow.KIND, low_rank.KIND, masked.KIND, routed.KIND)
+KINDS: tuple[Kind, ...] = (narrow.KIND, low_rank.KIND, masked.KIND, routed.KIND, narrow_experts.KIND)
 KIND_NAMES: dict[str, Kind] = {kind.name: kind for kind in KINDS}
 _BY_TYPE: dict[type, Kind] = {kind.outcome: kind for kind in KINDS} | {kind.entry: kind for kind in KINDS}
 

@@ -26,7 +26,7 @@ from mlpfusion.methods.run import one_shot_method
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import Record, SiteRecord
-from mlpfusion.sites.row_check import checked_sites
+from mlpfusion.sites.proof.row_check import checked_sites
 from mlpfusion.sites.sites import Site, find_sites
 from mlpfusion.sites.table import Architecture
 

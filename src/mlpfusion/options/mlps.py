@@ -9,7 +9,8 @@ from mlpfusion.options.fields import option
 class MLPOptions:
     """A row file for a model whose MLPs are not found by themselves, and which of the stacks of layers are meant.
 
-    Without `stacks` they are those that read text, or all where none does (`choose_stacks`).
+    Without `stacks` they are those that read text, or all where none does, and of these the experts where there are
+    mixtures (`choose_stacks`).
     """
 
     architecture: str | None = option(
@@ -17,7 +18,8 @@ class MLPOptions:
     )
     stacks: str | None = option(
         None,
-        "text, vision, audio, all or a pattern, as vision_tower.*; text if not given.",
+        "text, vision, audio, experts, shared, dense, all or a pattern, as vision_tower.*; text if not given, and of "
+        "a mixture its experts.",
         metavar="A[,B..]",
         free=True,
     )

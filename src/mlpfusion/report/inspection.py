@@ -22,8 +22,8 @@ def print_inspection(inspection: Inspection, title: str | None = None) -> None:
         experts = 100 * inspection.expert_parameters / inspection.parameters
         mixtures = "; ".join(_mixture(summary) for summary in inspection.experts)
         console.print(
-            f"{inspection.expert_parameters:,} of them ({experts:.1f} %) are in experts: {mixtures}. Mixtures of "
-            "experts are not supported yet: `compress` refuses their layers."
+            f"{inspection.expert_parameters:,} of them ({experts:.1f} %) are in experts: {mixtures}."
+            + ("" if inspection.are_experts_found else " They are kept in a way that is not supported.")
         )
     if not inspection.stacks:
         if not inspection.expert_parameters:

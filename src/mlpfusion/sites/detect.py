@@ -11,9 +11,10 @@ from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError, shown
+from mlpfusion.sites.experts import expert_modules, expert_stacks
 from mlpfusion.sites.parts import choose_stacks
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, base_model, expert_parameters, find_sites, is_beside_mlp
+from mlpfusion.sites.sites import Site, base_model, find_sites, is_beside_mlp
 from mlpfusion.sites.table import ARCHITECTURES, Architecture, Stack
 from mlpfusion.sites.weights import linear_shape, linear_weight
 from mlpfusion.sites.width_keys import with_proven_keys
@@ -42,7 +43,8 @@ def find_architecture(
     model_type = model.config.model_type
     known = known or ARCHITECTURES.get(model_type)
     if known is not None:
-        return known if stacks is None else Architecture(choose_stacks(base_model(model), known.stacks, stacks))
+        is_whole = stacks is None and not any(stack.is_of_experts for stack in known.stacks)
+        return known if is_whole else Architecture(choose_stacks(base_model(model), known.stacks, stacks))
     found = detect_architecture(model, stacks)
     if found is None:
         raise InputError(
@@ -70,10 +72,21 @@ def detect_architecture(model: PreTrainedModel, stacks: str | None = None) -> Ar
 
 def left_out(model: PreTrainedModel, row: Architecture) -> tuple[str, ...]:
     """The layers of those stacks of `model` that `row` has not. None where `row` was written by hand."""
-    known = ARCHITECTURES.get(model.config.model_type)
-    layers = dict.fromkeys(stack.layer for stack in (known.stacks if known else all_stacks(model)))
+    stacks = named_stacks(model)
     taken = {stack.layer for stack in row.stacks}
-    return tuple(layer for layer in layers if layer not in taken) if taken <= set(layers) else ()
+    if not taken <= {stack.layer for stack in stacks}:
+        return ()
+    kept = {(stack.layer, stack.up) for stack in row.stacks}
+    others = [stack for stack in stacks if (stack.layer, stack.up) not in kept]
+    return tuple(
+        dict.fromkeys(stack.layer if stack.layer not in taken else f"{stack.layer}.{stack.up}" for stack in others)
+    )
+
+
+def named_stacks(model: PreTrainedModel) -> tuple[Stack, ...]:
+    """Every stack of the table's row of `model`, or that the shapes suggest where it has none."""
+    known = ARCHITECTURES.get(model.config.model_type)
+    return known.stacks if known else tuple(all_stacks(model))
 
 
 def all_stacks(model: PreTrainedModel) -> dict[Stack, list[Site]]:
@@ -83,6 +96,7 @@ def all_stacks(model: PreTrainedModel) -> dict[Stack, list[Site]]:
     for path, layers in layer_lists(base):
         for stack in _detect_stacks(path, layers, hidden_sizes):
             found[stack] = _sites_or_none(model, stack)
+    found |= {stack: _sites_or_none(model, stack) for stack in expert_stacks(base)}
     return {stack: sites for stack, sites in found.items() if sites}
 
 
@@ -192,8 +206,11 @@ def _find_maps(layer: nn.Module, hidden_sizes: set[int]) -> tuple[Maps, ...]:
 
 def _seen(base: PreTrainedModel) -> str:
     """The linear maps of the first layer of every stack, in words."""
-    if expert_parameters(base):
-        return "its layers are mixtures of experts, which are not supported yet"
+    experts = next(iter(expert_modules(base).items()), None)
+    if experts is not None:
+        shapes = [f"{name} {' x '.join(map(str, one.shape))}" for name, one in experts[1].named_parameters()]
+        held = ", ".join(shapes[:_MOST_SHOWN])
+        return f"its experts are not kept in a way that is supported, {experts[0]} has {held}"
     maps = {
         path: [
             f"{name} {' x '.join(map(str, linear_shape(linear)))}"

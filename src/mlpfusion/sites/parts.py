@@ -13,6 +13,7 @@ from mlpfusion.sites.table import Stack
 
 # What a stack reads; `other` is what joins two of them, and what no name tells.
 Modality = Literal["text", "vision", "audio", "other"]
+Role = Literal["experts", "shared", "dense"]
 # Words in the name of a part, or of its class; the first that is found decides.
 _WORDS: dict[Modality, tuple[str, ...]] = {
     "other": ("qformer", "projector", "resampler"),
@@ -79,27 +80,37 @@ def modality(base: PreTrainedModel, path: str) -> Modality:
 
 
 def choose_stacks(base: PreTrainedModel, stacks: Sequence[Stack], choice: str | None) -> tuple[Stack, ...]:
-    """Those of `stacks` that `choice` names: `text`, `vision`, `audio`, `all`, or shell patterns of their layers.
+    """Those of `stacks` that `choice` names.
 
-    Several are joined by commas. None are those that read text, or all where none does. Raises `InputError` for a
+    It names what they read (`text`, `vision`, `audio`), what they are in a model with mixtures of experts (`experts`,
+    `shared`, `dense`), `all`, or shell patterns of their layers, several joined by commas. None are the experts of
+    those that read text, or of all where none does; where there are no experts, all of these. Raises `InputError` for a
     choice without a stack.
     """
     reads: dict[Stack, Modality] = {stack: modality(base, stack.layer) for stack in stacks}
     if choice is None:
-        return tuple(stack for stack in stacks if reads[stack] == "text") or tuple(stacks)
+        usual = tuple(stack for stack in stacks if reads[stack] == "text") or tuple(stacks)
+        return tuple(stack for stack in usual if stack.is_of_experts) or usual
     wanted = [one.strip() for one in str(choice).split(",")]
     for one in wanted:
         if not any(_is_meant(one, stack, reads[stack]) for stack in stacks):
-            layers = ", ".join(f"{stack.layer} ({reads[stack]})" for stack in stacks)
+            layers = ", ".join(f"{stack.layer} ({reads[stack]}, {role(stack)})" for stack in stacks)
             raise InputError(
-                f"`stacks` must be {', '.join(_INPUTS)}, all, or a pattern of layers, and fit some of {layers}, "
-                f"got {shown(one)}"
+                f"`stacks` must be {', '.join(_INPUTS)}, experts, shared, dense, all, or a pattern of layers, and fit "
+                f"some of {layers}, got {shown(one)}"
             )
     return tuple(stack for stack in stacks if any(_is_meant(one, stack, reads[stack]) for one in wanted))
 
 
+def role(stack: Stack) -> Role:
+    """What the MLPs of a stack are: experts of a mixture, one beside it that every token goes through, or neither."""
+    if stack.is_of_experts:
+        return "experts"
+    return "shared" if "shared" in f"{stack.layer}.{stack.up}" else "dense"
+
+
 def _is_meant(choice: str, stack: Stack, reads: Modality) -> bool:
-    return choice in ("all", reads) or fnmatchcase(stack.layer, choice)
+    return choice in ("all", reads, role(stack)) or fnmatchcase(stack.layer, choice)
 
 
 def _reads(model: PreTrainedModel) -> Modality:

@@ -1,9 +1,10 @@
 """Finds the MLPs of a model by its row of the table, and reads them into one layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
+from itertools import count, takewhile
 from os import PathLike
 from typing import Literal
 
@@ -11,9 +12,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.mlp import MLP
+from mlpfusion.mlp import MLP, scale_neurons
 from mlpfusion.sites.table import Architecture, Stack
-from mlpfusion.sites.weights import ModelTensors, Tensors, Weight, check_linear, linear_shape, mlp_weights, read_all
+from mlpfusion.sites.weights import (
+    ModelTensors,
+    Tensors,
+    Weight,
+    check_linear,
+    linear_shape,
+    mlp_weights,
+    plain_parameter,
+    read_all,
+)
 
 # What a row of the table names in a layer.
 Part = Literal["up", "gate", "down", "activation"]
@@ -21,7 +31,10 @@ Part = Literal["up", "gate", "down", "activation"]
 
 @dataclass(frozen=True)
 class Site:
-    """One MLP of one layer. `path` is the layer's path from the base model, so it is the same under every head."""
+    """One MLP of one layer, or of one expert in it.
+
+    `path` is that of the layer or the expert from the base model, so it is the same under every head.
+    """
 
     path: str
     layer: int
@@ -29,12 +42,26 @@ class Site:
     hidden_size: int
     intermediate_size: int
     weights: tuple[Weight, ...]
+    expert: int | None = None
+
+    @property
+    def holder(self) -> str:
+        """Path of the module that holds the numbers: `path`, or that of all experts where one tensor has them."""
+        return self.path if self.stack.layout is None else self.path.rpartition(".")[0]
 
     def module_path(self, part: Part) -> str:
         """Path of `up`, `gate`, `down` or `activation` from the base model."""
         stack = self.stack
         names = {"up": stack.up, "gate": stack.gate, "down": stack.down, "activation": stack.activation}
-        return f"{self.path}.{names[part]}"
+        return f"{self.holder}.{names[part]}"
+
+
+def by_holder(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """The sites by what holds their numbers: one each, or all experts of one module, in their order."""
+    found: dict[str, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.holder, []).append(site)
+    return found
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -76,13 +103,23 @@ def site_module(model: PreTrainedModel, site: Site, part: Part) -> nn.Module:
     return base_model(model).get_submodule(site.module_path(part))
 
 
+def site_activation(model: PreTrainedModel, site: Site) -> Callable[[Tensor], Tensor]:
+    """The activation at `site`, with the scales that stand around it, or as `cluster_sizes` beside all experts."""
+    activation = site_module(model, site, "activation")
+    sizes = None if site.stack.layout is None else dict(base_model(model).get_submodule(site.holder).named_buffers())
+    if not sizes:
+        return activation
+    scale = sizes["cluster_sizes"][site.expert]
+    return lambda x: scale_neurons(activation(x), scale)
+
+
 def read_mlp(model: PreTrainedModel, site: Site) -> MLP:
     """The MLP at `site`; its tensors share memory with the model (transposed where the model keeps a `Conv1D`).
 
     Scales that the model keeps in the activation are part of `activation`. Raises `InputError` for anything but plain
     linear maps and those that a kind of outcome put in place.
     """
-    return mlp_in(ModelTensors(base_model(model)), site, site_module(model, site, "activation"))
+    return mlp_in(ModelTensors(base_model(model)), site, site_activation(model, site))
 
 
 def mlp_in(state: Tensors, site: Site, activation: Callable[[Tensor], Tensor]) -> MLP:
@@ -102,29 +139,26 @@ def mlp_in(state: Tensors, site: Site, activation: Callable[[Tensor], Tensor]) -
     )
 
 
-def layer_path(template: str, layer: int) -> str:
-    """Path of one layer of a stack from the base model."""
-    return template.replace("{}", str(layer))
-
-
-def layer_number(template: str, path: str) -> int | None:
-    """Number of the layer at `path`, the inverse of `layer_path`; None if it is no layer of this stack."""
-    before, _, after = template.partition("{}")
-    digits = path.removeprefix(before).removesuffix(after)
-    number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else -1
-    return number if layer_path(template, number) == path else None
+def has_stack(base: nn.Module, stack: Stack) -> bool:
+    """Whether the layers of the stack are in `base`, which may be one of several stacks alone."""
+    return has_module(base, f"{stack.layer.partition('{}')[0]}0")
 
 
 def check_readable(model: PreTrainedModel, sites: Sequence[Site]) -> None:
-    """Raises `InputError` for a linear map of a site with an adapter, or with a quantised or sharded weight."""
+    """Raises `InputError` for a linear map or experts with an adapter, or with a quantised or sharded weight."""
     base = base_model(model)
     for site in sites:
-        for path in linear_maps(site):
+        for weight in site.weights if site.stack.layout else ():
+            plain_parameter(base.get_submodule(weight.path), weight.name.rpartition(".")[2])
+        for path in () if site.stack.layout else linear_maps(site):
             check_linear(base.get_submodule(path))
 
 
 def linear_maps(site: Site) -> dict[str, tuple[str, ...]]:
-    """Path of every linear map from the base model -> the matrices in it; gate before up where it holds both."""
+    """Path of every linear map from the base model -> the matrices in it; gate before up where it holds both.
+
+    Experts without modules of their own are one map, which holds all matrices.
+    """
     maps: dict[str, tuple[str, ...]] = {}
     for weight in site.weights:
         if not weight.is_bias:
@@ -155,41 +189,6 @@ def check_in_memory(model: nn.Module) -> None:
             )
 
 
-def visited_share(model: PreTrainedModel, sites: Sequence[Site]) -> float:
-    """Share of the MLP parameters of the sites' layers that belong to a site; 1.0 when nothing was overlooked.
-
-    What counts as an MLP parameter is decided by shape, not by the row: every parameter of the layer outside
-    attention with an axis as long as the intermediate size (twice as long where gate and up are one map), and every
-    one of an expert in any layer, whatever its shape.
-    """
-    base = base_model(model)
-    visited = {id(parameter) for site in sites for parameter in site_parameters(base, site)}
-    wanted = {id(p): p for site in sites for p in _mlp_shaped_parameters(base, site)}
-    wanted |= {id(p): p for p in expert_parameters(base)}
-    total = sum(parameter.numel() for parameter in wanted.values())
-    return sum(p.numel() for key, p in wanted.items() if key in visited) / total
-
-
-def expert_modules(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules outside attention called experts, by path, the outermost of those inside one another.
-
-    A shared expert, which every token goes through, is an ordinary MLP and not among them.
-    """
-    found: dict[str, nn.Module] = {}
-    for path, one in module.named_modules():
-        name = path.rpartition(".")[2]
-        is_mixture = name == "experts" or ("Experts" in type(one).__name__ and "shared" not in name)
-        if is_mixture and "att" not in path.lower() and not any(path.startswith(f"{outer}.") for outer in found):
-            found[path] = one
-    return found
-
-
-def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the experts in `module`, each once."""
-    experts = expert_modules(module).values()
-    return list({id(parameter): parameter for one in experts for parameter in one.parameters()}.values())
-
-
 def site_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
     """The parameters of the linear maps of a site, each once."""
     return [parameter for path in linear_maps(site) for parameter in base.get_submodule(path).parameters()]
@@ -199,10 +198,10 @@ def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: st
     stacks = [stack for stack in architecture.stacks if stack.layer == template]
     sites, number, inside = [], 0, template.partition("{}")[0]
     while has_module(base, f"{inside}{number}"):
-        path = layer_path(template, number)
-        fitting = [stack for stack in stacks if all(has_module(base, f"{path}.{part}") for part in _paths(stack))]
-        if fitting:
-            sites.append(_make_site(base, fitting[0], path, number))
+        for path, expert in _paths_in_layer(base, stacks[0], template.replace("{}", str(number), 1)):
+            fitting = [stack for stack in stacks if _fits(base, stack, path)]
+            if fitting:
+                sites.append(_make_site(base, fitting[0], path, number, expert))
         number += 1
     if number and not sites:
         raise InputError(
@@ -211,20 +210,58 @@ def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: st
     return sites
 
 
-def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int) -> Site:
-    hidden_size, width = linear_shape(base.get_submodule(f"{path}.{stack.down}"))
+def _paths_in_layer(base: nn.Module, stack: Stack, layer: str) -> Iterator[tuple[str, int | None]]:
+    """Path of the MLP of one layer, or the paths of its experts with their numbers; none where it has no mixture."""
+    before, placeholder, after = layer.partition("{}")
+    if not placeholder:
+        yield layer, None
+        return
+    if stack.layout is None:
+        numbers = takewhile(lambda number: has_module(base, f"{before}{number}{after}"), count())
+    else:
+        holder = before.removesuffix(".")
+        down = getattr(base.get_submodule(holder), stack.down, None) if has_module(base, holder) else None
+        numbers = range(len(down) if isinstance(down, Tensor) else 0)
+    yield from ((f"{before}{number}{after}", number) for number in numbers)
+
+
+def _fits(base: nn.Module, stack: Stack, path: str) -> bool:
+    """Whether the parts that `stack` names are there: modules, or the tensors of a module of experts."""
+    if stack.layout is None:
+        return all(has_module(base, f"{path}.{part}") for part in _paths(stack))
+    holder = base.get_submodule(path.rpartition(".")[0])
+    return all(isinstance(getattr(holder, part, None), Tensor | nn.Module) for part in _paths(stack))
+
+
+def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int, expert: int | None) -> Site:
+    holder = path if stack.layout is None else path.rpartition(".")[0]
+    weights = mlp_weights(base, holder, stack, expert)
+    shapes = {weight.field: _stored_shape(base, weight) for weight in weights if not weight.is_bias}
+    hidden_size, width = shapes["down"]
     if not width or not hidden_size:
         raise InputError(f"the MLP at {path} must have neurons, its {stack.down} has shape {(hidden_size, width)}")
-    site = Site(path, layer, stack, hidden_size, width, mlp_weights(base, path, stack))
-    for weight in site.weights:
+    site = Site(path, layer, stack, hidden_size, width, weights, expert)
+    for weight in weights:
         if weight.field in ("up", "gate"):
-            shape, expected = linear_shape(base.get_submodule(weight.path)), (width * weight.num_parts, hidden_size)
-            if tuple(shape) != expected:
-                raise InputError(f"{weight.path} must have shape {expected} to fit {stack.down}, got {tuple(shape)}")
-    activation = base.get_submodule(f"{path}.{stack.activation}")
+            shape, expected = shapes[weight.field], (width * weight.num_parts, hidden_size)
+            if shape != expected:
+                raise InputError(f"{weight.path} must have shape {expected} to fit {stack.down}, got {shape}")
+    activation = base.get_submodule(f"{holder}.{stack.activation}")
     if any(parameter.ndim > 1 for parameter in activation.parameters()):
         raise InputError(f"{path}.{stack.activation} must be an activation, got {type(activation).__name__}")
     return site
+
+
+def _stored_shape(base: nn.Module, weight: Weight) -> tuple[int, int]:
+    """(out, in) of the matrices in the tensor of `weight`, gate and up together where it holds both."""
+    module = base.get_submodule(weight.path)
+    if weight.expert is None:
+        rows, columns = linear_shape(module)
+        return rows, columns
+    shape = tuple(getattr(module, weight.name.rpartition(".")[2]).shape)
+    if len(shape) != 3:
+        raise InputError(f"{weight.name} must have three axes, the first that of the experts, got {shape}")
+    return (shape[2], shape[1]) if weight.transposed else (shape[1], shape[2])
 
 
 def _paths(stack: Stack) -> list[str]:
@@ -247,13 +284,3 @@ def is_beside_mlp(path: str) -> bool:
     (True, False)
     """
     return any(word in path.lower() for word in ("att", "bottleneck"))
-
-
-def _mlp_shaped_parameters(base: nn.Module, site: Site) -> list[nn.Parameter]:
-    lengths = {site.intermediate_size * len(names) for names in linear_maps(site).values()}
-    axes = 2 if site.hidden_size in lengths else 1
-    return [
-        parameter
-        for name, parameter in base.get_submodule(site.path).named_parameters()
-        if not is_beside_mlp(name) and parameter.ndim >= axes and lengths & set(parameter.shape)
-    ]

@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.storage.yaml import read_yaml
@@ -12,14 +12,21 @@ from mlpfusion.storage.yaml import read_yaml
 _PATH = re.compile(r"(?=.{1,200}\Z)\w+(\.\w+)*", re.ASCII)
 
 
+# How one tensor holds a matrix of every expert: (experts, out, in), or (experts, in, out).
+Layout = Literal["rows", "columns"]
+
+
 @dataclass(frozen=True)
 class Stack:
     """Where one stack of layers keeps its MLPs.
 
     `layer` is the path of a layer from the base model, `{}` standing for its number; the other paths start at the
-    layer. `gate` is the linear map whose output goes through the activation in a gated block; where it equals `up`,
-    one map holds both, gate rows first. `width_key` is the entry of the config that holds the width, or the entry of a
-    config inside it (`encoder.intermediate_size`), None if there is none: `fold` then cannot make a stock model of it.
+    layer. In a mixture of experts `layer` leads on to one expert, a second `{}` standing for its number
+    (`layers.{}.mlp.experts.{}`). With a `layout` the experts are no modules of their own: the module before their
+    number holds one tensor for all of them, which `up`, `gate` and `down` name. `gate` is the linear map whose output
+    goes through the activation in a gated block; where it equals `up`, one map holds both, gate rows first. `width_key`
+    is the entry of the config that holds the width, or the entry of a config inside it (`encoder.intermediate_size`),
+    None if there is none: `fold` then cannot make a stock model of it.
     """
 
     layer: str
@@ -28,6 +35,35 @@ class Stack:
     activation: str
     gate: str | None = None
     width_key: str | None = "intermediate_size"
+    layout: Layout | None = None
+
+    @property
+    def holder(self) -> str:
+        """Path of the module that the other paths start at: the layer, the expert, or what holds all experts."""
+        return self.layer if self.layout is None else self.layer.rpartition(".{}")[0]
+
+    def holds(self, path: str) -> bool:
+        """Whether `path` is that of a holder of its MLPs, whatever the numbers of layer and expert.
+
+        >>> mixtral = Stack("layers.{}.mlp.experts.{}", "gate_up_proj", "down_proj", "act_fn", layout="rows")
+        >>> mixtral.holds("layers.10.mlp.experts"), mixtral.holds("layers.01.mlp.experts")
+        (True, False)
+        """
+        return _fits_template(self.holder, path)
+
+    def is_of_mixture(self, path: str) -> bool:
+        """Whether its MLPs are the experts in the module at `path`."""
+        return self.is_of_experts and _fits_template(self.layer.rpartition(".")[0], path)
+
+    @property
+    def is_of_experts(self) -> bool:
+        """Whether its MLPs are the experts of mixtures, of which a router chooses some for every token."""
+        return self.layer.count("{}") > 1
+
+
+def _fits_template(template: str, path: str) -> bool:
+    pattern = re.escape(template).replace(re.escape("{}"), "(0|[1-9][0-9]{0,8})")
+    return re.fullmatch(pattern, path) is not None
 
 
 @dataclass(frozen=True)
@@ -57,6 +93,11 @@ def _t5(layer: str, mlp: str) -> tuple[Stack, Stack]:
     )
 
 
+def _switch(side: str, mlp: str) -> tuple[Stack, Stack]:
+    experts = Stack(f"{side}.block.{{}}.{mlp}.experts.expert_{{}}", "wi", "wo", "act", width_key="d_ff")
+    return experts, Stack(f"{side}.block.{{}}", f"{mlp}.wi", f"{mlp}.wo", f"{mlp}.act", width_key="d_ff")
+
+
 def _bart(side: str) -> Stack:
     return Stack(f"{side}.layers.{{}}", "fc1", "fc2", "activation_fn", width_key=f"{side}_ffn_dim")
 
@@ -81,6 +122,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": _llama(),
     "roberta": _bert(),
     "smollm3": _llama(),
+    "switch_transformers": Architecture(_switch("encoder", "layer.1.mlp") + _switch("decoder", "layer.2.mlp")),
     "t5": Architecture(
         _t5("encoder.block.{}", "layer.1.DenseReluDense") + _t5("decoder.block.{}", "layer.2.DenseReluDense")
     ),
@@ -106,7 +148,8 @@ def check_known_row(model_type: str, row: Architecture) -> None:
 
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
     """The row as plain data, as it stands in a row file and in a saved config."""
-    return {"stacks": [asdict(stack) for stack in architecture.stacks]}
+    stacks = [asdict(stack) for stack in architecture.stacks]
+    return {"stacks": [{name: value for name, value in one.items() if name != "layout" or value} for one in stacks]}
 
 
 def row_outside_table(model_type: str, row: Architecture) -> dict[str, Any] | None:
@@ -136,17 +179,21 @@ def _stack_from_dict(data: Any) -> Stack:
     if missing:
         raise InputError(f"a stack must have {', '.join(missing)}")
     for name, value in data.items():
-        if name in ("gate", "width_key") and value is None:
+        if name in ("gate", "width_key", "layout") and value is None:
             continue
         if not isinstance(value, str) or not value:
             raise InputError(f"`{name}` of a stack must be text, got {shown(value)}")
         if name != "layer" and not _PATH.fullmatch(value):
             raise InputError(f"`{name}` of a stack must be names of modules with dots between, got {shown(value)}")
-    if data["layer"].count("{}") != 1 or not _PATH.fullmatch(data["layer"].replace("{}", "0")):
+    if data["layer"].count("{}") not in (1, 2) or not _PATH.fullmatch(data["layer"].replace("{}", "0")):
         raise InputError(
-            f"`layer` of a stack must hold {{}} once, for the number of the layer, between names with dots, "
-            f"got {shown(data['layer'])}"
+            "`layer` of a stack must hold {} once, for the number of the layer, or twice, for that of an expert too, "
+            f"between names with dots, got {shown(data['layer'])}"
         )
+    if data.get("layout") not in (None, *get_args(Layout)):
+        raise InputError(f"`layout` of a stack must be {' or '.join(get_args(Layout))}, got {shown(data['layout'])}")
+    if data.get("layout") and not (data["layer"].count("{}") == 2 and data["layer"].endswith(".{}")):
+        raise InputError(f"`layer` of a stack with a `layout` must end with a second .{{}}, got {shown(data['layer'])}")
     stack = Stack(**data)
     _check_apart(stack)
     return stack

@@ -28,17 +28,19 @@ class Weight:
     """One matrix or bias of an MLP, by `field` there, and the tensor of a model with its numbers.
 
     `name` starts at the base model. `transposed`: the tensor is (in, out), as in `Conv1D`. `half`: the tensor holds
-    gate (0) and up (1), rows one after the other. A bias may be listed without being there.
+    gate (0) and up (1), rows one after the other. `expert`: the tensor holds this matrix of all experts, here that of
+    one. A bias may be listed without being there.
     """
 
     field: str
     name: str
     transposed: bool = False
     half: int | None = None
+    expert: int | None = None
 
     @property
     def path(self) -> str:
-        """Path of the linear map with the tensor."""
+        """Path of the module with the tensor: a linear map, or what holds all experts."""
         return self.name.rpartition(".")[0]
 
     @property
@@ -52,7 +54,7 @@ class Weight:
 
     def view(self, stored: Tensor) -> Tensor:
         """The matrix (out, in), or the bias, in `stored`, the whole tensor. Shares memory."""
-        rows = _turned(stored, self.transposed)
+        rows = _turned(stored if self.expert is None else stored[self.expert], self.transposed)
         return rows if self.half is None else rows.chunk(self.num_parts)[self.half]
 
 
@@ -69,7 +71,10 @@ def read_all(state: Tensors, weights: Iterable[Weight]) -> dict[str, Tensor]:
 
 
 def written(weights: Iterable[Weight], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensor name -> tensor as a model keeps it, for `values` by field. The inverse of `read_all`."""
+    """Tensor name -> tensor as a model keeps it, for `values` by field. The inverse of `read_all`.
+
+    Of an expert without a module of its own: the tensors of that expert alone.
+    """
     parts: dict[str, list[Tensor]] = {}
     transposed = set()
     for weight in weights:
@@ -80,16 +85,23 @@ def written(weights: Iterable[Weight], values: Mapping[str, Tensor]) -> dict[str
     return {name: _turned(tensor, name in transposed) for name, tensor in whole.items()}
 
 
-def mlp_weights(base: nn.Module, layer: str, stack: Stack) -> tuple[Weight, ...]:
-    """The weights of the MLP in one layer, in the order of their fields; gate first where one map holds gate and up."""
+def mlp_weights(base: nn.Module, holder: str, stack: Stack, expert: int | None = None) -> tuple[Weight, ...]:
+    """The weights of the MLP of a layer or an expert, in the order of their fields.
+
+    Gate comes first where one map holds gate and up. Paths start at the module at `holder`.
+    """
     if stack.gate == stack.up:
         parts = [("gate", stack.up, 0), ("up", stack.up, 1), ("down", stack.down, None)]
     else:
         parts = [("up", stack.up, None), ("gate", stack.gate, None), ("down", stack.down, None)]
     weights = []
     for field, part, half in parts:
-        if part is not None:
-            path = f"{layer}.{part}"
+        if part is None:
+            continue
+        path = f"{holder}.{part}"
+        if stack.layout is not None:
+            weights.append(Weight(field, path, stack.layout == "columns", half, expert))
+        else:
             weights.append(Weight(field, f"{path}.weight", _is_transposed(base.get_submodule(path)), half))
             weights.append(Weight(f"{field}_bias", f"{path}.bias", half=half))
     return tuple(weights)
@@ -116,6 +128,8 @@ class ModelTensors:
     def _find(self, name: str) -> Tensor | None:
         path, _, leaf = name.rpartition(".")
         linear = self._base.get_submodule(path)
+        if leaf not in ("weight", "bias"):
+            return plain_parameter(linear, leaf).detach()
         if leaf == "bias":
             return linear_bias(linear)
         return _turned(linear_weight(linear), _is_transposed(linear))
@@ -175,6 +189,21 @@ def check_linear(linear: nn.Module) -> None:
         linear.check_readable()
     else:
         held_weight(linear)
+
+
+def plain_parameter(holder: nn.Module, name: str) -> nn.Parameter:
+    """The parameter of a module that holds one for all experts.
+
+    Raises `InputError` if an adapter stands in its place, or a quantised or sharded tensor.
+    """
+    parameter = dict(holder.named_parameters(recurse=False)).get(name)
+    if type(parameter) is not nn.Parameter:
+        found = type(getattr(holder, name)).__name__
+        raise InputError(
+            f"`{name}` of {type(holder).__name__} must be a plain parameter, got {found}; "
+            "merge adapters, and start from the model before it was quantised or sharded"
+        )
+    return parameter
 
 
 def held_weight(linear: nn.Module) -> Tensor:

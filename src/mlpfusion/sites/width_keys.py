@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.sites.parts import parts_of, text_config
-from mlpfusion.sites.sites import Site, base_model, linear_maps
+from mlpfusion.sites.sites import Site, base_model, by_holder, linear_maps
 from mlpfusion.sites.table import Architecture, Stack
 
 # What the `__init__` of a model class may raise for a config that it does not like.
@@ -99,6 +99,7 @@ def with_proven_keys(model: PreTrainedModel, row: Architecture, sites: Sequence[
     the stack, and nothing but MLPs changed.
     """
     before = saved_shapes(model)
+    sites = [members[0] for members in by_holder(sites).values()]
     names = dict.fromkeys(name for site in sites for name in _candidates(model.config, site.intermediate_size))
     moved = {name: _moved_stacks(model, before, sites, name) for name in names}
     return Architecture(tuple(_with_key(stack, sites, model.config, moved) for stack in row.stacks))
@@ -141,6 +142,7 @@ def _moved_stacks(
     if any(not any(key.startswith(paths) for paths in maps.values()) for key in changed):
         return frozenset()
     kept = {site.stack for site in sites if not any(key.startswith(maps[site.path]) for key in changed)}
-    downs = [(site.stack, after.get(f"{prefix}{site.module_path('down')}.weight", ())) for site in sites]
+    down = {site: next(weight.name for weight in site.weights if weight.field == "down") for site in sites}
+    downs = [(site.stack, after.get(f"{prefix}{down[site]}", ())) for site in sites]
     wrong = {stack for stack, shape in downs if wanted not in shape}
     return frozenset(site.stack for site in sites) - kept - wrong

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mlpfusion.compression.budget.allocation import possible_widths
 from mlpfusion.errors import InputError, shown
 from mlpfusion.record import model_size
-from mlpfusion.sites.made_up_inputs import image_shape
+from mlpfusion.sites.proof.made_up_inputs import image_shape
 from mlpfusion.sites.recording import eval_mode
 from mlpfusion.sites.sites import Site, read_mlp
 from mlpfusion.sites.traces import check_runs, watch_sites

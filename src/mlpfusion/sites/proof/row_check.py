@@ -10,19 +10,20 @@ from transformers import PreTrainedModel
 from mlpfusion.checks import num_not_finite
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.mlp import forward
+from mlpfusion.sites.coverage import unnamed_mixtures, visited_share
 from mlpfusion.sites.detect import find_architecture
-from mlpfusion.sites.made_up_inputs import made_up_inputs
 from mlpfusion.sites.parts import owners_of
+from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
+from mlpfusion.sites.proof.mixtures import SeenMixture, mixture_output, watch_mixtures
 from mlpfusion.sites.recording import eval_mode, hooks
 from mlpfusion.sites.sites import (
     Site,
     base_model,
+    by_holder,
     check_readable,
-    expert_parameters,
     find_sites,
     read_mlp,
     site_module,
-    visited_share,
 )
 from mlpfusion.sites.table import Architecture, check_known_row, is_known_row
 from mlpfusion.sites.traces import Seen, watch_sites
@@ -38,18 +39,25 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     Shapes cannot tell gate from up, a run can: one on a few token ids, or on what else the model takes. A model that
     does not run on made-up inputs is refused too (`made_up_runs`).
     """
+    holders = by_holder(sites)
     for run in made_up_runs(model, sites):
-        for site in sites:
-            if site.path in run.seen:
-                _check_site(model, site, run)
+        for holder, members in holders.items():
+            if holder in run.seen:
+                _check_site(model, members[0], run)
+            elif holder in run.mixtures:
+                _check_mixture(model, members, run.mixtures[holder])
 
 
 @dataclass(frozen=True)
 class MadeUpRun:
-    """What the sites that ran took in and gave, by path, and how often their activations ran outside them."""
+    """What the sites that ran took in and gave, by path, and how often their activations ran outside them.
+
+    `mixtures` are those of experts that share their tensors, by holder.
+    """
 
     seen: dict[str, Seen]
     activated: dict[nn.Module, int]
+    mixtures: dict[str, SeenMixture]
 
 
 def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[MadeUpRun]:
@@ -58,7 +66,7 @@ def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Made
     A part of the model that this does not reach, as the tower of a model of texts and images, runs by itself. Raises
     `InputError` if the model runs on none of the inputs, and if a site is left.
     """
-    left, has_run, refusal = {site.path for site in sites}, False, "it takes none that can be made up"
+    left, has_run, refusals = {site.holder for site in sites}, False, list[str]()
     base = base_model(model)
     parts = dict.fromkeys([base, model, *(one for site in sites for one in owners_of(base, site.path))])
     for part in parts:  # outer ones before those inside them
@@ -66,20 +74,21 @@ def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Made
             try:
                 run = _watched_run(model, sites, part, inputs)
             except _REFUSALS as error:
-                refusal = one_line(error) if part is base else refusal
+                refusals += [one_line(error)] if part is base else []
                 continue
             has_run = True
-            if left & set(run.seen):
-                left -= set(run.seen)
+            reached = left & {*run.seen, *run.mixtures}
+            if reached:
+                left -= reached
                 yield run
             if not left:  # no more inputs: some models keep a state, Swin the size of its windows
                 return
     if not has_run:
         raise InputError(
             f"`model` must run on made-up inputs, so that its row can be checked, a {type(model).__name__} does not: "
-            f"{refusal}"
+            f"{refusals[0] if refusals else 'it takes none that can be made up'}"
         )
-    first = next(site.path for site in sites if site.path in left)
+    first = next(site.holder for site in sites if site.holder in left)
     raise InputError(f"the row must name modules that the model runs, it does not run {first}")
 
 
@@ -87,19 +96,28 @@ def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Made
 def _watched_run(
     model: PreTrainedModel, sites: Sequence[Site], part: PreTrainedModel, inputs: dict[str, Tensor]
 ) -> MadeUpRun:
+    sites, mixtures = (
+        [site for site in sites if site.stack.layout is None],
+        by_holder([site for site in sites if site.stack.layout is not None]),
+    )
     activated = {site_module(model, site, "activation"): 0 for site in sites}
 
     def count(module: nn.Module, _args: object) -> None:
         activated[module] += 1
 
-    with eval_mode(model), watch_sites(model, sites) as seen, hooks() as handles:
+    with (
+        eval_mode(model),
+        watch_sites(model, sites) as seen,
+        watch_mixtures(base_model(model), mixtures) as mixed,
+        hooks() as handles,
+    ):
         handles += [module.register_forward_pre_hook(count) for module in activated]
         part(**inputs)
     for site, one in zip(sites, seen, strict=True):
         activated[site_module(model, site, "activation")] -= len(one.inputs)
     by_path = {site.path: one for site, one in zip(sites, seen, strict=True)}
     ran = {path: one for path, one in by_path.items() if one.inputs and one.outputs and one.outputs[0].numel()}
-    return MadeUpRun(ran, activated)
+    return MadeUpRun(ran, activated, mixed)
 
 
 @torch.no_grad()
@@ -114,15 +132,28 @@ def _check_site(model: PreTrainedModel, site: Site, run: MadeUpRun) -> None:
             f"`model` must give finite numbers for made-up inputs, so that the row can be checked, "
             f"got NaN or Inf at {site.path}"
         )
-    found = forward(read_mlp(model, site), inputs).float()
-    is_alike = found.shape == outputs.shape and torch.allclose(
-        found, outputs.float(), rtol=1e-2, atol=1e-2 * float(outputs.abs().max())
-    )
-    if not is_alike:
+    if not _is_alike(forward(read_mlp(model, site), inputs), outputs):
         raise InputError(
             f"the row must describe what the model computes, it does not at {site.path}: is `gate` right, or is there "
             "more between `up` and `down` than the activation?"
         )
+
+
+@torch.no_grad()
+def _check_mixture(model: PreTrainedModel, sites: Sequence[Site], seen: SeenMixture) -> None:
+    """Raises `InputError` unless the experts at `sites`, as a row describes them, give together what the model does."""
+    experts = [read_mlp(model, site) for site in sites]
+    if not _is_alike(mixture_output(experts, seen), seen.output):
+        raise InputError(
+            f"the row must describe what the experts compute, it does not at {sites[0].holder}: is there more in them "
+            "than two maps and an activation, or does the router's weight not multiply what they give?"
+        )
+
+
+def _is_alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two outputs are the same up to the rounding of half precision."""
+    near = 1e-2 * float(expected.abs().max())
+    return found.shape == expected.shape and torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=near)
 
 
 def checked_sites(
@@ -148,11 +179,11 @@ def checked_sites(
 
 def check_visited(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Raises `InputError` if parameters of the layers of `sites` look like MLP parameters but belong to no site."""
-    share = visited_share(model, sites)
-    if expert_parameters(base_model(model)):
+    share, unnamed = visited_share(model, sites), list(unnamed_mixtures(model))
+    if unnamed:
         raise InputError(
-            "`model` must have no mixture of experts, which is not supported yet, got one: "
-            f"the row covers {100 * share:.1f} % of its MLP parameters"
+            f"`model` must keep its experts in a way that a row can name, the {len(unnamed)} mixtures at {unnamed[0]} .. "
+            f"are kept in another: the row covers {100 * share:.1f} % of its MLP parameters"
         )
     if share < 1:
         raise InputError(f"the row of the architecture must cover 100 % of the MLP parameters, got {100 * share:.1f} %")

@@ -1,0 +1,59 @@
+"""Mixtures of experts in a model: which modules they are, and how those keep their experts."""
+
+from torch import nn
+
+from mlpfusion.sites.table import Layout, Stack
+
+
+def expert_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules outside attention called experts, by path, the outermost of those inside one another.
+
+    A shared expert, which every token goes through, is an ordinary MLP and not among them.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, one in module.named_modules():
+        name = path.rpartition(".")[2]
+        is_mixture = name == "experts" or ("Experts" in type(one).__name__ and "shared" not in name)
+        if is_mixture and "att" not in path.lower() and not any(path.startswith(f"{outer}.") for outer in found):
+            found[path] = one
+    return found
+
+
+def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the experts in `module`, each once."""
+    experts = expert_modules(module).values()
+    return list({id(parameter): parameter for one in experts for parameter in one.parameters()}.values())
+
+
+def expert_stacks(base: nn.Module) -> list[Stack]:
+    """The stacks of mixtures that keep one tensor a matrix for all experts, as their names and shapes suggest.
+
+    Without a `width_key`. A module that holds anything else, such as biases or a norm, is left out.
+    """
+    found = {path: _stack_of(path, module) for path, module in expert_modules(base).items()}
+    return list(dict.fromkeys(stack for stack in found.values() if stack is not None))
+
+
+def _stack_of(path: str, module: nn.Module) -> Stack | None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    names = path.split(".")
+    numbers = [place for place, name in enumerate(names) if name.isdecimal()]
+    up = next((name for name in ("gate_up_proj", "up_proj") if name in shapes), None)
+    if up is None or set(shapes) != {up, "down_proj"} or not numbers:
+        return None
+    activation = next((name for name, child in module.named_children() if not list(child.parameters())), None)
+    layout = _layout(shapes[up], shapes["down_proj"], num_parts=2 if up == "gate_up_proj" else 1)
+    if activation is None or layout is None:
+        return None
+    template = ".".join("{}" if place == numbers[-1] else name for place, name in enumerate(names))
+    gate = up if up == "gate_up_proj" else None
+    return Stack(f"{template}.{{}}", up, "down_proj", activation, gate=gate, width_key=None, layout=layout)
+
+
+def _layout(up: tuple[int, ...], down: tuple[int, ...], num_parts: int) -> Layout | None:
+    """How tensors of these shapes hold the matrices of the experts, None if they are no such tensors."""
+    if len(up) != 3 or len(down) != 3 or up[0] != down[0]:
+        return None
+    if up[1:] == (num_parts * down[2], down[1]):
+        return "rows"
+    return "columns" if up[1:] == (down[2], num_parts * down[1]) else None

@@ -1,0 +1,93 @@
+"""Tiny mixtures of experts of many model types, which keep one tensor a matrix for all experts."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+WIDTH = 48  # of an expert; the kernels want multiples of 8, after a cut too
+
+_USUAL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": WIDTH,
+    "vocab_size": 67,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_experts_per_tok": 2,
+}
+_DEEPSEEK = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+_DEEPSEEK |= {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": WIDTH,
+}
+
+# Model type -> overrides of the config. Some have shared experts or dense layers beside the mixtures. The tensors of
+# Aria are (experts, in, out).
+MIXTURES: dict[str, dict[str, Any]] = {
+    "aria_text": {**_USUAL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "deepseek_v2": {**_USUAL, **_DEEPSEEK, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+    "deepseek_v3": {**_USUAL, **_DEEPSEEK, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+    "ernie4_5_moe": {
+        **_USUAL,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": WIDTH,
+        "moe_layer_start_index": 1,
+    },
+    "glm4_moe": {**_USUAL, "n_routed_experts": 4, "moe_intermediate_size": WIDTH, "first_k_dense_replace": 1},
+    "granitemoe": {**_USUAL, "num_local_experts": 4},
+    "jamba": {**_USUAL, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+    | {"mamba_d_state": 4, "mamba_dt_rank": 4},
+    "mixtral": {**_USUAL, "num_local_experts": 4},
+    "olmoe": {**_USUAL, "num_experts": 4},
+    "phimoe": {**_USUAL, "num_local_experts": 4},
+    "qwen2_moe": {**_USUAL, "num_experts": 4, "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": 40},
+    "qwen3_moe": {**_USUAL, "num_experts": 4, "moe_intermediate_size": WIDTH, "mlp_only_layers": [0]},
+    "qwen3_5_moe_text": {
+        **_USUAL,
+        "num_experts": 4,
+        "moe_intermediate_size": WIDTH,
+        "shared_expert_intermediate_size": 40,
+    }
+    | {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+}
+
+
+def mixture_config(name: str) -> PreTrainedConfig:
+    return AutoConfig.for_model(name, **copy.deepcopy(MIXTURES[name]))
+
+
+def mixture_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model in eval mode with weights large enough for its experts to differ."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(mixture_config(name))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
+
+
+def mixture_logits(model: Any) -> torch.Tensor:
+    """Logits of two short texts."""
+    ids = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
