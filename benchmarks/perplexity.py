@@ -91,6 +91,11 @@ def cuts(sees: str, seed: int, *, with_peer: bool) -> Iterator[Cut]:
             yield Cut(PEER, keep_ratio, sees, seed)
 
 
+def wants_gradients(cut: Cut) -> bool:
+    """Whether the method is calibrated on more than inputs."""
+    return cut.method != PEER and needs_batches(cut.method) and calibration_needs(cut.method).gradients
+
+
 def recorded(
     model: PreTrainedModel, sites: list[Site], batches: list[Batch], method: Any, seed: int
 ) -> TracedCalibration:
@@ -176,10 +181,10 @@ def main() -> None:
             batches = source.prepare(arguments.model, model, seed).batches(model, shown_progress(None))
         kept: dict[bool, TracedCalibration] = {}
         # those that need gradients last, so that one recording is in memory
-        for cut in sorted(missing, key=lambda cut: cut.method != PEER and calibration_needs(cut.method).gradients):
+        for cut in sorted(missing, key=wants_gradients):
             calibration = None
             if batches is not None and needs_batches(cut.method):
-                gradients = calibration_needs(cut.method).gradients
+                gradients = wants_gradients(cut)
                 if gradients not in kept:
                     kept.clear()
                     kept[gradients] = recorded(model, sites, batches, cut.method, seed)

@@ -61,7 +61,7 @@ def language_table(record: dict[str, Any]) -> str:
     return markdown([*head, "peak GB"], [[*original, *"---"], *rows])
 
 
-def perplexity_table(record: dict[str, Any], column: str) -> str:
+def perplexity_table(record: dict[str, Any], column: str, model: str) -> str:
     """Method x share of the neurons, the best at 80 % first; a method with seeds has its median."""
     sizes = sorted({row["keep_ratio"] for row in record["rows"]}, reverse=True)
     found = _by_start(record["rows"], column)
@@ -69,7 +69,7 @@ def perplexity_table(record: dict[str, Any], column: str) -> str:
     rows = [
         [*start, *(_number(found[start][size]) if size in found[start] else "-" for size in sizes)] for start in order
     ]
-    return markdown(["SmolLM2-135M", "sees", *map(_percent, sizes)], rows)
+    return markdown([model, "sees", *map(_percent, sizes)], rows)
 
 
 def draw_perplexity(record: dict[str, Any], path: Path) -> None:

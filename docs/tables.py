@@ -315,9 +315,12 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
     "ntk-match-cost": lambda: cost_by_shape(read_result("ntk_match_cost")),
-    "perplexity": lambda: perplexity_table(read_result("smollm2_perplexity"), "perplexity"),
+    "perplexity": lambda: perplexity_table(read_result("smollm2_perplexity"), "perplexity", "SmolLM2-135M"),
     "perplexity-of-middle-layers": lambda: perplexity_table(
-        read_result("smollm2_perplexity"), "perplexity_of_middle_layers"
+        read_result("smollm2_perplexity"), "perplexity_of_middle_layers", "SmolLM2-135M"
+    ),
+    "perplexity-of-stories": lambda: perplexity_table(
+        read_result("stories260k_perplexity"), "perplexity", "stories260K"
     ),
     "recovery": lambda: recovery_table(read_result("stories260k_recovery")),
     "roberta-cost": roberta_cost,
