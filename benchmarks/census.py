@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from mlpfusion.checkpoint.read import CONFIG_ERRORS, empty_model
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.sites.detect import find_architecture
-from mlpfusion.sites.experts import expert_parameters
+from mlpfusion.sites.mixtures.experts import expert_parameters
 from mlpfusion.sites.parts import modality
 from mlpfusion.sites.sites import base_model, find_sites, is_beside_mlp, site_parameters
 from mlpfusion.sites.table import ARCHITECTURES

@@ -14,9 +14,20 @@ from mlpfusion.errors import InputError
 from mlpfusion.kinds.narrow_experts import ScaledExperts
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.sites import Site, base_model, by_holder, find_sites, read_mlp
+from mlpfusion.sites.waiting import waiting_passes
 
 HALF = WIDTH // 2
 QUICK = ("aria_text", "deepseek_v3", "mixtral")  # other layouts, dense and shared MLPs beside the experts, neither
+
+# Two batches of texts, the second with padding.
+TEXTS = [
+    {"input_ids": ids, "attention_mask": mask}
+    for ids, mask in zip(
+        torch.randint(3, 67, (2, 6, 24), generator=torch.Generator().manual_seed(3)),
+        (torch.ones(6, 24, dtype=torch.long), (torch.arange(24) < 15).long().expand(6, 24)),
+        strict=True,
+    )
+]
 
 each_type = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES]
@@ -192,8 +203,8 @@ def test_a_copy_of_scaled_experts_is_one():
     ("method", "options", "message"),
     [
         (mlpfusion.Fusion(), {"width": 20}, "`width` must be a multiple of 8 for the experts at layers.0.mlp.experts"),
-        (mlpfusion.SVD(), {"keep_ratio": 0.5}, "`method` must be one that narrows for experts"),
-        (mlpfusion.Magnitude(), {"keep_ratio": 0.5}, "`method` must be one that narrows for experts"),
+        (mlpfusion.SVD(), {"keep_ratio": 0.5}, "`method` must be one that narrows each block by itself for experts"),
+        (mlpfusion.NTKSAP(), {"keep_ratio": 0.5}, "`method` must be one that narrows each block by itself for experts"),
         (mlpfusion.Fusion(), {"budget": "60%"}, "`budget` must be left out for experts"),
     ],
 )
@@ -206,11 +217,81 @@ def test_what_experts_cannot_have_is_refused_and_changes_nothing(method, options
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_a_calibrated_method_is_refused_for_experts():
-    ids = torch.ones(2, 5, dtype=torch.long)
-    batches = [{"input_ids": ids, "attention_mask": ids}]
-    with pytest.raises(InputError, match="`method` must be one that sees weights alone for experts"):
-        mlpfusion.compress(mixture_model("mixtral"), mlpfusion.NTKMatch(), keep_ratio=0.5, calibration=batches)
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (mlpfusion.NTKMatch(), {}, "`method` must need no gradients for experts .*, as ntk-match with `match=none`"),
+        (mlpfusion.NIRVANA(), {}, "`method` must be one that narrows each block by itself for experts"),
+        (mlpfusion.WhitenedSVD(), {}, "`method` must be one that narrows each block by itself for experts"),
+        (mlpfusion.FLAP(), {"sequential": True}, "`sequential` must be left out for experts"),
+    ],
+)
+def test_a_calibration_that_experts_cannot_have_is_refused(method, options, message):
+    with pytest.raises(InputError, match=message):
+        mlpfusion.compress(mixture_model("mixtral"), method, keep_ratio=0.5, calibration=TEXTS, **options)
+
+
+REFIT = mlpfusion.NTKMatch(match="none", refine_epochs=0)
+
+
+@each_type
+def test_experts_are_refitted_on_the_tokens_that_reach_them(name):
+    model = mixture_model(name)
+    record = mlpfusion.compress(model, REFIT, keep_ratio=0.5, calibration=TEXTS)
+    assert record.recipe["calibration"] == {"samples": 12, "tokens": 6 * 24 + 6 * 15}
+    for site in record.sites:
+        assert site.metrics["output_error_refit"] < site.metrics["output_error_chosen"]
+        assert 0 < site.metrics["fewest_tokens"] <= site.metrics["tokens"]
+
+
+def test_an_expert_is_calibrated_on_the_tokens_that_reach_it_weighted_as_the_router_does():
+    model = mixture_model("mixtral")
+    (_, members), *_ = mixtures_of(model).items()
+    routings = []
+    module = base_model(model).get_submodule(members[0].holder)
+    hook = module.register_forward_hook(lambda _module, args, _output: routings.append(args))
+    with torch.no_grad():
+        for batch in TEXTS:
+            model(**batch)
+    hook.remove()
+    visible = [batch["attention_mask"].reshape(-1).bool() for batch in TEXTS]
+    inputs, chosen, weights = (
+        torch.cat([one[mask] for one, mask in zip(parts, visible, strict=True)])
+        for parts in zip(*routings, strict=True)
+    )
+    with (
+        torch.no_grad(),
+        waiting_passes(model, [site for group in mixtures_of(model).values() for site in group], TEXTS) as passes,
+    ):
+        for site in members:
+            found = passes.tokens_at(site).trace_of(site.expert)
+            assert found is not None
+            trace, given = found
+            rows, columns = torch.where(chosen == site.expert)
+            assert torch.equal(trace.inputs, inputs[rows])
+            torch.testing.assert_close(given.square().mean(), torch.tensor(1.0))
+            torch.testing.assert_close(given / given[0], weights[rows, columns] / weights[rows[0], columns[0]])
+            assert int(trace.lengths.sum()) == len(rows)
+
+
+def test_experts_that_no_token_reaches_are_fused_and_the_record_says_so():
+    model, alone = mixture_model("mixtral"), mixture_model("mixtral")
+    mlpfusion.compress(alone, mlpfusion.FoldedFusion(), keep_ratio=0.5)
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda _module, _args, output: (*output[:2], output[2] % 2 + 2))
+    record = mlpfusion.compress(model, REFIT, keep_ratio=0.5, calibration=TEXTS)
+    for site in record.sites:
+        assert site.metrics["fewest_tokens"] == 0
+        small, fused_experts = (base_model(one).get_submodule(site.path) for one in (model, alone))
+        same = [torch.equal(*pair) for pair in zip(small.down_proj, fused_experts.down_proj, strict=True)]
+        assert same == [True, True, False, False]
+
+
+def test_experts_and_the_mlps_beside_them_are_calibrated_together():
+    model = mixture_model("deepseek_v3")
+    record = mlpfusion.compress(model, REFIT, keep_ratio=0.5, calibration=TEXTS, stacks="all")
+    assert len(record.sites) == 5
+    assert all(site.metrics["output_error_refit"] < site.metrics["output_error_chosen"] for site in record.sites)
 
 
 def test_keep_ratio_is_rounded_to_widths_that_the_kernels_take():

@@ -25,7 +25,8 @@ each_model = pytest.mark.parametrize("name", PICO)
 
 
 def test_every_row_has_a_tiny_model():
-    assert {model_type for model_type, _ in PICO.values()} == set(ARCHITECTURES)
+    mixtures = {"switch_transformers"}  # tests/kinds/test_switch.py
+    assert {model_type for model_type, _ in PICO.values()} | mixtures == set(ARCHITECTURES)
 
 
 @each_model

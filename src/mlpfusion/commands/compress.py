@@ -97,7 +97,7 @@ def run(options: CompressOptions, progress: Progress) -> "Record":
         texts = _calibration_source(options, method)
     check_device(options.device)
     source = open_checkpoint(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
-    check_source(source, method, options.selection)
+    check_source(source, method, options.selection, sequential=options.texts.sequential)
     work = Work(method, options.selection, options.seed, options.device, progress)
     if type(method) in ON_TASK:
         model, record = learn_checkpoint(source, work, _training_part(options, source))

@@ -42,13 +42,13 @@ class Work:
     progress: Progress
 
 
-def check_source(source: Checkpoint, method: Any, selection: Selection) -> None:
+def check_source(source: Checkpoint, method: Any, selection: Selection, *, sequential: bool) -> None:
     """Raises `InputError` for a bad layer or size, a row that does not fit, and a damaged checkpoint; reads no weight.
 
     Also for a method that cannot cut what the row names. Warns of files that are left out.
     """
     empty = source.empty()
-    check_experts(method, find_sites(empty, source.row), selection)
+    check_experts(method, find_sites(empty, source.row), selection, sequential=sequential)
     check_cut(empty, source.row, selection)
     check_fit(source.folder, source.config)
     carried_files(source.folder)

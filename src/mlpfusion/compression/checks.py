@@ -11,7 +11,9 @@ from mlpfusion.compression.plan import choose_sites, make_plan
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.key import KEY
 from mlpfusion.kinds.outcome import Narrowed
+from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import known_methods, method_name
+from mlpfusion.methods.needs import calibration_needs
 from mlpfusion.methods.table import METHODS, Method
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.proof.row_check import check_visited
@@ -42,17 +44,25 @@ def check_sizes(method: Any, selection: Selection) -> None:
         raise InputError(f"`{wrong[0]}` must be left out for {name}, which {reason}: give `keep_ratio`")
 
 
-def check_experts(method: Any, sites: Sequence[Site], selection: Selection) -> None:
-    """Raises `InputError` for what experts cannot have yet: inputs that are recorded, other kinds, a budget."""
+def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, sequential: bool = False) -> None:
+    """Raises `InputError` for what experts cannot have yet.
+
+    That is a budget, gradients, blocks that see what those before them leave, and learning on a task; for those that
+    share their tensors also other kinds and widths of their own, for those that are modules any inputs.
+    """
     row, name = METHODS[type(method)], method_name(type(method))
     expert = next((site for site in sites if site.expert is not None), None)
     if expert is None:
         return
-    where = f"for experts ({expert.holder})"
-    if row.sees != "nothing":
+    where, is_shared = f"for experts ({expert.holder})", expert.stack.layout is not None
+    if row.sees == "labels" or (row.sees == "inputs" and not is_shared):
         raise InputError(f"`method` must be one that sees weights alone {where}, got {name}; `stacks` leaves them out")
-    if expert.stack.layout is not None and row.makes is not Narrowed:
-        raise InputError(f"`method` must be one that narrows {where}, which share their tensors, got {name}")
+    if is_shared and (row.makes is not Narrowed or row.ranked_together):
+        raise InputError(f"`method` must be one that narrows each block by itself {where}, got {name}")
+    if row.sees == "inputs" and calibration_needs(method) != CalibrationNeeds(gradients=False):
+        raise InputError(f"`method` must need no gradients {where}, as ntk-match with `match=none`, got {name}")
+    if sequential:
+        raise InputError(f"`sequential` must be left out {where}")
     if selection.budget is not None:
         raise InputError(f"`budget` must be left out {where}: give `keep_ratio`")
 

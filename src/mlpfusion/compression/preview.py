@@ -21,7 +21,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
 from mlpfusion.sites.coverage import unnamed_mixtures, visited_share
 from mlpfusion.sites.detect import detect_architecture, find_architecture, left_out
-from mlpfusion.sites.experts import expert_modules, expert_parameters
+from mlpfusion.sites.mixtures.experts import expert_modules, expert_parameters
 from mlpfusion.sites.parts import text_config
 from mlpfusion.sites.sites import (
     Site,

@@ -14,14 +14,16 @@ from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.methods.block import Block, SecondStep
 from mlpfusion.methods.calibrated.calibration import Calibration
+from mlpfusion.methods.data_free.folded_fusion import FoldedFusion
 from mlpfusion.methods.run import compress_block, compress_blocks, one_shot_method
 from mlpfusion.mlp import MLP, on_device
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.sites import Site, read_mlp
 
-# The calibration of a site, on any device; asked once a site, in the order of the plan.
-Provider = Callable[[Site], Calibration]
+# The calibration of a site, on any device; asked once a site, in the order of the plan. None for an expert that no
+# token of the calibration reaches.
+Provider = Callable[[Site], Calibration | None]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ def run_method(
 ) -> list[Outcome]:
     """Returns the outcome of every block of the plan, on the device of the model.
 
-    `calibration` returns the inputs of a site for a calibrated method. The second step of a
-    method, if any, is not taken (`finish_blocks`). `finished` gets every original block with its outcome before the
+    `calibration` returns the inputs of a site for a calibrated method. An expert without inputs is
+    fused, P folded in, whatever the method. The second step of a method, if any, is not taken
+    (`finish_blocks`). `finished` gets every original block with its outcome before the
     next calibration is asked for. Raises `InputError` for weights or options the method refuses.
     """
     entries = run.plan.entries
@@ -64,7 +67,11 @@ def run_method(
         for done, (mlp, (site, width)) in enumerate(zip(mlps, entries, strict=True)):
             run.progress(done, len(entries), site.path)
             block = _block(mlp, run, site, width, calibration)
-            outcome = compress_block(block, run.method).on(model.device)
+            is_reached = calibration is None or block.calibration is not None
+            outcome = compress_block(block, run.method if is_reached else FoldedFusion()).on(model.device)
+            if isinstance(outcome, Narrowed) and site.expert is not None and calibration is not None:
+                tokens = 0 if block.calibration is None else block.calibration.trace.num_tokens
+                outcome = replace(outcome, metrics=outcome.metrics | {"tokens": float(tokens)})
             outcomes.append(outcome)
             finished(mlp, outcome)
     run.progress(len(entries), len(entries), "")
@@ -107,11 +114,12 @@ def check_finite_outcomes(plan: Plan, outcomes: Sequence[Outcome], method: str) 
 
 
 def _block(mlp: MLP, run: MethodRun, site: Site, width: int, calibration: Provider | None) -> Block:
+    seen = None if calibration is None else calibration(site)
     return Block(
         mlp=on_device(mlp, run.device),
         num_neurons=width,
         generator=site_generator(run.seed, site.path),
         keep_ratio=1.0 if run.plan.keep_ratio is None else run.plan.keep_ratio,
-        calibration=None if calibration is None else calibration(site).to(run.device),
+        calibration=None if seen is None else seen.to(run.device),
         round_to=run.plan.round_to,
     )

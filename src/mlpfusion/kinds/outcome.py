@@ -51,9 +51,11 @@ class NarrowedExperts:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The means over the experts of the numbers that all of them have."""
-        names = [name for name in self.experts[0].metrics if all(name in one.metrics for one in self.experts)]
-        return {name: fmean(one.metrics[name] for one in self.experts) for name in names}
+        """The means of their numbers, each over the experts that have it, and the fewest tokens that reach one."""
+        names = dict.fromkeys(name for one in self.experts for name in one.metrics)
+        numbers = {name: [one.metrics[name] for one in self.experts if name in one.metrics] for name in names}
+        fewest = {"fewest_tokens": min(numbers["tokens"])} if "tokens" in numbers else {}
+        return {name: fmean(values) for name, values in numbers.items()} | fewest
 
     def tensors(self) -> dict[str, Tensor]:
         """All numbers by the number of the expert and the name: `3.up`."""

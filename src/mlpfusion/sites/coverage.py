@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mlpfusion.sites.detect import named_stacks
-from mlpfusion.sites.experts import expert_modules, expert_parameters
+from mlpfusion.sites.mixtures.experts import expert_modules, expert_parameters
 from mlpfusion.sites.sites import Site, base_model, is_beside_mlp, linear_maps, site_parameters
 
 

@@ -11,7 +11,7 @@ from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.sites.experts import expert_modules, expert_stacks
+from mlpfusion.sites.mixtures.experts import expert_modules, expert_stacks
 from mlpfusion.sites.parts import choose_stacks
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, find_sites, is_beside_mlp

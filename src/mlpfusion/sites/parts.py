@@ -94,7 +94,9 @@ def choose_stacks(base: PreTrainedModel, stacks: Sequence[Stack], choice: str | 
     wanted = [one.strip() for one in str(choice).split(",")]
     for one in wanted:
         if not any(_is_meant(one, stack, reads[stack]) for stack in stacks):
-            layers = ", ".join(f"{stack.layer} ({reads[stack]}, {role(stack)})" for stack in stacks)
+            mixed = any(stack.is_of_experts for stack in stacks)
+            words = {stack: f"{reads[stack]}, {role(stack)}" if mixed else reads[stack] for stack in stacks}
+            layers = ", ".join(f"{stack.layer} ({words[stack]})" for stack in stacks)
             raise InputError(
                 f"`stacks` must be {', '.join(_INPUTS)}, experts, shared, dense, all, or a pattern of layers, and fit "
                 f"some of {layers}, got {shown(one)}"

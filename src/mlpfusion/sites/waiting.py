@@ -1,8 +1,9 @@
-"""Forward passes that wait at every MLP, so that the inputs of one MLP at a time are in memory."""
+"""Forward passes that wait at every MLP or mixture, so that the inputs of one at a time are in memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from greenlet import greenlet
@@ -14,15 +15,17 @@ from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
+from mlpfusion.sites.mixtures.routing import RoutedTokens, Routing, called_routing
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, site_module
+from mlpfusion.sites.sites import Site, base_model, by_holder, site_module
 from mlpfusion.sites.traces import joined_inputs, run_base, visible_inputs
 
 
 class WaitingPasses:
     """One forward pass a batch, each in a coroutine of its own, all of them waiting behind the block of one site.
 
-    A coroutine (greenlet) can leave the code of the model in the middle of a forward pass and come back to it.
+    At experts that share their tensors they wait behind the whole mixture. A coroutine (greenlet) can leave the code of
+    the model in the middle of a forward pass and come back to it.
     """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]):
@@ -30,29 +33,58 @@ class WaitingPasses:
         self._passes = [greenlet(partial(run_base, model, batch)) for batch in batches]
         self._entered: Tensor | None = None
         self._block: MLP | None = None
+        self._mixture: tuple[str, RoutedTokens] | None = None
 
     def inputs_at(self, site: Site) -> BlockTrace:
         """Goes on to `site` and returns what enters its block, with cotangents that are zeros and take no memory.
 
         Raises `InputError` unless it is the next site that the model runs.
         """
-        parts = []
-        for one, batch in zip(self._passes, self._batches, strict=True):
-            reached = None if one.dead else one.switch()
-            if reached is None or reached[0] != site:
-                where = "the end" if reached is None else reached[0].path
-                raise InputError(f"`sites` must run once a forward pass, in their order, got {where} for {site.path}")
-            parts.append(visible_inputs(self._model, site, batch, reached[1]))
+        reached = self._go_on_to(site.holder)
+        parts = [
+            visible_inputs(self._model, site, batch, one) for batch, one in zip(self._batches, reached, strict=True)
+        ]
         self._block = None
         inputs, lengths = joined_inputs(parts)
         return BlockTrace(inputs, inputs.new_zeros(1, 1).expand_as(inputs), lengths)
+
+    def tokens_at(self, site: Site) -> RoutedTokens:
+        """Goes on to the mixture of the expert at `site`, unless the passes wait there, and returns what enters it.
+
+        Raises `InputError` as `inputs_at` does.
+        """
+        if self._mixture is None or self._mixture[0] != site.holder:
+            parts: list[list[Tensor]] = []
+            for batch, routing in zip(self._batches, self._go_on_to(site.holder), strict=True):
+                values = (routing.inputs, routing.chosen, routing.weights)
+                visible = [visible_inputs(self._model, site, batch, value) for value in values]
+                parts.append([*(value for value, _ in visible), visible[0][1]])
+            inputs, chosen, weights, lengths = (torch.cat(one) for one in zip(*parts, strict=True))
+            samples = torch.arange(len(lengths), device=inputs.device).repeat_interleave(lengths.to(inputs.device))
+            self._mixture = site.holder, RoutedTokens(Routing(inputs, chosen, weights), samples)
+        return self._mixture[1]
+
+    def _go_on_to(self, holder: str) -> list[Any]:
+        """What entered the block or the mixture at `holder` in every pass."""
+        found = []
+        for one in self._passes:
+            reached = None if one.dead else one.switch()
+            if reached is None or reached[0] != holder:
+                where = "the end" if reached is None else reached[0]
+                raise InputError(f"`sites` must run once a forward pass, in their order, got {where} for {holder}")
+            found.append(reached[1])
+        return found
 
     def go_on_with(self, block: MLP) -> None:
         """Lets the passes go on with the outputs of `block` instead of those of the block where they wait."""
         self._block = in_compute_dtype(block)
 
     def watch(self, site: Site) -> Iterator[RemovableHandle]:
-        """Adds the hooks that make the passes wait at `site`."""
+        """Adds the hooks that make the passes wait at `site`, or behind the mixture that it is in."""
+        if site.stack.layout is not None:
+            holder = base_model(self._model).get_submodule(site.holder)
+            yield holder.register_forward_hook(partial(self._wait_at_mixture, site.holder), with_kwargs=True)
+            return
         yield site_module(self._model, site, "up").register_forward_pre_hook(self._enter)
         yield site_module(self._model, site, "down").register_forward_hook(partial(self._wait, site))
 
@@ -65,6 +97,15 @@ class WaitingPasses:
         if greenlet.getcurrent() in self._passes:  # else somebody else runs the model
             self._entered = args[0]
 
+    def _wait_at_mixture(
+        self, holder: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor
+    ) -> None:
+        """Leaves the pass that is running."""
+        current = greenlet.getcurrent()
+        if current in self._passes:
+            assert current.parent is not None
+            current.parent.switch((holder, called_routing(holder, args, kwargs)))
+
     def _wait(self, site: Site, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Leaves the pass that is running; returns what it goes on with, None for `output`."""
         current = greenlet.getcurrent()
@@ -73,8 +114,22 @@ class WaitingPasses:
         inputs, self._entered = self._entered, None
         assert inputs is not None
         assert current.parent is not None
-        current.parent.switch((site, inputs))
+        current.parent.switch((site.holder, inputs))
         return None if self._block is None else forward(self._block, inputs.to(self._block.up)).to(output.dtype)
+
+
+@torch.no_grad()
+def in_run_order(model: PreTrainedModel, sites: Sequence[Site], batch: Batch) -> list[Site]:
+    """`sites` as the model runs them, which stacks side by side in one layer are not listed by; the rest at the end."""
+    groups, order = by_holder(sites), dict[str, None]()
+    if len({site.stack for site in sites}) > 1:
+        with hooks() as handles:
+            for holder, (first, *_) in groups.items():
+                in_mixture = first.stack.layout is not None
+                module = base_model(model).get_submodule(holder) if in_mixture else site_module(model, first, "up")
+                handles.append(module.register_forward_pre_hook(lambda *_, holder=holder: order.setdefault(holder)))
+            run_base(model, {name: value[:1] for name, value in batch.items()})
+    return [site for holder in {**order, **dict.fromkeys(groups)} for site in groups[holder]]
 
 
 @contextmanager
@@ -86,8 +141,8 @@ def waiting_passes(model: PreTrainedModel, sites: Sequence[Site], batches: Seque
     """
     passes = WaitingPasses(model, batches)
     with torch.no_grad(), hooks() as handles:
-        for site in sites:
-            handles.extend(passes.watch(site))
+        for first, *_others in by_holder(sites).values():
+            handles.extend(passes.watch(first))
         try:
             yield passes
         finally:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number
-from mlpfusion.compression.run import MethodRun, finish_blocks, run_method
+from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
 from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, alternating_logit, mean_logit
@@ -26,11 +26,12 @@ from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 from mlpfusion.seeds import site_generator
+from mlpfusion.sites.mixtures.routing import RoutedTokens
 from mlpfusion.sites.parts import vocabulary_size
 from mlpfusion.sites.recording import eval_mode, recordable, recording
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
 from mlpfusion.sites.traces import block_traces, random_head
-from mlpfusion.sites.waiting import waiting_passes
+from mlpfusion.sites.waiting import in_run_order, waiting_passes
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
@@ -190,23 +191,29 @@ def calibrated_outcomes(
     """Computes the outcomes of a calibrated method, and how much it saw; the model is not changed.
 
     Batches must be checked already (`checked_batches`, `check_taken`). For a method without gradients the inputs of one
-    block at a time are in memory, for the others, and with a `TracedCalibration`, the traces of all blocks. With
-    `sequential` a second forward pass gives the inputs that the outcomes before a block leave. The second step of a
-    method uses the gradients of a copy with all outcomes in place: one forward and one backward pass more. Raises
-    `InputError` for no batch, and for traces with another seed, pooling or scalar, or without one of the sites.
+    block, or of one mixture, at a time are in memory, for the others, and with a `TracedCalibration`, the traces of all
+    blocks. An expert that no token reaches gets no calibration (`run_method`). With `sequential` a second forward pass
+    gives the inputs that the outcomes before a block leave. The second step of a method uses the gradients of a copy
+    with all outcomes in place: one forward and one backward pass more. Raises `InputError` for no batch, and for traces
+    with another seed, pooling or scalar, or without one of the sites.
     """
-    sites, sizes = run.plan.sites, list[CalibrationSize]()
+    sizes = list[CalibrationSize]()
     batches, traced = _needed_traces(model, run, calibration)
     with ExitStack() as contexts:
+        sites = run.plan.sites
         if traced is None or sequential:
             contexts.enter_context(recording(model, gradients=False))
+            sites = in_run_order(model, sites, batches[0])
         if traced is None:
-            original = contexts.enter_context(waiting_passes(model, sites, batches)).inputs_at
+            passes = contexts.enter_context(waiting_passes(model, sites, batches))
+            original = passes.inputs_at
         else:
-            original = traced.trace_at
+            passes, original = None, traced.trace_at
         cut = contexts.enter_context(waiting_passes(model, sites, batches)) if sequential else None
 
-        def calibrate(site: Site) -> Calibration:
+        def calibrate(site: Site) -> Calibration | None:
+            if passes is not None and site.expert is not None:
+                return _of_expert(passes.tokens_at(site), site.expert, sizes)
             trace = original(site)
             sizes.append(CalibrationSize(trace.num_samples, trace.num_tokens))
             seen = Calibration(trace, weights=None if traced is None else traced.weights.get(site.path))
@@ -219,7 +226,7 @@ def calibrated_outcomes(
             if cut is not None:
                 cut.go_on_with(_dense(mlp, outcome))
 
-        outcomes = run_method(model, run, calibrate, finished=finished)
+        outcomes = _in_order(model, run, sites, calibrate, finished)
     step = run.second_step()
     if step is not None:
         assert traced is not None
@@ -227,6 +234,28 @@ def calibrated_outcomes(
         after = _compressed_traces(model, run, outcomes, batches)
         outcomes = finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traced.traces, after)
     return outcomes, sizes[0]
+
+
+def _of_expert(tokens: RoutedTokens, expert: int, sizes: list[CalibrationSize]) -> Calibration | None:
+    """What one expert is calibrated on: the tokens that reach it, weighted as the router does; None without any."""
+    sizes.append(CalibrationSize(int(tokens.samples.max()) + 1, len(tokens.samples)))
+    found = tokens.trace_of(expert)
+    return None if found is None else Calibration(found[0], weights=found[1])
+
+
+def _in_order(
+    model: PreTrainedModel,
+    run: MethodRun,
+    sites: Sequence[Site],
+    calibrate: Provider,
+    finished: Callable[[MLP, Outcome], None],
+) -> list[Outcome]:
+    """The outcomes in the order of the plan, computed in that of `sites`."""
+    widths = dict(run.plan.entries)
+    plan = replace(run.plan, entries=tuple((site, widths[site]) for site in sites))
+    outcomes = run_method(model, replace(run, plan=plan), calibrate, finished=finished)
+    by_path = {site.path: outcome for site, outcome in zip(sites, outcomes, strict=True)}
+    return [by_path[site.path] for site in run.plan.sites]
 
 
 def _needed_traces(

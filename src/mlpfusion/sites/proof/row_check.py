@@ -12,9 +12,9 @@ from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.mlp import forward
 from mlpfusion.sites.coverage import unnamed_mixtures, visited_share
 from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.mixtures.routing import SeenMixture, mixture_output, watch_mixtures
 from mlpfusion.sites.parts import owners_of
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
-from mlpfusion.sites.proof.mixtures import SeenMixture, mixture_output, watch_mixtures
 from mlpfusion.sites.recording import eval_mode, hooks
 from mlpfusion.sites.sites import (
     Site,
@@ -143,7 +143,7 @@ def _check_site(model: PreTrainedModel, site: Site, run: MadeUpRun) -> None:
 def _check_mixture(model: PreTrainedModel, sites: Sequence[Site], seen: SeenMixture) -> None:
     """Raises `InputError` unless the experts at `sites`, as a row describes them, give together what the model does."""
     experts = [read_mlp(model, site) for site in sites]
-    if not _is_alike(mixture_output(experts, seen), seen.output):
+    if not _is_alike(mixture_output(experts, seen.routing), seen.output):
         raise InputError(
             f"the row must describe what the experts compute, it does not at {sites[0].holder}: is there more in them "
             "than two maps and an activation, or does the router's weight not multiply what they give?"
@@ -182,7 +182,7 @@ def check_visited(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     share, unnamed = visited_share(model, sites), list(unnamed_mixtures(model))
     if unnamed:
         raise InputError(
-            f"`model` must keep its experts in a way that a row can name, the {len(unnamed)} mixtures at {unnamed[0]} .. "
+            f"`model` must keep its experts in a way that a row can name, {len(unnamed)} mixtures from {unnamed[0]} on "
             f"are kept in another: the row covers {100 * share:.1f} % of its MLP parameters"
         )
     if share < 1:

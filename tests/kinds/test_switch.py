@@ -1,0 +1,116 @@
+"""Switch Transformers: every expert is a module, so its MLP is an ordinary site of a model with a mixture."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+import mlpfusion
+from mlpfusion.errors import InputError
+from mlpfusion.mlp import forward
+from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.sites import base_model, find_sites, read_mlp
+from mlpfusion.sites.table import ARCHITECTURES
+
+EXPERTS = [
+    f"{side}.block.1.layer.{layer}.mlp.experts.expert_{number}"
+    for side, layer in (("encoder", 1), ("decoder", 2))
+    for number in range(4)
+]
+DENSE = [f"{side}.block.{number}" for side in ("encoder", "decoder") for number in (0, 2)]
+INPUTS = torch.randint(3, 60, (3, 11), generator=torch.Generator().manual_seed(0))
+
+
+def switch_model(dtype: torch.dtype = torch.float32) -> Any:
+    """Three layers in the encoder and in the decoder, the second of each with four experts."""
+    config = AutoConfig.for_model(
+        "switch_transformers", d_model=32, d_kv=8, d_ff=56, num_layers=3, num_decoder_layers=3, num_heads=4,
+        num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, vocab_size=67,
+        decoder_start_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForSeq2SeqLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.to(dtype).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=INPUTS, decoder_input_ids=INPUTS, use_cache=False).logits
+
+
+def test_every_expert_is_read_as_the_model_computes_it():
+    model = switch_model()
+    sites = find_sites(model, ARCHITECTURES["switch_transformers"])
+    assert sorted(site.path for site in sites) == sorted(EXPERTS + DENSE)
+    for site in sites:
+        x = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+        base = base_model(model)
+        module = base.get_submodule(site.path if site.expert is not None else site.module_path("up").rpartition(".")[0])
+        torch.testing.assert_close(forward(read_mlp(model, site), x), module(x))
+
+
+@pytest.mark.parametrize("method", [mlpfusion.Fusion(), mlpfusion.SVD(), mlpfusion.Magnitude()], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_experts_are_cut_by_every_kind_saved_and_loaded_to_the_bit(method, dtype, tmp_path):
+    model = switch_model(dtype)
+    before = logits(model)
+    record = mlpfusion.compress(model, method, keep_ratio=0.5)
+    assert sorted(site.path for site in record.sites) == sorted(EXPERTS)
+    assert record.left_out == ("encoder.block.{}", "decoder.block.{}")
+    assert not torch.allclose(logits(model), before)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=dtype)
+    state = loaded.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize(("stacks", "paths"), [("all", EXPERTS + DENSE), ("dense", DENSE), ("encoder.*", None)])
+def test_other_mlps_are_cut_by_choice(stacks, paths):
+    record = mlpfusion.compress(switch_model(), mlpfusion.NeuronPruning(), keep_ratio=0.5, stacks=stacks)
+    wanted = paths or [path for path in EXPERTS + DENSE if path.startswith("encoder")]
+    assert sorted(site.path for site in record.sites) == sorted(wanted)
+
+
+def test_layers_count_those_that_have_experts():
+    record = mlpfusion.compress(switch_model(), mlpfusion.Fusion(), keep_ratio=0.5, layers="last:1")
+    assert {site.layer for site in record.sites} == {1}
+    with pytest.raises(InputError, match="`layers` must name a layer with an MLP, which 1 have, got '0'"):
+        mlpfusion.compress(switch_model(), mlpfusion.Fusion(), keep_ratio=0.5, layers="0")
+
+
+def test_lora_trains_on_narrow_experts():
+    model = switch_model()
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["wi", "wo"]))
+    tuned(input_ids=INPUTS, labels=INPUTS).loss.backward()
+    trained = [p for name, p in tuned.named_parameters() if "experts" in name and p.grad is not None]
+    assert any(p.grad.abs().sum() > 0 for p in trained)
+
+
+def test_a_folded_model_computes_the_same_and_keeps_its_key():
+    """Experts and dense layers share one entry of the config, so experts alone are no stock model."""
+    model = switch_model()
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    expected = logits(copy.deepcopy(model))
+    with pytest.warns(UserWarning, match="still needs `import mlpfusion`"):
+        mlpfusion.fold(model)
+    torch.testing.assert_close(logits(model), expected)
+    assert {entry["scale"] for entry in model.config.mlp_fusion["sites"].values()} == {"none"}
+
+
+def test_a_calibrated_method_is_refused():
+    batch = {"input_ids": INPUTS, "decoder_input_ids": INPUTS, "attention_mask": torch.ones_like(INPUTS)}
+    with pytest.raises(InputError, match="`method` must be one that sees weights alone for experts"):
+        mlpfusion.compress(switch_model(), mlpfusion.FLAP(), keep_ratio=0.5, calibration=[batch])
+
+
+def test_the_row_of_the_table_is_that_of_the_experts_unless_others_are_asked_for():
+    assert all(stack.is_of_experts for stack in find_architecture(switch_model()).stacks)
