@@ -20,6 +20,7 @@ from census import census_missed, census_summary, reach, trips_done, trips_misse
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
+from mixtures import mixture_experts, mixture_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from verdict import paper_order, shares_of_tasks, verdict_on
@@ -314,6 +315,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "language": lambda: language_table(read_result("smollm2_cut")),
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
+    "small-moe": lambda: mixture_table(read_result("small_moe")),
+    "small-moe-experts": lambda: mixture_experts(read_result("small_moe")),
     "ntk-match-cost": lambda: cost_by_shape(read_result("ntk_match_cost")),
     "perplexity": lambda: perplexity_table(read_result("smollm2_perplexity"), "perplexity", "SmolLM2-135M"),
     "perplexity-of-middle-layers": lambda: perplexity_table(

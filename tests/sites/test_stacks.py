@@ -164,7 +164,10 @@ def test_compress_and_inspect_say_what_is_left_out(clip, tmp_path):
     out = tmp_path / "out"
     result = CliRunner().invoke(main, ["compress", clip, str(out), "--keep-ratio", "0.5", "--stacks", "vision"])
     assert result.exit_code == 0, result.output
-    assert f"Left out: {TEXT}. `--stacks` chooses: text, vision, audio, all, or a pattern." in result.stdout
+    assert (
+        f"Left out: {TEXT}. `--stacks` chooses: text, vision, audio, experts, shared, dense, all, or a pattern."
+        in result.stdout
+    )
     assert [stack.layers for stack in inspect_checkpoint(str(out)).stacks] == [VISION]
 
 

@@ -71,16 +71,19 @@ def detect_architecture(model: PreTrainedModel, stacks: str | None = None) -> Ar
 
 
 def left_out(model: PreTrainedModel, row: Architecture) -> tuple[str, ...]:
-    """The layers of those stacks of `model` that `row` has not. None where `row` was written by hand."""
+    """The layers of those stacks of `model` that `row` has not, in a model with mixtures with their `up`.
+
+    None where `row` was written by hand.
+    """
     stacks = named_stacks(model)
     taken = {stack.layer for stack in row.stacks}
     if not taken <= {stack.layer for stack in stacks}:
         return ()
     kept = {(stack.layer, stack.up) for stack in row.stacks}
     others = [stack for stack in stacks if (stack.layer, stack.up) not in kept]
-    return tuple(
-        dict.fromkeys(stack.layer if stack.layer not in taken else f"{stack.layer}.{stack.up}" for stack in others)
-    )
+    mixed = any(stack.is_of_experts for stack in stacks)  # then a layer may have a shared expert, and one a dense MLP
+    names = (f"{stack.layer}.{stack.up}" if mixed and not stack.is_of_experts else stack.layer for stack in others)
+    return tuple(dict.fromkeys(names))
 
 
 def named_stacks(model: PreTrainedModel) -> tuple[Stack, ...]:
