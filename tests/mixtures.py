@@ -32,7 +32,7 @@ _DEEPSEEK |= {
 }
 
 # Model type -> overrides of the config. Some have shared experts or dense layers beside the mixtures. The tensors of
-# Aria are (experts, in, out).
+# Aria and gpt-oss are (experts, in, out); those of gpt-oss have biases, gate and up in turns, and clamps.
 MIXTURES: dict[str, dict[str, Any]] = {
     "aria_text": {**_USUAL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
     "deepseek_v2": {**_USUAL, **_DEEPSEEK, "first_k_dense_replace": 1, "num_key_value_heads": 4},
@@ -45,6 +45,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "moe_layer_start_index": 1,
     },
     "glm4_moe": {**_USUAL, "n_routed_experts": 4, "moe_intermediate_size": WIDTH, "first_k_dense_replace": 1},
+    "gpt_oss": {**_USUAL, "num_local_experts": 4, "swiglu_limit": 0.3, "layer_types": ["full_attention"] * 3},
     "granitemoe": {**_USUAL, "num_local_experts": 4},
     "jamba": {**_USUAL, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
     | {"mamba_d_state": 4, "mamba_dt_rank": 4},

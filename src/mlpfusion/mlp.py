@@ -15,7 +15,8 @@ class MLP:
     Row i of `up`, `gate` and their biases and column i of `down` belong to neuron i. The two scales
     are constant diagonals and never trained: `input_scale` (s1) multiplies the input of the
     activation, `output_scale` (s2) its output. In MLP Fusion s2 = P, the number of original neurons
-    in cluster i.
+    in cluster i. `gating`, if set, makes the hidden activations of what the maps `gate` and `up` give, where they are
+    not activation(gate) * up: clamped, say. Then there is no `input_scale`.
 
     >>> mlp = MLP(up=torch.ones(4, 3), down=torch.ones(3, 4), activation=torch.relu)
     >>> mlp.num_neurons, mlp.hidden_size, mlp.num_parameters
@@ -31,6 +32,7 @@ class MLP:
     down_bias: Float[Tensor, " hidden"] | None = None
     input_scale: Float[Tensor, " neurons"] | None = None
     output_scale: Int[Tensor, " neurons"] | Float[Tensor, " neurons"] | None = None
+    gating: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def num_neurons(self) -> int:
@@ -89,10 +91,10 @@ def hidden_activations(mlp: MLP, x: Float[Tensor, "*batch hidden"]) -> Float[Ten
     activated = up if mlp.gate is None else torch.nn.functional.linear(x, mlp.gate, mlp.gate_bias)
     if mlp.input_scale is not None:
         activated = activated * mlp.input_scale.to(activated.dtype)
-    activated = mlp.activation(activated)
+    activated = mlp.activation(activated) if mlp.gating is None else mlp.gating(activated, up)
     if mlp.output_scale is not None:
         activated = scale_neurons(activated, mlp.output_scale)
-    return activated if mlp.gate is None else activated * up
+    return activated if mlp.gate is None or mlp.gating is not None else activated * up
 
 
 def scale_neurons(x: Tensor, scale: Tensor) -> Tensor:

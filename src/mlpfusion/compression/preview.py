@@ -176,13 +176,14 @@ def _summaries(model: PreTrainedModel, sites: list[Site]) -> tuple[StackSummary,
 def _summary(model: PreTrainedModel, sites: list[Site]) -> StackSummary:
     mlp, holder = read_mlp(model, sites[0]), base_model(model).get_submodule(sites[0].holder)
     linear = holder if sites[0].stack.layout else site_module(model, sites[0], "up")
+    method = None if mlp.gating is None else sites[0].stack.activation
     return StackSummary(
         layers=sites[0].stack.layer,
         hidden_size=mlp.hidden_size,
         widths=tuple(site.intermediate_size for site in sites),
         gated=mlp.gate is not None,
         bias=mlp.up_bias is not None,
-        activation=type(unscaled(site_module(model, sites[0], "activation"))).__name__,
+        activation=method or type(unscaled(site_module(model, sites[0], "activation"))).__name__,
         linear=type(linear).__name__,
     )
 

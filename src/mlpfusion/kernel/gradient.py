@@ -139,13 +139,15 @@ def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False)
                       down  h * up x
 
     `mlp` and `trace` must have one dtype. With `create_graph` the gradients can be differentiated
-    by the tensors of `mlp`, for more memory.
+    by the tensors of `mlp`, for more memory. Raises `InputError` for a block with a `gating`.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
     >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
     >>> [(g.name, float(g.signals.T @ g.vectors)) for g in weight_gradients(mlp, trace)]
     [('up', 6.0), ('down', 6.0)]
     """
+    if mlp.gating is not None:
+        raise InputError("`mlp` must compute activation(gate) * up, for its gradients, got a `gating` of another form")
     times = torch.mul if create_graph else Tensor.mul_
     up = linear(trace.inputs, mlp.up, mlp.up_bias)
     z = up if mlp.gate is None else linear(trace.inputs, mlp.gate, mlp.gate_bias)

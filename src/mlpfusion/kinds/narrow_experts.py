@@ -7,7 +7,7 @@ its gradient is that of MLP Fusion.
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -20,9 +20,9 @@ from mlpfusion.errors import InputError
 from mlpfusion.kinds.kind import BlockSize, Kind, replace_module
 from mlpfusion.kinds.narrow import NarrowSite, is_narrow_there, read_narrow_entry, scale_of
 from mlpfusion.kinds.outcome import Narrowed, NarrowedExperts, Outcome
-from mlpfusion.mlp import MLP, scale_neurons
-from mlpfusion.sites.sites import Site, base_model, by_holder, read_mlp, site_module
-from mlpfusion.sites.weights import Tensors, written
+from mlpfusion.mlp import scale_neurons
+from mlpfusion.sites.sites import Site, base_model, by_holder, read_mlp
+from mlpfusion.sites.weights import Tensors, Weight, written
 
 SCALES = ("none", "cluster-sizes")
 
@@ -133,15 +133,15 @@ def _is_there(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> b
 def _make_room(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> None:
     """A new module of experts with narrower tensors. Device, dtype and `requires_grad` are kept."""
     old = _holder(model, site)
-    kind = type(old) if entry.scale == "none" else scaled_class(type(old), site.stack.down, 1 if is_turned(site) else 2)
+    axis = 2 if site.stack.layout == "rows" else 1
+    kind = type(old) if entry.scale == "none" else scaled_class(type(old), site.stack.down, axis)
     new, num_experts = _twin(old, kind), len(old.get_parameter(site.stack.down))
     for weight in site.weights:
-        into, out = site.hidden_size, weight.num_parts * entry.intermediate_size
-        rows, columns = (into, out) if weight.field == "down" else (out, into)
         name = weight.name.rpartition(".")[2]
-        like = old.get_parameter(name)
-        empty = like.new_empty(num_experts, *((columns, rows) if weight.transposed else (rows, columns)))
-        new.register_parameter(name, nn.Parameter(empty, requires_grad=like.requires_grad))
+        if name in dict(old.named_parameters(recurse=False)):
+            like = old.get_parameter(name)
+            empty = like.new_empty(num_experts, *_new_shape(site, weight, entry.intermediate_size))
+            new.register_parameter(name, nn.Parameter(empty, requires_grad=like.requires_grad))
     if entry.scale != "none":
         device = new.get_parameter(site.stack.down).device
         ones = torch.ones(num_experts, entry.intermediate_size, dtype=torch.int32, device=device)
@@ -149,15 +149,20 @@ def _make_room(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> 
     replace_module(base_model(model), site.holder, new)
 
 
-def is_turned(site: Site) -> bool:
-    """Whether the tensors of the experts are (experts, in, out)."""
-    return site.stack.layout == "columns"
+def _new_shape(site: Site, weight: Weight, width: int) -> tuple[int, ...]:
+    """Shape of what one expert of `width` neurons has in the tensor of `weight`."""
+    is_down, hidden, neurons = weight.field.startswith("down"), site.hidden_size, weight.num_parts * width
+    rows, columns = (hidden, neurons) if is_down else (neurons, hidden)
+    if weight.is_bias:
+        return (rows,)
+    return (columns, rows) if weight.transposed else (rows, columns)
 
 
 def _twin(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """A module of class `kind` with the attributes of `module`, which share no dictionary of theirs with it."""
     twin = kind.__new__(kind)
-    twin.__dict__.update({name: copy(one) if isinstance(one, dict) else one for name, one in vars(module).items()})
+    own = ((name, copy(one) if isinstance(one, dict | set) else one) for name, one in vars(module).items())
+    twin.__dict__.update(own)
     return twin
 
 
@@ -185,15 +190,6 @@ def _fold(model: PreTrainedModel, site: Site) -> None:
         replace_module(base_model(model), site.holder, new)
 
 
-def read_expert(model: PreTrainedModel, site: Site) -> MLP:
-    """The expert at `site`, its scales in their own field. Shares memory. Raises `InputError` as `read_mlp` does."""
-    mlp, holder = read_mlp(model, site), _holder(model, site)
-    if not isinstance(holder, ScaledExperts):
-        return mlp
-    activation = site_module(model, site, "activation")
-    return replace(mlp, activation=activation, output_scale=holder.cluster_sizes[site.expert])
-
-
 def _size(site: Site, entry: NarrowExpertsSite) -> BlockSize:
     return BlockSize(entry.intermediate_size, entry.num_parameters, entry.num_parameters)
 
@@ -219,7 +215,7 @@ KIND = Kind(
     make_room=_make_room,
     check=_check,
     fold=_fold,
-    trained_block=read_expert,
+    trained_block=read_mlp,
     size=_size,
     size_words=_size_words,
     buffers=(".cluster_sizes",),

@@ -61,7 +61,9 @@ def site_size(base: PreTrainedModel, site: Site) -> int:
 
 def _own_tensors(base: PreTrainedModel, site: Site) -> dict[str, Tensor]:
     """The parameters and buffers of the modules of a site, by name from `base`."""
-    modules = {path: base.get_submodule(path) for path in (*linear_maps(site), site.module_path("activation"))}
+    paths = [*linear_maps(site)]  # of experts the module that also has the activation, or a method in its place
+    paths += [site.module_path("activation")] if site.stack.layout is None else []
+    modules = {path: base.get_submodule(path) for path in paths}
     return {
         f"{path}.{name}": tensor
         for path, module in modules.items()

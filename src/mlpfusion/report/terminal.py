@@ -80,7 +80,8 @@ def print_record(record: Record, model: str, out: str) -> None:
 
 def left_out_words(layers: Sequence[str]) -> str:
     """Which stacks are not cut, and how they would be."""
-    return f"Left out: {', '.join(layers)}. `--stacks` chooses: text, vision, audio, experts, shared, dense, all, or a pattern."
+    choices = "text, vision, audio, experts, shared, dense, all, or a pattern"
+    return f"Left out: {', '.join(layers)}. `--stacks` chooses: {choices}."
 
 
 def row_in_words(row: dict[str, Any]) -> str:

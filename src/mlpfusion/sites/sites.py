@@ -1,18 +1,19 @@
 """Finds the MLPs of a model by its row of the table, and reads them into one layout."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from inspect import signature
 from itertools import count, takewhile
 from os import PathLike
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.mlp import MLP, scale_neurons
+from mlpfusion.mlp import MLP
 from mlpfusion.sites.table import Architecture, Stack
 from mlpfusion.sites.weights import (
     ModelTensors,
@@ -21,7 +22,6 @@ from mlpfusion.sites.weights import (
     check_linear,
     linear_shape,
     mlp_weights,
-    plain_parameter,
     read_all,
 )
 
@@ -103,23 +103,27 @@ def site_module(model: PreTrainedModel, site: Site, part: Part) -> nn.Module:
     return base_model(model).get_submodule(site.module_path(part))
 
 
-def site_activation(model: PreTrainedModel, site: Site) -> Callable[[Tensor], Tensor]:
-    """The activation at `site`, with the scales that stand around it, or as `cluster_sizes` beside all experts."""
-    activation = site_module(model, site, "activation")
-    sizes = None if site.stack.layout is None else dict(base_model(model).get_submodule(site.holder).named_buffers())
-    if not sizes:
-        return activation
-    scale = sizes["cluster_sizes"][site.expert]
-    return lambda x: scale_neurons(activation(x), scale)
-
-
 def read_mlp(model: PreTrainedModel, site: Site) -> MLP:
     """The MLP at `site`; its tensors share memory with the model (transposed where the model keeps a `Conv1D`).
 
-    Scales that the model keeps in the activation are part of `activation`. Raises `InputError` for anything but plain
-    linear maps and those that a kind of outcome put in place.
+    Scales that the model keeps in the activation are part of `activation`, those beside experts are `output_scale`.
+    Raises `InputError` for anything but plain linear maps or parameters and those that a kind of outcome put in place.
     """
-    return mlp_in(ModelTensors(base_model(model)), site, site_activation(model, site))
+    if site.stack.layout is None:
+        return mlp_in(ModelTensors(base_model(model)), site, site_module(model, site, "activation"))
+    holder = base_model(model).get_submodule(site.holder)
+    activation = getattr(holder, site.stack.activation)
+    mlp = mlp_in(ModelTensors(base_model(model)), site, activation)
+    sizes = dict(holder.named_buffers(recurse=False)).get("cluster_sizes")
+    if not isinstance(activation, nn.Module):
+        mlp = replace(mlp, gating=partial(_gated, activation, interleaved=site.stack.layout == "interleaved"))
+    return mlp if sizes is None else replace(mlp, output_scale=sizes[site.expert])
+
+
+def _gated(method: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, *, interleaved: bool) -> Tensor:
+    """What a method of a module of experts makes of gate and up, which it takes as one tensor."""
+    both = torch.stack((gate, up), dim=-1).flatten(-2) if interleaved else torch.cat((gate, up), dim=-1)
+    return method(both)
 
 
 def mlp_in(state: Tensors, site: Site, activation: Callable[[Tensor], Tensor]) -> MLP:
@@ -148,9 +152,10 @@ def check_readable(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Raises `InputError` for a linear map or experts with an adapter, or with a quantised or sharded weight."""
     base = base_model(model)
     for site in sites:
-        for weight in site.weights if site.stack.layout else ():
-            plain_parameter(base.get_submodule(weight.path), weight.name.rpartition(".")[2])
-        for path in () if site.stack.layout else linear_maps(site):
+        if site.stack.layout is not None:
+            read_all(ModelTensors(base), site.weights)
+            continue
+        for path in linear_maps(site):
             check_linear(base.get_submodule(path))
 
 
@@ -230,7 +235,8 @@ def _fits(base: nn.Module, stack: Stack, path: str) -> bool:
     if stack.layout is None:
         return all(has_module(base, f"{path}.{part}") for part in _paths(stack))
     holder = base.get_submodule(path.rpartition(".")[0])
-    return all(isinstance(getattr(holder, part, None), Tensor | nn.Module) for part in _paths(stack))
+    parts = [getattr(holder, part, None) for part in _paths(stack)]
+    return all(isinstance(part, Tensor) or callable(part) for part in parts)
 
 
 def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int, expert: int | None) -> Site:
@@ -246,8 +252,8 @@ def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int, exper
             shape, expected = shapes[weight.field], (width * weight.num_parts, hidden_size)
             if shape != expected:
                 raise InputError(f"{weight.path} must have shape {expected} to fit {stack.down}, got {shape}")
-    activation = base.get_submodule(f"{holder}.{stack.activation}")
-    if any(parameter.ndim > 1 for parameter in activation.parameters()):
+    activation = dict(base.get_submodule(holder).named_modules()).get(stack.activation)  # None for a method
+    if activation is not None and any(parameter.ndim > 1 for parameter in activation.parameters()):
         raise InputError(f"{path}.{stack.activation} must be an activation, got {type(activation).__name__}")
     return site
 

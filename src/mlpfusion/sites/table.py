@@ -12,8 +12,9 @@ from mlpfusion.storage.yaml import read_yaml
 _PATH = re.compile(r"(?=.{1,200}\Z)\w+(\.\w+)*", re.ASCII)
 
 
-# How one tensor holds a matrix of every expert: (experts, out, in), or (experts, in, out).
-Layout = Literal["rows", "columns"]
+# How one tensor holds a matrix of every expert: (experts, out, in), or (experts, in, out), gate and up one after the
+# other; or (experts, in, out), the neurons of gate and up in turns.
+Layout = Literal["rows", "columns", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Stack:
     `layer` is the path of a layer from the base model, `{}` standing for its number; the other paths start at the
     layer. In a mixture of experts `layer` leads on to one expert, a second `{}` standing for its number
     (`layers.{}.mlp.experts.{}`). With a `layout` the experts are no modules of their own: the module before their
-    number holds one tensor for all of them, which `up`, `gate` and `down` name. `gate` is the linear map whose output
+    number holds one tensor for all of them, which `up`, `gate` and `down` name, and maybe biases (`<name>_bias`);
+    `activation` may be a method of it that takes gate and up together. `gate` is the linear map whose output
     goes through the activation in a gated block; where it equals `up`, one map holds both, gate rows first. `width_key`
     is the entry of the config that holds the width, or the entry of a config inside it (`encoder.intermediate_size`),
     None if there is none: `fold` then cannot make a stock model of it.

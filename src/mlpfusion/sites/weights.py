@@ -28,8 +28,8 @@ class Weight:
     """One matrix or bias of an MLP, by `field` there, and the tensor of a model with its numbers.
 
     `name` starts at the base model. `transposed`: the tensor is (in, out), as in `Conv1D`. `half`: the tensor holds
-    gate (0) and up (1), rows one after the other. `expert`: the tensor holds this matrix of all experts, here that of
-    one. A bias may be listed without being there.
+    gate (0) and up (1), rows one after the other, or in turns if `interleaved`. `expert`: the tensor holds this matrix
+    of all experts, here that of one. A bias may be listed without being there.
     """
 
     field: str
@@ -37,6 +37,7 @@ class Weight:
     transposed: bool = False
     half: int | None = None
     expert: int | None = None
+    interleaved: bool = False
 
     @property
     def path(self) -> str:
@@ -55,7 +56,9 @@ class Weight:
     def view(self, stored: Tensor) -> Tensor:
         """The matrix (out, in), or the bias, in `stored`, the whole tensor. Shares memory."""
         rows = _turned(stored if self.expert is None else stored[self.expert], self.transposed)
-        return rows if self.half is None else rows.chunk(self.num_parts)[self.half]
+        if self.half is None:
+            return rows
+        return rows[self.half :: self.num_parts] if self.interleaved else rows.chunk(self.num_parts)[self.half]
 
 
 def read(state: Tensors, weight: Weight) -> Tensor:
@@ -76,13 +79,19 @@ def written(weights: Iterable[Weight], values: Mapping[str, Tensor]) -> dict[str
     Of an expert without a module of its own: the tensors of that expert alone.
     """
     parts: dict[str, list[Tensor]] = {}
-    transposed = set()
+    by_name: dict[str, Weight] = {}
     for weight in weights:
         if weight.field in values:
             parts.setdefault(weight.name, []).append(values[weight.field])
-            transposed |= {weight.name} if weight.transposed else set()
-    whole = {name: halves[0] if len(halves) == 1 else torch.cat(halves) for name, halves in parts.items()}
-    return {name: _turned(tensor, name in transposed) for name, tensor in whole.items()}
+            by_name[weight.name] = weight
+    return {name: _turned(_joined(parts[name], weight), weight.transposed) for name, weight in by_name.items()}
+
+
+def _joined(parts: list[Tensor], weight: Weight) -> Tensor:
+    """The parts that one tensor holds, in its order of rows."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack(parts, dim=1).flatten(0, 1) if weight.interleaved else torch.cat(parts)
 
 
 def mlp_weights(base: nn.Module, holder: str, stack: Stack, expert: int | None = None) -> tuple[Weight, ...]:
@@ -100,7 +109,9 @@ def mlp_weights(base: nn.Module, holder: str, stack: Stack, expert: int | None =
             continue
         path = f"{holder}.{part}"
         if stack.layout is not None:
-            weights.append(Weight(field, path, stack.layout == "columns", half, expert))
+            in_turns = stack.layout == "interleaved"
+            weights.append(Weight(field, path, stack.layout != "rows", half, expert, in_turns))
+            weights.append(Weight(f"{field}_bias", f"{path}_bias", False, half, expert, in_turns))
         else:
             weights.append(Weight(field, f"{path}.weight", _is_transposed(base.get_submodule(path)), half))
             weights.append(Weight(f"{field}_bias", f"{path}.bias", half=half))
@@ -129,7 +140,8 @@ class ModelTensors:
         path, _, leaf = name.rpartition(".")
         linear = self._base.get_submodule(path)
         if leaf not in ("weight", "bias"):
-            return plain_parameter(linear, leaf).detach()
+            is_missing = leaf.endswith("_bias") and not hasattr(linear, leaf)
+            return None if is_missing else plain_parameter(linear, leaf).detach()
         if leaf == "bias":
             return linear_bias(linear)
         return _turned(linear_weight(linear), _is_transposed(linear))

@@ -28,7 +28,7 @@ def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
 def expert_stacks(base: nn.Module) -> list[Stack]:
     """The stacks of mixtures that keep one tensor a matrix for all experts, as their names and shapes suggest.
 
-    Without a `width_key`. A module that holds anything else, such as biases or a norm, is left out.
+    Without a `width_key`. A module that holds anything else, such as a norm, is left out.
     """
     found = {path: _stack_of(path, module) for path, module in expert_modules(base).items()}
     return list(dict.fromkeys(stack for stack in found.values() if stack is not None))
@@ -39,15 +39,26 @@ def _stack_of(path: str, module: nn.Module) -> Stack | None:
     names = path.split(".")
     numbers = [place for place, name in enumerate(names) if name.isdecimal()]
     up = next((name for name in ("gate_up_proj", "up_proj") if name in shapes), None)
-    if up is None or set(shapes) != {up, "down_proj"} or not numbers:
+    biases = {f"{name}_bias" for name in (up, "down_proj")} & set(shapes)
+    if up is None or set(shapes) != {up, "down_proj", *biases} or not numbers:
         return None
-    activation = next((name for name, child in module.named_children() if not list(child.parameters())), None)
     layout = _layout(shapes[up], shapes["down_proj"], num_parts=2 if up == "gate_up_proj" else 1)
+    if layout == "columns" and getattr(module, "is_concatenated", True) is False:
+        layout = "interleaved"
+    activation = _activation(module, is_gated=up == "gate_up_proj")
     if activation is None or layout is None:
         return None
     template = ".".join("{}" if place == numbers[-1] else name for place, name in enumerate(names))
     gate = up if up == "gate_up_proj" else None
     return Stack(f"{template}.{{}}", up, "down_proj", activation, gate=gate, width_key=None, layout=layout)
+
+
+def _activation(module: nn.Module, *, is_gated: bool) -> str | None:
+    """Name of the activation, or of the method of the class that takes gate and up together."""
+    own = is_gated and getattr(type(module), "_apply_gate", None)
+    if own and own.__module__ == type(module).__module__:  # else it is transformers' own: activation(gate) * up
+        return "_apply_gate"
+    return next((name for name, child in module.named_children() if not list(child.parameters())), None)
 
 
 def _layout(up: tuple[int, ...], down: tuple[int, ...], num_parts: int) -> Layout | None:
