@@ -36,7 +36,13 @@ _DEEPSEEK |= {
 MIXTURES: dict[str, dict[str, Any]] = {
     "aria_text": {**_USUAL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
     "deepseek_v2": {**_USUAL, **_DEEPSEEK, "first_k_dense_replace": 1, "num_key_value_heads": 4},
-    "deepseek_v3": {**_USUAL, **_DEEPSEEK, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+    "deepseek_v3": {
+        **_USUAL,
+        **_DEEPSEEK,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+        "intermediate_size": 40,
+    },
     "ernie4_5_moe": {
         **_USUAL,
         "moe_num_experts": 4,

@@ -323,7 +323,7 @@ def test_cluster_sizes_that_are_no_partition_are_refused_at_load(tmp_path):
 
 
 @pytest.mark.parametrize("choice", ["shared", "dense", "all", "layers.{}"])
-def test_other_mlps_of_a_mixture_are_cut_by_choice(choice):
+def test_other_mlps_of_a_mixture_are_cut_by_choice(choice, tmp_path):
     model = mixture_model("deepseek_v3")
     record = mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5, stacks=choice)
     kinds = [(site.path, site.kind) for site in record.sites]
@@ -332,3 +332,6 @@ def test_other_mlps_of_a_mixture_are_cut_by_choice(choice):
     dense = [("layers.0", "narrow")]
     expected = {"shared": shared, "dense": dense, "all": dense + shared + experts, "layers.{}": dense + shared}
     assert sorted(kinds) == sorted(expected[choice])
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(mixture_logits(loaded), mixture_logits(model))

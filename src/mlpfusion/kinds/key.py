@@ -128,7 +128,12 @@ def model_key(config: PreTrainedConfig) -> FusionKey | None:
 
 
 def _fits(config: PreTrainedConfig, key: FusionKey, stack: Stack) -> bool:
-    """Whether the `width_key` of a stack is null or holds the original width of its layers in the key."""
+    """Whether the `width_key` of a stack is null or holds the original width of its layers in the key.
+
+    Where the layers are also those of another stack, dense ones and ones with a shared expert say, of some of them.
+    """
     layers = [entry for path, entry in key.sites.items() if stack.holds(path)]
     widths = {kind_of(entry).original_width(entry) for entry in layers} - {None}
-    return stack.width_key is None or all(is_width_key(config, stack.width_key, width) for width in widths if width)
+    alone = sum(other.holder == stack.holder for other in key.architecture.stacks) == 1
+    fit = [is_width_key(config, stack.width_key, width) for width in widths if width] if stack.width_key else []
+    return not fit or (all(fit) if alone else any(fit))
