@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.aria import modeling_aria
 
 WIDTH = 48  # of an expert; the kernels want multiples of 8, after a cut too
 
@@ -74,6 +75,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 8,
     },
 }
+
+
+if hasattr(modeling_aria, "AriaGroupedExpertsGemm"):  # an older transformers keeps each matrix in a module of its own
+    del MIXTURES["aria_text"]
 
 
 def mixture_config(name: str) -> PreTrainedConfig:

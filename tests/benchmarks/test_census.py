@@ -18,7 +18,7 @@ def census() -> Any:
         ("bert", "row", "dense"),
         ("bloom", "found", "dense"),
         ("mixtral", "found", "experts"),
-        ("longcat_flash", "refused", "experts"),
+        ("jetmoe", "refused", "experts"),
         ("mamba", "refused", None),
         ("blip_text_model", "unbuilt", None),
     ],
