@@ -6,7 +6,7 @@ from typing import Any
 from page import markdown
 
 TITLES = {
-    "ntk-match refine_epochs=0 match=none refit=False": "ntk-match, choice alone",
+    "ntk-match refit=False refine_epochs=0 match=none": "ntk-match, choice alone",
     "ntk-match refine_epochs=0 match=none": "ntk-match, refit alone",
     "ntk-match match=none": "ntk-match, refit and refinement",
 }
