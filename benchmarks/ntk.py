@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def wide_block(batches: list[dict[str, Tensor]], hidden_size: int = 768, num_neu
         return torch.randn(*shape, generator=generator)
 
     up, down = draw(num_neurons, hidden_size), draw(hidden_size, num_neurons)
-    biases = {"up_bias": 0.1 * draw(num_neurons), "down_bias": 0.1 * draw(hidden_size)}
+    biases: dict[str, Any] = {"up_bias": 0.1 * draw(num_neurons), "down_bias": 0.1 * draw(hidden_size)}
     mlp = MLP(up / hidden_size**0.5, down / num_neurons**0.5, torch.nn.functional.gelu, **biases)
     inputs, cotangents = draw(2, int(lengths.sum()), hidden_size)
     return as_table(mlp, BlockTrace(inputs, cotangents, lengths))
@@ -80,7 +81,7 @@ def as_table(mlp: MLP, trace: BlockTrace) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in table.items()}
 
 
-def from_table(table: dict[str, Tensor], num_sentences: int) -> tuple[MLP, BlockTrace]:
+def from_table(table: dict[str, Any], num_sentences: int) -> tuple[MLP, BlockTrace]:
     trace = BlockTrace(*(table.pop(name) for name in ("inputs", "cotangents", "lengths")))
     mlp = MLP(table.pop("up"), table.pop("down"), torch.nn.functional.gelu, **table)
     # Every so many, so that fewer sentences are of the same lengths as all.
@@ -99,7 +100,7 @@ def ours_in_floats(mlp: MLP, trace: BlockTrace) -> Tensor:
 
 
 def ours_in_float64(mlp: MLP, trace: BlockTrace) -> Tensor:
-    exact = {name: tensor.double() for name, tensor in mlp.tensors().items()}
+    exact: dict[str, Any] = {name: tensor.double() for name, tensor in mlp.tensors().items()}
     return adam_kernel(MLP(activation=mlp.activation, **exact), trace).total
 
 
@@ -108,7 +109,7 @@ def straightforward(mlp: MLP, trace: BlockTrace) -> Tensor:
     pieces = [x.split(trace.lengths.tolist()) for x in (trace.inputs, trace.cotangents)]
     padded = [torch.nn.utils.rnn.pad_sequence(list(samples), batch_first=True) for samples in pieces]
 
-    def scalar(tensors: dict[str, Tensor], x: Tensor, cotangents: Tensor) -> Tensor:
+    def scalar(tensors: dict[str, Any], x: Tensor, cotangents: Tensor) -> Tensor:
         return (forward(MLP(activation=mlp.activation, **tensors), x) * cotangents).sum()
 
     gradients = torch.func.vmap(torch.func.grad(scalar), in_dims=(None, 0, 0), chunk_size=BATCH_SIZE)
@@ -118,7 +119,7 @@ def straightforward(mlp: MLP, trace: BlockTrace) -> Tensor:
 
 def one_by_one(mlp: MLP, trace: BlockTrace) -> Tensor:
     """Autograd on one sample after the other, without padding, as the authors do; stack; sign; one product."""
-    leaves = {name: tensor.requires_grad_() for name, tensor in mlp.tensors().items()}
+    leaves: dict[str, Any] = {name: tensor.requires_grad_() for name, tensor in mlp.tensors().items()}
     pieces = (x.split(trace.lengths.tolist()) for x in (trace.inputs, trace.cotangents))
     rows = []
     for x, cotangents in zip(*pieces, strict=True):

@@ -20,9 +20,9 @@ from census import census_missed, census_summary, reach, trips_done, trips_misse
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
-from mixtures import mixture_experts, mixture_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
+from small_mixture import mixture_experts, mixture_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
 from mlpfusion.cli import main as cli

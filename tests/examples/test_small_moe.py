@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MixtralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -70,11 +69,11 @@ def test_half_of_the_neurons_of_every_expert_are_those_of_the_mlp(llama):
     assert torch.equal(made.model.layers[0].self_attn.q_proj.weight, source.model.layers[0].self_attn.q_proj.weight)
 
 
-def test_the_mixture_is_cut_and_keeps_its_router(mixture, tmp_path):
-    assert isinstance(mixture, MixtralForCausalLM)
+def test_the_mixture_is_cut_and_keeps_its_router(mixture):
+    assert type(mixture).__name__ == "MixtralForCausalLM"
     assert not mixture.config.output_router_logits
     router = mixture.model.layers[0].mlp.gate.weight.clone()
-    small = copy.deepcopy(mixture)
+    small: Any = copy.deepcopy(mixture)
     mlpfusion.compress(small, mlpfusion.Fusion(), keep_ratio=0.5)
     assert torch.equal(small.model.layers[0].mlp.gate.weight, router)
 

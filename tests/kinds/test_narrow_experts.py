@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def test_a_cut_mixture_is_saved_and_loaded_to_the_bit(name, dtype, tmp_path):
     assert experts
     assert all((module.cluster_sizes.sum(1) == WIDTH).all() for module in experts)
     model.save_pretrained(tmp_path)
-    loaded, told = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, output_loading_info=True)
+    read: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, output_loading_info=True)
+    loaded, told = read
     assert not any(told.values())
     state = loaded.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
@@ -118,6 +120,12 @@ def stored(module: torch.nn.Module, weight: Weight) -> torch.nn.Parameter:
     return module.get_parameter(weight.name.rpartition(".")[2])
 
 
+def gradient(module: torch.nn.Module, weight: Weight) -> torch.Tensor:
+    found = stored(module, weight).grad
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("name", sorted({"aria_text", "gpt_oss", "mixtral"} & set(MIXTURES)))
 def test_fused_experts_are_the_expanded_ones_in_outputs_and_gradients(name):
     """In float64: outputs equal, and every stored gradient is the sum over its cluster; `down` carries P."""
@@ -127,7 +135,7 @@ def test_fused_experts_are_the_expanded_ones_in_outputs_and_gradients(name):
     original = copy.deepcopy(base_model(model).get_submodule(holder))
     before = run_experts(original)
     mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
-    small = base_model(model).get_submodule(holder)
+    small: Any = base_model(model).get_submodule(holder)
     wide, labels = copy.deepcopy(original), []
     for site in members:
         mlp = read_mlp(model, site)
@@ -148,7 +156,7 @@ def test_fused_experts_are_the_expanded_ones_in_outputs_and_gradients(name):
         for weight in site.weights:
             if getattr(read_mlp(model, site), weight.field) is None:
                 continue
-            ours, theirs = (by_neuron(weight.view(stored(one, weight).grad), weight) for one in (small, wide))
+            ours, theirs = (by_neuron(weight.view(gradient(one, weight)), weight) for one in (small, wide))
             if weight.field != "down_bias":
                 theirs = torch.zeros_like(ours).index_add_(0, label, theirs)
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -278,6 +286,7 @@ def test_an_expert_is_calibrated_on_the_tokens_that_reach_it_weighted_as_the_rou
         waiting_passes(model, [site for group in mixtures_of(model).values() for site in group], TEXTS) as passes,
     ):
         for site in members:
+            assert site.expert is not None
             found = passes.tokens_at(site).trace_of(site.expert)
             assert found is not None
             trace, given = found
@@ -296,7 +305,8 @@ def test_experts_that_no_token_reaches_are_fused_and_the_record_says_so():
     record = mlpfusion.compress(model, REFIT, keep_ratio=0.5, calibration=TEXTS)
     for site in record.sites:
         assert site.metrics["fewest_tokens"] == 0
-        small, fused_experts = (base_model(one).get_submodule(site.path) for one in (model, alone))
+        both: list[Any] = [base_model(one).get_submodule(site.path) for one in (model, alone)]
+        small, fused_experts = both
         same = [torch.equal(*pair) for pair in zip(small.down_proj, fused_experts.down_proj, strict=True)]
         assert same == [True, True, False, False]
 

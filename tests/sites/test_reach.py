@@ -106,7 +106,9 @@ class OtherLibrary(PreTrainedModel):
 
 
 def test_sites_start_at_the_whole_model_where_another_library_is_inside():
-    model = OtherLibrary(PreTrainedConfig(hidden_size=8))
+    config: Any = PreTrainedConfig()
+    config.hidden_size = 8
+    model = OtherLibrary(config)
     assert base_model(model) is model
     sites = find_sites(model, find_architecture(model))
     assert [site.path for site in sites] == ["inner.blocks.0", "inner.blocks.1"]
