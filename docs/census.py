@@ -59,7 +59,10 @@ def trips_summary(record: dict[str, Any]) -> str:
 
     counted = {
         "cut by `fusion`, saved, loaded: the same outputs": f"{len(done)} of {len(rows)}",
-        "so by `ntk-match`, where the whole model runs on made-up inputs": of("calibrated"),
+        "mixtures of experts among these, the experts cut": str(sum(row["experts"] for row in done)),
+        "so by `ntk-match` (of experts without its match), where the whole model runs on made-up inputs": of(
+            "calibrated"
+        ),
         "folded, loaded without the key: the same outputs, where the config holds the width": of("folded"),
         "so with `stacks=all`, where other stacks are left out": of("other_stacks"),
     }

@@ -2,13 +2,17 @@
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import call, refused
 from mixtures import MIXTURES, WIDTH, mixture_logits, mixture_model
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from tiny_task import tiny_tokenizer, write_files
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.errors import InputError
@@ -47,6 +51,11 @@ def fused(name: str, dtype: torch.dtype = torch.float32):
     return model
 
 
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the weight files of a checkpoint."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
 def mixtures_of(model) -> dict[str, list[Site]]:
     return by_holder(find_sites(model, find_architecture(model)))
 
@@ -65,6 +74,22 @@ def test_a_cut_mixture_is_saved_and_loaded_to_the_bit(name, dtype, tmp_path):
     state = loaded.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     torch.testing.assert_close(mixture_logits(loaded), mixture_logits(model))
+
+
+@each_type
+def test_the_command_cuts_the_experts_of_a_checkpoint_in_shards(name, tmp_path):
+    """On disk most types keep one tensor an expert; all other tensors stay as they are, byte for byte."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    mixture_model(name).save_pretrained(source, max_shard_size="40KB")
+    call("compress", source, out, "--keep-ratio", "0.5")
+    loaded, model = AutoModelForCausalLM.from_pretrained(out), fused(name)
+    state = loaded.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    before, after = (tensors_in(folder) for folder in (source, out))
+    assert before.keys() == {key for key in after if not key.endswith("cluster_sizes")}
+    changed = {key for key, tensor in before.items() if not torch.equal(tensor, after[key])}
+    assert all(before[key].shape != after[key].shape or key.endswith("bias") for key in changed)
+    assert len(changed) >= 2 * len(mixtures_of(model))
 
 
 @each_type
@@ -345,3 +370,33 @@ def test_other_mlps_of_a_mixture_are_cut_by_choice(choice, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(mixture_logits(loaded), mixture_logits(model))
+
+
+def test_commands_that_look_at_single_blocks_say_so_in_one_line(tmp_path):
+    source, out, texts = tmp_path / "source", tmp_path / "out", tmp_path / "texts.txt"
+    mixture_model("mixtral").save_pretrained(source)
+    tiny_tokenizer().save_pretrained(source)
+    call("compress", source, out, "--keep-ratio", "0.5")
+    texts.write_text("one two three\n" * 20)
+    expected = "got the expert layers.0.mlp.experts.0: experts are not measured one by one yet"
+    assert expected in refused("compare", source, "--data", texts, "--methods", "fusion")
+    assert expected in refused("measure", source, out, "--data", texts)
+
+
+def test_a_cut_mixture_is_tuned_and_keeps_what_it_learned(tmp_path):
+    """The Trainer saves and reads states by names; on disk the experts have others, which it would pass over."""
+    source, out, tuned = tmp_path / "source", tmp_path / "out", tmp_path / "tuned"
+    mixture_model("mixtral").save_pretrained(source)
+    tiny_tokenizer().save_pretrained(source)
+    call("compress", source, out, "--keep-ratio", "0.5")
+    train, validation = write_files(tmp_path)
+    columns = ["--text-column", "sentence", "--label-column", "label"]
+    data = ["--train", train, "--validation", validation, *columns]
+    result = call("tune", out, tuned, *data, "--epochs", 2, "--learning-rate", 0.01)
+    assert result.exit_code == 0, result.output
+    before, after = (AutoModelForSequenceClassification.from_pretrained(one) for one in (out, tuned))
+    for layer in range(3):
+        old, new = (dict(one.model.layers[layer].mlp.experts.named_parameters()) for one in (before, after))
+        assert all(not torch.equal(old[name], new[name]) for name in old)
+    sizes = [one.model.layers[0].mlp.experts.cluster_sizes for one in (before, after)]
+    assert torch.equal(*sizes)

@@ -51,7 +51,7 @@ def torchao_int8() -> TorchAoConfig:
 # name -> (package, config, relative error that quantising a model of this size may bring)
 QUANTISERS: dict[str, tuple[str, Callable[[], Any], float]] = {
     "bitsandbytes-8": ("bitsandbytes", lambda: BitsAndBytesConfig(load_in_8bit=True), 0.05),
-    "bitsandbytes-nf4": ("bitsandbytes", lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), 0.4),
+    "bitsandbytes-nf4": ("bitsandbytes", lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), 0.6),
     "quanto-int8": ("optimum", lambda: QuantoConfig(weights="int8"), 0.05),
     "torchao-int8": ("torchao", torchao_int8, 0.05),
 }
@@ -113,12 +113,20 @@ def checkpoints(tmp_path_factory) -> dict[tuple[str, str], Path]:
     return folders
 
 
+def plainly_computed(model: Any) -> Any:
+    """The model without bitsandbytes' fast path for CPUs with bf16, which fails for rows shorter than its blocks."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def load_quantised(folder: Path, quantiser: str, auto_class: Any = AutoModel) -> tuple[Any, list[str]]:
     """The model as `quantiser` loads it, and the warnings of ours."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = auto_class.from_pretrained(folder, quantization_config=QUANTISERS[quantiser][1]())
-    return model, [str(one.message) for one in caught if "mlpfusion" in str(one.message)]
+    return plainly_computed(model), [str(one.message) for one in caught if "mlpfusion" in str(one.message)]
 
 
 @every_quantiser
@@ -154,7 +162,7 @@ def test_a_quantised_model_is_saved_and_loaded_again(outcome, checkpoints, tmp_p
     quantised, _ = load_quantised(checkpoints["llama", outcome], "bitsandbytes-nf4")
     quantised.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="stand-alone scales"):
-        loaded = AutoModel.from_pretrained(tmp_path)
+        loaded = plainly_computed(AutoModel.from_pretrained(tmp_path))
     assert torch.equal(pico_outputs(loaded, "llama"), pico_outputs(quantised, "llama"))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from command import call
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
@@ -70,6 +71,16 @@ def test_experts_are_cut_by_every_kind_saved_and_loaded_to_the_bit(method, dtype
     state = loaded.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_the_command_cuts_them_too(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    switch_model().save_pretrained(source)
+    call("compress", source, out, "--keep-ratio", "0.5")
+    model = switch_model()
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    state = AutoModelForSeq2SeqLM.from_pretrained(out).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("stacks", "paths"), [("all", EXPERTS + DENSE), ("dense", DENSE), ("encoder.*", None)])

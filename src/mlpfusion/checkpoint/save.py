@@ -31,7 +31,7 @@ from mlpfusion.kinds.key import key_from_dict, key_to_dict
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.record import Record
-from mlpfusion.sites.sites import base_model
+from mlpfusion.sites.sites import base_model, linear_maps, module_paths
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -53,16 +53,13 @@ def save_compressed(
     """
     key = key_from_dict(getattr(model.config, KEY))
     base = "" if base_model(model) is model else f"{model.base_model_prefix}."
-    paths = {
-        f"{base}{site.module_path(part)}."
-        for site in installed_sites(model, key)
-        for part in ("up", "gate", "down", "activation")
-        if getattr(site.stack, part)
-    }
+    sites = installed_sites(model, key)
+    paths, maps = ({f"{base}{path}." for site in sites for path in of(site)} for of in (module_paths, linear_maps))
     original, stored = empty_model(config, type(model)), stored_tensors(weight_files(source))
     names = loaded_names(original, stored)
     cut = {name for name, loaded in names.items() if loaded is not None and loaded.startswith(tuple(paths))}
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(tuple(paths))}
+    assert all(any(name.startswith(path) for name in tensors) for path in maps)
     written = _file_names(model, tensors, {name: loaded for name, loaded in names.items() if name in cut})
     new = {name: _as_stored(tensor, stored[_nearest(name, cut)]) for name, tensor in written.items()}
     _write_tensors(folder, stored, cut, new)

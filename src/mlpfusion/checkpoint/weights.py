@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from mlpfusion.checkpoint.files import check_plain_file, read_json
 from mlpfusion.errors import DamageWarning, InputError, one_line, shown
@@ -120,17 +126,22 @@ def loaded_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str 
     Uses transformers' own loading functions: files may have or lack the prefix of the base model,
     and modules may have been renamed since the files were written.
     """
+    return {name: loaded for name, (loaded, _) in _renamed(model, names).items()}
+
+
+def _renamed(model: PreTrainedModel, names: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
+    """Maps names in the files to names in `model`, None for unused ones, and whether they hold a part of the tensor."""
     own = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    loaded: dict[str, str | None] = {}
+    found: dict[str, tuple[str | None, bool]] = {}
     for name in names:
-        renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
         if renamed not in own and name in own:
-            renamed, _ = rename_source_key(name, [], [], model.base_model_prefix, own)
-        loaded[name] = renamed if renamed in own else None
-    return loaded
+            renamed, pattern = rename_source_key(name, [], [], model.base_model_prefix, own)
+        found[name] = (renamed if renamed in own else None, pattern is not None)
+    return found
 
 
 def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Size:
@@ -143,11 +154,21 @@ def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Siz
 
 
 def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> str | None:
-    """Describes the first tensor of a wrong shape; None if all fit."""
-    own = model.state_dict()
-    for name, loaded in loaded_names(model, tensors).items():
-        if loaded is not None and tuple(own[loaded].shape) != tensors[name].shape:
-            return f"{name} has shape {tensors[name].shape}, the config asks for {tuple(own[loaded].shape)}"
+    """Describes the first tensor of a wrong shape; None if all fit.
+
+    Where the files hold one tensor an expert and the model one for all, as transformers would save it.
+    """
+    own, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    parts: dict[str, Tensor] = {}
+    for name, (loaded, is_part) in _renamed(model, tensors).items():
+        if loaded is None:
+            continue
+        if is_part and not parts:
+            saved = revert_weight_conversion(model, own)
+            parts = {saved_name.removeprefix(prefix): tensor for saved_name, tensor in saved.items()}
+        expected = parts.get(name.removeprefix(prefix)) if is_part else own[loaded]
+        if expected is not None and tuple(expected.shape) != tensors[name].shape:
+            return f"{name} has shape {tensors[name].shape}, the config asks for {tuple(expected.shape)}"
     return None
 
 

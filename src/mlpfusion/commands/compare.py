@@ -76,6 +76,8 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     from mlpfusion.methods.needs import needs_batches
     from mlpfusion.record import versions
     from mlpfusion.report.comparison import comparison_record
+    from mlpfusion.sites.sites import find_sites
+    from mlpfusion.sites.traces import check_no_expert
 
     methods, seeds = parse_methods(options.methods), parse_seeds(options.seeds)
     is_calibrated = any(needs_batches(method) for method in methods)
@@ -87,8 +89,9 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     column = options.column if options.data in tables or not tables else None
     texts = read_texts(options.data, column=column, max_samples=options.max_samples)
     checkpoint = open_checkpoint(options.model, mlps=options.mlps)
-    check_cut(checkpoint.empty(), checkpoint.row, Selection(options.layers, options.keep_ratio))
     empty, seen = checkpoint.empty(), seeds if is_calibrated else []
+    check_cut(empty, checkpoint.row, Selection(options.layers, options.keep_ratio))
+    check_no_expert(find_sites(empty, checkpoint.row))
     prepared = {seed: source.prepare(checkpoint.folder, empty, seed) for seed in seen}
     folder, model = checkpoint.folder, checkpoint.load()
     rows = compare_methods(

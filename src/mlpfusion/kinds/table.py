@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mlpfusion.kinds import low_rank, masked, narrow, narrow_experts, routed
 from mlpfusion.kinds.kind import InstalledSite, Kind
 from mlpfusion.kinds.outcome import Outcome
-from mlpfusion.sites.sites import Site, base_model, linear_maps, site_parameters
+from mlpfusion.sites.sites import Site, base_model, module_paths, site_parameters
 from mlpfusion.sites.weights import ModelTensors
 
 KINDS: tuple[Kind, ...] = (narrow.KIND, low_rank.KIND, masked.KIND, routed.KIND, narrow_experts.KIND)
@@ -61,9 +61,7 @@ def site_size(base: PreTrainedModel, site: Site) -> int:
 
 def _own_tensors(base: PreTrainedModel, site: Site) -> dict[str, Tensor]:
     """The parameters and buffers of the modules of a site, by name from `base`."""
-    paths = [*linear_maps(site)]  # of experts the module that also has the activation, or a method in its place
-    paths += [site.module_path("activation")] if site.stack.layout is None else []
-    modules = {path: base.get_submodule(path) for path in paths}
+    modules = {path: base.get_submodule(path) for path in module_paths(site)}
     return {
         f"{path}.{name}": tensor
         for path, module in modules.items()

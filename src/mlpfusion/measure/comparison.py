@@ -29,6 +29,7 @@ from mlpfusion.record import Record, SiteRecord
 from mlpfusion.sites.proof.row_check import checked_sites
 from mlpfusion.sites.sites import Site, find_sites
 from mlpfusion.sites.table import Architecture
+from mlpfusion.sites.traces import check_no_expert
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def compare_methods(
     row, all_sites = checked_sites(model, architecture)
     plan = make_plan(all_sites, Selection(layers, keep_ratio))
     sites = plan.sites
+    check_no_expert(sites)
     total, rows = len(seeds) * len(sites) * len(methods), []
     before = model_outputs(model, batches)
     for seed in seeds:
@@ -130,7 +132,8 @@ def measure_checkpoint(
     """
     before, after = (checkpoint.load() for checkpoint in (original, compressed))
     key = check_source(before, after, (original.name, compressed.name))
-    sites = [site for site in find_sites(before, key.architecture) if site.path in key.sites]
+    sites = [site for site in find_sites(before, key.architecture) if site.holder in key.sites]
+    check_no_expert(sites)
     originals = references(before, sites, batches, probe, authors_batch)
     outputs = outputs_on_inputs_of(before, after, sites, batches)
     errors = block_errors(

@@ -33,6 +33,8 @@ from mlpfusion.options.dynamics import DynamicsOptions
 from mlpfusion.options.fields import bound
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
+from mlpfusion.sites.sites import find_sites
+from mlpfusion.sites.traces import check_no_expert
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import check_output, staged_folder
 from mlpfusion.storage.processes import join_processes
@@ -59,7 +61,9 @@ def run_dynamics(
         check_output(out, overwrite=options.overwrite, reads=reads)
     source = open_for_training(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length)
-    check_cut(empty_for_task(source, data.task), source.row, options.selection())
+    empty = empty_for_task(source, data.task)
+    check_cut(empty, source.row, options.selection())
+    check_no_expert(find_sites(empty, source.row))
     told, texts = options.texts, None
     if told.calibration is not None:
         texts = CalibrationTexts.read(told.calibration, told.column, told.calibration_samples)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checks import user_path
-from mlpfusion.compression.checks import check_cut
+from mlpfusion.compression.checks import check_cut, check_experts
 from mlpfusion.compression.compress import compress
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
@@ -34,6 +34,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.reproduce.experiment import Experiment, GridCell
+from mlpfusion.sites.sites import find_sites
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.processes import of_first
@@ -95,7 +96,9 @@ class Grid:
         if row.layerwise:
             split_examples(train, self.experiment.distill(config.learning_rate, config.seed, row.layerwise))
         if row.method is not None:
-            check_cut(empty, source.row, Selection(cell.layers, cell.keep_ratio))
+            selection = Selection(cell.layers, cell.keep_ratio)
+            check_experts(row.method, find_sites(empty, source.row), selection)
+            check_cut(empty, source.row, selection)
         if row.lora is not None:
             add_lora(empty, row.lora)
         for rate in self.experiment.rates(row):

@@ -171,6 +171,14 @@ def linear_maps(site: Site) -> dict[str, tuple[str, ...]]:
     return maps
 
 
+def module_paths(site: Site) -> list[str]:
+    """Paths from the base model of the modules with the numbers of a site: its linear maps, and its activation.
+
+    Of experts that share their tensors the module of all of them.
+    """
+    return [*linear_maps(site), *([site.module_path("activation")] if site.stack.layout is None else [])]
+
+
 def check_transformers_model(model: object) -> None:
     """Raises `InputError` unless `model` is a whole model of transformers, without a PEFT wrapper around it."""
     if isinstance(model, PreTrainedModel):

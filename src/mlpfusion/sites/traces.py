@@ -134,15 +134,20 @@ def check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
             raise InputError(f"`sites` must run once a forward pass, got {len(one.outputs)} runs of {site.path}")
 
 
-@contextmanager
-def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
-    """Records what enters and what leaves the sites while the context is open. Raises `InputError` for an expert."""
+def check_no_expert(sites: Sequence[Site]) -> None:
+    """Raises `InputError` for an expert, which only some tokens reach: it is not measured by itself yet."""
     experts = [site.path for site in sites if site.expert is not None]
     if experts:
         raise InputError(
-            f"`sites` must be MLPs that every token goes through, got the expert {experts[0]}: what enters the experts "
-            "of a mixture is not recorded yet, so they are cut by methods without data and not measured one by one"
+            f"`model` must have MLPs that every token goes through, got the expert {experts[0]}: experts are not "
+            "measured one by one yet; `stacks` chooses other MLPs, and `mlpfusion evaluate` measures a whole model"
         )
+
+
+@contextmanager
+def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
+    """Records what enters and what leaves the sites while the context is open. Raises `InputError` for an expert."""
+    check_no_expert(sites)
     seen = [Seen([], []) for _ in sites]
     with hooks() as handles:
         for site, one in zip(sites, seen, strict=True):

@@ -3,13 +3,15 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -132,7 +134,8 @@ class StageTrainer(Trainer):
             keep_states(self.folder, {self.state.global_step, self.state.best_global_step or 0})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        with _own_names(self.model):
+            super()._save(output_dir, state_dict)
         (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # pickled, never read
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -204,6 +207,23 @@ class StageTrainer(Trainer):
             f"`learning_rate` must be small enough for a finite loss, got {self.args.learning_rate:g}: {what} "
             f"in step {self.state.global_step + 1}; {kept}"
         )
+
+
+@contextmanager
+def _own_names(model: Any) -> Iterator[None]:
+    """Makes `model` save its tensors under its own names, by which the Trainer reads a state back.
+
+    The files of a mixture otherwise hold one tensor an expert, which would be passed over.
+    """
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    holder: Any = model
+    holder.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    try:
+        yield
+    finally:
+        del holder.save_pretrained
 
 
 class _Resumption(TrainerCallback):

@@ -56,7 +56,7 @@ def _stack_of(path: str, module: nn.Module) -> Stack | None:
 def _activation(module: nn.Module, *, is_gated: bool) -> str | None:
     """Name of the activation, or of the method of the class that takes gate and up together."""
     own = is_gated and getattr(type(module), "_apply_gate", None)
-    if own and own.__module__ == type(module).__module__:  # else it is transformers' own: activation(gate) * up
+    if own and ".integrations." not in own.__module__:  # else it is the usual one: activation(gate) * up
         return "_apply_gate"
     return next((name for name, child in module.named_children() if not list(child.parameters())), None)
 
