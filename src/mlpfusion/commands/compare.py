@@ -66,7 +66,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     from mlpfusion.batch import with_decoder_inputs
     from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.checkpoint.tokenizer import token_batches
-    from mlpfusion.compression.checks import check_cut
+    from mlpfusion.compression.checks import check_cut_of_single_blocks
     from mlpfusion.data.files.rows import has_columns, short_name
     from mlpfusion.data.files.text import read_texts
     from mlpfusion.measure.approximation import Probe
@@ -76,8 +76,6 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     from mlpfusion.methods.needs import needs_batches
     from mlpfusion.record import versions
     from mlpfusion.report.comparison import comparison_record
-    from mlpfusion.sites.sites import find_sites
-    from mlpfusion.sites.traces import check_no_expert
 
     methods, seeds = parse_methods(options.methods), parse_seeds(options.seeds)
     is_calibrated = any(needs_batches(method) for method in methods)
@@ -90,8 +88,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     texts = read_texts(options.data, column=column, max_samples=options.max_samples)
     checkpoint = open_checkpoint(options.model, mlps=options.mlps)
     empty, seen = checkpoint.empty(), seeds if is_calibrated else []
-    check_cut(empty, checkpoint.row, Selection(options.layers, options.keep_ratio))
-    check_no_expert(find_sites(empty, checkpoint.row))
+    check_cut_of_single_blocks(empty, checkpoint.row, Selection(options.layers, options.keep_ratio))
     prepared = {seed: source.prepare(checkpoint.folder, empty, seed) for seed in seen}
     folder, model = checkpoint.folder, checkpoint.load()
     rows = compare_methods(

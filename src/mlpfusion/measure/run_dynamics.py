@@ -17,7 +17,7 @@ from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checks import check_given, user_path
 from mlpfusion.compression.calibration.traces import check_sequential
-from mlpfusion.compression.checks import check_cut, known_method
+from mlpfusion.compression.checks import check_cut_of_single_blocks, known_method
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
@@ -33,8 +33,6 @@ from mlpfusion.options.dynamics import DynamicsOptions
 from mlpfusion.options.fields import bound
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
-from mlpfusion.sites.sites import find_sites
-from mlpfusion.sites.traces import check_no_expert
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import check_output, staged_folder
 from mlpfusion.storage.processes import join_processes
@@ -61,9 +59,7 @@ def run_dynamics(
         check_output(out, overwrite=options.overwrite, reads=reads)
     source = open_for_training(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length)
-    empty = empty_for_task(source, data.task)
-    check_cut(empty, source.row, options.selection())
-    check_no_expert(find_sites(empty, source.row))
+    check_cut_of_single_blocks(empty_for_task(source, data.task), source.row, options.selection())
     told, texts = options.texts, None
     if told.calibration is not None:
         texts = CalibrationTexts.read(told.calibration, told.column, told.calibration_samples)
