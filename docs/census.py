@@ -102,6 +102,12 @@ def reach(record: dict[str, Any]) -> tuple[int, int]:
     return sum(_is_found(row) and row["share"] == 1 for row in dense), len(dense)
 
 
+def reach_of_experts(record: dict[str, Any]) -> tuple[int, int]:
+    """Types without a row that are mixtures of experts: those whose experts are all found, and all."""
+    mixtures = [row for row in record["types"] if row["experts"] and row["status"] != "row"]
+    return sum(outcome(row) == "mixture of experts, all of its experts found" for row in mixtures), len(mixtures)
+
+
 def _reason(row: Row) -> str:
     if row["reason"] is None:
         return f"found: {', '.join(row['stacks'])}"

@@ -16,7 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from census import census_missed, census_summary, reach, trips_done, trips_missed, trips_summary, went_through
+from census import (
+    census_missed,
+    census_summary,
+    reach,
+    reach_of_experts,
+    trips_done,
+    trips_missed,
+    trips_summary,
+    went_through,
+)
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
@@ -278,10 +287,11 @@ def architectures() -> str:
     names = ", ".join(f"`{model_type}`" for model_type in ARCHITECTURES)
     census = read_result("census")
     found, dense = reach(census)
+    mixed, mixtures = reach_of_experts(census)
     done, tried = went_through(read_result("round_trips"))
     others = (
-        f"In others the MLPs are found by their shapes: {found} of {dense}; {done} of {tried} tiny models were cut and "
-        "loaded ([list](docs/architectures.md))."
+        f"In others MLPs are found by their shapes: {found} of {dense}, and the [experts](docs/concepts/experts.md) of "
+        f"{mixed} of {mixtures}; {done} of {tried} tiny models were cut and loaded ([list](docs/architectures.md))."
     )
     return textwrap.fill(f"{names}. {others}", LINE, break_on_hyphens=False)
 
