@@ -6,7 +6,8 @@ Random weights, inputs and cotangents: the time depends on shapes alone, but for
 block keeps 80 % of its neurons. The stages are those of the method: moments (activations and their Gram matrix: a
 multiple of the tokens), refit (Cholesky), one step of the refinement on 512 tokens, and the match (two kernels of 128
 samples and the solution). Beside them stand the two products that no version can leave out: the activations of the
-tokens and their Gram matrix, each timed alone. Large blocks are given fewer tokens; the record says how many.
+tokens and their Gram matrix, each timed alone. Large blocks are given fewer tokens; the record says how many. Rows of
+the record for other shapes stay; they hold the machine and the threads that they were measured with.
 """
 
 import argparse
@@ -102,18 +103,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ntk_match_cost.json"))
     arguments = parser.parse_args()
     result: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
         "samples": SAMPLES,
         "sample_tokens": SAMPLE_TOKENS,
         "step_tokens": STEP_TOKENS,
         "rows": [],
     }
+    if arguments.out.exists():
+        result = json.loads(arguments.out.read_text(encoding="utf-8"))
+    found = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
     for name in arguments.shapes.split(","):
-        row = {"shape": name} | asdict(SHAPES[name]) | {"seconds": measured(SHAPES[name])}
+        row = {"shape": name} | asdict(SHAPES[name]) | {"seconds": measured(SHAPES[name])} | found
         print(json.dumps(row), flush=True)
-        result["rows"].append(row)
+        rows = {one["shape"]: one for one in (*result["rows"], row)}
+        result["rows"] = [rows[shape] for shape in SHAPES if shape in rows]
         arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
