@@ -1,10 +1,12 @@
 """Switch Transformers: every expert is a module, so its MLP is an ordinary site of a model with a mixture."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from command import call
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
@@ -14,7 +16,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.mlp import forward
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.sites import base_model, find_sites, read_mlp
-from mlpfusion.sites.table import ARCHITECTURES
+from mlpfusion.sites.table import ARCHITECTURES, architecture_to_dict
 
 EXPERTS = [
     f"{side}.block.1.layer.{layer}.mlp.experts.expert_{number}"
@@ -125,3 +127,13 @@ def test_a_calibrated_method_is_refused():
 
 def test_the_row_of_the_table_is_that_of_the_experts_unless_others_are_asked_for():
     assert all(stack.is_of_experts for stack in find_architecture(switch_model()).stacks)
+
+
+def test_inspect_and_compress_take_the_experts_and_a_row_file_all_that_it_names(tmp_path):
+    source, out, row = tmp_path / "source", tmp_path / "out", tmp_path / "row.yaml"
+    switch_model().save_pretrained(source)
+    assert "Left out: encoder.block.{}.layer.1.mlp.wi" in call("inspect", source).stdout
+    row.write_text(yaml.safe_dump(architecture_to_dict(ARCHITECTURES["switch_transformers"])))
+    call("compress", source, out, "--keep-ratio", "0.5", "--architecture", row)
+    record = json.loads((out / "mlp_fusion_record.json").read_text())
+    assert sorted(site["path"] for site in record["sites"]) == sorted(EXPERTS + DENSE)

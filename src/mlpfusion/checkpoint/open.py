@@ -39,10 +39,13 @@ class Checkpoint:
     def row(self) -> Architecture:
         """Where the MLPs are: as a row file says, or found. Raises `InputError` for a bad file, and where none is."""
         file, stacks = self.mlps.architecture, self.mlps.stacks
-        known = ARCHITECTURES.get(self.config.model_type)
         if file is not None:
             known = read_architecture(user_path("architecture", file))
-        return known if known and stacks is None else find_architecture(self.empty(), stacks, known)
+            return known if stacks is None else find_architecture(self.empty(), stacks, known)
+        known = ARCHITECTURES.get(self.config.model_type)
+        if known is not None and stacks is None and not any(stack.is_of_experts for stack in known.stacks):
+            return known
+        return find_architecture(self.empty(), stacks)
 
     def row_for_identity(self) -> dict[str, Any]:
         """What tells runs on different rows apart: any row but that of the table for the model type."""

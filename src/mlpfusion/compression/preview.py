@@ -112,8 +112,9 @@ def inspect_checkpoint(
     """
     config = read_config(resolve(model, revision, weights=False), allow_quantised=True)
     empty = empty_model(config)
-    known = _known_row(config, mlps.architecture)
-    row = find_architecture(empty, mlps.stacks, known) if known else detect_architecture(empty, mlps.stacks)
+    known = _given_row(config, mlps.architecture)
+    is_found = known is None and config.model_type not in ARCHITECTURES
+    row = detect_architecture(empty, mlps.stacks) if is_found else find_architecture(empty, mlps.stacks, known)
     sites = find_sites(empty, row) if row else []
     compressed, quantised = getattr(config, KEY, None), quantisation(config)
     experts = sum(parameter.numel() for parameter in expert_parameters(base_model(empty)))
@@ -131,18 +132,18 @@ def inspect_checkpoint(
         stacks=_summaries(empty, sites),
         cut=_cut(empty, sites, selection) if sites and not compressed and not quantised else None,
         compressed=compressed,
-        proposed_row=_as_yaml(row) if row and not known else None,
+        proposed_row=_as_yaml(row) if row and is_found else None,
         left_out=left_out(empty, row) if row and not compressed else (),
         quantised=quantised,
     )
 
 
-def _known_row(config: PreTrainedConfig, file: str | None) -> Architecture | None:
-    """The row in a file, that of the table, or that of a compressed model: its blocks have no pattern to find."""
+def _given_row(config: PreTrainedConfig, file: str | None) -> Architecture | None:
+    """The row in a file, or that of a compressed model, whose blocks have no pattern to find."""
     if file is not None:
         return read_architecture(user_path("architecture", file))
     key = model_key(config)
-    return ARCHITECTURES.get(config.model_type) or (None if key is None else key.architecture)
+    return None if key is None else key.architecture
 
 
 def _as_yaml(row: Architecture) -> str:

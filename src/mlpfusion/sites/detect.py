@@ -37,14 +37,15 @@ def find_architecture(
 ) -> Architecture:
     """The row of `model`: `known` if given, else that of the table for its type, else what `detect_architecture` finds.
 
-    `stacks` chooses among its stacks (`choose_stacks`). Raises `InputError` for a choice without a stack, and where no
-    MLP is found, with the linear maps that were seen.
+    `stacks` chooses among its stacks (`choose_stacks`); without it `known` is taken whole. Raises `InputError` for a
+    choice without a stack, and where no MLP is found, with the linear maps that were seen.
     """
+    if known is not None and stacks is None:
+        return known
     model_type = model.config.model_type
     known = known or ARCHITECTURES.get(model_type)
     if known is not None:
-        is_whole = stacks is None and not any(stack.is_of_experts for stack in known.stacks)
-        return known if is_whole else Architecture(choose_stacks(base_model(model), known.stacks, stacks))
+        return Architecture(choose_stacks(base_model(model), known.stacks, stacks))
     found = detect_architecture(model, stacks)
     if found is None:
         raise InputError(
