@@ -35,7 +35,7 @@ from mlpfusion.mlp import MLP, forward
 from mlpfusion.record import versions
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.mixtures.routing import Routing, watch_mixtures
-from mlpfusion.sites.sites import base_model, by_holder, find_sites, read_mlp
+from mlpfusion.sites.sites import base_model, by_block, find_sites, read_mlp
 
 WINDOW, TOKENS = 512, 8192  # of each kind of text, to measure on
 SAMPLES, SAMPLE_TOKENS, BATCH = 256, 128, 32
@@ -69,7 +69,7 @@ class Mixture:
 
 def mixtures(model: Any, batch: Batch) -> dict[str, Mixture]:
     """All mixtures of the model on one batch, by path."""
-    holders = by_holder(find_sites(model, find_architecture(model)))
+    holders = by_block(find_sites(model, find_architecture(model)))
     with torch.no_grad(), watch_mixtures(base_model(model), holders) as seen:
         model(**batch)
     return {path: Mixture([read_mlp(model, site) for site in holders[path]], one.routing) for path, one in seen.items()}
@@ -155,7 +155,7 @@ def choices(model: Any, windows: Sequence[Window]) -> dict[str, list[Tensor]]:
     """The experts chosen at every token of the windows, by mixture."""
     found: dict[str, list[Tensor]] = {}
     for window in windows:
-        holders = by_holder(find_sites(model, find_architecture(model)))
+        holders = by_block(find_sites(model, find_architecture(model)))
         with watch_mixtures(base_model(model), holders) as seen:
             model(input_ids=window.input_ids[None])
         for path, one in seen.items():

@@ -32,7 +32,7 @@ from mlpfusion.kinds.key import model_key
 from mlpfusion.sites.detect import find_architecture, left_out
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
 from mlpfusion.sites.proof.row_check import made_up_runs
-from mlpfusion.sites.sites import Site, base_model, by_holder, find_sites
+from mlpfusion.sites.sites import Site, base_model, by_block, find_sites
 from mlpfusion.sites.table import Architecture
 from mlpfusion.sites.traces import watch_sites
 
@@ -222,7 +222,7 @@ def outputs(model: PreTrainedModel, sites: list[Site]) -> Tensor:
         for run in made_up_runs(model, sites):
             found = {path: seen.outputs[0] for path, seen in run.seen.items()} | found
             found = {path: seen.output for path, seen in run.mixtures.items()} | found
-    values = torch.cat([found[holder].flatten() for holder in by_holder(sites)])
+    values = torch.cat([found[path].flatten() for path in by_block(sites)])
     if not bool(values.isfinite().all()):
         raise InputError("what the model gives is not finite")
     return values
@@ -247,7 +247,7 @@ def round_trip(model_type: str) -> RoundTrip:
     return replace(
         done,
         experts=experts,
-        sites=len(by_holder(find_sites(tiny.model, row))),
+        sites=len(by_block(find_sites(tiny.model, row))),
         calibrated=_works(tiny.model, method, calibration=batches) if batches else None,
         folded=folds(tiny.model, row),
         other_stacks=_works(tiny.model, mlpfusion.Fusion(), stacks="all") if others else None,
@@ -333,13 +333,11 @@ def _short(error: InputError) -> str:
 
 def _found() -> list[str]:
     census = json.loads(CENSUS.read_text(encoding="utf-8"))["types"]
-    others = {"switch_transformers"}  # tests/kinds/test_switch.py: no run watches experts that are modules
     return [
         row["model_type"]
         for row in census
         if row["stacks"]
         and row["share"] == 1
-        and row["model_type"] not in others
         # a mixture whose experts no stack names is refused whole
         and (not row["experts"] or any(layer.count("{}") > 1 for layer in row["stacks"]))
     ]

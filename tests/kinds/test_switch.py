@@ -15,6 +15,7 @@ import mlpfusion
 from mlpfusion.errors import InputError
 from mlpfusion.mlp import forward
 from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.proof.row_check import check_row
 from mlpfusion.sites.sites import base_model, find_sites, read_mlp
 from mlpfusion.sites.table import ARCHITECTURES, architecture_to_dict
 
@@ -119,10 +120,59 @@ def test_a_folded_model_computes_the_same_and_keeps_its_key():
     assert {entry["scale"] for entry in model.config.mlp_fusion["sites"].values()} == {"none"}
 
 
-def test_a_calibrated_method_is_refused():
-    batch = {"input_ids": INPUTS, "decoder_input_ids": INPUTS, "attention_mask": torch.ones_like(INPUTS)}
-    with pytest.raises(InputError, match="`method` must be one that sees weights alone for experts"):
-        mlpfusion.compress(switch_model(), mlpfusion.FLAP(), keep_ratio=0.5, calibration=[batch])
+BATCHES = [
+    {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for ids in torch.randint(3, 60, (2, 8, 17), generator=torch.Generator().manual_seed(1))
+]
+
+
+@pytest.mark.parametrize("stacks", [None, "all"])
+def test_experts_are_calibrated_on_the_tokens_that_reach_them(stacks, tmp_path):
+    model = switch_model()
+    method = mlpfusion.NTKMatch(match="none", refine_epochs=0)
+    record = mlpfusion.compress(model, method, keep_ratio=0.5, calibration=BATCHES, stacks=stacks)
+    experts = [site for site in record.sites if "expert_" in site.path]
+    assert len(experts) == 8
+    reached = [site for site in experts if site.metrics["tokens"]]
+    assert all(site.metrics["output_error_refit"] < site.metrics["output_error_chosen"] for site in reached)
+    for side in ("encoder", "decoder"):  # one expert a token, and none is dropped
+        assert sum(site.metrics["tokens"] for site in experts if site.path.startswith(side)) == 2 * 8 * 17
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(AutoModelForSeq2SeqLM.from_pretrained(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (mlpfusion.NTKMatch(), "`method` must need no gradients for experts"),
+        (mlpfusion.WhitenedSVD(), "`method` must be one that narrows each block by itself for experts"),
+        (mlpfusion.NIRVANA(), "`method` must be one that narrows each block by itself for experts"),
+    ],
+)
+def test_a_calibration_that_experts_cannot_have_is_refused(method, message):
+    with pytest.raises(InputError, match=message):
+        mlpfusion.compress(switch_model(), method, keep_ratio=0.5, calibration=BATCHES)
+
+
+def test_tokens_beyond_the_capacity_of_an_expert_reach_none():
+    model = switch_model()
+    for module in model.modules():
+        if hasattr(module, "expert_capacity"):
+            module.expert_capacity = 0
+    method = mlpfusion.NTKMatch(match="none", refine_epochs=0)
+    record = mlpfusion.compress(model, method, keep_ratio=0.5, calibration=BATCHES)
+    assert {site.metrics["tokens"] for site in record.sites} == {0}
+
+
+def test_a_run_proves_the_experts_of_the_row():
+    model = switch_model()
+    check_row(model, find_sites(model, ARCHITECTURES["switch_transformers"]))
+    experts = model.encoder.block[1].layer[1].mlp.experts
+    experts.register_forward_hook(lambda _module, _args, output: 2 * output)
+    with pytest.raises(
+        InputError, match="must describe what the experts compute, it does not at encoder.block.1.layer"
+    ):
+        check_row(model, find_sites(model, ARCHITECTURES["switch_transformers"]))
 
 
 def test_the_row_of_the_table_is_that_of_the_experts_unless_others_are_asked_for():

@@ -48,17 +48,17 @@ def check_sizes(method: Any, selection: Selection) -> None:
 def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, sequential: bool = False) -> None:
     """Raises `InputError` for what experts cannot have yet.
 
-    That is a budget, gradients, blocks that see what those before them leave, and learning on a task; for those that
-    share their tensors also other kinds and widths of their own, for those that are modules any inputs.
+    That is a budget, gradients, blocks that see what those before them leave, and learning on a task; calibrated, or
+    where they share their tensors, also other kinds and widths of their own.
     """
     row, name = METHODS[type(method)], method_name(type(method))
     expert = next((site for site in sites if site.expert is not None), None)
     if expert is None:
         return
     where, is_shared = f"for experts ({expert.holder})", expert.stack.layout is not None
-    if row.sees == "labels" or (row.sees == "inputs" and not is_shared):
-        raise InputError(f"`method` must be one that sees weights alone {where}, got {name}; `stacks` leaves them out")
-    if is_shared and (row.makes is not Narrowed or row.ranked_together):
+    if row.sees == "labels":
+        raise InputError(f"`method` must be one that learns on no task {where}, got {name}; `stacks` leaves them out")
+    if (is_shared or row.sees == "inputs") and (row.makes is not Narrowed or row.ranked_together):
         raise InputError(f"`method` must be one that narrows each block by itself {where}, got {name}")
     if row.sees == "inputs" and calibration_needs(method) != CalibrationNeeds(gradients=False):
         raise InputError(f"`method` must need no gradients {where}, as ntk-match with `match=none`, got {name}")

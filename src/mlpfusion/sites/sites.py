@@ -49,6 +49,13 @@ class Site:
         """Path of the module that holds the numbers: `path`, or that of all experts where one tensor has them."""
         return self.path if self.stack.layout is None else self.path.rpartition(".")[0]
 
+    @property
+    def mixture(self) -> str | None:
+        """Path of the module of all experts, None for what is none."""
+        if self.expert is None:
+            return None
+        return ".".join(self.path.split(".")[: len(self.stack.mixture.split("."))])
+
     def module_path(self, part: Part) -> str:
         """Path of `up`, `gate`, `down` or `activation` from the base model."""
         stack = self.stack
@@ -61,6 +68,14 @@ def by_holder(sites: Sequence[Site]) -> dict[str, list[Site]]:
     found: dict[str, list[Site]] = {}
     for site in sites:
         found.setdefault(site.holder, []).append(site)
+    return found
+
+
+def by_block(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """The sites by the path of what tokens enter at once: one MLP each, or all experts of a mixture, in their order."""
+    found: dict[str, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.mixture or site.path, []).append(site)
     return found
 
 

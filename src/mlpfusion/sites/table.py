@@ -55,7 +55,12 @@ class Stack:
 
     def is_of_mixture(self, path: str) -> bool:
         """Whether its MLPs are the experts in the module at `path`."""
-        return self.is_of_experts and _fits_template(self.layer.rpartition(".")[0], path)
+        return self.is_of_experts and _fits_template(self.mixture, path)
+
+    @property
+    def mixture(self) -> str:
+        """Path of the module of all experts: what stands before the part of `layer` with the number of one."""
+        return self.layer.rpartition("{}")[0].rpartition(".")[0]
 
     @property
     def is_of_experts(self) -> bool:

@@ -17,14 +17,14 @@ from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
 from mlpfusion.sites.mixtures.routing import RoutedTokens, Routing, called_routing
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, base_model, by_holder, site_module
+from mlpfusion.sites.sites import Site, base_model, by_block, site_module
 from mlpfusion.sites.traces import joined_inputs, run_base, visible_inputs
 
 
 class WaitingPasses:
     """One forward pass a batch, each in a coroutine of its own, all of them waiting behind the block of one site.
 
-    At experts that share their tensors they wait behind the whole mixture. A coroutine (greenlet) can leave the code of
+    At experts they wait behind the whole mixture. A coroutine (greenlet) can leave the code of
     the model in the middle of a forward pass and come back to it.
     """
 
@@ -40,7 +40,7 @@ class WaitingPasses:
 
         Raises `InputError` unless it is the next site that the model runs.
         """
-        reached = self._go_on_to(site.holder)
+        reached = self._go_on_to(site.path)
         parts = [
             visible_inputs(self._model, site, batch, one) for batch, one in zip(self._batches, reached, strict=True)
         ]
@@ -53,25 +53,26 @@ class WaitingPasses:
 
         Raises `InputError` as `inputs_at` does.
         """
-        if self._mixture is None or self._mixture[0] != site.holder:
+        assert site.mixture is not None
+        if self._mixture is None or self._mixture[0] != site.mixture:
             parts: list[list[Tensor]] = []
-            for batch, routing in zip(self._batches, self._go_on_to(site.holder), strict=True):
+            for batch, routing in zip(self._batches, self._go_on_to(site.mixture), strict=True):
                 values = (routing.inputs, routing.chosen, routing.weights)
                 visible = [visible_inputs(self._model, site, batch, value) for value in values]
                 parts.append([*(value for value, _ in visible), visible[0][1]])
             inputs, chosen, weights, lengths = (torch.cat(one) for one in zip(*parts, strict=True))
             samples = torch.arange(len(lengths), device=inputs.device).repeat_interleave(lengths.to(inputs.device))
-            self._mixture = site.holder, RoutedTokens(Routing(inputs, chosen, weights), samples)
+            self._mixture = site.mixture, RoutedTokens(Routing(inputs, chosen, weights), samples)
         return self._mixture[1]
 
-    def _go_on_to(self, holder: str) -> list[Any]:
-        """What entered the block or the mixture at `holder` in every pass."""
+    def _go_on_to(self, path: str) -> list[Any]:
+        """What entered the MLP or the mixture at `path` in every pass."""
         found = []
         for one in self._passes:
             reached = None if one.dead else one.switch()
-            if reached is None or reached[0] != holder:
+            if reached is None or reached[0] != path:
                 where = "the end" if reached is None else reached[0]
-                raise InputError(f"`sites` must run once a forward pass, in their order, got {where} for {holder}")
+                raise InputError(f"`sites` must run once a forward pass, in their order, got {where} for {path}")
             found.append(reached[1])
         return found
 
@@ -81,9 +82,9 @@ class WaitingPasses:
 
     def watch(self, site: Site) -> Iterator[RemovableHandle]:
         """Adds the hooks that make the passes wait at `site`, or behind the mixture that it is in."""
-        if site.stack.layout is not None:
-            holder = base_model(self._model).get_submodule(site.holder)
-            yield holder.register_forward_hook(partial(self._wait_at_mixture, site.holder), with_kwargs=True)
+        if site.mixture is not None:
+            module = base_model(self._model).get_submodule(site.mixture)
+            yield module.register_forward_hook(partial(self._wait_at_mixture, site.mixture), with_kwargs=True)
             return
         yield site_module(self._model, site, "up").register_forward_pre_hook(self._enter)
         yield site_module(self._model, site, "down").register_forward_hook(partial(self._wait, site))
@@ -98,13 +99,13 @@ class WaitingPasses:
             self._entered = args[0]
 
     def _wait_at_mixture(
-        self, holder: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor
+        self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor
     ) -> None:
         """Leaves the pass that is running."""
         current = greenlet.getcurrent()
         if current in self._passes:
             assert current.parent is not None
-            current.parent.switch((holder, called_routing(holder, args, kwargs)))
+            current.parent.switch((path, called_routing(path, args, kwargs)))
 
     def _wait(self, site: Site, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Leaves the pass that is running; returns what it goes on with, None for `output`."""
@@ -114,22 +115,22 @@ class WaitingPasses:
         inputs, self._entered = self._entered, None
         assert inputs is not None
         assert current.parent is not None
-        current.parent.switch((site.holder, inputs))
+        current.parent.switch((site.path, inputs))
         return None if self._block is None else forward(self._block, inputs.to(self._block.up)).to(output.dtype)
 
 
 @torch.no_grad()
 def in_run_order(model: PreTrainedModel, sites: Sequence[Site], batch: Batch) -> list[Site]:
     """`sites` as the model runs them, which stacks side by side in one layer are not listed by; the rest at the end."""
-    groups, order = by_holder(sites), dict[str, None]()
+    blocks, order = by_block(sites), dict[str, None]()
     if len({site.stack for site in sites}) > 1:
         with hooks() as handles:
-            for holder, (first, *_) in groups.items():
-                in_mixture = first.stack.layout is not None
-                module = base_model(model).get_submodule(holder) if in_mixture else site_module(model, first, "up")
-                handles.append(module.register_forward_pre_hook(lambda *_, holder=holder: order.setdefault(holder)))
+            for path, (first, *_) in blocks.items():
+                is_alone = first.mixture is None
+                module = site_module(model, first, "up") if is_alone else base_model(model).get_submodule(path)
+                handles.append(module.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path)))
             run_base(model, {name: value[:1] for name, value in batch.items()})
-    return [site for holder in {**order, **dict.fromkeys(groups)} for site in groups[holder]]
+    return [site for path in {**order, **dict.fromkeys(blocks)} for site in blocks[path]]
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def waiting_passes(model: PreTrainedModel, sites: Sequence[Site], batches: Seque
     """
     passes = WaitingPasses(model, batches)
     with torch.no_grad(), hooks() as handles:
-        for first, *_others in by_holder(sites).values():
+        for first, *_others in by_block(sites).values():
             handles.extend(passes.watch(first))
         try:
             yield passes

@@ -1,6 +1,6 @@
 """Which tokens reach which expert of a mixture in a run, and with what weight."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,6 @@ from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ def called_routing(path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     Raises `InputError` for others than inputs, the numbers of the experts and their weights.
     """
     given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    if len(given) == 3 and given[1].ndim == given[2].ndim + 1:
+        given[1] = _numbers(given[1])
     if len(given) != 3 or given[1].shape != given[2].shape or given[1].is_floating_point():
         raise InputError(
             f"the experts at {path} must be called with inputs, the numbers of the experts and their weights, "
@@ -72,6 +73,15 @@ def called_routing(path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         )
     inputs, chosen, weights = given
     return Routing(inputs.reshape(-1, inputs.shape[-1]), chosen, weights)
+
+
+def _numbers(marks: Int[Tensor, "tokens choices experts"]) -> Int[Tensor, "tokens choices"]:
+    """The numbers of the experts that are marked, beyond the last where none is: Switch drops tokens beyond a capacity.
+
+    >>> _numbers(torch.tensor([[[0, 1]], [[0, 0]]])).tolist()
+    [[1], [2]]
+    """
+    return torch.where(marks.any(-1), marks.int().argmax(-1), marks.shape[-1])
 
 
 @torch.no_grad()
@@ -97,14 +107,14 @@ class SeenMixture:
 
 
 @contextmanager
-def watch_mixtures(base: nn.Module, holders: Mapping[str, Sequence[Site]]) -> Iterator[dict[str, SeenMixture]]:
-    """Records one run of the modules of experts that `holders` names, while the context is open.
+def watch_mixtures(base: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, SeenMixture]]:
+    """Records one run of the modules of experts at `paths`, while the context is open.
 
     Those that did not run on any token are not there at the end. Raises `InputError` as `called_routing` does.
     """
     seen: dict[str, SeenMixture] = {}
     with hooks() as handles:
-        for path in holders:
+        for path in paths:
             module = base.get_submodule(path)
             handles.append(module.register_forward_hook(_keep_run(seen, path), with_kwargs=True))
         yield seen

@@ -19,7 +19,7 @@ from mlpfusion.sites.recording import eval_mode, hooks
 from mlpfusion.sites.sites import (
     Site,
     base_model,
-    by_holder,
+    by_block,
     check_readable,
     find_sites,
     read_mlp,
@@ -39,20 +39,20 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     Shapes cannot tell gate from up, a run can: one on a few token ids, or on what else the model takes. A model that
     does not run on made-up inputs is refused too (`made_up_runs`).
     """
-    holders = by_holder(sites)
+    blocks = by_block(sites)
     for run in made_up_runs(model, sites):
-        for holder, members in holders.items():
-            if holder in run.seen:
+        for path, members in blocks.items():
+            if path in run.seen:
                 _check_site(model, members[0], run)
-            elif holder in run.mixtures:
-                _check_mixture(model, members, run.mixtures[holder])
+            elif path in run.mixtures:
+                _check_mixture(model, members, run.mixtures[path])
 
 
 @dataclass(frozen=True)
 class MadeUpRun:
     """What the sites that ran took in and gave, by path, and how often their activations ran outside them.
 
-    `mixtures` are those of experts that share their tensors, by holder.
+    `mixtures` are by the path of the module of all experts.
     """
 
     seen: dict[str, Seen]
@@ -66,7 +66,7 @@ def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Made
     A part of the model that this does not reach, as the tower of a model of texts and images, runs by itself. Raises
     `InputError` if the model runs on none of the inputs, and if a site is left.
     """
-    left, has_run, refusals = {site.holder for site in sites}, False, list[str]()
+    left, has_run, refusals = set(by_block(sites)), False, list[str]()
     base = base_model(model)
     parts = dict.fromkeys([base, model, *(one for site in sites for one in owners_of(base, site.path))])
     for part in parts:  # outer ones before those inside them
@@ -88,7 +88,7 @@ def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Made
             f"`model` must run on made-up inputs, so that its row can be checked, a {type(model).__name__} does not: "
             f"{refusals[0] if refusals else 'it takes none that can be made up'}"
         )
-    first = next(site.holder for site in sites if site.holder in left)
+    first = next(path for path in by_block(sites) if path in left)
     raise InputError(f"the row must name modules that the model runs, it does not run {first}")
 
 
@@ -96,10 +96,8 @@ def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Made
 def _watched_run(
     model: PreTrainedModel, sites: Sequence[Site], part: PreTrainedModel, inputs: dict[str, Tensor]
 ) -> MadeUpRun:
-    sites, mixtures = (
-        [site for site in sites if site.stack.layout is None],
-        by_holder([site for site in sites if site.stack.layout is not None]),
-    )
+    mixtures = dict.fromkeys(site.mixture for site in sites if site.mixture is not None)
+    sites = [site for site in sites if site.mixture is None]
     activated = {site_module(model, site, "activation"): 0 for site in sites}
 
     def count(module: nn.Module, _args: object) -> None:
@@ -145,7 +143,7 @@ def _check_mixture(model: PreTrainedModel, sites: Sequence[Site], seen: SeenMixt
     experts = [read_mlp(model, site) for site in sites]
     if not _is_alike(mixture_output(experts, seen.routing), seen.output):
         raise InputError(
-            f"the row must describe what the experts compute, it does not at {sites[0].holder}: is there more in them "
+            f"the row must describe what the experts compute, it does not at {sites[0].mixture}: is there more in them "
             "than two maps and an activation, or does the router's weight not multiply what they give?"
         )
 
