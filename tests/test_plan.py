@@ -1,9 +1,11 @@
 import pytest
+from mixtures import mixture_model
 
-from mlpfusion.compression.plan import make_plan, parse_layers
+from mlpfusion.compression.plan import choose_sites, make_plan, parse_layers
 from mlpfusion.errors import InputError
 from mlpfusion.options.selection import Selection
-from mlpfusion.sites.sites import Site
+from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.sites import Site, find_sites
 from mlpfusion.sites.table import Stack
 
 ENCODER = Stack("encoder.{}", "up", "down", "act")
@@ -96,3 +98,21 @@ def test_bad_widths_name_the_field_the_range_and_the_value(options, message):
 def test_layers_are_selected_in_each_stack_by_itself():
     plan = make_plan(sites(ENCODER, 6) + sites(DECODER, 3), Selection(layers="last:2", width=10))
     assert [site.path for site, _ in plan.entries] == ["encoder.4", "encoder.5", "decoder.1", "decoder.2"]
+
+
+def sites_of_experts() -> list[Site]:
+    model = mixture_model("deepseek_v3")
+    return find_sites(model, find_architecture(model))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [("all", [1, 2]), ("last:1", [2]), ("first:1", [1]), ("1", [1]), ("0-1", [1]), ("2", [2])]
+)
+def test_layers_without_an_mlp_are_numbered_but_not_counted(layers, expected):
+    """The experts of this model begin at layer 1: `last` counts layers that have some, a number is that of a layer."""
+    assert sorted({site.layer for site in choose_sites(sites_of_experts(), layers)}) == expected
+
+
+def test_layers_that_all_lack_an_mlp_are_refused():
+    with pytest.raises(InputError, match="`layers` must name a layer with an MLP, which 1, 2 have, got '0'"):
+        choose_sites(sites_of_experts(), "0")

@@ -71,6 +71,17 @@ def test_a_composite_model_is_calibrated_on_texts(name):
     assert all(site.metrics["output_error_refit"] < site.metrics["output_error_chosen"] for site in record.sites)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_two_mlps_of_one_layer_are_calibrated_in_the_order_in_which_they_run(sequential):
+    """A conformer's layer begins and ends with one; the row lists all first ones before all second ones."""
+    model = detected_model("wav2vec2-bert")
+    batches = [next(made_up_inputs(model))]
+    method = mlpfusion.NTKMatch(match="none", refine_epochs=0)
+    record = mlpfusion.compress(model, method, keep_ratio=0.5, calibration=batches, sequential=sequential)
+    assert [site.path for site in record.sites] == [f"encoder.layers.{n}.ffn{k}" for k in (1, 2) for n in (0, 1)]
+    assert all(site.metrics["output_error_refit"] < site.metrics["output_error_chosen"] for site in record.sites)
+
+
 def test_two_towers_have_no_last_hidden_states_for_a_kernel():
     model = detected_model("clip")
     batch = next(inputs for inputs in made_up_inputs(model) if set(inputs) == {"input_ids", "pixel_values"})
