@@ -3,9 +3,12 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.aria import modeling_aria
+
+import mlpfusion
 
 WIDTH = 48  # of an expert; the kernels want multiples of 8, after a cut too
 
@@ -103,3 +106,15 @@ def mixture_logits(model: Any) -> torch.Tensor:
     ids = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model(input_ids=ids, use_cache=False).logits
+
+
+def fused_mixture(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The same with half of the neurons of every expert, by Fusion."""
+    model = mixture_model(name, dtype)
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    return model
+
+
+def slow_but(*quick: str) -> list[Any]:
+    """All types to parametrize a test by; those not in `quick` are slow: CI runs them."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES]

@@ -156,7 +156,8 @@ def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Siz
 def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> str | None:
     """Describes the first tensor of a wrong shape; None if all fit.
 
-    Where the files hold one tensor an expert and the model one for all, as transformers would save it.
+    Where the files hold one tensor an expert and the model one for all, as transformers would save it; then also the
+    first that is missing.
     """
     own, prefix = model.state_dict(), f"{model.base_model_prefix}."
     parts: dict[str, Tensor] = {}
@@ -169,7 +170,9 @@ def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> st
         expected = parts.get(name.removeprefix(prefix)) if is_part else own[loaded]
         if expected is not None and tuple(expected.shape) != tensors[name].shape:
             return f"{name} has shape {tensors[name].shape}, the config asks for {tuple(expected.shape)}"
-    return None
+    given = {name.removeprefix(prefix) for name in tensors}
+    lost = [name for name, (_, is_part) in _renamed(model, parts).items() if is_part and name not in given]
+    return f"{min(lost)} is missing" if lost else None
 
 
 def _header(file: Path) -> dict[str, Any]:
