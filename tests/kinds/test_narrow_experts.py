@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import MIXTURES, WIDTH, fused_mixture, mixture_logits, mixture_model, slow_but
+from mixtures import MIXTURES, WIDTH, fused_mixture, mixture_config, mixture_logits, mixture_model, slow_but
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -337,3 +337,19 @@ def test_other_mlps_of_a_mixture_are_cut_by_choice(choice, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(mixture_logits(loaded), mixture_logits(model))
+
+
+@pytest.mark.parametrize(("stacks", "is_stock"), [("experts,shared", True), ("experts", False)])
+def test_experts_and_a_shared_one_cut_alike_fold_to_a_stock_model(stacks, is_stock):
+    """The shared expert is twice as wide as an expert, by the same entry of the config."""
+    config = mixture_config("deepseek_v3")
+    config.n_shared_experts = 2
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5, stacks=stacks)
+    logits = mixture_logits(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if is_stock else "ignore")
+        mlpfusion.fold(model)
+    assert hasattr(model.config, "mlp_fusion") == (not is_stock)
+    assert model.config.moe_intermediate_size == (HALF if is_stock else WIDTH)
+    torch.testing.assert_close(mixture_logits(model), logits)

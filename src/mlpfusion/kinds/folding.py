@@ -68,12 +68,17 @@ def set_key(model: PreTrainedModel, key: FusionKey) -> None:
 
 @dataclass(frozen=True)
 class _StockForm:
-    """The stock model: entries of the config to set, and the shapes that follow; or the reason why there is none."""
+    """The stock model: entries of the config to set, and the shapes that follow; or the reason why there is none.
+
+    `unknown` is a stack whose width no entry is known to hold. It may follow from the others: a shared expert is often
+    several times as wide as an expert.
+    """
 
     widths: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     reason: str | None = None
     advice: str = ""
+    unknown: str | None = None
 
 
 def _check_foldable(model: PreTrainedModel, key: FusionKey, sites: list[Site]) -> None:
@@ -89,10 +94,14 @@ def _stock_form(model: PreTrainedModel, key: FusionKey) -> _StockForm:
     """What a config without the key would have to say; nothing is changed."""
     widths: dict[str, set[int]] = {}
     narrow = any(kind_of(entry).original_width(entry) is not None for entry in key.sites.values())
+    unknown = None
     for site in find_sites(model, key.architecture) if narrow else []:
         if site.stack.width_key is None:
-            return _StockForm({}, {}, f"no entry of the config is known to hold the width of {site.stack.layer}")
-        widths.setdefault(site.stack.width_key, set()).add(site.intermediate_size)
+            unknown = unknown or site.stack.layer
+        else:
+            widths.setdefault(site.stack.width_key, set()).add(site.intermediate_size)
+    if unknown and not widths:
+        return _StockForm({}, {}, _no_key(unknown))
     if any(len(values) > 1 for values in widths.values()):
         advice = "; compress all layers to one width for a stock model"
         return _StockForm({}, {}, "the layers have different widths", advice)
@@ -100,9 +109,13 @@ def _stock_form(model: PreTrainedModel, key: FusionKey) -> _StockForm:
     config = copy.deepcopy(model.config)
     _write(config, _base_part(model), wanted, None)
     try:
-        return _StockForm(wanted, stock_shapes(type(model), config))
+        return _StockForm(wanted, stock_shapes(type(model), config), unknown=unknown)
     except InputError as error:
         return _StockForm({}, {}, str(error))
+
+
+def _no_key(layer: str) -> str:
+    return f"no entry of the config is known to hold the width of {layer}"
 
 
 def _difference(model: PreTrainedModel, stock: _StockForm) -> str | None:
@@ -110,6 +123,8 @@ def _difference(model: PreTrainedModel, stock: _StockForm) -> str | None:
     shapes = saved_shapes(model)
     if shapes == stock.shapes:
         return None
+    if stock.unknown is not None:
+        return _no_key(stock.unknown)
     name = min(name for name in {*shapes, *stock.shapes} if shapes.get(name) != stock.shapes.get(name))
     found, built = shapes.get(name, "no place"), stock.shapes.get(name, "no place")
     return f"{type(model).__name__} does not build these widths from its config ({name} has {found}, it makes {built})"
