@@ -92,6 +92,9 @@ bench: .venv/bench
 	  $(BIN)/python benchmarks/recovery.py bench-out/stories260k $(STORIES)/train.txt.gz $(STORIES)/test.txt.gz \
 	    --keep-ratio $$keep_ratio --batch-tokens 512 --out bench-out/recovery.json || exit 1; \
 	done
+	$(BIN)/python examples/small_moe.py bench-out/stories260k bench-out/small_moe \
+	  $(foreach kind,tinystories_sample wikitext-2 classic_books tinyshakespeare,$(MLPFUSION_DATA)/lm/$(kind)/train.txt.gz)
+	$(BIN)/python benchmarks/experts.py bench-out/small_moe $(MLPFUSION_DATA)/lm
 	cp bench-out/recovery.json benchmarks/results/stories260k_recovery.json
 	cp bench-out/stories/comparison.json benchmarks/results/stories260k_comparison.json
 	cp bench-out/comparison/comparison.json benchmarks/results/minilm_comparison.json

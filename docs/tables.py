@@ -31,7 +31,7 @@ from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
-from small_mixture import mixture_experts, mixture_table
+from small_mixture import draw_mixture, mixture_experts, mixture_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
 from mlpfusion.cli import main as cli
@@ -372,6 +372,7 @@ def main() -> None:
         draw_errors(means_over_layers(), IMAGES / "errors.png")
         draw_recovery(read_result("stories260k_recovery"), IMAGES / "stories260k_recovery.png")
         draw_perplexity(read_result("smollm2_perplexity"), IMAGES / "smollm2_perplexity.png")
+        draw_mixture(read_result("small_moe"), IMAGES / "small_moe.png")
     stale = []
     for path in DOCUMENTS:
         old = path.read_text(encoding="utf-8")
