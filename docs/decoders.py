@@ -102,16 +102,18 @@ def draw_perplexity(record: dict[str, Any], path: Path) -> None:
 
 def cost_by_shape(record: dict[str, Any]) -> str:
     """Processor seconds of the stages on one block, and minutes of all blocks of the model, for a whole calibration."""
-    head = ["shape of", "hidden / neurons", "two products", "choice, refit", "refinement", "match", "all layers, refit"]
+    head = ["shape of", "hidden / neurons", "two products", "choice, refit", "over the products", "refinement", "match"]
+    head += ["all layers, refit", "all stages"]
     rows = []
     for row in record["rows"]:
         seconds, share = row["seconds"], TOKENS / row["tokens"]
         floor = share * (seconds["activations"] + seconds["gram_product"])
         refit = share * seconds["moments"] + seconds["refit"]
-        stages = [floor, refit, STEPS * seconds["refinement_step"], seconds["kernel_of_original"] + seconds["match"]]
+        later = [STEPS * seconds["refinement_step"], seconds["kernel_of_original"] + seconds["match"]]
         shape = f"{row['hidden_size']:,} / {row['num_neurons']:,}" + (", gated" if row["gated"] else "")
-        whole = f"{row['layers']} x = {row['layers'] * refit / 60:,.0f} min"
-        rows.append([row["shape"], shape, *map(_seconds, stages), whole])
+        ratio, whole = f"{refit / floor:.1f}x", [_hours(row["layers"] * one) for one in (refit, refit + sum(later))]
+        first = [row["shape"], shape, _seconds(floor), _seconds(refit), ratio, *map(_seconds, later)]
+        rows.append([*first, f"{row['layers']} x = {whole[0]}", whole[1]])
     return markdown(head, rows)
 
 
@@ -133,6 +135,12 @@ def _percent(share: float) -> str:
 
 def _number(perplexity: float) -> str:
     return f"{perplexity:,.1f}" if perplexity < 1000 else f"{perplexity:,.0f}"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _seconds(number: float) -> str:
