@@ -18,12 +18,15 @@ TITLES = {
 Start = tuple[str, str]  # title of a method, whether it sees text
 
 
+def _start(row: dict[str, Any]) -> Start:
+    return TITLES.get(row["method"], row["method"]), "yes" if row["sees_text"] else "no"
+
+
 def rises(record: dict[str, Any]) -> dict[Start, dict[float, float]]:
     """How far the mean loss over the kinds of text rises, by start and share of the experts' parameters; medians."""
     original, found = mean(record["loss"].values()), dict[Start, dict[float, list[float]]]()
     for row in record["rows"]:
-        start = TITLES.get(row["method"], row["method"]), "yes" if row["sees_text"] else "no"
-        found.setdefault(start, {}).setdefault(row["keep"], []).append(mean(row["loss"].values()) - original)
+        found.setdefault(_start(row), {}).setdefault(row["keep"], []).append(mean(row["loss"].values()) - original)
     return {start: {size: median(values) for size, values in sizes.items()} for start, sizes in found.items()}
 
 
@@ -32,8 +35,7 @@ def mixture_table(record: dict[str, Any]) -> str:
     found, agreement = rises(record), dict[Start, list[float]]()
     for row in record["rows"]:
         if row["keep"] == 0.5 and row["router_agreement"] is not None:
-            start = TITLES.get(row["method"], row["method"]), "yes" if row["sees_text"] else "no"
-            agreement.setdefault(start, []).append(row["router_agreement"])
+            agreement.setdefault(_start(row), []).append(row["router_agreement"])
     sizes = sorted(next(iter(found.values())), reverse=True)
     rows = [
         [

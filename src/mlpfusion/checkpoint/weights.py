@@ -170,6 +170,8 @@ def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> st
         expected = parts.get(name.removeprefix(prefix)) if is_part else own[loaded]
         if expected is not None and tuple(expected.shape) != tensors[name].shape:
             return f"{name} has shape {tensors[name].shape}, the config asks for {tuple(expected.shape)}"
+    if not parts:
+        return None
     given = {name.removeprefix(prefix) for name in tensors}
     lost = [name for name, (_, is_part) in _renamed(model, parts).items() if is_part and name not in given]
     return f"{min(lost)} is missing" if lost else None

@@ -224,7 +224,8 @@ def _fold(model: PreTrainedModel, site: Site) -> None:
             base.get_parameter(name).copy_(tensor)
 
 
-def _size(site: Site, entry: NarrowSite) -> BlockSize:
+def narrow_size(site: Site, entry: NarrowSite) -> BlockSize:
+    """The width now and the number of parameters, none of them held at zero."""
     return BlockSize(entry.intermediate_size, entry.num_parameters, entry.num_parameters)
 
 
@@ -232,7 +233,8 @@ def _size_words(size: BlockSize, metrics: Mapping[str, float]) -> str:
     return f"{size.width:,}"
 
 
-def _original_width(entry: NarrowSite) -> int:
+def original_width(entry: NarrowSite) -> int:
+    """The width before."""
     return entry.original_size
 
 
@@ -309,11 +311,11 @@ KIND = Kind(
     check=_check,
     fold=_fold,
     trained_block=read_block,
-    size=_size,
+    size=narrow_size,
     size_words=_size_words,
     buffers=(".output_scale", ".input_scale_bits", ".output_scale_bits"),
     buffers_of="the scales of every scaled block",
     after_cut=_share_scales,
-    original_width=_original_width,
+    original_width=original_width,
     is_hurt_by_quantising=_is_hurt_by_quantising,
 )

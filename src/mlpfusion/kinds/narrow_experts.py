@@ -18,7 +18,14 @@ from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.kind import BlockSize, Kind, replace_module
-from mlpfusion.kinds.narrow import NarrowSite, is_narrow_there, read_narrow_entry, scale_of
+from mlpfusion.kinds.narrow import (
+    NarrowSite,
+    is_narrow_there,
+    narrow_size,
+    original_width,
+    read_narrow_entry,
+    scale_of,
+)
 from mlpfusion.kinds.outcome import Narrowed, NarrowedExperts, Outcome
 from mlpfusion.mlp import scale_neurons
 from mlpfusion.sites.sites import Site, base_model, by_holder, read_mlp
@@ -190,16 +197,8 @@ def _fold(model: PreTrainedModel, site: Site) -> None:
         replace_module(base_model(model), site.holder, new)
 
 
-def _size(site: Site, entry: NarrowExpertsSite) -> BlockSize:
-    return BlockSize(entry.intermediate_size, entry.num_parameters, entry.num_parameters)
-
-
 def _size_words(size: BlockSize, metrics: Mapping[str, float]) -> str:
     return f"{size.width:,} an expert"
-
-
-def _original_width(entry: NarrowExpertsSite) -> int:
-    return entry.original_size
 
 
 KIND = Kind(
@@ -216,10 +215,10 @@ KIND = Kind(
     check=_check,
     fold=_fold,
     trained_block=read_mlp,
-    size=_size,
+    size=narrow_size,
     size_words=_size_words,
     buffers=(".cluster_sizes",),
     buffers_of="the cluster sizes of the experts",
     can_be_cut=False,
-    original_width=_original_width,
+    original_width=original_width,
 )

@@ -47,7 +47,7 @@ class Site:
     @property
     def holder(self) -> str:
         """Path of the module that holds the numbers: `path`, or that of all experts where one tensor has them."""
-        return self.path if self.stack.layout is None else self.path.rpartition(".")[0]
+        return _holder(self.stack, self.path)
 
     @property
     def mixture(self) -> str | None:
@@ -65,18 +65,23 @@ class Site:
 
 def by_holder(sites: Sequence[Site]) -> dict[str, list[Site]]:
     """The sites by what holds their numbers: one each, or all experts of one module, in their order."""
-    found: dict[str, list[Site]] = {}
-    for site in sites:
-        found.setdefault(site.holder, []).append(site)
-    return found
+    return _grouped(sites, lambda site: site.holder)
 
 
 def by_block(sites: Sequence[Site]) -> dict[str, list[Site]]:
     """The sites by the path of what tokens enter at once: one MLP each, or all experts of a mixture, in their order."""
+    return _grouped(sites, lambda site: site.mixture or site.path)
+
+
+def _grouped(sites: Sequence[Site], place: Callable[[Site], str]) -> dict[str, list[Site]]:
     found: dict[str, list[Site]] = {}
     for site in sites:
-        found.setdefault(site.mixture or site.path, []).append(site)
+        found.setdefault(place(site), []).append(site)
     return found
+
+
+def _holder(stack: Stack, path: str) -> str:
+    return path if stack.layout is None else path.rpartition(".")[0]
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -257,13 +262,13 @@ def _fits(base: nn.Module, stack: Stack, path: str) -> bool:
     """Whether the parts that `stack` names are there: modules, or the tensors of a module of experts."""
     if stack.layout is None:
         return all(has_module(base, f"{path}.{part}") for part in _paths(stack))
-    holder = base.get_submodule(path.rpartition(".")[0])
+    holder = base.get_submodule(_holder(stack, path))
     parts = [getattr(holder, part, None) for part in _paths(stack)]
     return all(isinstance(part, Tensor) or callable(part) for part in parts)
 
 
 def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int, expert: int | None) -> Site:
-    holder = path if stack.layout is None else path.rpartition(".")[0]
+    holder = _holder(stack, path)
     weights = mlp_weights(base, holder, stack, expert)
     shapes = {weight.field: _stored_shape(base, weight) for weight in weights if not weight.is_bias}
     hidden_size, width = shapes["down"]
