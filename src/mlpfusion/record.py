@@ -102,6 +102,15 @@ class Record:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
+def record_from_dict(data: dict[str, Any]) -> Record:
+    """Reads a record from the data of `Record.to_json`."""
+    parts: dict[str, Any] = {name: Size(**data[name]) for name in ("original", "compressed")}
+    parts["sites"] = tuple(SiteRecord(**site) for site in data["sites"])
+    parts["model"] = None if data["model"] is None else Origin(**data["model"])
+    parts["left_out"] = tuple(data["left_out"])
+    return Record(**data | parts)
+
+
 def model_size(model: nn.Module) -> Size:
     """Counts parameters and bytes of a model as saved. Buffers count as bytes only.
 

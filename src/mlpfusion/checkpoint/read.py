@@ -149,19 +149,20 @@ def load_model(
     kind: type[PreTrainedModel] | None = None,
     dtype: torch.dtype | str = "auto",
     left_out: Sequence[str] = (),
+    device: str | None = None,
 ) -> PreTrainedModel:
     """Loads a checkpoint with its weights, in eval mode, on the CPU.
 
     The class is `kind`; by default the one in `architectures`, or the base model if the files lack
     the head (so nothing but a pooler is invented). Tensors of `kind` missing in the files, and those
     named in `left_out`, are drawn from the global random stream. The dtype is that of the files unless
-    given. Raises `InputError` for weights that do not fit the config, and for a missing weight of the
-    base model.
+    given. With `device="meta"` no number is read, only headers. Raises `InputError` for weights that do not fit the
+    config, and for a missing weight of the base model.
     """
-    model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out)
+    model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out, device)
     poolers = [name for name in drawn if _is_pooler(name.removeprefix(f"{model.base_model_prefix}."))]
     if kind is None and len(drawn) > len(poolers) and type(model) is not base_class(config):
-        model, _ = _load(folder, config, base_class(config), dtype)
+        model, _ = _load(folder, config, base_class(config), dtype, device=device)
     if kind is not None and poolers:  # the head of `kind` may stand on it
         warnings.warn(f"the checkpoint has no pooler, it was drawn at random: {_some(poolers)}", stacklevel=2)
     return model
@@ -173,9 +174,12 @@ def _load(
     kind: type[PreTrainedModel],
     dtype: torch.dtype | str,
     left_out: Sequence[str] = (),
+    device: str | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Returns (model, names of the weights drawn at random)."""
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if device is not None:
+        options["device_map"] = device
     if left_out:
         options["state_dict"] = _tensors_without(folder, left_out, empty_model(config, kind))
     place = None if left_out else folder

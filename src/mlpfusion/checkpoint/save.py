@@ -1,7 +1,7 @@
 """Writes checkpoints: unchanged tensors keep the names and bytes of the source."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -27,11 +27,11 @@ from mlpfusion.checkpoint.weights import (
     weight_files,
 )
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import key_from_dict, key_to_dict
+from mlpfusion.kinds.key import FusionKey, key_from_dict, key_to_dict
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.rebuild import installed_sites
-from mlpfusion.record import Record
-from mlpfusion.sites.sites import base_model, linear_maps, module_paths
+from mlpfusion.record import Record, Size
+from mlpfusion.sites.sites import Site, base_model, linear_maps, module_paths
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -43,6 +43,47 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
     copy_carried(source, folder)
 
 
+class CutFiles:
+    """The files of `source` when other blocks take the places of those at `sites`.
+
+    All other tensors stay as they are, byte for byte, in the same files. `original` is the model of `source` as its
+    class makes it; it may be on the meta device.
+    """
+
+    def __init__(self, original: PreTrainedModel, source: Path, sites: Sequence[Site]):
+        self._original, self._source = original, source
+        self._stored = stored_tensors(weight_files(source))
+        self.size = stored_size(self._stored, original)
+        starts = _starts(original, sites, module_paths)
+        names = loaded_names(original, self._stored)
+        self._cut = {name: loaded for name, loaded in names.items() if loaded is not None and loaded.startswith(starts)}
+
+    def tensors(self, model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """What the compressed `model` has at `sites`, by the names and in the dtypes of the files."""
+        starts, state = _starts(model, sites, module_paths), model.state_dict()
+        tensors = {name: tensor for name, tensor in state.items() if name.startswith(starts)}
+        assert all(any(name.startswith(path) for name in tensors) for path in _starts(model, sites, linear_maps))
+        named = _file_names(model, tensors, self._cut)
+        return {name: _as_stored(tensor, self._stored[_nearest(name, self._cut)]) for name, tensor in named.items()}
+
+    def write(self, folder: Path, new: Mapping[str, Tensor], key: FusionKey, model: PreTrainedModel) -> Size:
+        """Writes the files with `new`, the `tensors` of all sites, into `folder`; config.json gains the key.
+
+        Returns the size of the files. `model` may be on the meta device.
+        """
+        _write_tensors(folder, self._stored, self._cut.keys(), new)
+        _write_config(folder, config_data(self._source) | {KEY: key_to_dict(key)})
+        _make_readable(folder)
+        copy_carried(self._source, folder)
+        return stored_size(stored_tensors(weight_files(folder)), model)
+
+
+def _starts(model: PreTrainedModel, sites: Sequence[Site], paths: Callable[[Site], Iterable[str]]) -> tuple[str, ...]:
+    """How the names of the tensors start in `model` that are in the modules at `paths` of each site."""
+    base = "" if base_model(model) is model else f"{model.base_model_prefix}."
+    return tuple({f"{base}{path}.": None for site in sites for path in paths(site)})
+
+
 def save_compressed(
     model: PreTrainedModel, source: Path, config: PreTrainedConfig, record: Record, folder: Path
 ) -> Record:
@@ -52,22 +93,10 @@ def save_compressed(
     for byte, in the same files; config.json gains the key `mlp_fusion`.
     """
     key = key_from_dict(getattr(model.config, KEY))
-    base = "" if base_model(model) is model else f"{model.base_model_prefix}."
     sites = installed_sites(model, key)
-    paths, maps = ({f"{base}{path}." for site in sites for path in of(site)} for of in (module_paths, linear_maps))
-    original, stored = empty_model(config, type(model)), stored_tensors(weight_files(source))
-    names = loaded_names(original, stored)
-    cut = {name for name, loaded in names.items() if loaded is not None and loaded.startswith(tuple(paths))}
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(tuple(paths))}
-    assert all(any(name.startswith(path) for name in tensors) for path in maps)
-    written = _file_names(model, tensors, {name: loaded for name, loaded in names.items() if name in cut})
-    new = {name: _as_stored(tensor, stored[_nearest(name, cut)]) for name, tensor in written.items()}
-    _write_tensors(folder, stored, cut, new)
-    _write_config(folder, config_data(source) | {KEY: key_to_dict(key)})
-    _make_readable(folder)
-    copy_carried(source, folder)
-    after = stored_size(stored_tensors(weight_files(folder)), model)
-    return replace(record, original=stored_size(stored, original), compressed=after)
+    files = CutFiles(empty_model(config, type(model)), source, sites)
+    compressed = files.write(folder, files.tensors(model, sites), key, model)
+    return replace(record, original=files.size, compressed=compressed)
 
 
 def save_trained(model: PreTrainedModel, source: Path, folder: Path, *, new_head: bool) -> None:
@@ -104,7 +133,7 @@ def _untied(model: PreTrainedModel, known: set[str | None]) -> dict[str, Tensor]
     return tensors
 
 
-def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping[str, str | None]) -> dict[str, Tensor]:
+def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors of `model` by their names in the files.
 
     `old` maps names in the files of the source to names in the model; these names are kept. New
@@ -113,7 +142,7 @@ def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping
     """
     places: dict[str, list[str]] = {}
     for name, loaded in old.items():
-        places.setdefault(loaded or "", []).append(name)
+        places.setdefault(loaded, []).append(name)
     conversions = getattr(model, "_weight_conversions", None) or ()
     converted = any(isinstance(conversion, WeightConverter) for conversion in conversions)
     named = {} if converted else {place: tensors[name] for name in tensors for place in places.get(name, ())}
@@ -131,7 +160,7 @@ def _file_names(model: PreTrainedModel, tensors: dict[str, Tensor], old: Mapping
     return named
 
 
-def _nearest(name: str, old: set[str]) -> str:
+def _nearest(name: str, old: Collection[str]) -> str:
     """Finds `name` in `old`, or the most similar one, to take file and dtype from."""
     return name if name in old else max(sorted(old), key=lambda other: _shared_parts(name, other))
 
@@ -147,7 +176,9 @@ def _as_stored(tensor: Tensor, stored: StoredTensor) -> Tensor:
     return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
-def _write_tensors(folder: Path, stored: dict[str, StoredTensor], old: set[str], new: dict[str, Tensor]) -> None:
+def _write_tensors(
+    folder: Path, stored: dict[str, StoredTensor], old: Collection[str], new: Mapping[str, Tensor]
+) -> None:
     """Writes the files of `stored` one by one, with `new` in place of `old`."""
     homes = {name: stored[_nearest(name, old)].file for name in new}
     weight_map: dict[str, str] = {}

@@ -3,8 +3,9 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
+    dot_natural_key,
     rename_source_key,
     revert_weight_conversion,
 )
@@ -120,28 +122,76 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     return stored
 
 
-def loaded_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:
-    """Maps names in the files to names in `model`; None for unused tensors.
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a file goes: `name` in the model, None for none. It is a part of that tensor with a `pattern`.
+
+    The pattern is the one of transformers' that the name in the file fits.
+    """
+
+    name: str | None
+    pattern: str | None
+
+
+def places(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Place]:
+    """Maps names in the files to places in `model`.
 
     Uses transformers' own loading functions: files may have or lack the prefix of the base model,
     and modules may have been renamed since the files were written.
     """
-    return {name: loaded for name, (loaded, _) in _renamed(model, names).items()}
-
-
-def _renamed(model: PreTrainedModel, names: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
-    """Maps names in the files to names in `model`, None for unused ones, and whether they hold a part of the tensor."""
     own = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    found: dict[str, tuple[str | None, bool]] = {}
+    found = {}
     for name in names:
         renamed, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
         if renamed not in own and name in own:
             renamed, pattern = rename_source_key(name, [], [], model.base_model_prefix, own)
-        found[name] = (renamed if renamed in own else None, pattern is not None)
+        found[name] = Place(renamed if renamed in own else None, pattern)
     return found
+
+
+@dataclass(eq=False)
+class Conversion:
+    """Tensors of files that become one or more of a model: `patterns` by name in the files, None for a renamed one.
+
+    `first` is the name in the model, or the first of several.
+    """
+
+    first: str
+    converter: WeightConverter | None
+    patterns: dict[str, str | None] = field(default_factory=dict)
+
+    def convert(self, model: PreTrainedModel, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Name in `model` -> tensor; `read` gives the tensors of the files by their names."""
+        if self.converter is None:
+            (name,) = self.patterns
+            return {self.first: read(name)}
+        converter: Any = deepcopy(self.converter)
+        for name, pattern in self.patterns.items():
+            converter.add_tensor(self.first, name, pattern, read(name))
+        found = converter.convert(self.first, model=model, config=model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+
+
+def conversions(model: PreTrainedModel, names: Iterable[str]) -> list[Conversion]:
+    """What becomes of the tensors `names` of the files of `model`, without those it has no use for."""
+    mapping = get_model_conversion_mapping(model)
+    converters = {
+        pattern: one for one in mapping if isinstance(one, WeightConverter) for pattern in one.source_patterns
+    }
+    found: dict[str, Conversion] = {}
+    for name, place in places(model, sorted(names, key=dot_natural_key)).items():  # in the order of the experts
+        if place.name is not None:
+            converter = None if place.pattern is None else converters[place.pattern]
+            found.setdefault(place.name, Conversion(place.name, converter)).patterns[name] = place.pattern
+    return list(found.values())
+
+
+def loaded_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:
+    """Maps names in the files to names in `model`; None for unused tensors."""
+    return {name: place.name for name, place in places(model, names).items()}
 
 
 def stored_size(tensors: dict[str, StoredTensor], model: PreTrainedModel) -> Size:
@@ -161,19 +211,19 @@ def first_misfit(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> st
     """
     own, prefix = model.state_dict(), f"{model.base_model_prefix}."
     parts: dict[str, Tensor] = {}
-    for name, (loaded, is_part) in _renamed(model, tensors).items():
-        if loaded is None:
+    for name, place in places(model, tensors).items():
+        if place.name is None:
             continue
-        if is_part and not parts:
+        if place.pattern and not parts:
             saved = revert_weight_conversion(model, own)
             parts = {saved_name.removeprefix(prefix): tensor for saved_name, tensor in saved.items()}
-        expected = parts.get(name.removeprefix(prefix)) if is_part else own[loaded]
+        expected = parts.get(name.removeprefix(prefix)) if place.pattern else own[place.name]
         if expected is not None and tuple(expected.shape) != tensors[name].shape:
             return f"{name} has shape {tensors[name].shape}, the config asks for {tuple(expected.shape)}"
     if not parts:
         return None
     given = {name.removeprefix(prefix) for name in tensors}
-    lost = [name for name, (_, is_part) in _renamed(model, parts).items() if is_part and name not in given]
+    lost = [name for name, place in places(model, parts).items() if place.pattern and name not in given]
     return f"{min(lost)} is missing" if lost else None
 
 

@@ -42,6 +42,8 @@ class CompressOptions:
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
     mlps: MLPOptions = part(MLPOptions)
     overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
+    stream: bool = option(False, "Hold one block at a time in memory, not the whole of MODEL.")
+    resume: bool = option(False, "With --stream: go on with the unfinished run beside OUT.")
     texts: CalibrationOptions = part(CalibrationOptions)
     calibration_window: int | None = option(None, "Tokens of a window of a language model, 128 if not given.")
     data_free: bool = option(False, "Calibrate on text that MODEL writes; on random tokens if it is no language model.")
@@ -65,8 +67,8 @@ def _written(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def run(options: CompressOptions, progress: Progress) -> "Record":
-    """Compresses the checkpoint and returns the record.
+def run(options: CompressOptions, progress: Progress) -> "Record | None":
+    """Compresses the checkpoint and returns the record, None in a process that another one speaks for (torchrun).
 
     All that can be checked without the weights is checked before they are read. Raises `InputError`.
     """
@@ -80,15 +82,22 @@ def run(options: CompressOptions, progress: Progress) -> "Record":
         learn_checkpoint,
         write_checkpoint,
     )
+    from mlpfusion.compression.streaming.run import Unfinished, check_streamed, stream_checkpoint
     from mlpfusion.methods.table import ON_TASK
     from mlpfusion.report.card import model_card
     from mlpfusion.storage.output import check_output
+    from mlpfusion.storage.unfinished import check_flags
 
     out = user_path("out", options.out)
     reads = (options.model, options.texts.calibration, options.data.train, options.mlps.architecture)
-    replaced = check_output(out, overwrite=options.overwrite, reads=reads)
+    check_flags(resume=options.resume, overwrite=options.overwrite)
+    if options.resume and not options.stream:
+        raise InputError("`resume` must be left out without `stream`")
+    replaced = None if options.resume else check_output(out, overwrite=options.overwrite, reads=reads)
     method = _method(options)
     seed_number("seed", options.seed)
+    if options.stream:
+        check_streamed(method, options.selection)
     texts = None
     if type(method) in ON_TASK:
         _check_learning(options)
@@ -99,6 +108,8 @@ def run(options: CompressOptions, progress: Progress) -> "Record":
     source = open_checkpoint(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     check_source(source, method, options.selection, sequential=options.texts.sequential)
     work = Work(method, options.selection, options.seed, options.device, progress)
+    if options.stream:
+        return stream_checkpoint(source, work, out, Unfinished(options.resume, options.overwrite, reads), model_card)
     if type(method) in ON_TASK:
         model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:

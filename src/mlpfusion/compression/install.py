@@ -1,6 +1,7 @@
 """Puts outcomes into a model, all or none, and makes the record."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -39,41 +40,56 @@ def install_outcomes(
     records, installed = [], {}
     with put_back_on_error(model):
         for site, outcome in gathered(plan.sites, outcomes):
-            before = site_size(base_model(model), site)
-            entry = install(model, site, outcome)
-            records.append(_site_record(site, before, entry, outcome.metrics))
-            installed[site.holder] = entry
+            installed[site.holder], record = install_outcome(model, site, outcome)
+            records.append(record)
         warn_if_degenerate(records)
         set_key(model, FusionKey(architecture, installed, settings.method_name, settings.seed, digest))
-        return Record(
-            recipe=settings.recipe(),
-            source_sha256=digest,
-            device=str(device),
-            threads=torch.get_num_threads(),
-            dtype=str(model.dtype).removeprefix("torch."),
-            versions=versions(),
-            seconds=0.0,
-            peak_bytes=peak_bytes(device),
-            original=original,
-            compressed=model_size(model),
-            sites=tuple(records),
-            row=row_outside_table(model.config.model_type, architecture),
-            left_out=others,
-        )
+        record = new_record(model, records, architecture, settings, digest, device)
+        return replace(record, original=original, left_out=others)
 
 
-def _site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[str, float]) -> SiteRecord:
+def new_record(
+    model: PreTrainedModel,
+    sites: Sequence[SiteRecord],
+    architecture: Architecture,
+    settings: Settings,
+    digest: str,
+    device: torch.device,
+) -> Record:
+    """Makes the record of a compressed model, without the time, with its size for that of the original too."""
+    size = model_size(model)
+    return Record(
+        recipe=settings.recipe(),
+        source_sha256=digest,
+        device=str(device),
+        threads=torch.get_num_threads(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        versions=versions(),
+        seconds=0.0,
+        peak_bytes=peak_bytes(device),
+        original=size,
+        compressed=size,
+        sites=tuple(sites),
+        row=row_outside_table(model.config.model_type, architecture),
+    )
+
+
+def install_outcome(model: PreTrainedModel, site: Site, outcome: Outcome) -> tuple[InstalledSite, SiteRecord]:
+    """Puts one block in place; returns its entry in the key, and its part of the record. Changes `model`."""
+    before = site_size(base_model(model), site)
+    entry = install(model, site, outcome)
     kind = kind_of(entry)
     size = kind.size(site, entry)
-    return SiteRecord(
+    record = SiteRecord(
         path=site.holder,
         layer=site.layer,
         original_width=site.intermediate_size,
         width=size.width,
         original_parameters=before,
         parameters=size.parameters,
-        metrics=metrics,
+        metrics=outcome.metrics,
         kind=kind.name,
         rank=size.rank,
         nonzero_parameters=size.nonzero_parameters,
     )
+    return entry, record

@@ -15,12 +15,17 @@ from mlpfusion.sites.sites import Site, base_model, by_holder, find_sites, site_
 def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
     """Returns the SHA-256 of the MLP weights of `sites`: name, dtype, shape, bytes; the same under every head."""
     digest = hashlib.sha256()
-    names = {id(parameter): name for name, parameter in base_model(model).named_parameters()}
-    for site in (members[0] for members in by_holder(sites).values()):
-        for parameter in site_parameters(base_model(model), site):
-            digest.update(f"{names[id(parameter)]} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for members in by_holder(sites).values():
+        hash_site(digest, base_model(model), members[0])
     return digest.hexdigest()
+
+
+def hash_site(digest: "hashlib._Hash", base: PreTrainedModel, site: Site) -> None:
+    """Adds the weights of one site, or of all experts that share their tensors with it, to a `source_hash`."""
+    names = {id(parameter): name for name, parameter in base.named_parameters()}
+    for parameter in site_parameters(base, site):
+        digest.update(f"{names[id(parameter)]} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 def check_source(

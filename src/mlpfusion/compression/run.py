@@ -48,7 +48,7 @@ def run_method(
     *,
     finished: Callable[[MLP, Outcome], None] = lambda original, outcome: None,
 ) -> list[Outcome]:
-    """Returns the outcome of every block of the plan, on the device of the model.
+    """Returns the outcome of every block of the plan, on the device of the block.
 
     `calibration` returns the inputs of a site for a calibrated method. An expert without inputs is
     fused, P folded in, whatever the method. The second step of a method, if any, is not taken
@@ -61,14 +61,15 @@ def run_method(
     if one_shot_method(run.method).ranked_together:
         run.progress(0, len(entries), entries[0][0].path)
         blocks = [_block(mlp, run, *entry, calibration) for mlp, entry in zip(mlps, entries, strict=True)]
-        outcomes = [outcome.on(model.device) for outcome in compress_blocks(blocks, run.method)]
+        outcomes = compress_blocks(blocks, run.method)
+        outcomes = [outcome.on(mlp.up.device) for mlp, outcome in zip(mlps, outcomes, strict=True)]
     else:
         outcomes = []
         for done, (mlp, (site, width)) in enumerate(zip(mlps, entries, strict=True)):
             run.progress(done, len(entries), site.path)
             block = _block(mlp, run, site, width, calibration)
             is_reached = calibration is None or block.calibration is not None
-            outcome = compress_block(block, run.method if is_reached else FoldedFusion()).on(model.device)
+            outcome = compress_block(block, run.method if is_reached else FoldedFusion()).on(mlp.up.device)
             if isinstance(outcome, Narrowed) and site.expert is not None and calibration is not None:
                 tokens = 0 if block.calibration is None else block.calibration.trace.num_tokens
                 outcome = replace(outcome, metrics=outcome.metrics | {"tokens": float(tokens)})

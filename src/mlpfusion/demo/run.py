@@ -145,6 +145,7 @@ def _compress(console: PlainConsole, name: str, options: CompressOptions, source
     console.print(f"$ {command_line(options, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
     with progress_bar("Compressing") as progress:
         record = compress.run(options, progress)
+    assert record is not None  # as in the other processes of a launch
     console.print(f"{name}: {len(record.sites)} blocks in {record.seconds:.1f} s, saved in {options.out}")
     return record
 

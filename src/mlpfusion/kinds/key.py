@@ -37,7 +37,7 @@ def key_to_dict(key: FusionKey) -> dict[str, Any]:
         "seed": key.seed,
         "source_sha256": key.source_sha256,
         "architecture": architecture_to_dict(key.architecture),
-        "sites": {path: {"kind": kind_of(site).name, **asdict(site)} for path, site in key.sites.items()},
+        "sites": {path: entry_to_dict(entry) for path, entry in key.sites.items()},
     }
     return data | {"checksum": checksum(data)}
 
@@ -72,7 +72,7 @@ def key_from_dict(data: Any) -> FusionKey:
         raise InputError(f"`{KEY}.sites` must name between 1 and {_MAX_SITES:,} layers, got {len(data['sites']):,}")
     architecture = architecture_from_dict(data["architecture"])
     _check_paths(architecture, data["sites"])
-    sites = {path: _site_from_dict(path, site) for path, site in data["sites"].items()}
+    sites = {path: entry_from_dict(path, site) for path, site in data["sites"].items()}
     if version > 1 and data["checksum"] != checksum(data):
         raise InputError(f"`{KEY}` must be as it was written, its checksum says that it was edited")
     return FusionKey(architecture, sites, data["method"], data["seed"], data["source_sha256"])
@@ -86,7 +86,13 @@ def _check_paths(architecture: Architecture, sites: dict[Any, Any]) -> None:
             raise InputError(f"`{KEY}.sites` must name layers {' or '.join(templates)}, got {shown(path)}")
 
 
-def _site_from_dict(path: str, data: Any) -> InstalledSite:
+def entry_to_dict(entry: InstalledSite) -> dict[str, Any]:
+    """An entry of the key as JSON data."""
+    return {"kind": kind_of(entry).name, **asdict(entry)}
+
+
+def entry_from_dict(path: str, data: Any) -> InstalledSite:
+    """The entry of the block at `path` from JSON data. Raises `InputError` for what is missing or malformed."""
     where = entry_place(path)
     name = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(name, str) or name not in KIND_NAMES:

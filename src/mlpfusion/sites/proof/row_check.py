@@ -1,7 +1,9 @@
 """Whether a row of the table, or one of the user's own, describes a model: tried out on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +31,17 @@ from mlpfusion.sites.table import Architecture, check_known_row, is_known_row
 from mlpfusion.sites.traces import Seen, watch_sites
 from mlpfusion.sites.width_keys import check_width_keys
 
+Held = Callable[[nn.Module], AbstractContextManager[Any]]
 # What a model may raise for inputs that it does not take.
 _REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+def check_row(model: PreTrainedModel, sites: Sequence[Site], held: Held = nullcontext) -> None:
     """Raises `InputError` if a site, as a row describes it, computes something else than the model does there.
 
     Shapes cannot tell gate from up, a run can: one on a few token ids, or on what else the model takes. A model that
-    does not run on made-up inputs is refused too (`made_up_runs`).
+    does not run on made-up inputs is refused too (`made_up_runs`). `held` is a context in which a module has its
+    weights, where the model has them only while it runs.
     """
     blocks = by_block(sites)
     for run in made_up_runs(model, sites):
@@ -45,7 +49,8 @@ def check_row(model: PreTrainedModel, sites: Sequence[Site]) -> None:
             if path in run.seen:
                 _check_site(model, members[0], run)
             elif path in run.mixtures:
-                _check_mixture(model, members, run.mixtures[path])
+                with held(base_model(model).get_submodule(path)):
+                    _check_mixture(model, members, run.mixtures[path])
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,11 @@ def _is_alike(found: Tensor, expected: Tensor) -> bool:
 
 
 def checked_sites(
-    model: PreTrainedModel, architecture: Architecture | None, stacks: str | None = None
+    model: PreTrainedModel, architecture: Architecture | None, stacks: str | None = None, held: Held = nullcontext
 ) -> tuple[Architecture, list[Site]]:
     """The row of the chosen stacks of the model and their sites; one that the table has not is tried out on the model.
+
+    `held` is that of `check_row`.
 
     Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_row` and `check_width_keys` do,
     and for a row of one's own where the table has another.
@@ -169,7 +176,7 @@ def checked_sites(
     sites = find_sites(model, row)
     check_readable(model, sites)
     if not is_known_row(model.config.model_type, row):
-        check_row(model, sites)
+        check_row(model, sites, held)
         check_known_row(model.config.model_type, row)
         check_width_keys(model.config, sites)
     return row, sites

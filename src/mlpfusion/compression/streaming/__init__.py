@@ -1,0 +1,1 @@
+"""Compression from checkpoint to checkpoint, with one block in memory at a time."""

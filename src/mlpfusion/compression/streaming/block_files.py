@@ -1,0 +1,68 @@
+"""Finished blocks of a streamed run, each in a file beside OUT until all are there."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mlpfusion.errors import InputError
+from mlpfusion.kinds.key import entry_from_dict, entry_to_dict
+from mlpfusion.kinds.kind import InstalledSite
+from mlpfusion.record import SiteRecord
+from mlpfusion.storage.atomic import staged_file
+
+_ABOUT = "mlpfusion"
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """What a block has become: its entry in the key, its part of the record, the wall time it took."""
+
+    entry: InstalledSite
+    record: SiteRecord
+    seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "entry": entry_to_dict(self.entry)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        data = json.loads(text)
+        record = SiteRecord(**data["record"])
+        return cls(entry_from_dict(record.path, data["entry"]), record, data["seconds"])
+
+
+@dataclass(frozen=True)
+class BlockFiles:
+    """The files of the blocks in `folder`, by their numbers in the order of the model."""
+
+    folder: Path
+
+    def path(self, number: int) -> Path:
+        """Where the file of a block is, or will be."""
+        return self.folder / f"block-{number:05}.safetensors"
+
+    def write(self, number: int, block: FinishedBlock, tensors: Mapping[str, Tensor]) -> None:
+        """Writes the file of a block, complete or not at all; `tensors` by their names in the files of OUT."""
+        with staged_file(self.path(number)) as staged:
+            save_file(
+                {name: one.cpu().contiguous() for name, one in tensors.items()}, staged, {_ABOUT: block.to_json()}
+            )
+
+    def read(self, number: int) -> FinishedBlock | None:
+        """What a block has become; None unless its file is there as it was written."""
+        try:
+            with safe_open(self.path(number), framework="pt") as opened:
+                return FinishedBlock.from_json(opened.metadata()[_ABOUT])
+        except (OSError, SafetensorError, InputError, ValueError, KeyError, TypeError):
+            return None
+
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        """The tensors of a block: views of its file."""
+        with safe_open(self.path(number), framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dictionary

@@ -1,0 +1,228 @@
+"""Compresses a checkpoint that need not fit into memory: one block at a time, shared out over the processes."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from mlpfusion.checkpoint.config import CONFIG
+from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.read import check_finite
+from mlpfusion.checkpoint.save import CutFiles
+from mlpfusion.checkpoint.stored_model import StoredModel
+from mlpfusion.compression.checkpoint import Work
+from mlpfusion.compression.install import install_outcome, new_record
+from mlpfusion.compression.plan import Plan, make_plan
+from mlpfusion.compression.provenance import hash_site
+from mlpfusion.compression.run import MethodRun, check_finite_outcomes, run_method
+from mlpfusion.compression.settings import Settings
+from mlpfusion.compression.streaming.block_files import BlockFiles, FinishedBlock
+from mlpfusion.errors import InputError
+from mlpfusion.kinds.folding import set_key
+from mlpfusion.kinds.key import FusionKey
+from mlpfusion.kinds.narrow_experts import gathered
+from mlpfusion.kinds.rebuild import rebuild_sites
+from mlpfusion.methods.names import method_name
+from mlpfusion.methods.needs import needs_batches
+from mlpfusion.methods.table import METHODS
+from mlpfusion.options.selection import Selection
+from mlpfusion.progress import Progress
+from mlpfusion.record import RECORD_FILE, Record, record_from_dict, warn_if_degenerate
+from mlpfusion.sites.detect import left_out
+from mlpfusion.sites.proof.row_check import check_visited, checked_sites
+from mlpfusion.sites.sites import base_model, by_holder, module_paths
+from mlpfusion.storage.atomic import write_file
+from mlpfusion.storage.output import Occupant, staged_folder
+from mlpfusion.storage.processes import is_first, join_processes
+from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
+
+Card = Callable[[Record, Path, PreTrainedModel], str]
+_SOURCE_FILE = "source.json"
+_POLL_SECONDS = 0.5  # a block takes seconds to minutes
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What is done with an unfinished run beside OUT, and the files that OUT must not be or hold."""
+
+    resume: bool
+    overwrite: bool
+    reads: tuple[str | None, ...]
+
+
+def check_streamed(method: Any, selection: Selection) -> None:
+    """Raises `InputError` for a method or a size that needs more than one block at a time."""
+    row, name = METHODS[type(method)], method_name(type(method))
+    if row.sees == "labels" or needs_batches(method):
+        raise InputError(f"`method` must be one that sees no data with `stream`, got {name}")
+    if row.ranked_together:
+        raise InputError(f"`method` must be one that looks at each block by itself with `stream`, got {name}")
+    if selection.budget is not None:
+        raise InputError("`budget` must be left out with `stream`: give `keep_ratio`")
+
+
+def stream_checkpoint(source: Checkpoint, work: Work, out: Path, unfinished: Unfinished, card: Card) -> Record | None:
+    """Compresses `source` into the new folder `out` with one MLP, or the experts of one mixture, in memory at a time.
+
+    The files have the same bytes as without streaming. Of the processes of a launch (`torchrun`) each takes its share
+    of the blocks; only the first returns the record. Finished blocks are kept in `OUT.unfinished` until all are there,
+    with `resume` they are not computed again. Raises `InputError` as `compress` does, and for weights that changed
+    since the run began.
+    """
+    check_streamed(work.method, work.selection)
+    join_processes(work.device)
+    with StoredModel(source.folder, source.config) as stored:
+        stream = Stream(source, work, stored, BlockFiles(work_folder(out)))
+        with opened_work(
+            out,
+            stream.identity(),
+            RECORD_FILE,
+            resume=unfinished.resume,
+            overwrite=unfinished.overwrite,
+            reads=unfinished.reads,
+        ) as opened:
+            if opened.done is not None:
+                return record_from_dict(opened.done)
+            digest = stream.checked_hash() if is_first() else ""
+            stream.compress_blocks()
+            return stream.put_together(digest, out, opened.replaced, card) if is_first() else None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One run: blocks are the MLPs, and the mixtures of experts, of the plan."""
+
+    source: Checkpoint
+    work: Work
+    stored: StoredModel
+    files: BlockFiles
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The sites and their widths. Raises `InputError` as `compress` does before it changes anything."""
+        with self.stored.runnable():
+            _, sites = checked_sites(self.stored.model, self.source.row, held=self.stored.in_memory)
+        plan = make_plan(sites, self.work.selection)
+        check_visited(self.stored.model, plan.sites)
+        return plan
+
+    @cached_property
+    def blocks(self) -> list[Plan]:
+        """The plan of every block."""
+        widths = dict(self.plan.entries)
+        groups = by_holder(self.plan.sites).values()
+        return [replace(self.plan, entries=tuple((site, widths[site]) for site in group)) for group in groups]
+
+    @cached_property
+    def cut_files(self) -> CutFiles:
+        """The files of the checkpoint without the blocks."""
+        return CutFiles(self.source.empty(), self.source.folder, [block.sites[0] for block in self.blocks])
+
+    @property
+    def settings(self) -> Settings:
+        """What the record says of the run."""
+        return Settings(self.work.method, self.work.selection, self.work.seed)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on with the blocks of another."""
+        digest = hashlib.sha256((self.source.folder / CONFIG).read_bytes())
+        for name, tensor in sorted(self.stored.tensors.items()):
+            digest.update(f"{name} {tensor.file.name} {tensor.dtype} {tensor.shape}\n".encode())
+        told = self.settings.recipe() | self.source.row_for_identity()
+        return normalised(told | {"model": digest.hexdigest(), "device": self.work.device})
+
+    def checked_hash(self) -> str:
+        """The hash of the MLPs to be cut, once all weights are known to be finite.
+
+        Raises `InputError` for NaN and Inf, and unless the MLPs are those that the run began with.
+        """
+        for file in self.source.weight_files:
+            check_finite(file)
+        digest, base = hashlib.sha256(), base_model(self.stored.model)
+        for number, block in enumerate(self.blocks):
+            site = block.sites[0]
+            self.work.progress(number, len(self.blocks), f"reading {site.holder}")
+            with self.stored.in_memory(base.get_submodule(site.holder)):
+                hash_site(digest, base, site)
+        file, found = self.files.folder / _SOURCE_FILE, digest.hexdigest()
+        if not file.exists():
+            write_file(file, json.dumps(found))
+        if json.loads(file.read_text(encoding="utf-8")) != found:
+            raise InputError(
+                f"`model` must be what it was when the run in {self.files.folder} began, its MLPs have changed; "
+                "--overwrite starts anew"
+            )
+        return found
+
+    def compress_blocks(self) -> None:
+        """Computes the blocks of this process that are not there yet."""
+        state = PartialState()
+        for number in range(state.process_index, len(self.blocks), state.num_processes):
+            if self.files.read(number) is None:
+                self._compress(number)
+
+    def _compress(self, number: int) -> None:
+        block, started, model = self.blocks[number], time.perf_counter(), self.stored.model
+        base, progress = base_model(model), _of_block(self.work.progress, number, len(self.blocks))
+        run = MethodRun(block, self.work.method, self.work.seed, torch.device(self.work.device), progress)
+        with self.stored.in_memory(base.get_submodule(block.sites[0].holder)):
+            outcomes = run_method(model, run)
+            check_finite_outcomes(block, outcomes, self.settings.method_name)
+            ((site, outcome),) = gathered(block.sites, outcomes)
+            del outcomes
+            entry, record = install_outcome(model, site, outcome)
+        tensors = self.cut_files.tensors(model, [site])
+        self.files.write(number, FinishedBlock(entry, record, time.perf_counter() - started), tensors)
+        for path in module_paths(site):
+            base.get_submodule(path).to("meta")
+
+    def put_together(self, digest: str, out: Path, replaced: Occupant | None, card: Card) -> Record:
+        """Waits for the blocks of all processes and writes `out`, complete or not at all."""
+        finished = self._wait()
+        model, row, device = self.stored.model, self.source.row, torch.device(self.work.device)
+        records = [one.record for one in finished]
+        warn_if_degenerate(records)
+        entries = {one.record.path: one.entry for one in finished}
+        key = FusionKey(row, entries, self.settings.method_name, self.work.seed, digest)
+        rebuild_sites(model, key)
+        set_key(model, key)
+        record = replace(
+            new_record(model, records, row, self.settings, digest, device),
+            seconds=round(sum(one.seconds for one in finished), 3),
+            original=self.cut_files.size,
+            model=self.source.origin,
+            left_out=left_out(self.source.empty(), row),
+        )
+        new = {name: one for number in range(len(finished)) for name, one in self.files.tensors(number).items()}
+        with staged_folder(out, replaced) as folder:
+            record = replace(record, compressed=self.cut_files.write(folder, new, key, model))
+            (folder / "README.md").write_text(card(record, self.source.folder, model), encoding="utf-8")
+            (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+            expect_record(out, record.to_json())
+        remove_work(out)
+        return record
+
+    def _wait(self) -> list[FinishedBlock]:
+        """All blocks, once the other processes have theirs."""
+        finished: list[FinishedBlock] = []
+        while len(finished) < len(self.blocks):
+            one = self.files.read(len(finished))
+            if one is None:
+                self.work.progress(len(finished), len(self.blocks), "waiting for the other processes")
+                time.sleep(_POLL_SECONDS)
+            else:
+                finished.append(one)
+        return finished
+
+
+def _of_block(progress: Progress, number: int, total: int) -> Progress:
+    """The progress of all blocks while one is computed."""
+    return lambda done, _, what: progress(number, total, what)

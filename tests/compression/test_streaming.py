@@ -1,0 +1,258 @@
+"""Checkpoints cut with one block in memory at a time: the same bytes, however often the run dies, by any number of
+processes."""
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from command import call, refused
+from detected import DETECTED, detected_model
+from kill import Ending, contents, forked
+from mixtures import MIXTURES, mixture_model
+from pico import PICO, SEVERAL, pico_model
+from safetensors.torch import load_file, save_file
+
+from mlpfusion.checkpoint.config import read_config
+from mlpfusion.checkpoint.read import load_model
+from mlpfusion.checkpoint.stored_model import StoredModel
+from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
+
+QUICK = (*SEVERAL, "mixtral", "deepseek_v3", "gpt_oss", "falcon", "gemma3")
+# The time, and what only a model that is in memory can be asked.
+_OF_THE_RUN = re.compile(rb'"(seconds|peak_bytes|divergence)": ([0-9.e+-]+|null)')
+each = pytest.mark.parametrize(
+    "name",
+    [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in (*PICO, *MIXTURES, *DETECTED)],
+)
+
+
+def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A tiny checkpoint in several files."""
+    make = next(
+        make
+        for known, make in ((PICO, pico_model), (MIXTURES, mixture_model), (DETECTED, detected_model))
+        if name in known
+    )
+    make(name).to(dtype).save_pretrained(folder, max_shard_size="40KB")
+    return folder
+
+
+def steady(folder: Path) -> dict[str, bytes]:
+    found = contents(folder)
+    assert found is not None
+    return {name: _OF_THE_RUN.sub(b"", content) for name, content in found.items()}
+
+
+def cut(source: Path, out: Path, *flags: object) -> dict[str, bytes]:
+    """The files that the command writes."""
+    result = call("compress", source, out, "--keep-ratio", 0.5, *flags)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(f"{out.name}.")] == []
+    return steady(out)
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_bytes_are_those_of_a_model_in_memory(name, dtype, tmp_path):
+    source = save(name, tmp_path / "source", dtype)
+    assert cut(source, tmp_path / "streamed", "--stream") == cut(source, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["svd", "neuron-pruning", "clustering", "folded-fusion", "sketch"])
+def test_every_kind_of_outcome_is_streamed(method, tmp_path):
+    source = save("bert", tmp_path / "source")
+    flags = ("--method", method, "--layers", "last:2")
+    assert cut(source, tmp_path / "streamed", "--stream", *flags) == cut(source, tmp_path / "whole", *flags)
+
+
+@each
+def test_a_model_whose_weights_stay_in_their_files_computes_the_same(name, tmp_path):
+    source = save(name, tmp_path / "source")
+    model, stored = load_model(source, read_config(source)).eval(), StoredModel(source, read_config(source))
+    inputs = next(iter(made_up_inputs(model)))
+    with torch.no_grad(), stored, stored.runnable():
+        for expected, found in zip(model(**inputs).values(), stored.model(**inputs).values(), strict=True):
+            assert not isinstance(expected, torch.Tensor) or torch.equal(expected, found)
+    assert all(tensor.is_meta for tensor in (*stored.model.parameters(), *stored.model.buffers()))
+
+
+def stream(source: Path, out: Path, *flags: object) -> object:
+    """What a process that may be killed does."""
+    return call("compress", source, out, "--keep-ratio", 0.5, "--stream", *flags)
+
+
+def killed_and_resumed(source: Path, folder: Path, ending: Ending, expected: dict[str, bytes]) -> None:
+    """A run that ends so in the new folder `folder` leaves nothing or all of OUT; then it goes on to the same bytes."""
+    folder.mkdir()
+    out, before = folder / "out", contents(source)
+    forked(lambda: stream(source, out), folder, ending)
+    assert not out.exists() or steady(out) == expected
+    if not out.exists() or (folder / "out.unfinished").exists():
+        assert cut(source, out, "--stream", "--resume") == expected
+    assert [path.name for path in folder.iterdir()] == ["out"]
+    assert contents(source) == before
+    shutil.rmtree(folder)
+
+
+def moments_of(source: Path, folder: Path) -> int:
+    """How many moments a run has at which it can be killed."""
+    folder.mkdir()
+    code, moments, _ = forked(lambda: stream(source, folder / "out"), folder, Ending())
+    shutil.rmtree(folder)
+    assert code == 0
+    return moments
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"), [("mixtral", 8), pytest.param("mixtral", 100, marks=pytest.mark.exhaustive)]
+)
+def test_a_killed_run_goes_on_to_the_same_bytes(name, kills, tmp_path):
+    source = save(name, tmp_path / "source")
+    expected, moments = cut(source, tmp_path / "whole"), moments_of(source, tmp_path / "run")
+    random = Random(kills)
+    for _ in range(kills):
+        killed_and_resumed(source, tmp_path / "run", Ending(random.randint(1, moments)), expected)
+
+
+def test_a_full_disk_leaves_no_out_and_the_run_goes_on_later(tmp_path):
+    source = save("mixtral", tmp_path / "source")
+    expected, moments = cut(source, tmp_path / "whole"), moments_of(source, tmp_path / "run")
+    for moment in (moments // 3, 2 * moments // 3):
+        killed_and_resumed(source, tmp_path / "run", Ending(moment, error=errno.ENOSPC), expected)
+
+
+def test_finished_blocks_are_not_computed_again(tmp_path, monkeypatch):
+    source, out = save("bert", tmp_path / "source"), tmp_path / "out"
+    from mlpfusion.compression.streaming import run
+
+    seen, compute = [], run.run_method
+
+    def told(model: object, one: run.MethodRun) -> object:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(one.plan.sites[0].path)
+        return compute(model, one)
+
+    monkeypatch.setattr(run, "run_method", told)
+    assert stream(source, out).exit_code == 130
+    assert not out.exists()
+    third, seen[:] = len(seen), []
+    assert stream(source, out, "--resume").exit_code == 0
+    assert (third, seen) == (2, ["encoder.layer.2"])
+
+
+def torchrun(source: Path, out: Path, *flags: object, before: str = "") -> subprocess.CompletedProcess[str]:
+    """The command by two processes; `before` is code that each runs first."""
+    script = out.parent / "command.py"
+    script.write_text(f"import os, signal, sys\nfrom mlpfusion import cli\n{before}\nsys.exit(cli.main())\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [script, "compress", source, out, "--keep-ratio", "0.5", "--stream", *flags]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    return subprocess.run(
+        [*command, "--max-restarts", "1", *map(str, words)],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+# The second process dies once, after its first block.
+DIES = """
+from mlpfusion.compression.streaming.block_files import BlockFiles
+write = BlockFiles.write
+def dying(self, number, *rest):
+    write(self, number, *rest)
+    if number == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+BlockFiles.write = dying
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["", DIES], ids=["whole", "killed"])
+def test_two_processes_write_the_same_bytes_also_after_one_died(before, tmp_path):
+    source = save("mixtral", tmp_path / "source")
+    expected, out = cut(source, tmp_path / "whole"), tmp_path / "out"
+    result = torchrun(source, out, "--resume", before=before)
+    assert result.returncode == 0, result.stderr
+    assert steady(out) == expected
+    assert result.stdout.count("is complete") == 1
+    assert ("exitcode: -9" in result.stderr) == bool(before)
+
+
+def damaged(source: Path, tensor: str, change: object) -> str:
+    """Changes one tensor of a checkpoint in its file, whose name is returned."""
+    for file in sorted(source.glob("*.safetensors")):
+        tensors = load_file(file)
+        if tensor in tensors:
+            tensors[tensor] = change(tensors[tensor])
+            save_file(tensors, file, {"format": "pt"})
+            return file.name
+    raise AssertionError(tensor)
+
+
+EXPERT = "model.layers.1.mlp.experts.2.down_proj.weight"
+FAULTS = {
+    "NaN": (lambda tensor: tensor.index_fill(0, torch.tensor([3]), float("nan")), "the weights must be finite"),
+    "shape": (lambda tensor: tensor[:, :40].contiguous(), "must fit its config.json"),
+    "dtype": (lambda tensor: tensor.to(torch.int8), "must hold plain weights (F64, F32, F16, BF16), got I8"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_expert_is_named_with_its_file(fault, tmp_path):
+    source, out = save("qwen3_moe", tmp_path / "source"), tmp_path / "out"
+    change, words = FAULTS[fault]
+    file = damaged(source, EXPERT, change)
+    before = contents(source)
+    told = refused("compress", source, out, "--keep-ratio", 0.5, "--stream")
+    assert words in told
+    assert EXPERT in told
+    assert file in told or fault == "shape"
+    assert not out.exists()
+    assert contents(source) == before
+
+
+def test_what_streaming_cannot_do_is_said_before_any_work(tmp_path):
+    source, out, texts = save("mixtral", tmp_path / "source"), tmp_path / "out", tmp_path / "texts.txt"
+    texts.write_text("one\n")
+    flags = ("--keep-ratio", 0.5, "--stream")
+    calibrated = ("--method", "ntk-match", "--calibration", texts)
+    assert "`--method` must be one that sees no data with `--stream`" in refused(
+        "compress", source, out, *flags, *calibrated
+    )
+    together = ("--method", "magnitude")
+    assert "looks at each block by itself" in refused("compress", source, out, *flags, *together)
+    assert "`--budget` must be left out" in refused("compress", source, out, "--budget", "60%", "--stream")
+    assert "`--resume` must be left out without `--stream`" in refused(
+        "compress", source, out, "--keep-ratio", 0.5, "--resume"
+    )
+    width = refused("compress", source, out, "--width", 20, "--stream")
+    assert "`--width` must be a multiple of 8 for the experts at layers.0.mlp.experts" in width
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_another_model_or_method_does_not_go_on_with_a_run(tmp_path):
+    source, out = save("bert", tmp_path / "source"), tmp_path / "out"
+    moments = moments_of(source, tmp_path / "run")
+    forked(lambda: stream(source, out), tmp_path, Ending(moments // 2))
+    assert (tmp_path / "out.unfinished").exists()
+    assert "`--method` must be 'fusion' to resume" in refused(
+        "compress", source, out, "--keep-ratio", 0.5, "--stream", "--resume", "--method", "svd"
+    )
+    damaged(source, "encoder.layer.0.output.dense.weight", lambda tensor: tensor + 1)
+    assert "its MLPs have changed" in refused("compress", source, out, "--keep-ratio", 0.5, "--stream", "--resume")
+    assert cut(source, out, "--stream", "--overwrite") == cut(source, tmp_path / "whole")
