@@ -7,26 +7,42 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 from command import call, refused
 from detected import DETECTED, detected_model
 from kill import Ending, contents, forked
 from mixtures import MIXTURES, mixture_model
 from pico import PICO, SEVERAL, pico_model
 from safetensors.torch import load_file, save_file
+from tiny_task import sentences, tiny_tokenizer
 
 from mlpfusion.checkpoint.config import read_config
 from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.stored_model import StoredModel
+from mlpfusion.compression.streaming.block_files import BlockFiles
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
 
 QUICK = (*SEVERAL, "mixtral", "deepseek_v3", "gpt_oss", "falcon", "gemma3")
 # The time, and what only a model that is in memory can be asked.
 _OF_THE_RUN = re.compile(rb'"(seconds|peak_bytes|divergence)": ([0-9.e+-]+|null)')
+CALIBRATED = (
+    "bart",
+    "deepseek_v3",
+    "gemma2",
+    "gpt2",
+    "gpt_oss",
+    "qwen3_5_moe_text",
+    "t5-gated",
+    "falcon",
+    "modernbert",
+)
 each = pytest.mark.parametrize(
     "name",
     [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in (*PICO, *MIXTURES, *DETECTED)],
@@ -72,6 +88,37 @@ def test_every_kind_of_outcome_is_streamed(method, tmp_path):
     assert cut(source, tmp_path / "streamed", "--stream", *flags) == cut(source, tmp_path / "whole", *flags)
 
 
+def written_and_interrupted(write: Callable[..., None]) -> Callable[..., None]:
+    def interrupted(*arguments: object) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    return interrupted
+
+
+def stream(source: Path, out: Path, *flags: object) -> Result:
+    """What a process that may be killed does."""
+    return call("compress", source, out, "--keep-ratio", 0.5, "--stream", *flags)
+
+
+@pytest.mark.parametrize(
+    "name", [*(("bert", "llama", "mixtral")), *(pytest.param(one, marks=pytest.mark.slow) for one in CALIBRATED)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path, monkeypatch):
+    """Also for a run that died in between."""
+    source, texts, out = save(name, tmp_path / "source", dtype), tmp_path / "texts.txt", tmp_path / "streamed"
+    tiny_tokenizer().save_pretrained(source)
+    texts.write_text("\n".join(sentences(64, seed=0)[0]))
+    flags = ("--method", "ntk-match", "--option", "match=none", "--calibration", texts, "--calibration-samples", 40)
+    expected = cut(source, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockFiles, "write", written_and_interrupted(BlockFiles.write))
+        assert stream(source, out, *flags).exit_code == 130
+    assert len(list(tmp_path.glob("streamed.unfinished/block-*"))) == 1
+    assert cut(source, out, "--stream", "--resume", *flags) == expected
+
+
 @each
 def test_a_model_whose_weights_stay_in_their_files_computes_the_same(name, tmp_path):
     source = save(name, tmp_path / "source")
@@ -81,11 +128,6 @@ def test_a_model_whose_weights_stay_in_their_files_computes_the_same(name, tmp_p
         for expected, found in zip(model(**inputs).values(), stored.model(**inputs).values(), strict=True):
             assert not isinstance(expected, torch.Tensor) or torch.equal(expected, found)
     assert all(tensor.is_meta for tensor in (*stored.model.parameters(), *stored.model.buffers()))
-
-
-def stream(source: Path, out: Path, *flags: object) -> object:
-    """What a process that may be killed does."""
-    return call("compress", source, out, "--keep-ratio", 0.5, "--stream", *flags)
 
 
 def killed_and_resumed(source: Path, folder: Path, ending: Ending, expected: dict[str, bytes]) -> None:
@@ -130,22 +172,19 @@ def test_a_full_disk_leaves_no_out_and_the_run_goes_on_later(tmp_path):
 
 def test_finished_blocks_are_not_computed_again(tmp_path, monkeypatch):
     source, out = save("bert", tmp_path / "source"), tmp_path / "out"
-    from mlpfusion.compression.streaming import run
-
-    seen, compute = [], run.run_method
-
-    def told(model: object, one: run.MethodRun) -> object:
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        seen.append(one.plan.sites[0].path)
-        return compute(model, one)
-
-    monkeypatch.setattr(run, "run_method", told)
-    assert stream(source, out).exit_code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockFiles, "write", written_and_interrupted(BlockFiles.write))
+        assert stream(source, out).exit_code == 130
     assert not out.exists()
-    third, seen[:] = len(seen), []
+    written, write = [], BlockFiles.write
+
+    def told(files: BlockFiles, number: int, *rest: Any) -> None:
+        written.append(number)
+        write(files, number, *rest)
+
+    monkeypatch.setattr(BlockFiles, "write", told)
     assert stream(source, out, "--resume").exit_code == 0
-    assert (third, seen) == (2, ["encoder.layer.2"])
+    assert written == [1, 2]
 
 
 def torchrun(source: Path, out: Path, *flags: object, before: str = "") -> subprocess.CompletedProcess[str]:
@@ -193,7 +232,7 @@ def test_two_processes_write_the_same_bytes_also_after_one_died(before, tmp_path
     assert ("exitcode: -9" in result.stderr) == bool(before)
 
 
-def damaged(source: Path, tensor: str, change: object) -> str:
+def damaged(source: Path, tensor: str, change: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Changes one tensor of a checkpoint in its file, whose name is returned."""
     for file in sorted(source.glob("*.safetensors")):
         tensors = load_file(file)
@@ -231,9 +270,11 @@ def test_what_streaming_cannot_do_is_said_before_any_work(tmp_path):
     texts.write_text("one\n")
     flags = ("--keep-ratio", 0.5, "--stream")
     calibrated = ("--method", "ntk-match", "--calibration", texts)
-    assert "`--method` must be one that sees no data with `--stream`" in refused(
+    assert "must need no gradients with `--stream`, as ntk-match with `match=none`" in refused(
         "compress", source, out, *flags, *calibrated
     )
+    data_free = ("--method", "ntk-match", "--option", "match=none", "--data-free")
+    assert "`--data-free` must be left out with `--stream`" in refused("compress", source, out, *flags, *data_free)
     together = ("--method", "magnitude")
     assert "looks at each block by itself" in refused("compress", source, out, *flags, *together)
     assert "`--budget` must be left out" in refused("compress", source, out, "--budget", "60%", "--stream")

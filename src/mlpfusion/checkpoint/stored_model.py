@@ -53,10 +53,11 @@ class StoredModel:
             yield
 
     @contextmanager
-    def runnable(self) -> Iterator[None]:
+    def runnable(self, *, in_fp32: bool = False) -> Iterator[None]:
         """Lets `model` run while the context is open.
 
-        What is stored as one tensor an expert is read when its module runs, and kept until another such one runs.
+        What is stored as one tensor an expert is read when its module runs, with `in_fp32` as fp32 as `recording` has
+        the rest of its layer, and kept until another such one runs.
         """
         apart = [module for module in self.model.modules() if self._is_converted(module)]
         held = ExitStack()
@@ -65,6 +66,8 @@ class StoredModel:
             held.close()
             held.enter_context(_emptied_again([module]))
             self._fill([module])
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float() if in_fp32 else parameter.data
 
         with _emptied_again(self.model.modules()), hooks() as handles, held:
             self._make_buffers()
@@ -73,7 +76,7 @@ class StoredModel:
             yield
 
     def _is_converted(self, module: nn.Module) -> bool:
-        names = [self._names[one] for one in module._parameters.values() if one in self._names]
+        names = [self._names[one] for one in module.parameters(recurse=False) if one in self._names]
         return any(self._sources[name].converter is not None for name in names)
 
     def _make_buffers(self) -> None:

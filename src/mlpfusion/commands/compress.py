@@ -97,7 +97,7 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     method = _method(options)
     seed_number("seed", options.seed)
     if options.stream:
-        check_streamed(method, options.selection)
+        check_streamed(method, options.selection, sequential=options.texts.sequential, data_free=options.data_free)
     texts = None
     if type(method) in ON_TASK:
         _check_learning(options)
@@ -109,7 +109,8 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     check_source(source, method, options.selection, sequential=options.texts.sequential)
     work = Work(method, options.selection, options.seed, options.device, progress)
     if options.stream:
-        return stream_checkpoint(source, work, out, Unfinished(options.resume, options.overwrite, reads), model_card)
+        unfinished = Unfinished(options.resume, options.overwrite, reads)
+        return stream_checkpoint(source, work, texts, out, unfinished, model_card)
     if type(method) in ON_TASK:
         model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:

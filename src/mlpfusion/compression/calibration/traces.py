@@ -26,12 +26,11 @@ from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 from mlpfusion.seeds import site_generator
-from mlpfusion.sites.mixtures.routing import RoutedTokens
 from mlpfusion.sites.parts import vocabulary_size
 from mlpfusion.sites.recording import eval_mode, recordable, recording
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
 from mlpfusion.sites.traces import block_traces, random_head
-from mlpfusion.sites.waiting import in_run_order, waiting_passes
+from mlpfusion.sites.waiting import WaitingPasses, in_run_order, waiting_passes
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
@@ -82,15 +81,9 @@ def checked_batches(calibration: Any) -> Sequence[Batch] | None:
     return calibration
 
 
-@torch.no_grad()
-def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
-    """Raises `InputError` for batches unfit for the model.
-
-    Checked are token ids, the shapes of masks, and a run of the model on one sample: the first of the longest batch,
-    once for every set of tensor names.
-    """
-    base, longest = base_model(model), {}
-    size = vocabulary_size(base)
+def check_ids(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    """Raises `InputError` for token ids that the model has not, and for masks of another shape."""
+    size = vocabulary_size(base_model(model))
     for number, batch in enumerate(batches):
         for name in ("input_ids", "decoder_input_ids"):
             ids, mask = batch.get(name), batch.get(name.replace("input_ids", "attention_mask"))
@@ -102,6 +95,18 @@ def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
             if ids.min() < 0 or ids.max() >= size:
                 got = f"{int(ids.min())} to {int(ids.max())} for {name} in batch {number}"
                 raise InputError(f"`calibration` must have token ids from 0 to {size - 1}, got {got}")
+
+
+@torch.no_grad()
+def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    """Raises `InputError` for batches unfit for the model.
+
+    Checked are token ids, the shapes of masks, and a run of the model on one sample: the first of the longest batch,
+    once for every set of tensor names.
+    """
+    check_ids(model, batches)
+    base, longest = base_model(model), {}
+    for number, batch in enumerate(batches):
         longest[tuple(batch)] = max(longest.get(tuple(batch), (0, 0)), (_length(batch), number))
     for _, number in longest.values():
         first = {name: value[:1].to(model.device) for name, value in batches[number].items() if name != "labels"}
@@ -212,8 +217,8 @@ def calibrated_outcomes(
         cut = contexts.enter_context(waiting_passes(model, sites, batches)) if sequential else None
 
         def calibrate(site: Site) -> Calibration | None:
-            if passes is not None and site.expert is not None:
-                return _of_expert(passes.tokens_at(site), site.expert, sizes)
+            if passes is not None and cut is None:
+                return passed_calibration(passes, site, sizes)
             trace = original(site)
             sizes.append(CalibrationSize(trace.num_samples, trace.num_tokens))
             seen = Calibration(trace, weights=None if traced is None else traced.weights.get(site.path))
@@ -236,10 +241,18 @@ def calibrated_outcomes(
     return outcomes, sizes[0]
 
 
-def _of_expert(tokens: RoutedTokens, expert: int, sizes: list[CalibrationSize]) -> Calibration | None:
-    """What one expert is calibrated on: the tokens that reach it, weighted as the router does; None without any."""
+def passed_calibration(passes: WaitingPasses, site: Site, sizes: list[CalibrationSize]) -> Calibration | None:
+    """What enters the block at `site`; of an expert the tokens that reach it, weighted as the router does, or None.
+
+    Adds to `sizes` how much enters the MLP or the mixture.
+    """
+    if site.expert is None:
+        trace = passes.inputs_at(site)
+        sizes.append(CalibrationSize(trace.num_samples, trace.num_tokens))
+        return Calibration(trace)
+    tokens = passes.tokens_at(site)
     sizes.append(CalibrationSize(int(tokens.samples.max()) + 1, len(tokens.samples)))
-    found = tokens.trace_of(expert)
+    found = tokens.trace_of(site.expert)
     return None if found is None else Calibration(found[0], weights=found[1])
 
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.key import entry_from_dict, entry_to_dict
 from mlpfusion.kinds.kind import InstalledSite
@@ -21,11 +22,15 @@ _ABOUT = "mlpfusion"
 
 @dataclass(frozen=True)
 class FinishedBlock:
-    """What a block has become: its entry in the key, its part of the record, the wall time it took."""
+    """What a block has become: its entry in the key, its part of the record, the wall time it took.
+
+    `seen` is how much entered it while it was calibrated, None for a method that sees no data.
+    """
 
     entry: InstalledSite
     record: SiteRecord
     seconds: float
+    seen: CalibrationSize | None
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "entry": entry_to_dict(self.entry)})
@@ -33,8 +38,9 @@ class FinishedBlock:
     @classmethod
     def from_json(cls, text: str) -> Self:
         data = json.loads(text)
-        record = SiteRecord(**data["record"])
-        return cls(entry_from_dict(record.path, data["entry"]), record, data["seconds"])
+        record, seen = SiteRecord(**data["record"]), data["seen"]
+        entry = entry_from_dict(record.path, data["entry"])
+        return cls(entry, record, data["seconds"], None if seen is None else CalibrationSize(**seen))
 
 
 @dataclass(frozen=True)

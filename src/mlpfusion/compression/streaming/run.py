@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,32 +13,38 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from mlpfusion.checkpoint.config import CONFIG
+from mlpfusion.batch import Batch
+from mlpfusion.checkpoint.config import CONFIG, read_config
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_finite
 from mlpfusion.checkpoint.save import CutFiles
 from mlpfusion.checkpoint.stored_model import StoredModel
+from mlpfusion.compression.calibration.traces import check_ids, passed_calibration
 from mlpfusion.compression.checkpoint import Work
 from mlpfusion.compression.install import install_outcome, new_record
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.provenance import hash_site
-from mlpfusion.compression.run import MethodRun, check_finite_outcomes, run_method
-from mlpfusion.compression.settings import Settings
+from mlpfusion.compression.run import MethodRun, Provider, check_finite_outcomes, run_method
+from mlpfusion.compression.settings import CalibrationSize, Settings
 from mlpfusion.compression.streaming.block_files import BlockFiles, FinishedBlock
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.folding import set_key
 from mlpfusion.kinds.key import FusionKey
 from mlpfusion.kinds.narrow_experts import gathered
 from mlpfusion.kinds.rebuild import rebuild_sites
+from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import needs_batches
+from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import RECORD_FILE, Record, record_from_dict, warn_if_degenerate
 from mlpfusion.sites.detect import left_out
 from mlpfusion.sites.proof.row_check import check_visited, checked_sites
+from mlpfusion.sites.recording import recording
 from mlpfusion.sites.sites import base_model, by_holder, module_paths
+from mlpfusion.sites.waiting import in_run_order, waiting_passes
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.output import Occupant, staged_folder
 from mlpfusion.storage.processes import is_first, join_processes
@@ -58,29 +64,37 @@ class Unfinished:
     reads: tuple[str | None, ...]
 
 
-def check_streamed(method: Any, selection: Selection) -> None:
-    """Raises `InputError` for a method or a size that needs more than one block at a time."""
+def check_streamed(method: Any, selection: Selection, *, sequential: bool, data_free: bool) -> None:
+    """Raises `InputError` for what needs more than one block at a time."""
     row, name = METHODS[type(method)], method_name(type(method))
-    if row.sees == "labels" or needs_batches(method):
-        raise InputError(f"`method` must be one that sees no data with `stream`, got {name}")
-    if row.ranked_together:
+    if row.sees == "labels" or row.ranked_together:
         raise InputError(f"`method` must be one that looks at each block by itself with `stream`, got {name}")
-    if selection.budget is not None:
-        raise InputError("`budget` must be left out with `stream`: give `keep_ratio`")
+    if needs_batches(method) and calibration_needs(method) != CalibrationNeeds(gradients=False):
+        raise InputError(f"`method` must need no gradients with `stream`, as ntk-match with `match=none`, got {name}")
+    given = {"budget": selection.budget is not None, "sequential": sequential, "data_free": data_free}
+    for field in (field for field, is_given in given.items() if is_given):
+        raise InputError(f"`{field}` must be left out with `stream`")
 
 
-def stream_checkpoint(source: Checkpoint, work: Work, out: Path, unfinished: Unfinished, card: Card) -> Record | None:
+def stream_checkpoint(
+    source: Checkpoint,
+    work: Work,
+    texts: CalibrationSource | None,
+    out: Path,
+    unfinished: Unfinished,
+    card: Card,
+) -> Record | None:
     """Compresses `source` into the new folder `out` with one MLP, or the experts of one mixture, in memory at a time.
 
-    The files have the same bytes as without streaming. Of the processes of a launch (`torchrun`) each takes its share
-    of the blocks; only the first returns the record. Finished blocks are kept in `OUT.unfinished` until all are there,
-    with `resume` they are not computed again. Raises `InputError` as `compress` does, and for weights that changed
-    since the run began.
+    The files have the same bytes as without streaming. For a calibrated method all texts go through the model once, and
+    wait at each block. Of the processes of a launch (`torchrun`) each takes its share of the blocks; only the first
+    returns the record. Finished blocks are kept in `OUT.unfinished` until all are there, with `resume` they are not
+    computed again. Raises `InputError` as `compress` does, and for weights that changed since the run began.
     """
-    check_streamed(work.method, work.selection)
+    prepared = None if texts is None else texts.prepare(source.folder, source.empty(), work.seed)
     join_processes(work.device)
     with StoredModel(source.folder, source.config) as stored:
-        stream = Stream(source, work, stored, BlockFiles(work_folder(out)))
+        stream = Stream(source, work, prepared, stored, BlockFiles(work_folder(out)))
         with opened_work(
             out,
             stream.identity(),
@@ -102,6 +116,7 @@ class Stream:
 
     source: Checkpoint
     work: Work
+    texts: PreparedCalibration | None
     stored: StoredModel
     files: BlockFiles
 
@@ -137,6 +152,7 @@ class Stream:
         for name, tensor in sorted(self.stored.tensors.items()):
             digest.update(f"{name} {tensor.file.name} {tensor.dtype} {tensor.shape}\n".encode())
         told = self.settings.recipe() | self.source.row_for_identity()
+        told |= {} if self.texts is None else self.texts.origin
         return normalised(told | {"model": digest.hexdigest(), "device": self.work.device})
 
     def checked_hash(self) -> str:
@@ -165,22 +181,43 @@ class Stream:
     def compress_blocks(self) -> None:
         """Computes the blocks of this process that are not there yet."""
         state = PartialState()
-        for number in range(state.process_index, len(self.blocks), state.num_processes):
-            if self.files.read(number) is None:
+        mine = range(state.process_index, len(self.blocks), state.num_processes)
+        missing = [number for number in mine if self.files.read(number) is None]
+        if self.texts is None:
+            for number in missing:
                 self._compress(number)
+        elif missing:
+            self._compress_calibrated(self.texts.batches(self.stored.model, self.work.progress), missing)
 
-    def _compress(self, number: int) -> None:
+    def _compress_calibrated(self, batches: Sequence[Batch], missing: Sequence[int]) -> None:
+        """The same with what enters each block; the passes go through all blocks up to the last that is missing."""
+        numbers = {site.path: number for number, block in enumerate(self.blocks) for site in block.sites}
+        running, sizes = StoredModel(self.source.folder, read_config(self.source.folder)), list[CalibrationSize]()
+        check_ids(running.model, batches)
+        with running, running.runnable(in_fp32=True), recording(running.model, gradients=False):
+            sites = in_run_order(running.model, self.plan.sites, batches[0])
+            order = list(dict.fromkeys(numbers[site.path] for site in sites))
+            with waiting_passes(running.model, sites, batches) as passes:
+                for number in order[: 1 + max(order.index(one) for one in missing)]:
+                    if number in missing:
+                        self._compress(number, lambda site: passed_calibration(passes, site, sizes), sizes)
+                    else:
+                        passed_calibration(passes, self.blocks[number].sites[0], sizes)
+
+    def _compress(
+        self, number: int, calibration: Provider | None = None, sizes: Sequence[CalibrationSize] = ()
+    ) -> None:
         block, started, model = self.blocks[number], time.perf_counter(), self.stored.model
         base, progress = base_model(model), _of_block(self.work.progress, number, len(self.blocks))
         run = MethodRun(block, self.work.method, self.work.seed, torch.device(self.work.device), progress)
         with self.stored.in_memory(base.get_submodule(block.sites[0].holder)):
-            outcomes = run_method(model, run)
+            outcomes = run_method(model, run, calibration)
             check_finite_outcomes(block, outcomes, self.settings.method_name)
             ((site, outcome),) = gathered(block.sites, outcomes)
             del outcomes
             entry, record = install_outcome(model, site, outcome)
-        tensors = self.cut_files.tensors(model, [site])
-        self.files.write(number, FinishedBlock(entry, record, time.perf_counter() - started), tensors)
+        tensors, seconds = self.cut_files.tensors(model, [site]), time.perf_counter() - started
+        self.files.write(number, FinishedBlock(entry, record, seconds, next(iter(sizes), None)), tensors)
         for path in module_paths(site):
             base.get_submodule(path).to("meta")
 
@@ -194,13 +231,17 @@ class Stream:
         key = FusionKey(row, entries, self.settings.method_name, self.work.seed, digest)
         rebuild_sites(model, key)
         set_key(model, key)
+        settings = replace(self.settings, calibration=finished[0].seen)
         record = replace(
-            new_record(model, records, row, self.settings, digest, device),
+            new_record(model, records, row, settings, digest, device),
             seconds=round(sum(one.seconds for one in finished), 3),
             original=self.cut_files.size,
             model=self.source.origin,
             left_out=left_out(self.source.empty(), row),
         )
+        if self.texts is not None:
+            used = record.recipe["calibration"] | self.texts.origin | {"seed": self.work.seed}
+            record = replace(record, recipe=record.recipe | {"calibration": used})
         new = {name: one for number in range(len(finished)) for name, one in self.files.tensors(number).items()}
         with staged_folder(out, replaced) as folder:
             record = replace(record, compressed=self.cut_files.write(folder, new, key, model))
