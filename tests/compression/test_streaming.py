@@ -18,8 +18,8 @@ from click.testing import Result
 from command import call, refused
 from detected import DETECTED, detected_model
 from kill import Ending, contents, forked
-from mixtures import MIXTURES, mixture_model
-from pico import PICO, SEVERAL, pico_model
+from mixtures import MIXTURES, mixture_model, slow_but
+from pico import PICO, SEVERAL, others_slow, pico_model
 from safetensors.torch import load_file, save_file
 from tiny_task import sentences, tiny_tokenizer
 
@@ -77,8 +77,13 @@ def cut(source: Path, out: Path, *flags: object) -> dict[str, bytes]:
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_the_bytes_are_those_of_a_model_in_memory(name, dtype, tmp_path):
-    source = save(name, tmp_path / "source", dtype)
-    assert cut(source, tmp_path / "streamed", "--stream") == cut(source, tmp_path / "whole")
+    source, flags = save(name, tmp_path / "source", dtype), ("--keep-ratio", 0.5)
+    if (name, dtype) == ("deberta", torch.bfloat16):  # transformers' code takes no such weights
+        words = "MODEL must run on made-up inputs"
+        assert words in refused("compress", source, tmp_path / "out", *flags)
+        assert words in refused("compress", source, tmp_path / "out", *flags, "--stream")
+    else:
+        assert cut(source, tmp_path / "streamed", "--stream") == cut(source, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method", ["svd", "neuron-pruning", "clustering", "folded-fusion", "sketch"])
@@ -119,7 +124,7 @@ def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path
     assert cut(source, out, "--stream", "--resume", *flags) == expected
 
 
-@each
+@pytest.mark.parametrize("name", [*others_slow(PICO), *slow_but("mixtral", "deepseek_v3")])
 def test_a_model_whose_weights_stay_in_their_files_computes_the_same(name, tmp_path):
     source = save(name, tmp_path / "source")
     model, stored = load_model(source, read_config(source)).eval(), StoredModel(source, read_config(source))

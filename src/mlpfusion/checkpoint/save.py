@@ -58,16 +58,13 @@ class CutFiles:
         names = loaded_names(original, self._stored)
         self._cut = {name: loaded for name, loaded in names.items() if loaded is not None and loaded.startswith(starts)}
 
-    def tensors(self, model: PreTrainedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
-        """What the compressed `model` has at `sites`, by the names and in the dtypes of the files."""
-        starts, state = _starts(model, sites, module_paths), model.state_dict()
-        tensors = {name: tensor for name, tensor in state.items() if name.startswith(starts)}
-        assert all(any(name.startswith(path) for name in tensors) for path in _starts(model, sites, linear_maps))
+    def named(self, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the compressed `model` by the names and in the dtypes of the files."""
         named = _file_names(model, tensors, self._cut)
         return {name: _as_stored(tensor, self._stored[_nearest(name, self._cut)]) for name, tensor in named.items()}
 
     def write(self, folder: Path, new: Mapping[str, Tensor], key: FusionKey, model: PreTrainedModel) -> Size:
-        """Writes the files with `new`, the `tensors` of all sites, into `folder`; config.json gains the key.
+        """Writes the files with `new`, all tensors of the sites, into `folder`; config.json gains the key.
 
         Returns the size of the files. `model` may be on the meta device.
         """
@@ -78,10 +75,14 @@ class CutFiles:
         return stored_size(stored_tensors(weight_files(folder)), model)
 
 
+def base_prefix(model: PreTrainedModel) -> str:
+    """What stands in the names of `model` before those from its base model."""
+    return "" if base_model(model) is model else f"{model.base_model_prefix}."
+
+
 def _starts(model: PreTrainedModel, sites: Sequence[Site], paths: Callable[[Site], Iterable[str]]) -> tuple[str, ...]:
     """How the names of the tensors start in `model` that are in the modules at `paths` of each site."""
-    base = "" if base_model(model) is model else f"{model.base_model_prefix}."
-    return tuple({f"{base}{path}.": None for site in sites for path in paths(site)})
+    return tuple({f"{base_prefix(model)}{path}.": None for site in sites for path in paths(site)})
 
 
 def save_compressed(
@@ -95,7 +96,10 @@ def save_compressed(
     key = key_from_dict(getattr(model.config, KEY))
     sites = installed_sites(model, key)
     files = CutFiles(empty_model(config, type(model)), source, sites)
-    compressed = files.write(folder, files.tensors(model, sites), key, model)
+    starts = _starts(model, sites, module_paths)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(starts)}
+    assert all(any(name.startswith(path) for name in tensors) for path in _starts(model, sites, linear_maps))
+    compressed = files.write(folder, files.named(model, tensors), key, model)
     return replace(record, original=files.size, compressed=compressed)
 
 

@@ -40,8 +40,10 @@ def install_outcomes(
     records, installed = [], {}
     with put_back_on_error(model):
         for site, outcome in gathered(plan.sites, outcomes):
-            installed[site.holder], record = install_outcome(model, site, outcome)
-            records.append(record)
+            before = site_size(base_model(model), site)
+            entry = install(model, site, outcome)
+            records.append(site_record(site, before, entry, outcome.metrics))
+            installed[site.holder] = entry
         warn_if_degenerate(records)
         set_key(model, FusionKey(architecture, installed, settings.method_name, settings.seed, digest))
         record = new_record(model, records, architecture, settings, digest, device)
@@ -74,22 +76,19 @@ def new_record(
     )
 
 
-def install_outcome(model: PreTrainedModel, site: Site, outcome: Outcome) -> tuple[InstalledSite, SiteRecord]:
-    """Puts one block in place; returns its entry in the key, and its part of the record. Changes `model`."""
-    before = site_size(base_model(model), site)
-    entry = install(model, site, outcome)
+def site_record(site: Site, before: int, entry: InstalledSite, metrics: dict[str, float]) -> SiteRecord:
+    """The part of the record for one block, which had `before` parameters."""
     kind = kind_of(entry)
     size = kind.size(site, entry)
-    record = SiteRecord(
+    return SiteRecord(
         path=site.holder,
         layer=site.layer,
         original_width=site.intermediate_size,
         width=size.width,
         original_parameters=before,
         parameters=size.parameters,
-        metrics=outcome.metrics,
+        metrics=metrics,
         kind=kind.name,
         rank=size.rank,
         nonzero_parameters=size.nonzero_parameters,
     )
-    return entry, record

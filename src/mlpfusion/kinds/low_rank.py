@@ -107,11 +107,16 @@ def _read_entry(path: str, data: Mapping[str, Any]) -> LowRankSite:
 def _entry_of(site: Site, outcome: LowRank, original: Tensors) -> LowRankSite:
     ranks = {name: right.shape[0] for name, (_, right) in outcome.factors.items()}
     rank = ranks["down"] if len(set(ranks.values())) == 1 else ranks
-    return LowRankSite(rank, sum(tensor.numel() for tensor in _tensors(site, outcome, original).values()))
+    return LowRankSite(rank, sum(tensor.numel() for tensor in _trained(site, outcome, original).values()))
 
 
 def _tensors(site: Site, outcome: LowRank, original: Tensors) -> dict[str, Tensor]:
-    """The factors; biases stay."""
+    """The factors; biases stay. Also the buffer `weight` of every map."""
+    empty = outcome.factors["down"][0].new_zeros(1)
+    return _trained(site, outcome, original) | {f"{path}.weight": empty for path in linear_maps(site)}
+
+
+def _trained(site: Site, outcome: LowRank, original: Tensors) -> dict[str, Tensor]:
     biases = read_all(original, [weight for weight in site.weights if weight.is_bias])
     tensors = {}
     for path, fields in linear_maps(site).items():

@@ -34,14 +34,19 @@ def install(model: PreTrainedModel, site: Site, outcome: Outcome) -> InstalledSi
 
     The values are copied into new modules: those that stood there, which `put_back_on_error` brings back, keep theirs.
     """
-    base, kind, original = base_model(model), kind_of(outcome), ModelTensors(base_model(model))
-    entry, tensors = kind.entry_of(site, outcome, original), kind.tensors(site, outcome, original)
-    kind.make_room(model, site, entry)
+    base, (entry, tensors) = base_model(model), stored_form(model, site, outcome)
+    kind_of(entry).make_room(model, site, entry)
     places = _own_tensors(base, site)
     for name, tensor in tensors.items():
         places[name].copy_(tensor)
     assert site_size(base, site) == entry.num_parameters
     return entry
+
+
+def stored_form(model: PreTrainedModel, site: Site, outcome: Outcome) -> tuple[InstalledSite, dict[str, Tensor]]:
+    """The entry of a block in the key, and its tensors by their names in a compressed model, from the base model."""
+    kind, original = kind_of(outcome), ModelTensors(base_model(model))
+    return kind.entry_of(site, outcome, original), kind.tensors(site, outcome, original)
 
 
 def rebuild(model: PreTrainedModel, site: Site, entry: InstalledSite) -> None:

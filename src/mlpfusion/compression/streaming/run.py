@@ -17,11 +17,11 @@ from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.config import CONFIG, read_config
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_finite
-from mlpfusion.checkpoint.save import CutFiles
+from mlpfusion.checkpoint.save import CutFiles, base_prefix
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.traces import check_ids, passed_calibration
 from mlpfusion.compression.checkpoint import Work
-from mlpfusion.compression.install import install_outcome, new_record
+from mlpfusion.compression.install import new_record, site_record
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.provenance import hash_site
 from mlpfusion.compression.run import MethodRun, Provider, check_finite_outcomes, run_method
@@ -33,6 +33,7 @@ from mlpfusion.kinds.folding import set_key
 from mlpfusion.kinds.key import FusionKey
 from mlpfusion.kinds.narrow_experts import gathered
 from mlpfusion.kinds.rebuild import rebuild_sites
+from mlpfusion.kinds.table import rebuild, site_size, stored_form
 from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import calibration_needs, needs_batches
@@ -43,7 +44,7 @@ from mlpfusion.record import RECORD_FILE, Record, record_from_dict, warn_if_dege
 from mlpfusion.sites.detect import left_out
 from mlpfusion.sites.proof.row_check import check_visited, checked_sites
 from mlpfusion.sites.recording import recording
-from mlpfusion.sites.sites import base_model, by_holder, module_paths
+from mlpfusion.sites.sites import base_model, by_holder
 from mlpfusion.sites.waiting import in_run_order, waiting_passes
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.output import Occupant, staged_folder
@@ -214,12 +215,11 @@ class Stream:
             outcomes = run_method(model, run, calibration)
             check_finite_outcomes(block, outcomes, self.settings.method_name)
             ((site, outcome),) = gathered(block.sites, outcomes)
-            del outcomes
-            entry, record = install_outcome(model, site, outcome)
-        tensors, seconds = self.cut_files.tensors(model, [site]), time.perf_counter() - started
-        self.files.write(number, FinishedBlock(entry, record, seconds, next(iter(sizes), None)), tensors)
-        for path in module_paths(site):
-            base.get_submodule(path).to("meta")
+            before, (entry, tensors) = site_size(base, site), stored_form(model, site, outcome)
+        rebuild(model, site, entry)
+        named = self.cut_files.named(model, {base_prefix(model) + name: one for name, one in tensors.items()})
+        record, seen = site_record(site, before, entry, outcome.metrics), next(iter(sizes), None)
+        self.files.write(number, FinishedBlock(entry, record, time.perf_counter() - started, seen), named)
 
     def put_together(self, digest: str, out: Path, replaced: Occupant | None, card: Card) -> Record:
         """Waits for the blocks of all processes and writes `out`, complete or not at all."""
