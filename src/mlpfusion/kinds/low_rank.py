@@ -112,8 +112,8 @@ def _entry_of(site: Site, outcome: LowRank, original: Tensors) -> LowRankSite:
 
 def _tensors(site: Site, outcome: LowRank, original: Tensors) -> dict[str, Tensor]:
     """The factors; biases stay. Also the buffer `weight` of every map."""
-    empty = outcome.factors["down"][0].new_zeros(1)
-    return _trained(site, outcome, original) | {f"{path}.weight": empty for path in linear_maps(site)}
+    like = outcome.factors["down"][0]
+    return _trained(site, outcome, original) | {f"{path}.weight": like.new_zeros(1) for path in linear_maps(site)}
 
 
 def _trained(site: Site, outcome: LowRank, original: Tensors) -> dict[str, Tensor]:
