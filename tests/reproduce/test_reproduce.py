@@ -1,6 +1,9 @@
 """`mlpfusion reproduce`: the grid, its report, and what is refused."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command import call, refused
@@ -19,6 +22,9 @@ from mlpfusion.reproduce.experiment import (
     parse_table_row,
     read_experiment,
 )
+from mlpfusion.reproduce.grid import Grid, run_name
+
+RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "minilm" / "runs"
 
 
 @pytest.mark.slow
@@ -97,6 +103,7 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
         ({"model": "/nowhere"}, "`model` must"),
         ({"epochs": "two"}, "`epochs` must be of type int"),
         ({"epoch": 2}, "the options must have keys among"),
+        ({"freeze_router": True}, "`freeze_router` must be left out for bert, which has no mixture of experts"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_first_run(recipe, tmp_path, changed, part):
@@ -140,6 +147,23 @@ def test_every_recipe_of_the_package_is_a_valid_grid(name):
     found = list(cells(experiment))
     assert {cell.task for cell in found} == set(experiment.tasks) <= GLUE.keys()
     assert any(cell.row.method is None for cell in found)
+
+
+@pytest.mark.parametrize("name", ["minilm-table2", "minilm-table5", "minilm-table6"])
+def test_recorded_runs_keep_their_names(name):
+    """A name is a hash of all options: one that is new would have every run made again."""
+    rows = {file.stem: json.loads(file.read_text()) for file in RECORDED.glob("*.json")}
+    experiment = read_experiment(name, {"out": "somewhere"})
+    of_task = {row["task"]: row for row in rows.values()}
+    source: Any = SimpleNamespace(sha256=next(iter(rows.values()))["model_sha256"], row_for_identity=dict)
+    tasks: Any = {
+        (task, experiment.model): (SimpleNamespace(max_length=row["max_length"]), row["data_sha256"])
+        for task, row in of_task.items()
+    }
+    grid = Grid(experiment, {experiment.model: source}, tasks)
+    for cell in cells(experiment):
+        for seed in experiment.seeds:
+            assert run_name(grid.identity(cell, experiment.rates(cell.row)[0], seed)) in rows
 
 
 def test_the_full_model_has_one_cell_whatever_varies():

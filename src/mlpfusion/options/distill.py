@@ -19,7 +19,7 @@ class Distill:
     Adam at a constant rate). The others train all parameters with dropout and a linear schedule:
     `hidden` on the same loss, `logits` on T^2 KL(teacher / T || student / T) at T = `temperature`
     (Hinton et al. 2015), `logits+hidden` on the sum. The share `holdout` of the data is held out to
-    measure the loss before and after.
+    measure the loss before and after. `freeze_router` keeps the routers of mixtures of experts as they are.
     """
 
     objective: str = option("layerwise", "layerwise (Eq. 6, blocks only), hidden, logits or logits+hidden.")
@@ -32,6 +32,7 @@ class Distill:
     precision: str = option("fp32", "fp32, bf16 or fp16 autocast; weights stay fp32.")
     device: str = option("auto", "auto, cpu or cuda.")
     save_steps: int | None = option(None, "Save the state for --resume this often, not only after epochs.")
+    freeze_router: bool = option(False, "Train all but the routers of mixtures of experts.")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,6 +48,8 @@ class Distill:
             check_range("save_steps", self.save_steps, 1)
         if self.temperature != type(self).temperature and not self.objective.startswith("logits"):
             raise InputError(f"`temperature` must be left out for {self.objective}, which has no logits")
+        if self.freeze_router and self.objective == "layerwise":
+            raise InputError("`freeze_router` must be left out for layerwise, which trains compressed blocks only")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Finetune:
     habit), or nothing (`last`: the last epoch of all of train). `split_seed` draws the held-out part and the
     `max_train_samples`; `seed` the head, the order of the data and the dropout. `metric_for_best_model` is the
     headline metric of the task unless given. `patience` epochs without a better score end the run. `save_steps` saves
-    the state for resuming within epochs as well.
+    the state for resuming within epochs as well. `freeze_router`: the routers of mixtures of experts do not train.
     """
 
     learning_rate: float = own(2e-5)
@@ -62,6 +62,7 @@ class Finetune:
     precision: str = option("fp32", "fp32, bf16 or fp16 autocast; weights stay fp32.")
     device: str = option("auto", "auto, cpu or cuda.")
     save_steps: int | None = option(None, "Save the state for --resume this often, not only after epochs.")
+    freeze_router: bool = option(False, "Train all but the routers of mixtures of experts.")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -59,6 +59,7 @@ class Experiment:
     holdout: float = Finetune.holdout
     select_on: str = Finetune.select_on
     max_train_samples: int | None = None
+    freeze_router: bool = False
     calibration_samples: int = 256
     precision: str = "fp32"
     device: str = key("auto", free=True)
@@ -85,6 +86,7 @@ class Experiment:
             lora=lora,
             precision=self.precision,
             device=self.device,
+            freeze_router=self.freeze_router,
         )
 
     def distill(self, learning_rate: float, seed: int, epochs: int) -> Distill:

@@ -41,6 +41,7 @@ from mlpfusion.storage.processes import of_first
 from mlpfusion.storage.unfinished import give_back, take_lock
 from mlpfusion.tune.distill import distill, split_examples
 from mlpfusion.tune.finetune import RunContext, finetune
+from mlpfusion.tune.frozen import frozen_routers
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.start import compressed_start, trained_parameters
 
@@ -99,8 +100,9 @@ class Grid:
             selection = Selection(cell.layers, cell.keep_ratio)
             check_experts(row.method, find_sites(empty, source.row), selection)
             check_cut(empty, source.row, selection)
+        routers = frozen_routers(empty, freeze=config.freeze_router)
         if row.lora is not None:
-            add_lora(empty, row.lora)
+            add_lora(empty, row.lora, routers)
         for rate in self.experiment.rates(row):
             for seed in self.experiment.seeds:
                 file = self._file(self.identity(cell, rate, seed))
@@ -115,7 +117,8 @@ class Grid:
         row, experiment = cell.row, self.experiment
         unused = {"calibration_samples"} if row.method is None or not needs_batches(row.method) else set()
         unused |= set() if row.layerwise else {"layerwise_learning_rate"}
-        unused |= set() if experiment.new_head else {"new_head"}
+        # Options younger than recorded runs count when they are given only: the runs keep their names.
+        unused |= {name for name in ("new_head", "freeze_router") if not getattr(experiment, name)}
         settings = {name: value for name, value in bound(experiment).items() if name not in unused}
         settings["max_length"] = self.data(cell)[0].max_length
         own = {

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -22,6 +21,7 @@ from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import base_model, check_in_memory
 from mlpfusion.tune.finetune import RunContext
+from mlpfusion.tune.frozen import frozen, frozen_routers
 from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
 from mlpfusion.tune.record import DistillRun
 from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states
@@ -52,9 +52,10 @@ def distill(
         raise InputError(f"`cache` must be left out for the objective {config.objective}: only hidden states are kept")
     context = context or RunContext()
     started, (train, held_out) = time.perf_counter(), split_examples(examples, config)
-    frozen = only_blocks_trained(student) if config.objective == "layerwise" else nullcontext()
+    rest = frozen(frozen_routers(student, freeze=config.freeze_router).values())
+    fixed = only_blocks_trained(student) if config.objective == "layerwise" else rest
     watch = StepWatch(context.progress, config.objective)
-    with TemporaryDirectory() as scratch, seeded(config.seed), frozen:
+    with TemporaryDirectory() as scratch, seeded(config.seed), fixed:
         loss = make_loss(Teacher(teacher.eval()), student, config)
         callbacks = [watch, *context.callbacks]
         trainer = _trainer(student, loss, train, collate, config, context.folder or Path(scratch), callbacks)
@@ -107,8 +108,9 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Disti
 
     Layer-wise: the student must be compressed, the teacher its source. Hidden states: equal number
     of layers and hidden size. Logits: equal class, outputs and class names, in any order. Messages
-    call the teacher `field`.
+    call the teacher `field`. With `freeze_router` the student must have a mixture of experts.
     """
+    frozen_routers(student, freeze=config.freeze_router)
     if config.objective == "layerwise":
         check_source(teacher, student, ("the teacher", "the student"), field)
         return

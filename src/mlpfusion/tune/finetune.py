@@ -18,6 +18,7 @@ from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import check_in_memory
+from mlpfusion.tune.frozen import frozen, frozen_routers
 from mlpfusion.tune.lora import add_lora, merge_lora
 from mlpfusion.tune.record import EpochRecord, RunRecord
 from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
@@ -44,7 +45,8 @@ def finetune(
     With LoRA the adapter is saved as `adapter` in the folder of `context`, if given, and merged. On
     the CPU the same seed gives the same bytes, also after a kill and a resumed run. Global random
     streams are restored. Raises `InputError`, before any change, for a head of another size, an
-    offloaded model, too few examples to hold some out, an unknown metric, and a missing device.
+    offloaded model, `freeze_router` without a mixture, too few examples to hold some out, an unknown
+    metric, and a missing device.
     After a `DivergenceError` (loss of NaN or Inf) or an interrupt the model has the weights of the
     last step: no copy is kept.
     """
@@ -53,10 +55,11 @@ def finetune(
     check_head(model, data.task.num_labels)
     check_in_memory(model)
     train, selection = split_train(data, config)
+    routers = frozen_routers(model, freeze=config.freeze_router)
     use_cache = getattr(model.config, "use_cache", None)
-    with TemporaryDirectory() as scratch, seeded(config.seed):
+    with TemporaryDirectory() as scratch, seeded(config.seed), frozen(routers.values()):
         arguments = _arguments(context.folder or Path(scratch), config, metric, evaluated=selection is not None)
-        trained = model if config.lora is None else add_lora(model, config.lora)
+        trained = model if config.lora is None else add_lora(model, config.lora, routers)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, f"eval_{metric}")]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
@@ -72,7 +75,7 @@ def finetune(
         )
         seconds = _train(trainer, patience)
         scores = {name: _scores(trainer, data, examples) for name, examples in data.evaluation.items()}
-    record = _run_record(trainer, config, metric, scores, seconds, watch)
+        record = _run_record(trainer, config, metric, scores, seconds, watch)
     if use_cache is not None:  # the Trainer switches it off
         model.config.use_cache = use_cache
     if config.lora is not None:

@@ -14,6 +14,7 @@ from mlpfusion.batch import Batch, shifted_right
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.sites.sites import base_model, site_parameters
+from mlpfusion.tune.frozen import frozen
 
 # One tensor per layer: the hidden states of the visible tokens of a batch, sample by sample.
 States = Sequence[Float[Tensor, "visible hidden"]]
@@ -57,14 +58,8 @@ def only_blocks_trained(model: PreTrainedModel) -> Iterator[None]:
     base = base_model(model)
     trained = {id(value) for site in installed_sites(model, key) for value in site_parameters(base, site)}
     before = _digest(model, trained)
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(id(parameter) in trained)
-    try:
+    with frozen(parameter for parameter in model.parameters() if id(parameter) not in trained):
         yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
     assert _digest(model, trained) == before, "a parameter outside the compressed blocks moved"
 
 

@@ -1,6 +1,7 @@
 """LoRA by PEFT, for original and compressed models."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -13,11 +14,12 @@ from mlpfusion.options.training import Lora
 from mlpfusion.sites.weights import KindMap
 
 
-def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
+def add_lora(model: PreTrainedModel, lora: Lora, without: Iterable[str] = ()) -> Any:
     """Wraps `model` into a `PeftModel`: only LoRA factors and the head train.
 
-    Changes the modules of `model`; draws from the global random stream. Raises `InputError` without
-    peft, without a linear map to adapt, and for a masked model (merging would fill the zeros).
+    Modules with parameters named in `without` get no factors, whatever the targets are. Changes the
+    modules of `model`; draws from the global random stream. Raises `InputError` without peft,
+    without a linear map to adapt, and for a masked model (merging would fill the zeros).
     """
     _check(model.config)
     from peft import LoraConfig, TaskType, get_peft_model
@@ -29,6 +31,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> Any:
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=sorted({name.rpartition(".")[0] for name in without}) or None,
         task_type=TaskType.SEQ_CLS,
     )
     try:

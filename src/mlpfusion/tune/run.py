@@ -28,6 +28,7 @@ from mlpfusion.storage.processes import join_processes
 from mlpfusion.storage.unfinished import check_flags, normalised, opened_work, work_folder
 from mlpfusion.tune.distill import check_pair, distill, split_examples
 from mlpfusion.tune.finetune import RunContext, finetune
+from mlpfusion.tune.frozen import frozen_routers
 from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.record import (
     TUNE_RECORD_FILE,
@@ -57,8 +58,9 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     source = open_for_training(options.model, options.revision, new_head=options.data.new_head)
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length, configs[0])
     empty = empty_for_task(source, data.task)
+    routers = frozen_routers(empty, freeze=options.training.freeze_router)
     if configs[0].lora is not None:
-        add_lora(empty, configs[0].lora)
+        add_lora(empty, configs[0].lora, routers)
     check_metric(data.task, options.training.metric_for_best_model)
     train, _ = split_train(data, configs[0])
     pair = _layerwise_pair(options, source)
