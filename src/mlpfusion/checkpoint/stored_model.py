@@ -27,7 +27,7 @@ class StoredModel:
         """Reads headers alone. Raises `InputError` as `load_model` does."""
         self.model = load_model(folder, config, device="meta").eval()
         self.tensors = stored_tensors(weight_files(folder))
-        self._contexts = ExitStack()
+        self._contexts, self._last_run = ExitStack(), ExitStack()
         self._files: dict[Path, Any] = {}
         self._sources = {
             name: one for one in conversions(self.model, self.tensors) for name in one.convert(self.model, self._header)
@@ -48,6 +48,7 @@ class StoredModel:
     @contextmanager
     def in_memory(self, module: nn.Module) -> Iterator[None]:
         """Lets a module of `model`, with all inside it, hold its tensors while the context is open."""
+        self._last_run.close()
         with _emptied_again(module.modules()):
             self._fill(module.modules())
             yield
@@ -57,19 +58,18 @@ class StoredModel:
         """Lets `model` run while the context is open.
 
         What is stored as one tensor an expert is read when its module runs, with `in_fp32` as fp32 as `recording` has
-        the rest of its layer, and kept until another such one runs.
+        the rest of its layer, and kept until another such one runs, or is read by `in_memory`.
         """
         apart = [module for module in self.model.modules() if self._is_converted(module)]
-        held = ExitStack()
 
         def read(module: nn.Module, _args: object) -> None:
-            held.close()
-            held.enter_context(_emptied_again([module]))
+            self._last_run.close()
+            self._last_run.enter_context(_emptied_again([module]))
             self._fill([module])
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float() if in_fp32 else parameter.data
 
-        with _emptied_again(self.model.modules()), hooks() as handles, held:
+        with _emptied_again(self.model.modules()), hooks() as handles, self._last_run:
             self._make_buffers()
             self._fill(module for module in self.model.modules() if module not in apart)
             handles += [module.register_forward_pre_hook(read) for module in apart]

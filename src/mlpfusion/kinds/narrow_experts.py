@@ -126,8 +126,10 @@ def _entry_of(site: Site, outcome: NarrowedExperts, original: Tensors) -> Narrow
 
 def _tensors(site: Site, outcome: NarrowedExperts, original: Tensors) -> dict[str, Tensor]:
     mlps = [expert.mlp for expert in outcome.experts]
-    by_expert = [written(site.weights, mlp.tensors()) for mlp in mlps]
-    tensors = {name: torch.stack([one[name] for one in by_expert]) for name in by_expert[0]}
+    tensors = dict[str, Tensor]()
+    for number, mlp in enumerate(mlps):  # one after the other, for they may be large
+        for name, tensor in written(site.weights, mlp.tensors()).items():
+            tensors.setdefault(name, tensor.new_empty(len(mlps), *tensor.shape))[number] = tensor
     sizes = [mlp.output_scale for mlp in mlps if mlp.output_scale is not None]
     return tensors | ({f"{site.holder}.cluster_sizes": torch.stack(sizes)} if sizes else {})
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -211,10 +212,13 @@ class Stream:
         block, started, model = self.blocks[number], time.perf_counter(), self.stored.model
         base, progress = base_model(model), _of_block(self.work.progress, number, len(self.blocks))
         run = MethodRun(block, self.work.method, self.work.seed, torch.device(self.work.device), progress)
-        with self.stored.in_memory(base.get_submodule(block.sites[0].holder)):
+        with ExitStack() as held:
+            held.enter_context(self.stored.in_memory(base.get_submodule(block.sites[0].holder)))
             outcomes = run_method(model, run, calibration)
             check_finite_outcomes(block, outcomes, self.settings.method_name)
             ((site, outcome),) = gathered(block.sites, outcomes)
+            if site.stack.layout is not None:
+                held.close()  # experts are the memory of this process, unlike other blocks, and no longer needed
             before, (entry, tensors) = site_size(base, site), stored_form(model, site, outcome)
         rebuild(model, site, entry)
         named = self.cut_files.named(model, {base_prefix(model) + name: one for name, one in tensors.items()})
