@@ -224,6 +224,7 @@ def _distinct_rows(order: RowOrder, num_clusters: int) -> _Restart:
     return _Restart(0.0, labels, Convergence(num_iter=0, num_rounds=0, converged=True))
 
 
+@torch.inference_mode()  # thousands of small operations take an eighth less time
 def _best_restarts(
     space: InnerProducts, starts: Iterator[Float[Tensor, "blocks clusters neurons"]], settings: _Settings
 ) -> list[_Restart]:
