@@ -77,6 +77,7 @@ bench: export MLPFUSION_DATA := $(MLPFUSION_DATA)
 bench: .venv/bench
 	rm -rf bench-out
 	$(BIN)/python benchmarks/kmeans.py
+	$(BIN)/python benchmarks/kmeans_experts.py
 	$(BIN)/python benchmarks/cut.py
 	$(BIN)/python benchmarks/ntk.py
 	$(BIN)/python benchmarks/roberta_cost.py

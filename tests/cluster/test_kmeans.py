@@ -1,3 +1,5 @@
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,16 @@ def test_as_many_clusters_as_points_is_the_identity(refine: bool) -> None:
     assert result.num_singletons == 30
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_centroids_and_inertias_are_those_of_the_means_also_of_many_features(dtype: torch.dtype) -> None:
+    points = skewed_points(0, 40, 500, dtype)
+    result = kmeans(points, 9, generator=seeded(0))
+    means = torch.stack([points[result.labels == cluster].double().mean(0) for cluster in range(9)])
+    torch.testing.assert_close(result.centroids, means.to(dtype))
+    assert result.inertia == pytest.approx(inertia_of(points, result.labels), rel=1e-12)
+    assert result.total_inertia == pytest.approx(inertia_of(points, torch.zeros_like(result.labels)), rel=1e-12)
+
+
 def test_one_cluster_is_the_mean() -> None:
     points = skewed_points(0)
     result = kmeans(points, 1, generator=seeded(0))
@@ -179,6 +191,34 @@ def test_blocks_that_do_not_fit_together_are_clustered_the_same() -> None:
         for limit in (2**32, 2 * 60 * 60 * 4)
     )
     assert all(same(a, b) for a, b in zip(whole, split, strict=True))
+
+
+class MadeBlocks(Sequence[Tensor]):
+    """Makes a block whenever one is asked for, and counts the blocks that somebody still holds."""
+
+    def __init__(self) -> None:
+        self.made: list[weakref.ref[Tensor]] = []
+        self.most_held = 0
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  (no slices)
+        self.most_held = max(self.most_held, sum(block() is not None for block in self.made))
+        block = skewed_points(index, 60)
+        self.made.append(weakref.ref(block))
+        return block
+
+
+@pytest.mark.parametrize("max_gram_bytes", [2**32, 2 * 60 * 60 * 4])
+def test_blocks_may_be_made_when_asked_for_and_at_most_one_is_held(max_gram_bytes: int) -> None:
+    blocks = MadeBlocks()
+    made, given = (
+        kmeans_batched(points, 15, generators=[seeded(i) for i in range(5)], max_gram_bytes=max_gram_bytes)
+        for points in (blocks, torch.stack([skewed_points(i, 60) for i in range(5)]))
+    )
+    assert all(same(a, b) for a, b in zip(made, given, strict=True))
+    assert blocks.most_held <= 1
 
 
 def test_the_same_seed_gives_the_same_bytes_and_leaves_torchs_own_generator_alone() -> None:

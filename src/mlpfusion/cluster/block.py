@@ -1,4 +1,8 @@
-"""One block of points before and after clustering: canonical order, duplicates, exact means."""
+"""One block of points before and after clustering: canonical order, duplicates, exact means.
+
+Passes over the points go strip by strip, so the caller's points are the only large tensor, beside
+the centred points while inner products are taken.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlpfusion.cluster.gram import add_to_segments
+from mlpfusion.cluster.gram import SLAB_WIDTH, segment_sums
 
-# Rows converted to float64 at once, so that no float64 copy of the whole block is made. Not tuned.
-_STRIP_ROWS = 128
+# Entries converted to float64 at once: 2 MB stay in a cache, and the allocator keeps them at hand.
+_STRIP_ENTRIES = 2**18
 
 
 @dataclass(frozen=True)
@@ -59,95 +63,123 @@ class KMeansResult:
 
 
 @dataclass(frozen=True)
-class OrderedBlock:
-    """The points of one block, sorted by their values alone.
+class RowOrder:
+    """An order of the rows of one block by their values alone.
 
-    Permuting the rows of the input therefore changes nothing. Sorted point i is the caller's row
-    `order[i]`; `groups` numbers the distinct rows from 0, equal rows alike.
+    Permuting the rows therefore changes nothing. Sorted point i is the caller's row `rows[i]`;
+    `groups` numbers the distinct rows from 0, equal rows alike.
     """
 
-    points: Float[Tensor, "neurons features"]
-    order: Int[Tensor, " neurons"]
+    rows: Int[Tensor, " neurons"]
     groups: Int[Tensor, " neurons"]
 
     @property
     def num_distinct(self) -> int:
         return int(self.groups[-1]) + 1
 
-    def mean(self) -> Float[Tensor, " features"]:
-        """Computes the mean of all points in float64."""
-        sums = [strip.sum(0, dtype=torch.float64) for strip in self.points.split(_STRIP_ROWS)]
-        return torch.stack(sums).sum(0) / len(self.points)
 
-    def centered(self, dtype: torch.dtype) -> Float[Tensor, "neurons features"]:
-        """Subtracts the mean: inner products stay small and their differences exact."""
-        mean = self.mean()
-        return torch.cat([(strip.double() - mean).to(dtype) for strip in self.points.split(_STRIP_ROWS)])
+def order_rows(points: Float[Tensor, "neurons features"]) -> RowOrder:
+    """Sorts the rows by their projection on a fixed direction. Numbers the distinct ones.
 
-
-def order_block(points: Float[Tensor, "neurons features"]) -> OrderedBlock:
-    """Sorts the points by their projection on a fixed direction. Numbers the distinct rows.
-
-    >>> block = order_block(torch.tensor([[2.0], [1.0], [2.0]]))
-    >>> block.num_distinct, block.groups.bincount().tolist()
+    >>> order = order_rows(torch.tensor([[2.0], [1.0], [2.0]]))
+    >>> order.num_distinct, order.groups.bincount().tolist()
     (2, [1, 2])
     """
     # Equal rows have equal projections and become neighbours. cos(1), cos(2), ... is a generic
     # direction: rows that differ only in sign or by a permutation of features, so that their norms
     # are equal, get other projections.
     direction = torch.arange(1, points.shape[1] + 1, dtype=torch.float64, device=points.device).cos()
-    keys = [(strip.double() * direction).sum(1) for strip in points.split(_STRIP_ROWS)]
-    order = torch.cat(keys).argsort(stable=True)
-    ordered = points[order]
-    starts = torch.zeros_like(order)
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    return OrderedBlock(ordered, order, starts.cumsum(0))
+    keys = [(strip.double() * direction).sum(1) for strip in points.split(_strip_rows(points))]
+    keys, rows = torch.cat(keys).sort(stable=True)
+    starts = torch.ones_like(rows)
+    starts[0] = 0
+    # rows are compared only where the projection does not tell them apart, hence hardly ever
+    for alike in (~(keys[1:] > keys[:-1])).nonzero()[:, 0].split(_strip_rows(points)):
+        starts[alike + 1] = (points[rows[alike + 1]] != points[rows[alike]]).any(1).long()
+    return RowOrder(rows, starts.cumsum(0))
+
+
+def centered_slabs(
+    points: Float[Tensor, "neurons features"], order: RowOrder, dtype: torch.dtype
+) -> Iterator[Float[Tensor, "neurons slab"]]:
+    """Yields the sorted points without their mean, a few features at a time.
+
+    Inner products of centred points stay small and their differences exact.
+
+    >>> points = torch.tensor([[5.0], [1.0]])
+    >>> [slab.tolist() for slab in centered_slabs(points, order_rows(points), torch.float32)]
+    [[[-2.0], [2.0]]]
+    """
+    for slab in _sorted_slabs(points, order):
+        yield slab.sub_(slab.sum(0) / len(slab)).to(dtype)
+
+
+def distances_to_centers(
+    points: Float[Tensor, "neurons features"], order: RowOrder, centers: Float[Tensor, "clusters features"]
+) -> Float[Tensor, "clusters neurons"]:
+    """Computes the squared distances of the sorted points, short of |x|^2.
+
+    >>> points = torch.tensor([[5.0], [1.0]])
+    >>> distances_to_centers(points, order_rows(points), torch.tensor([[4.0]])).tolist()
+    [[5.0, -3.0]]
+    """
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    distances = torch.zeros(len(centers), len(points), dtype=dtype, device=points.device)
+    for slab, center_slab in zip(_sorted_slabs(points, order), centers.split(SLAB_WIDTH, 1), strict=True):
+        mean = slab.sum(0) / len(slab)
+        near = (center_slab - mean).to(dtype)
+        distances += near.square().sum(1)[:, None] - 2 * near @ slab.sub_(mean).to(dtype).T
+    return distances
 
 
 def summarize(
-    block: OrderedBlock, labels: Int[Tensor, " neurons"], num_clusters: int, convergence: Convergence
+    points: Float[Tensor, "neurons features"],
+    order: RowOrder,
+    labels: Int[Tensor, " neurons"],
+    num_clusters: int,
+    convergence: Convergence,
 ) -> KMeansResult:
-    """Builds the result from labels in the order of the block.
+    """Builds the result from labels of the sorted points.
 
-    >>> block = order_block(torch.tensor([[1.0], [5.0], [1.0]]))
-    >>> summarize(block, block.groups, 2, Convergence(0, 0, True)).centroids.tolist()
+    >>> points = torch.tensor([[1.0], [5.0], [1.0]])
+    >>> order = order_rows(points)
+    >>> summarize(points, order, order.groups, 2, Convergence(0, 0, True)).centroids.tolist()
     [[1.0], [5.0]]
     """
     sizes = torch.bincount(labels, minlength=num_clusters)
-    means = torch.zeros(num_clusters, block.points.shape[1], dtype=torch.float64, device=labels.device)
-    for points, segments in _strips(block.points, labels):
-        add_to_segments(means, segments, points)
-    means /= sizes[:, None]
+    centroids, inertia, between = [], 0.0, 0.0
+    for slab in _sorted_slabs(points, order):
+        sums = segment_sums(slab, labels, num_clusters)
+        mean = sums.sum(0) / len(points)
+        means = sums.div_(sizes[:, None])
+        centroids.append(means.to(points.dtype))
+        inertia += float(slab.sub_(means.index_select(0, labels)).square_().sum())
+        # total inertia = within clusters + between them
+        between += float((means - mean).square_().sum(1).mul_(sizes).sum())
     row_labels = torch.empty_like(labels)
-    row_labels[block.order] = labels
+    row_labels[order.rows] = labels
     clusters = _by_smallest_member(row_labels, num_clusters)
     return KMeansResult(
         labels=clusters.argsort()[row_labels],
-        centroids=means[clusters].to(block.points.dtype),
+        centroids=torch.cat(centroids, 1).index_select(0, clusters),
         cluster_sizes=sizes[clusters].int(),
-        inertia=_sum_of_squares(block.points, means, labels),
-        total_inertia=_sum_of_squares(block.points, block.mean()[None], torch.zeros_like(labels)),
+        inertia=inertia,
+        total_inertia=inertia + between,
         num_iter=convergence.num_iter,
         num_rounds=convergence.num_rounds,
         converged=convergence.converged,
     )
 
 
-def _sum_of_squares(
-    points: Float[Tensor, "neurons features"],
-    centers: Float[Tensor, "clusters features"],
-    labels: Int[Tensor, " neurons"],
-) -> float:
-    strips = _strips(points, labels)
-    return sum(float((centers[strip_labels].sub_(strip)).square_().sum()) for strip, strip_labels in strips)
+def _sorted_slabs(
+    points: Float[Tensor, "neurons features"], order: RowOrder
+) -> Iterator[Float[Tensor, "neurons slab"]]:
+    """Yields a few features of all points at a time, in float64."""
+    return (slab.index_select(0, order.rows).double() for slab in points.split(SLAB_WIDTH, 1))
 
 
-def _strips(
-    points: Float[Tensor, "neurons features"], labels: Int[Tensor, " neurons"]
-) -> Iterator[tuple[Float[Tensor, "strip features"], Int[Tensor, " strip"]]]:
-    """Yields a few rows at a time, in float64, with their labels."""
-    pairs = zip(points.split(_STRIP_ROWS), labels.split(_STRIP_ROWS), strict=True)
-    return ((strip.double(), strip_labels) for strip, strip_labels in pairs)
+def _strip_rows(points: Float[Tensor, "neurons features"]) -> int:
+    return max(1, _STRIP_ENTRIES // max(1, points.shape[1]))
 
 
 def _by_smallest_member(labels: Int[Tensor, " neurons"], num_clusters: int) -> Int[Tensor, " clusters"]:

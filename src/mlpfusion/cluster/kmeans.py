@@ -6,18 +6,29 @@ matrix no step depends on the number of features.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlpfusion.checks import check_fields, num_not_finite
-from mlpfusion.cluster.block import Convergence, KMeansResult, OrderedBlock, order_block, summarize
+from mlpfusion.cluster.block import (
+    Convergence,
+    KMeansResult,
+    RowOrder,
+    centered_slabs,
+    distances_to_centers,
+    order_rows,
+    summarize,
+)
 from mlpfusion.cluster.gram import GramSpace, InnerProducts, PointSpace
 from mlpfusion.cluster.lloyd import lloyd
 from mlpfusion.cluster.partition import Partition, fill_empty_clusters
 from mlpfusion.cluster.refine import refine
 from mlpfusion.cluster.seeding import distances_to_points, draw_uniforms, greedy_kmeans_plusplus
+
+_Blocks: TypeAlias = Sequence[Float[Tensor, "neurons features"]] | Float[Tensor, "blocks neurons features"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def kmeans(
 
 
 def kmeans_batched(
-    points: Float[Tensor, "blocks neurons features"],
+    points: _Blocks,
     num_clusters: int,
     *,
     generators: Sequence[torch.Generator],
@@ -105,25 +116,23 @@ def kmeans_batched(
     """Clusters each block by `kmeans`, with a generator for each.
 
     The result for a block does not depend on the other blocks. As many blocks are solved together
-    as have Gram matrices that fit into `max_gram_bytes`.
+    as have Gram matrices that fit into `max_gram_bytes`. No points are kept meanwhile: `points` may
+    be a sequence that makes a block whenever asked for one. All have one shape.
 
     >>> points = torch.tensor([[[0.0], [10.0], [0.5]], [[7.0], [0.0], [0.5]]])
     >>> generators = [torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)]
     >>> [r.labels.tolist() for r in kmeans_batched(points, 2, generators=generators)]
     [[0, 1, 0], [0, 1, 1]]
     """
-    points, init = points.detach(), None if init is None else init.detach()
     settings = _Settings(num_clusters, num_init, num_candidates, max_iter, refine, tol, max_gram_bytes)
     check_fields(settings)
-    _check_settings(settings, points.shape[1])
+    _check_settings(settings, len(points[0]))
     _check_tensors(points, init, settings, len(generators))
-    blocks = [order_block(block) for block in points]
-    results: dict[int, KMeansResult] = {}
-    for group in _groups(blocks, settings):
-        starts = None if init is None else init[group]
-        solved = _solve([blocks[i] for i in group], [generators[i] for i in group], starts, settings)
-        results.update(zip(group, solved, strict=True))
-    return [results[i] if i in results else _all_distinct_rows(block, num_clusters) for i, block in enumerate(blocks)]
+    size = max(1, max_gram_bytes // _gram_bytes(len(points[0]), _working_dtype(points[0])))
+    results: list[KMeansResult] = []
+    for start in range(0, len(points), size):
+        results += _solve(points, range(start, min(start + size, len(points))), generators, init, settings)
+    return results
 
 
 def _check_settings(settings: _Settings, num_points: int) -> None:
@@ -142,84 +151,95 @@ def _check_settings(settings: _Settings, num_points: int) -> None:
 
 
 def _check_tensors(
-    points: Float[Tensor, "blocks neurons features"],
-    init: Float[Tensor, "blocks clusters features"] | None,
-    settings: _Settings,
-    num_generators: int,
+    points: _Blocks, init: Float[Tensor, "blocks clusters features"] | None, settings: _Settings, num_generators: int
 ) -> None:
-    if not points.is_floating_point():
-        raise ValueError(f"`points` must be floating-point numbers, got {points.dtype}")
     if num_generators != len(points):
         raise ValueError(f"`generators` must hold one generator a block ({len(points)}), got {num_generators}")
-    expected = (len(points), settings.num_clusters, points.shape[2])
+    expected = (len(points), settings.num_clusters, points[0].shape[1])
     if init is not None and init.shape != expected:
         raise ValueError(f"`init` must have the shape {expected[1:]} a block, got {tuple(init.shape[1:])}")
-    for name, tensor in (("points", points), ("init", init)):
-        bad = 0 if tensor is None else num_not_finite(tensor)
-        if bad:
-            raise ValueError(f"`{name}` must be finite, got {bad} entries that are not")
+    if init is not None:
+        _check_finite("init", init)
 
 
-def _groups(blocks: Sequence[OrderedBlock], settings: _Settings) -> Iterator[list[int]]:
-    """Yields the blocks to solve, in groups by memory of the Gram matrices.
-
-    Blocks with few distinct rows need no solving and are left out.
-    """
-    open_blocks = [i for i, block in enumerate(blocks) if block.num_distinct > settings.num_clusters]
-    size = max(1, settings.max_gram_bytes // _gram_bytes(blocks[0]))
-    for start in range(0, len(open_blocks), size):
-        yield open_blocks[start : start + size]
+def _check_finite(name: str, tensor: Float[Tensor, "*shape"]) -> None:
+    bad = num_not_finite(tensor)
+    if bad:
+        raise ValueError(f"`{name}` must be finite, got {bad} entries that are not")
 
 
-def _gram_bytes(block: OrderedBlock) -> int:
-    return len(block.points) ** 2 * _working_dtype(block).itemsize
+def _check_points(points: Float[Tensor, "neurons features"]) -> Float[Tensor, "neurons features"]:
+    if not points.is_floating_point():
+        raise ValueError(f"`points` must be floating-point numbers, got {points.dtype}")
+    _check_finite("points", points)
+    return points
 
 
-def _working_dtype(block: OrderedBlock) -> torch.dtype:
-    return torch.promote_types(block.points.dtype, torch.float32)
+def _gram_bytes(num_points: int, dtype: torch.dtype) -> int:
+    return num_points**2 * dtype.itemsize
 
 
-def _all_distinct_rows(block: OrderedBlock, num_clusters: int) -> KMeansResult:
-    """Gives every distinct row a cluster. Spare clusters split duplicates."""
-    labels = fill_empty_clusters(block.groups, torch.zeros(len(block.groups), device=block.groups.device), num_clusters)
-    return summarize(block, labels, num_clusters, Convergence(num_iter=0, num_rounds=0, converged=True))
+def _working_dtype(points: Float[Tensor, "neurons features"]) -> torch.dtype:
+    return torch.promote_types(points.dtype, torch.float32)
 
 
+@torch.no_grad()
 def _solve(
-    blocks: Sequence[OrderedBlock],
+    points: _Blocks,
+    group: Sequence[int],
     generators: Sequence[torch.Generator],
     init: Float[Tensor, "blocks clusters features"] | None,
     settings: _Settings,
 ) -> list[KMeansResult]:
-    """Solves each block, all restarts on the same inner products. Keeps the best restart."""
-    dtype = _working_dtype(blocks[0])
-    centered = [block.centered(dtype) for block in blocks]
-    fits = _gram_bytes(blocks[0]) <= settings.max_gram_bytes
-    space = (GramSpace if fits else PointSpace).from_points(centered)
-    if init is None:
-        shape = (settings.num_init, settings.num_clusters, settings.num_candidates)
-        starts = (_seeded_distances(space, uniforms) for uniforms in draw_uniforms(generators, shape))
-    else:
-        centers = [(start - block.mean()).to(dtype) for start, block in zip(init, blocks, strict=True)]
-        starts = [_distances_to_centers(centered, centers)]
+    """Solves the blocks of a group together. Points are looked at block by block."""
+    orders = {i: order_rows(_check_points(points[i])) for i in group}
+    few = [i for i in group if orders[i].num_distinct <= settings.num_clusters]
+    restarts = {i: _distinct_rows(orders[i], settings.num_clusters) for i in few}
+    others = {i: orders[i] for i in group if i not in restarts}
+    if others:
+        space = _inner_products(points, others, settings.max_gram_bytes)
+        if init is None:
+            shape = (settings.num_init, settings.num_clusters, settings.num_candidates)
+            uniforms = draw_uniforms([generators[i] for i in others], shape)
+            starts = (_seeded_distances(space, some) for some in uniforms)
+        else:
+            distances = [distances_to_centers(points[i], order, init[i]) for i, order in others.items()]
+            starts = iter([torch.stack(distances)])
+        restarts |= zip(others, _best_restarts(space, starts, settings), strict=True)
+    ends = ((points[i], orders[i], restarts[i]) for i in group)
+    return [summarize(block, o, r.labels, settings.num_clusters, r.convergence) for block, o, r in ends]
+
+
+def _inner_products(points: _Blocks, orders: dict[int, RowOrder], max_gram_bytes: int) -> GramSpace | PointSpace:
+    first = next(iter(orders))
+    dtype = _working_dtype(points[first])
+    fits = _gram_bytes(len(points[first]), dtype) <= max_gram_bytes
+    slabs = (centered_slabs(points[i], order, dtype) for i, order in orders.items())
+    return (GramSpace if fits else PointSpace).from_slabs(slabs)
+
+
+def _distinct_rows(order: RowOrder, num_clusters: int) -> _Restart:
+    """Gives every distinct row a cluster. Spare clusters split duplicates."""
+    labels = fill_empty_clusters(order.groups, torch.zeros(len(order.groups), device=order.groups.device), num_clusters)
+    return _Restart(0.0, labels, Convergence(num_iter=0, num_rounds=0, converged=True))
+
+
+@torch.inference_mode()  # thousands of small operations take an eighth less time
+def _best_restarts(
+    space: InnerProducts, starts: Iterator[Float[Tensor, "blocks clusters neurons"]], settings: _Settings
+) -> list[_Restart]:
+    """Runs all restarts on the same inner products. Keeps the best of each block."""
     best: list[_Restart] = []
     for distances in starts:
         restarts = _restart(space, distances, settings)
         best = [min(pair, key=lambda restart: restart.inertia) for pair in zip(best or restarts, restarts, strict=True)]
-    return [summarize(b, r.labels, settings.num_clusters, r.convergence) for b, r in zip(blocks, best, strict=True)]
+    return best
 
 
 def _seeded_distances(
     space: InnerProducts, uniforms: Float[Tensor, "blocks clusters candidates"]
 ) -> Float[Tensor, "blocks clusters neurons"]:
     return distances_to_points(space, greedy_kmeans_plusplus(space, uniforms))
-
-
-def _distances_to_centers(
-    points: Sequence[Float[Tensor, "neurons features"]], centers: Sequence[Float[Tensor, "clusters features"]]
-) -> Float[Tensor, "blocks clusters neurons"]:
-    """Squared distances, short of |x|^2, by one GEMM a block."""
-    return torch.stack([c.square().sum(1)[:, None] - 2 * c @ p.T for p, c in zip(points, centers, strict=True)])
 
 
 def _assign(
