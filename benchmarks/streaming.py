@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ VOCABULARY = 32_000
 class Shape:
     """A known model: its config but for the number of layers, how many it has, and how many are made here."""
 
-    config: type[PreTrainedConfig]
+    config: Callable[..., PreTrainedConfig]
     values: dict[str, Any]
     layers: int
     made_layers: int
@@ -91,7 +91,7 @@ class Row:
     layers_of_model: int
     checkpoint_bytes: int
     largest_block_bytes: int
-    stated_bytes: int
+    expected_peak_bytes: int
     peak_anonymous_bytes: int
     seconds: float
     processor_seconds: float
@@ -203,7 +203,7 @@ def gram_seconds(shape: Shape) -> float:
     times = []
     for _ in range(3):
         started = time.process_time()
-        points @ points.T
+        torch.mm(points, points.T)
         times.append(time.process_time() - started)
     return sorted(times)[1] * shape.experts * shape.made_layers
 
@@ -223,7 +223,7 @@ def measured(name: str, folder: Path) -> Row:
         layers_of_model=shape.layers,
         checkpoint_bytes=size,
         largest_block_bytes=2 * shape.experts * shape.neurons * 3 * shape.hidden_size,
-        stated_bytes=record["stated_bytes"],
+        expected_peak_bytes=record["expected_peak_bytes"],
         peak_anonymous_bytes=peak,
         seconds=seconds,
         processor_seconds=processor,

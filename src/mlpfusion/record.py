@@ -77,7 +77,8 @@ class Record:
     of a run of the command; sizes are then those of the files, with tensors unused by the model's
     class. `divergence` is that of a language model's predictions on short texts, in nats a token.
     `row` says where the MLPs are, for a model type that has no row in the table, `left_out` names the layers of the
-    stacks that were not chosen.
+    stacks that were not chosen. Of a streamed run `seconds` is the sum over the blocks, in all processes, and
+    `expected_peak_bytes` the memory that was expected, without pages of files.
     """
 
     recipe: dict[str, Any]
@@ -96,6 +97,7 @@ class Record:
     divergence: float | None = None
     row: dict[str, Any] | None = None
     left_out: tuple[str, ...] = ()
+    expected_peak_bytes: int | None = None
 
     def to_json(self) -> str:
         """Formats the record as indented JSON."""

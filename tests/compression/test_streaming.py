@@ -31,7 +31,7 @@ from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
 
 QUICK = (*SEVERAL, "mixtral", "deepseek_v3", "gpt_oss", "falcon", "gemma3")
 # The time, and what only a model that is in memory can be asked.
-_OF_THE_RUN = re.compile(rb'"(seconds|peak_bytes|divergence)": ([0-9.e+-]+|null)')
+_OF_THE_RUN = re.compile(rb'"(seconds|peak_bytes|expected_peak_bytes|divergence)": ([0-9.e+-]+|null)')
 CALIBRATED = (
     "bart",
     "deepseek_v3",

@@ -46,11 +46,14 @@ class StoredModel:
         self._contexts.close()
 
     @contextmanager
-    def in_memory(self, module: nn.Module) -> Iterator[None]:
-        """Lets a module of `model`, with all inside it, hold its tensors while the context is open."""
+    def in_memory(self, module: nn.Module, expert: int | None = None) -> Iterator[None]:
+        """Lets a module of `model`, with all inside it, hold its tensors while the context is open.
+
+        Where these are of several experts, with the number of one they hold no other: its numbers stand in all places.
+        """
         self._last_run.close()
         with _emptied_again(module.modules()):
-            self._fill(module.modules())
+            self._fill(module.modules(), expert)
             yield
 
     @contextmanager
@@ -89,7 +92,7 @@ class StoredModel:
                 if empty is not None and buffer is not None:
                     module._buffers[leaf] = buffer.to(empty.dtype)
 
-    def _fill(self, modules: Iterable[nn.Module]) -> None:
+    def _fill(self, modules: Iterable[nn.Module], expert: int | None = None) -> None:
         places: dict[Tensor, list[tuple[dict[str, Any], str]]] = {}  # several of a tied one, which is stored once
         for module in modules:
             for held in _held_by(module):
@@ -97,11 +100,12 @@ class StoredModel:
                     if tensor is not None and tensor in self._names:
                         places.setdefault(tensor, []).append((held, leaf))
         wanted = {self._names[tensor]: tensor for tensor in places}
-        for source in dict.fromkeys(self._sources[name] for name in wanted):
-            for name, tensor in source.convert(self.model, self._read).items():
+        for source, some in {self._sources[name]: name for name in wanted}.items():
+            chosen = source if expert is None else source.of_expert(expert, len(wanted[some]))
+            for name, tensor in chosen.convert(self.model, self._read).items():
                 if name in wanted:
                     like = wanted[name]
-                    found = tensor.to(like.dtype)
+                    found = tensor.to(like.dtype).expand(like.shape)
                     if isinstance(like, nn.Parameter):
                         found = nn.Parameter(found, requires_grad=like.requires_grad)
                     for held, leaf in places[like]:

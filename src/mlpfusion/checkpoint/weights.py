@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,15 @@ class Conversion:
             converter.add_tensor(self.first, name, pattern, read(name))
         found = converter.convert(self.first, model=model, config=model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+
+    def of_expert(self, number: int, num_experts: int) -> "Conversion":
+        """What makes one expert alone of its own tensors, the same where the files do not keep experts apart."""
+        by_pattern: dict[str | None, list[str]] = {}
+        for name, pattern in self.patterns.items():
+            by_pattern.setdefault(pattern, []).append(name)
+        if self.converter is None or any(len(names) != num_experts for names in by_pattern.values()):
+            return self
+        return replace(self, patterns={names[number]: pattern for pattern, names in by_pattern.items()})
 
 
 def conversions(model: PreTrainedModel, names: Iterable[str]) -> list[Conversion]:

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -13,6 +14,7 @@ from mlpfusion.checkpoint.quantisation import quantisation
 from mlpfusion.checkpoint.read import empty_model, read_config, resolve
 from mlpfusion.checks import user_path
 from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import unscaled
@@ -61,7 +63,10 @@ class ExpertSummary:
 
 @dataclass(frozen=True)
 class Cut:
-    """Numbers that keeping `keep_ratio` of the neurons of `layers` would leave."""
+    """Numbers that keeping `keep_ratio` of the neurons of `layers` would leave.
+
+    `streamed_bytes` is the memory that `compress --stream` would take.
+    """
 
     layers: str
     keep_ratio: float
@@ -69,6 +74,7 @@ class Cut:
     widths: tuple[int, ...]
     mlp_parameters: int
     parameters: int
+    streamed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,8 @@ def inspect_checkpoint(
     """
     config = read_config(resolve(model, revision, weights=False), allow_quantised=True)
     empty = empty_model(config)
+    if isinstance(config.dtype, torch.dtype):
+        empty.to(dtype=config.dtype)  # pyright: ignore[reportCallIssue]
     known = _given_row(config, mlps.architecture)
     is_found = known is None and config.model_type not in ARCHITECTURES
     row = detect_architecture(empty, mlps.stacks) if is_found else find_architecture(empty, mlps.stacks, known)
@@ -204,4 +212,5 @@ def _cut(model: PreTrainedModel, sites: list[Site], selection: Selection) -> Cut
         saved += mlp.parameters_per_neuron * (site.intermediate_size - width)
     widths = tuple(width for _, width in plan.entries)
     mlp_left, left = _mlp_parameters(model, sites) - saved, model_size(model).parameters - saved
-    return Cut(selection.layers, plan.keep_ratio, len(plan.entries), widths, mlp_left, left)
+    streamed = expected_bytes(model, plan)
+    return Cut(selection.layers, plan.keep_ratio, len(plan.entries), widths, mlp_left, left, streamed)

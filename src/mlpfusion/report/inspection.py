@@ -77,6 +77,9 @@ def _print_cut(console: PlainConsole, inspection: Inspection, cut: Cut) -> None:
         f"({cut.num_sites} MLPs, width {widths})",
         f"leaves {cut.parameters:,} parameters ({100 * left:.1f} %), {100 * mlp_left:.1f} % of those in MLPs.",
     )
+    console.print(
+        f"`compress --stream`, without texts, would take at most {cut.streamed_bytes / 2**30:.1f} GiB of memory."
+    )
 
 
 def _stack_table(inspection: Inspection) -> Table:

@@ -64,12 +64,16 @@ def print_record(record: Record, model: str, out: str) -> None:
         f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes "
         f"({100 * after.bytes / before.bytes:.1f} %), {record.seconds:.1f} s"
     )
+    if record.expected_peak_bytes is not None:
+        gigabytes = record.expected_peak_bytes / 2**30
+        console.print(f"streamed, a block at a time: at most {gigabytes:.1f} GiB of memory expected", highlight=False)
     if record.divergence is not None:
         console.print(f"predictions moved by {record.divergence:.2f} nats a token", highlight=False)
     loading = " is complete. `import mlpfusion`, then load it by any Auto class of transformers."
     console.print(Text.assemble(bold(out), loading))
     source, target = shlex.quote(model), shlex.quote(out)
-    if record.divergence is None:
+    has_experts = any(site.kind == "narrow-experts" for site in record.sites)
+    if record.divergence is None and not has_experts:
         looking = f"`mlpfusion measure {source} {target} --data TEXTS` shows what the cut changed"
         training = f"`mlpfusion tune {target} TUNED --task sst2` (or --train FILE) fine-tunes it"
     else:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +27,13 @@ from mlpfusion.compression.provenance import hash_site
 from mlpfusion.compression.run import MethodRun, Provider, check_finite_outcomes, run_method
 from mlpfusion.compression.settings import CalibrationSize, Settings
 from mlpfusion.compression.streaming.block_files import BlockFiles, FinishedBlock
+from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.folding import set_key
 from mlpfusion.kinds.key import FusionKey
 from mlpfusion.kinds.narrow_experts import gathered
+from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.kinds.rebuild import rebuild_sites
 from mlpfusion.kinds.table import rebuild, site_size, stored_form
 from mlpfusion.methods.block import CalibrationNeeds
@@ -107,6 +108,11 @@ def stream_checkpoint(
         ) as opened:
             if opened.done is not None:
                 return record_from_dict(opened.done)
+            if is_first():
+                for file in source.weight_files:
+                    check_finite(file)
+            gigabytes = stream.expected_bytes / 2**30
+            work.progress(0, len(stream.blocks), f"at most {gigabytes:.1f} GiB of memory are expected")
             digest = stream.checked_hash() if is_first() else ""
             stream.compress_blocks()
             return stream.put_together(digest, out, opened.replaced, card) if is_first() else None
@@ -143,6 +149,20 @@ class Stream:
         """The files of the checkpoint without the blocks."""
         return CutFiles(self.source.empty(), self.source.folder, [block.sites[0] for block in self.blocks])
 
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """What a calibrated method sees, none for another."""
+        model = self.stored.model
+        batches = [] if self.texts is None else self.texts.batches(model, self.work.progress)
+        check_ids(model, batches)
+        return batches
+
+    @cached_property
+    def expected_bytes(self) -> int:
+        """The memory that the run is expected to take, at most."""
+        tokens = sum(batch["input_ids"].numel() for batch in self.batches)
+        return expected_bytes(self.stored.model, self.plan, tokens)
+
     @property
     def settings(self) -> Settings:
         """What the record says of the run."""
@@ -158,12 +178,7 @@ class Stream:
         return normalised(told | {"model": digest.hexdigest(), "device": self.work.device})
 
     def checked_hash(self) -> str:
-        """The hash of the MLPs to be cut, once all weights are known to be finite.
-
-        Raises `InputError` for NaN and Inf, and unless the MLPs are those that the run began with.
-        """
-        for file in self.source.weight_files:
-            check_finite(file)
+        """The hash of the MLPs to be cut. Raises `InputError` unless they are those that the run began with."""
         digest, base = hashlib.sha256(), base_model(self.stored.model)
         for number, block in enumerate(self.blocks):
             site = block.sites[0]
@@ -189,17 +204,16 @@ class Stream:
             for number in missing:
                 self._compress(number)
         elif missing:
-            self._compress_calibrated(self.texts.batches(self.stored.model, self.work.progress), missing)
+            self._compress_calibrated(missing)
 
-    def _compress_calibrated(self, batches: Sequence[Batch], missing: Sequence[int]) -> None:
+    def _compress_calibrated(self, missing: Sequence[int]) -> None:
         """The same with what enters each block; the passes go through all blocks up to the last that is missing."""
         numbers = {site.path: number for number, block in enumerate(self.blocks) for site in block.sites}
         running, sizes = StoredModel(self.source.folder, read_config(self.source.folder)), list[CalibrationSize]()
-        check_ids(running.model, batches)
         with running, running.runnable(in_fp32=True), recording(running.model, gradients=False):
-            sites = in_run_order(running.model, self.plan.sites, batches[0])
+            sites = in_run_order(running.model, self.plan.sites, self.batches[0])
             order = list(dict.fromkeys(numbers[site.path] for site in sites))
-            with waiting_passes(running.model, sites, batches) as passes:
+            with waiting_passes(running.model, sites, self.batches) as passes:
                 for number in order[: 1 + max(order.index(one) for one in missing)]:
                     if number in missing:
                         self._compress(number, lambda site: passed_calibration(passes, site, sizes), sizes)
@@ -211,14 +225,15 @@ class Stream:
     ) -> None:
         block, started, model = self.blocks[number], time.perf_counter(), self.stored.model
         base, progress = base_model(model), _of_block(self.work.progress, number, len(self.blocks))
-        run = MethodRun(block, self.work.method, self.work.seed, torch.device(self.work.device), progress)
-        with ExitStack() as held:
-            held.enter_context(self.stored.in_memory(base.get_submodule(block.sites[0].holder)))
-            outcomes = run_method(model, run, calibration)
-            check_finite_outcomes(block, outcomes, self.settings.method_name)
-            ((site, outcome),) = gathered(block.sites, outcomes)
-            if site.stack.layout is not None:
-                held.close()  # experts are the memory of this process, unlike other blocks, and no longer needed
+        device, module = torch.device(self.work.device), base.get_submodule(block.sites[0].holder)
+        outcomes = list[Outcome]()
+        for entry in block.entries:  # one expert of a mixture after the other
+            run = MethodRun(replace(block, entries=(entry,)), self.work.method, self.work.seed, device, progress)
+            with self.stored.in_memory(module, entry[0].expert):
+                outcomes += run_method(model, run, calibration)
+        check_finite_outcomes(block, outcomes, self.settings.method_name)
+        ((site, outcome),) = gathered(block.sites, outcomes)
+        with self.stored.in_memory(module, site.expert):
             before, (entry, tensors) = site_size(base, site), stored_form(model, site, outcome)
         rebuild(model, site, entry)
         named = self.cut_files.named(model, {base_prefix(model) + name: one for name, one in tensors.items()})
@@ -233,6 +248,7 @@ class Stream:
         warn_if_degenerate(records)
         entries = {one.record.path: one.entry for one in finished}
         key = FusionKey(row, entries, self.settings.method_name, self.work.seed, digest)
+        expected = self.expected_bytes  # before the blocks get narrower
         rebuild_sites(model, key)
         set_key(model, key)
         settings = replace(self.settings, calibration=finished[0].seen)
@@ -242,6 +258,7 @@ class Stream:
             original=self.cut_files.size,
             model=self.source.origin,
             left_out=left_out(self.source.empty(), row),
+            expected_peak_bytes=expected,
         )
         if self.texts is not None:
             used = record.recipe["calibration"] | self.texts.origin | {"seed": self.work.seed}

@@ -1,0 +1,48 @@
+"""How much memory a streamed run takes, from shapes alone."""
+
+from transformers import PreTrainedModel
+
+from mlpfusion.compression.plan import Plan
+from mlpfusion.sites.sites import Site, base_model, by_holder, site_parameters
+
+_PROCESS = 2**29  # Python with torch and transformers
+
+
+def expected_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int = 0) -> int:
+    """The memory of the process in a streamed run, pages of files not counted; `model` may be on the meta device.
+
+    A rough bound, measured on the shapes of `benchmarks/streaming.py`. `num_tokens` are those of a calibration.
+    """
+    base, widths = base_model(model), dict(plan.entries)
+    blocks = by_holder(plan.sites).values()
+    largest = max(_block_bytes(base, block, widths[block[0]]) for block in blocks)
+    return _PROCESS + largest + (_running_bytes(model, plan, num_tokens) if num_tokens else 0)
+
+
+def _block_bytes(base: PreTrainedModel, block: list[Site], width: int) -> int:
+    """The most of: all experts put together for their hash, the computation of the last MLP, the result written."""
+    site, stored = block[0], sum(one.numel() * one.element_size() for one in site_parameters(base, block[0]))
+    shared = 0 if site.stack.layout is None else stored  # a dense MLP is a view of its file
+    kept = stored * width // site.intermediate_size
+    num_neurons, num_features = site.intermediate_size, 3 * site.hidden_size
+    points, gram = 4 * num_neurons * num_features, 4 * num_neurons**2  # fp32
+    return max(5 * shared // 3, kept + 2 * points + 3 * gram, 3 * kept)
+
+
+def _running_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
+    """The model in fp32 outside of its layers and in one of them, and what enters and leaves that layer."""
+    base = base_model(model)
+    layers: dict[str, int] = {}
+    for name, parameter in base.named_parameters():
+        place = next((part for part in _lists(plan) if name.startswith(part)), None)
+        key = "" if place is None else place + name.removeprefix(place).partition(".")[0]
+        layers[key] = layers.get(key, 0) + 4 * parameter.numel()
+    outside = layers.pop("", 0)
+    site = max(plan.sites, key=lambda one: one.intermediate_size)
+    states = 4 * num_tokens * (8 * site.hidden_size + 4 * site.intermediate_size)
+    return outside + max(layers.values()) + states
+
+
+def _lists(plan: Plan) -> list[str]:
+    """What stands before the number of a layer in the paths of the sites."""
+    return list(dict.fromkeys(site.stack.layer.partition("{}")[0] for site in plan.sites))
