@@ -1,6 +1,7 @@
 """The records of cut language models as tables and a chart."""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from page import markdown
@@ -123,10 +124,7 @@ def _by_start(rows: Rows, column: str) -> dict[tuple[str, str], dict[float, floa
     for row in rows:
         start = TITLES.get(row["method"], row["method"]), row["sees"]
         found.setdefault(start, {}).setdefault(row["keep_ratio"], []).append(row[column])
-    return {
-        start: {size: sorted(numbers)[len(numbers) // 2] for size, numbers in sizes.items()}
-        for start, sizes in found.items()
-    }
+    return {start: {size: median(numbers) for size, numbers in sizes.items()} for start, sizes in found.items()}
 
 
 def _percent(share: float) -> str:

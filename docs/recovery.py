@@ -10,14 +10,14 @@ from page import markdown
 from mlpfusion.report.numbers import FULL, method_colors
 
 TUNINGS = {"full": "all weights", "lora": "LoRA"}
-RATES = {"full": 5e-4, "lora": 2e-3}  # of the table and the chart
-SOLID, TICKS = (FULL, "fusion", "ntk-match"), (4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200)
+SOLID = (FULL, "fusion", "ntk-match")
+TICKS = (4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 Rows = list[dict[str, Any]]
 
 
-def recovery_table(record: dict[str, Any]) -> str:
+def recovery_table(record: dict[str, Any], model: str) -> str:
     """Start x tuning: steps to recover and the perplexity in the end; the fastest first, within a size."""
-    last, header = record["measured_at"][-1], ["stories260K", "sees text", "kept", "parameters", "perplexity"]
+    last, header = record["measured_at"][-1], [model, "sees text", "kept", "parameters", "perplexity"]
     for title in TUNINGS.values():
         header += [f"{title}, steps to recover", f"after {last:,}"]
     starts = dict.fromkeys((row["keep_ratio"], row["start"]) for row in record["rows"])
@@ -35,8 +35,13 @@ def recovery_table(record: dict[str, Any]) -> str:
 
 def runs(record: dict[str, Any], tuning: str, keep_ratio: float, name: str) -> Rows:
     """The runs of one start at the rate of the table, a row a seed."""
-    wanted = (tuning, RATES[tuning], keep_ratio, name)
+    wanted = (tuning, _rate(record, tuning), keep_ratio, name)
     return [row for row in record["rows"] if (row["tuning"], row["rate"], row["keep_ratio"], row["start"]) == wanted]
+
+
+def _rate(record: dict[str, Any], tuning: str) -> float:
+    """The rate of table and chart: that of the first run."""
+    return next(row["rate"] for row in record["rows"] if row["tuning"] == tuning)
 
 
 def draw_recovery(record: dict[str, Any], path: Path) -> None:
@@ -56,7 +61,7 @@ def draw_recovery(record: dict[str, Any], path: Path) -> None:
         target = record["near"] * record["perplexity"]
         axes.axhline(target, color="black", linestyle=":", linewidth=1, label="recovered: full before training + 10 %")
         axes.set_title(
-            f"{title}, rate {RATES[tuning]:g}, {100 * narrowest:.0f} % of the width", fontsize=10, loc="left"
+            f"{title}, rate {_rate(record, tuning):g}, {100 * narrowest:.0f} % of the width", fontsize=10, loc="left"
         )
         axes.set_xscale("symlog", linthresh=10, linscale=0.5)  # step 0 has a place too
         axes.set_xlim(-1, 1.15 * record["measured_at"][-1])
@@ -64,7 +69,9 @@ def draw_recovery(record: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("optimiser steps")
         axes.grid(linewidth=0.3)
     panels[0].set_yscale("log")
-    panels[0].yaxis.set_ticks(TICKS, map(str, TICKS))
+    low, high = panels[0].get_ylim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    panels[0].yaxis.set_ticks(ticks, [f"{tick:,}" for tick in ticks])
     panels[0].yaxis.set_ticks([], minor=True)
     panels[0].set_ylabel("perplexity on held-out text")
     handles, labels = panels[0].get_legend_handles_labels()

@@ -32,6 +32,7 @@ from decoders import cost_by_shape, decoder_table, draw_perplexity, language_tab
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_mixture import draw_mixture, mixture_experts, mixture_table
+from streaming import streaming_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
 from mlpfusion.cli import main as cli
@@ -325,6 +326,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "language": lambda: language_table(read_result("smollm2_cut")),
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
+    "streaming": lambda: streaming_table(read_result("streaming")),
     "small-moe": lambda: mixture_table(read_result("small_moe")),
     "small-moe-experts": lambda: mixture_experts(read_result("small_moe")),
     "ntk-match-cost": lambda: cost_by_shape(read_result("ntk_match_cost")),
@@ -335,7 +337,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "perplexity-of-stories": lambda: perplexity_table(
         read_result("stories260k_perplexity"), "perplexity", "stories260K"
     ),
-    "recovery": lambda: recovery_table(read_result("stories260k_recovery")),
+    "recovery": lambda: recovery_table(read_result("stories260k_recovery"), "stories260K"),
+    "recovery-of-smollm2": lambda: recovery_table(read_result("smollm2_recovery"), "SmolLM2-135M"),
     "roberta-cost": roberta_cost,
     "table2-scores": fine_tuning(score_table, "minilm-table2"),
     "table2-shares": fine_tuning(share_table, "minilm-table2"),
@@ -370,7 +373,8 @@ def main() -> None:
         write_chart(comparison(), IMAGES / "minilm_comparison.png")
         write_dynamics_chart(read_result("dynamics"), IMAGES / "dynamics.png")
         draw_errors(means_over_layers(), IMAGES / "errors.png")
-        draw_recovery(read_result("stories260k_recovery"), IMAGES / "stories260k_recovery.png")
+        for model in ("stories260k", "smollm2"):
+            draw_recovery(read_result(f"{model}_recovery"), IMAGES / f"{model}_recovery.png")
         draw_perplexity(read_result("smollm2_perplexity"), IMAGES / "smollm2_perplexity.png")
         draw_mixture(read_result("small_moe"), IMAGES / "small_moe.png")
     stale = []

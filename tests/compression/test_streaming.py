@@ -121,6 +121,9 @@ def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path
         patch.setattr(BlockFiles, "write", written_and_interrupted(BlockFiles.write))
         assert stream(source, out, *flags).exit_code == 130
     assert len(list(tmp_path.glob("streamed.unfinished/block-*"))) == 1
+    told = stream(source, out, "--resume", *flags[:-1], 39)
+    assert "`--calibration` must be" in told.stderr
+    assert "to resume the run" in told.stderr
     assert cut(source, out, "--stream", "--resume", *flags) == expected
 
 

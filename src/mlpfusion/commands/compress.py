@@ -211,4 +211,5 @@ COMMAND = Command(
     title="Compressing",
     usage="--keep-ratio SHARE [OPTIONS]",
     takes_file=True,
+    go_on="Nothing half-written is left. A run with --stream goes on by the same command with --resume.",
 )

@@ -42,7 +42,7 @@ from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
-from mlpfusion.record import RECORD_FILE, Record, record_from_dict, warn_if_degenerate
+from mlpfusion.record import RECORD_FILE, Record, record_from_dict, versions, warn_if_degenerate
 from mlpfusion.sites.detect import left_out
 from mlpfusion.sites.proof.row_check import check_visited, checked_sites
 from mlpfusion.sites.recording import recording
@@ -174,8 +174,14 @@ class Stream:
         for name, tensor in sorted(self.stored.tensors.items()):
             digest.update(f"{name} {tensor.file.name} {tensor.dtype} {tensor.shape}\n".encode())
         told = self.settings.recipe() | self.source.row_for_identity()
-        told |= {} if self.texts is None else self.texts.origin
-        return normalised(told | {"model": digest.hexdigest(), "device": self.work.device})
+        if self.texts is not None:
+            seen = hashlib.sha256()
+            for batch in self.batches:
+                for name, tensor in batch.items():
+                    seen.update(f"{name} {tensor.tolist()}".encode())
+            told["calibration"] = seen.hexdigest()
+        told |= {"model": digest.hexdigest(), "device": self.work.device, "versions": versions()}
+        return normalised(told)
 
     def checked_hash(self) -> str:
         """The hash of the MLPs to be cut. Raises `InputError` unless they are those that the run began with."""
