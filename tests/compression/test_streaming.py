@@ -38,7 +38,7 @@ CALIBRATED = (
     "gemma2",
     "gpt2",
     "gpt_oss",
-    "qwen3_5_moe_text",
+    "qwen3_moe",
     "t5-gated",
     "falcon",
     "modernbert",
@@ -93,6 +93,13 @@ def test_every_kind_of_outcome_is_streamed(method, tmp_path):
     assert cut(source, tmp_path / "streamed", "--stream", *flags) == cut(source, tmp_path / "whole", *flags)
 
 
+def text_flags(source: Path, texts: Path) -> tuple[object, ...]:
+    """Flags of a calibrated cut; gives the checkpoint a tokenizer and writes the texts."""
+    tiny_tokenizer().save_pretrained(source)
+    texts.write_text("\n".join(sentences(64, seed=0)[0]))
+    return "--method", "ntk-match", "--option", "match=none", "--calibration", texts, "--calibration-samples", 40
+
+
 def written_and_interrupted(write: Callable[..., None]) -> Callable[..., None]:
     def interrupted(*arguments: object) -> None:
         write(*arguments)
@@ -112,10 +119,8 @@ def stream(source: Path, out: Path, *flags: object) -> Result:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path, monkeypatch):
     """Also for a run that died in between."""
-    source, texts, out = save(name, tmp_path / "source", dtype), tmp_path / "texts.txt", tmp_path / "streamed"
-    tiny_tokenizer().save_pretrained(source)
-    texts.write_text("\n".join(sentences(64, seed=0)[0]))
-    flags = ("--method", "ntk-match", "--option", "match=none", "--calibration", texts, "--calibration-samples", 40)
+    source, out = save(name, tmp_path / "source", dtype), tmp_path / "streamed"
+    flags = text_flags(source, tmp_path / "texts.txt")
     expected = cut(source, tmp_path / "whole", *flags)
     with monkeypatch.context() as patch:
         patch.setattr(BlockFiles, "write", written_and_interrupted(BlockFiles.write))
@@ -144,8 +149,8 @@ def killed_and_resumed(source: Path, folder: Path, ending: Ending, expected: dic
     out, before = folder / "out", contents(source)
     forked(lambda: stream(source, out), folder, ending)
     assert not out.exists() or steady(out) == expected
-    if not out.exists() or (folder / "out.unfinished").exists():
-        assert cut(source, out, "--stream", "--resume") == expected
+    is_over = out.exists() and not (folder / "out.unfinished").exists()
+    assert cut(source, out, "--stream", "--overwrite" if is_over else "--resume") == expected
     assert [path.name for path in folder.iterdir()] == ["out"]
     assert contents(source) == before
     shutil.rmtree(folder)
@@ -229,11 +234,14 @@ BlockFiles.write = dying
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", ["", DIES], ids=["whole", "killed"])
-def test_two_processes_write_the_same_bytes_also_after_one_died(before, tmp_path):
+@pytest.mark.parametrize(
+    ("before", "calibrated"), [("", False), (DIES, False), ("", True)], ids=["whole", "killed", "with texts"]
+)
+def test_two_processes_write_the_same_bytes_also_after_one_died(before, calibrated, tmp_path):
     source = save("mixtral", tmp_path / "source")
-    expected, out = cut(source, tmp_path / "whole"), tmp_path / "out"
-    result = torchrun(source, out, "--resume", before=before)
+    flags = text_flags(source, tmp_path / "texts.txt") if calibrated else ()
+    expected, out = cut(source, tmp_path / "whole", *flags), tmp_path / "out"
+    result = torchrun(source, out, "--resume", *flags, before=before)
     assert result.returncode == 0, result.stderr
     assert steady(out) == expected
     assert result.stdout.count("is complete") == 1

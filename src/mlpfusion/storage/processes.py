@@ -27,18 +27,20 @@ def join_processes(device: str) -> None:
 
 
 def is_first() -> bool:
-    """Returns True in the process that speaks for the others of its launch."""
-    return PartialState().is_main_process
+    """Returns True in the process that speaks for the others of its launch, and where none was joined."""
+    return not torch.distributed.is_initialized() or PartialState().is_main_process
 
 
 def of_first(answer: Callable[[], Answer]) -> Answer:
-    """Returns the answer of the first process, in all of them. Also an `InputError` it raises.
+    """Returns the answer of the first process, in all that were joined. Also an `InputError` it raises.
 
     >>> of_first(lambda: "yes")
     'yes'
     """
+    if not torch.distributed.is_initialized():
+        return answer()
     outcome: list[tuple[Answer | None, InputError | None]] = [(None, None)]
-    if PartialState().is_main_process:
+    if is_first():
         try:
             outcome = [(answer(), None)]
         except InputError as error:

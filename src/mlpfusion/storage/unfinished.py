@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, Timeout
 
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.storage.atomic import UNFINISHED, write_file
 from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.output import Occupant, check_output, staged_folder
-from mlpfusion.storage.processes import of_first
+from mlpfusion.storage.processes import is_first, of_first
 
 _SETTINGS, _RESULT = "settings.json", "result.json"
 
@@ -79,7 +78,7 @@ def _locked(out: Path) -> Iterator[None]:
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     of_first(lambda: _take(lock, out))
     try:
-        if PartialState().is_main_process:
+        if is_first():
             for rest in folder.parent.glob(f".{glob.escape(folder.name)}.removed-*"):
                 shutil.rmtree(rest, ignore_errors=True)
         yield

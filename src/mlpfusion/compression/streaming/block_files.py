@@ -68,6 +68,13 @@ class BlockFiles:
         except (OSError, SafetensorError, InputError, ValueError, KeyError, TypeError):
             return None
 
+    def read_whole(self, number: int) -> FinishedBlock:
+        """What a block has become. Raises `InputError` where its file is gone or damaged."""
+        block = self.read(number)
+        if block is None:
+            raise InputError(f"{self.path(number)} must be as it was written: --resume makes it again")
+        return block
+
     def tensors(self, number: int) -> dict[str, Tensor]:
         """The tensors of a block: views of its file."""
         with safe_open(self.path(number), framework="pt") as opened:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
@@ -27,6 +26,7 @@ from mlpfusion.compression.provenance import hash_site
 from mlpfusion.compression.run import MethodRun, Provider, check_finite_outcomes, run_method
 from mlpfusion.compression.settings import CalibrationSize, Settings
 from mlpfusion.compression.streaming.block_files import BlockFiles, FinishedBlock
+from mlpfusion.compression.streaming.launch import Launch
 from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.errors import InputError
@@ -50,12 +50,10 @@ from mlpfusion.sites.sites import base_model, by_holder
 from mlpfusion.sites.waiting import in_run_order, waiting_passes
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.output import Occupant, staged_folder
-from mlpfusion.storage.processes import is_first, join_processes
 from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
 
 Card = Callable[[Record, Path, PreTrainedModel], str]
 _SOURCE_FILE = "source.json"
-_POLL_SECONDS = 0.5  # a block takes seconds to minutes
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,14 @@ def stream_checkpoint(
     computed again. Raises `InputError` as `compress` does, and for weights that changed since the run began.
     """
     prepared = None if texts is None else texts.prepare(source.folder, source.empty(), work.seed)
-    join_processes(work.device)
+    launch = Launch.of_this_process()
     with StoredModel(source.folder, source.config) as stored:
-        stream = Stream(source, work, prepared, stored, BlockFiles(work_folder(out)))
+        stream = Stream(source, work, prepared, stored, BlockFiles(work_folder(out)), launch)
+        if not launch.is_first:
+            if launch.has_begun(out, resume=unfinished.resume):
+                stream.compress_blocks()
+                launch.end(out)
+            return None
         with opened_work(
             out,
             stream.identity(),
@@ -108,14 +111,15 @@ def stream_checkpoint(
         ) as opened:
             if opened.done is not None:
                 return record_from_dict(opened.done)
-            if is_first():
-                for file in source.weight_files:
-                    check_finite(file)
-            gigabytes = stream.expected_bytes / 2**30
-            work.progress(0, len(stream.blocks), f"at most {gigabytes:.1f} GiB of memory are expected")
-            digest = stream.checked_hash() if is_first() else ""
+            for file in source.weight_files:
+                check_finite(file)
+            launch.begin(out)
+            gigabytes, total = stream.expected_bytes / 2**30, len(stream.blocks)
+            work.progress(0, total, f"at most {gigabytes:.1f} GiB of memory are expected")
+            digest = stream.checked_hash()
             stream.compress_blocks()
-            return stream.put_together(digest, out, opened.replaced, card) if is_first() else None
+            launch.wait_for_others(out, work.progress, total)
+            return stream.put_together(digest, out, opened.replaced, card)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class Stream:
     texts: PreparedCalibration | None
     stored: StoredModel
     files: BlockFiles
+    launch: Launch
 
     @cached_property
     def plan(self) -> Plan:
@@ -203,8 +208,7 @@ class Stream:
 
     def compress_blocks(self) -> None:
         """Computes the blocks of this process that are not there yet."""
-        state = PartialState()
-        mine = range(state.process_index, len(self.blocks), state.num_processes)
+        mine = range(self.launch.index, len(self.blocks), self.launch.size)
         missing = [number for number in mine if self.files.read(number) is None]
         if self.texts is None:
             for number in missing:
@@ -247,8 +251,8 @@ class Stream:
         self.files.write(number, FinishedBlock(entry, record, time.perf_counter() - started, seen), named)
 
     def put_together(self, digest: str, out: Path, replaced: Occupant | None, card: Card) -> Record:
-        """Waits for the blocks of all processes and writes `out`, complete or not at all."""
-        finished = self._wait()
+        """Writes `out`, complete or not at all, of the blocks of all processes."""
+        finished = [self.files.read_whole(number) for number in range(len(self.blocks))]
         model, row, device = self.stored.model, self.source.row, torch.device(self.work.device)
         records = [one.record for one in finished]
         warn_if_degenerate(records)
@@ -277,18 +281,6 @@ class Stream:
             expect_record(out, record.to_json())
         remove_work(out)
         return record
-
-    def _wait(self) -> list[FinishedBlock]:
-        """All blocks, once the other processes have theirs."""
-        finished: list[FinishedBlock] = []
-        while len(finished) < len(self.blocks):
-            one = self.files.read(len(finished))
-            if one is None:
-                self.work.progress(len(finished), len(self.blocks), "waiting for the other processes")
-                time.sleep(_POLL_SECONDS)
-            else:
-                finished.append(one)
-        return finished
 
 
 def _of_block(progress: Progress, number: int, total: int) -> Progress:
