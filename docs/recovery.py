@@ -26,7 +26,7 @@ def recovery_table(record: dict[str, Any], model: str) -> str:
         found = {tuning: runs(record, tuning, keep_ratio, name) for tuning in TUNINGS}
         one = next(rows[0] for rows in found.values() if rows)
         cells = [name, "yes" if one["sees_text"] else "no", f"{100 * keep_ratio:.0f} %", f"{one['parameters']:,}"]
-        cells.append(f"{one['perplexity'][0]:.2f}")
+        cells.append(f"{one['perplexity'][0]:,.2f}")
         for rows in found.values():
             cells += [_steps_in_words(rows, last), _in_the_end(rows)]
         lines.append(cells)

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.weights import conversions, stored_tensors, weight_files
+from mlpfusion.sites.mixtures.experts import expert_modules
 from mlpfusion.sites.recording import hooks
 
 
@@ -60,10 +61,10 @@ class StoredModel:
     def runnable(self, *, in_fp32: bool = False) -> Iterator[None]:
         """Lets `model` run while the context is open.
 
-        What is stored as one tensor an expert is read when its module runs, with `in_fp32` as fp32 as `recording` has
-        the rest of its layer, and kept until another such one runs, or is read by `in_memory`.
+        Experts that are stored as a tensor each are read when their module runs, and kept until another such one runs,
+        or is read by `in_memory`; with `in_fp32` as fp32, as `recording` has the rest of their layer.
         """
-        apart = [module for module in self.model.modules() if self._is_converted(module)]
+        apart = [module for module in expert_modules(self.model).values() if self._is_converted(module)]
 
         def read(module: nn.Module, _args: object) -> None:
             self._last_run.close()
