@@ -27,3 +27,14 @@ def streaming_table(rows: list[dict[str, Any]]) -> str:
         )
     head = ["shape of", "layers made", "checkpoint", "one layer's MLPs", "memory said before", "measured"]
     return markdown([*head, "time over the least", "all layers, projected"], cells)
+
+
+def streamed_summary(record: dict[str, Any]) -> str:
+    """How many types have the same bytes streamed and in memory, by dtype."""
+    counted = []
+    for dtype in ("fp32", "bf16"):
+        found = [row[dtype] for row in record["types"]]
+        refused = sum(one.startswith("refused alike") for one in found)
+        others = f", {refused} are refused by both" if refused else ""
+        counted.append(f"in {dtype} {found.count('same')} of {len(found)}{others}")
+    return f"A tiny model of every type that [goes through](../architectures.md), the same bytes: {'; '.join(counted)}."

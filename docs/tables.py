@@ -32,7 +32,7 @@ from decoders import cost_by_shape, decoder_table, draw_perplexity, language_tab
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_mixture import draw_mixture, mixture_experts, mixture_table
-from streaming import streaming_table
+from streaming import streamed_summary, streaming_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
 from mlpfusion.cli import main as cli
@@ -326,6 +326,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "language": lambda: language_table(read_result("smollm2_cut")),
     "methods": methods,
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
+    "streamed-types": lambda: streamed_summary(read_result("streamed_types")),
     "streaming": lambda: streaming_table(read_result("streaming")),
     "small-moe": lambda: mixture_table(read_result("small_moe")),
     "small-moe-experts": lambda: mixture_experts(read_result("small_moe")),

@@ -313,3 +313,12 @@ def test_another_model_or_method_does_not_go_on_with_a_run(tmp_path):
     damaged(source, "encoder.layer.0.output.dense.weight", lambda tensor: tensor + 1)
     assert "its MLPs have changed" in refused("compress", source, out, "--keep-ratio", 0.5, "--stream", "--resume")
     assert cut(source, out, "--stream", "--overwrite") == cut(source, tmp_path / "whole")
+
+
+def test_the_memory_is_said_beforehand(tmp_path):
+    source, out = save("mixtral", tmp_path / "source"), tmp_path / "out"
+    told = call("inspect", source).output
+    assert "`compress --stream`, without texts, would take at most 0.5 GiB of memory." in told
+    result = stream(source, out)
+    assert "streamed, a block at a time: at most 0.5 GiB of memory expected" in result.output
+    assert "`mlpfusion evaluate" in result.output
