@@ -118,7 +118,7 @@ def inspect_checkpoint(
     """
     config = read_config(resolve(model, revision, weights=False), allow_quantised=True)
     empty = empty_model(config)
-    if isinstance(config.dtype, torch.dtype):
+    if isinstance(config.dtype, torch.dtype) and config.dtype.is_floating_point:
         empty.to(dtype=config.dtype)  # pyright: ignore[reportCallIssue]
     known = _given_row(config, mlps.architecture)
     is_found = known is None and config.model_type not in ARCHITECTURES
