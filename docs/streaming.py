@@ -37,4 +37,5 @@ def streamed_summary(record: dict[str, Any]) -> str:
         refused = sum(one.startswith("refused alike") for one in found)
         others = f", {refused} are refused by both" if refused else ""
         counted.append(f"in {dtype} {found.count('same')} of {len(found)}{others}")
-    return f"A tiny model of every type that [goes through](../architectures.md), the same bytes: {'; '.join(counted)}."
+    tried = f"Tiny models of {len(record['types'])} types that [go through](../architectures.md)"
+    return f"{tried}, the same bytes: {'; '.join(counted)}."

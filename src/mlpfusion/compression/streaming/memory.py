@@ -26,7 +26,8 @@ def _block_bytes(base: PreTrainedModel, block: list[Site], width: int) -> int:
     kept = stored * width // site.intermediate_size
     num_neurons, num_features = site.intermediate_size, 3 * site.hidden_size
     points, gram = 4 * num_neurons * num_features, 4 * num_neurons**2  # fp32
-    return max(5 * shared // 3, kept + 2 * points + 3 * gram, 3 * kept)
+    one_expert = shared // len(block)  # and once more while it is put together
+    return max(5 * shared // 3, kept + 2 * one_expert + 2 * points + 3 * gram, 3 * kept)
 
 
 def _running_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
