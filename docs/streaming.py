@@ -35,7 +35,7 @@ def streamed_summary(record: dict[str, Any]) -> str:
     for dtype in ("fp32", "bf16"):
         found = [row[dtype] for row in record["types"]]
         refused = sum(one.startswith("refused alike") for one in found)
-        others = f", {refused} are refused by both" if refused else ""
+        others = f" (refused by both: {refused})" if refused else ""
         counted.append(f"in {dtype} {found.count('same')} of {len(found)}{others}")
     tried = f"Tiny models of {len(record['types'])} types that [go through](../architectures.md)"
     return f"{tried}, the same bytes: {'; '.join(counted)}."
