@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.weights import conversions, stored_tensors, weight_files
 from mlpfusion.sites.mixtures.experts import expert_modules
-from mlpfusion.sites.recording import hooks
+from mlpfusion.sites.recording import as_recorded, hooks
 
 
 class StoredModel:
@@ -58,11 +58,11 @@ class StoredModel:
             yield
 
     @contextmanager
-    def runnable(self, *, in_fp32: bool = False) -> Iterator[None]:
+    def runnable(self, *, recorded: bool = False) -> Iterator[None]:
         """Lets `model` run while the context is open.
 
         Experts that are stored as a tensor each are read when their module runs, and kept until another such one runs,
-        or is read by `in_memory`; with `in_fp32` as fp32, as `recording` has the rest of their layer.
+        or is read by `in_memory`; `recorded`: as `recording` has the rest of their layer.
         """
         apart = [module for module in expert_modules(self.model).values() if self._is_converted(module)]
 
@@ -70,8 +70,8 @@ class StoredModel:
             self._last_run.close()
             self._last_run.enter_context(_emptied_again([module]))
             self._fill([module])
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float() if in_fp32 else parameter.data
+            for parameter in module.parameters(recurse=False) if recorded else ():
+                parameter.data = as_recorded(parameter.data)
 
         with _emptied_again(self.model.modules()), hooks() as handles, self._last_run:
             self._make_buffers()

@@ -20,7 +20,7 @@ from mlpfusion.compression.on_task import install_learned, learn
 from mlpfusion.compression.predictions import NUM_TEXTS, divergence, predictions, short_texts, warn_if_lost
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.task_model import load_for_task
-from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource
+from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.data.unlabelled.random_tokens import random_texts
 from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError, shown
@@ -29,6 +29,9 @@ from mlpfusion.progress import Progress
 from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.sites.sites import find_sites
 from mlpfusion.storage.output import Occupant, staged_folder
+
+# (record, folder of the source, model) -> the text of the model card.
+Card = Callable[[Record, Path, PreTrainedModel], str]
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,13 @@ def compress_checkpoint(
         record = replace(record, divergence=moved)
     if prepared is None:
         return model, record
-    used = record.recipe["calibration"] | prepared.origin | {"seed": work.seed}
-    return model, replace(record, recipe=record.recipe | {"calibration": used})
+    return model, with_origin(record, prepared, work.seed)
+
+
+def with_origin(record: Record, texts: PreparedCalibration, seed: int) -> Record:
+    """The record with where the calibration came from."""
+    used = record.recipe["calibration"] | texts.origin | {"seed": seed}
+    return replace(record, recipe=record.recipe | {"calibration": used})
 
 
 def _probe(source: Checkpoint, model: PreTrainedModel, batches: Sequence[Batch] | None, seed: int) -> list[Batch]:
@@ -137,7 +145,7 @@ def write_checkpoint(
     record: Record,
     out: Path,
     replaced: Occupant | None,
-    card: Callable[[Record, Path, PreTrainedModel], str],
+    card: Card,
 ) -> Record:
     """Writes model, tokenizer, record and model card into the new folder `out`, complete or not at all.
 
@@ -147,9 +155,14 @@ def write_checkpoint(
     with staged_folder(out, replaced) as folder:
         record = save_compressed(model, source.folder, read_config(source.folder), record, folder)
         record = replace(record, model=source.origin)
-        (folder / "README.md").write_text(card(record, source.folder, model), encoding="utf-8")
-        (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+        write_about(folder, source, model, record, card)
     return record
+
+
+def write_about(folder: Path, source: Checkpoint, model: PreTrainedModel, record: Record, card: Card) -> None:
+    """Writes record and model card beside the weights."""
+    (folder / "README.md").write_text(card(record, source.folder, model), encoding="utf-8")
+    (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
 
 
 def check_device(device: str) -> None:

@@ -46,8 +46,8 @@ def recording(model: PreTrainedModel, *, gradients: bool = True) -> Iterator[Non
     The stored tensors come back untouched, not rounded twice. Memory: the tensors again, at twice their size; without
     `gradients`, for forward passes only, only the layers that are running are fp32. Contexts of one model do not nest.
     """
-    layers = [] if gradients else list(_layers(model))
-    outside, inside = _InFp32(_outside(model, layers)), [_InFp32(_tensors(layer)) for layer in layers]
+    layers = [] if gradients else list(layers_of(model))
+    outside, inside = _InFp32(outside_of(model, layers)), [_InFp32(_tensors(layer)) for layer in layers]
     with eval_mode(model), hooks() as handles:
         for layer, tensors in zip(layers, inside, strict=True):
             handles.append(layer.register_forward_pre_hook(tensors.open))
@@ -64,7 +64,7 @@ class _InFp32:
     """The half-precision tensors on a CPU among `tensors`: fp32 while something has them open, else the stored ones."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._halves = [one for one in tensors if one.device.type == "cpu" and one.dtype in _HALVES]
+        self._halves = [one for one in tensors if _is_half_on_cpu(one)]
         self._stored: list[Tensor] = []
         self._users = 0  # forward passes that wait inside of a layer have it open together
 
@@ -95,13 +95,13 @@ def _tensors(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
     yield from module.buffers(recurse)
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
+def layers_of(module: nn.Module) -> Iterator[nn.Module]:
     """The entries of the outermost lists of modules."""
     for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
+        yield from child if isinstance(child, nn.ModuleList) else layers_of(child)
 
 
-def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Tensor]:
+def outside_of(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Tensor]:
     """The tensors that some module outside of the layers has."""
     inside = {id(module) for layer in layers for module in layer.modules()}
     for module in model.modules():
@@ -110,8 +110,14 @@ def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Tensor]:
 
 
 def recordable(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """`batch` on `device`; on a CPU with its half-precision tensors as fp32, as `recording` has those of the model."""
-    halves = _HALVES if device.type == "cpu" else ()
-    return {
-        name: tensor.float() if tensor.dtype in halves else tensor for name, tensor in to_device(batch, device).items()
-    }
+    """`batch` on `device`, its tensors as `recording` has those of the model."""
+    return {name: as_recorded(tensor) for name, tensor in to_device(batch, device).items()}
+
+
+def as_recorded(tensor: Tensor) -> Tensor:
+    """A half-precision tensor on a CPU as fp32, any other as it is."""
+    return tensor.float() if _is_half_on_cpu(tensor) else tensor
+
+
+def _is_half_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in _HALVES

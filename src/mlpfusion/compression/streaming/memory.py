@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel
 
 from mlpfusion.compression.plan import Plan
+from mlpfusion.sites.recording import layers_of, outside_of
 from mlpfusion.sites.sites import Site, base_model, by_holder, site_parameters
 
 _PROCESS = 2**29  # Python with torch and transformers
@@ -31,19 +32,10 @@ def _block_bytes(base: PreTrainedModel, block: list[Site], width: int) -> int:
 
 
 def _running_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
-    """The model in fp32 outside of its layers and in one of them, and what enters and leaves that layer."""
-    base = base_model(model)
-    layers: dict[str, int] = {}
-    for name, parameter in base.named_parameters():
-        place = next((part for part in _lists(plan) if name.startswith(part)), None)
-        key = "" if place is None else place + name.removeprefix(place).partition(".")[0]
-        layers[key] = layers.get(key, 0) + 4 * parameter.numel()
-    outside = layers.pop("", 0)
+    """The model in fp32 outside of its layers and in one of them (`recording`), and what enters and leaves that one."""
+    layers = list(layers_of(model))
+    outside = {id(one): 4 * one.numel() for one in outside_of(model, layers)}  # a tied tensor once
+    largest = max((sum(4 * one.numel() for one in layer.parameters()) for layer in layers), default=0)
     site = max(plan.sites, key=lambda one: one.intermediate_size)
     states = 4 * num_tokens * (8 * site.hidden_size + 4 * site.intermediate_size)
-    return outside + max(layers.values()) + states
-
-
-def _lists(plan: Plan) -> list[str]:
-    """What stands before the number of a layer in the paths of the sites."""
-    return list(dict.fromkeys(site.stack.layer.partition("{}")[0] for site in plan.sites))
+    return sum(outside.values()) + largest + states

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.config import CONFIG, read_config
@@ -19,7 +18,7 @@ from mlpfusion.checkpoint.read import check_finite
 from mlpfusion.checkpoint.save import CutFiles, base_prefix
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.traces import check_ids, passed_calibration
-from mlpfusion.compression.checkpoint import Work
+from mlpfusion.compression.checkpoint import Card, Work, with_origin, write_about
 from mlpfusion.compression.install import new_record, site_record
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.provenance import hash_site
@@ -52,7 +51,6 @@ from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.output import Occupant, staged_folder
 from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
 
-Card = Callable[[Record, Path, PreTrainedModel], str]
 _SOURCE_FILE = "source.json"
 
 
@@ -220,7 +218,7 @@ class Stream:
         """The same with what enters each block; the passes go through all blocks up to the last that is missing."""
         numbers = {site.path: number for number, block in enumerate(self.blocks) for site in block.sites}
         running, sizes = StoredModel(self.source.folder, read_config(self.source.folder)), list[CalibrationSize]()
-        with running, running.runnable(in_fp32=True), recording(running.model, gradients=False):
+        with running, running.runnable(recorded=True), recording(running.model, gradients=False):
             sites = in_run_order(running.model, self.plan.sites, self.batches[0])
             order = list(dict.fromkeys(numbers[site.path] for site in sites))
             with waiting_passes(running.model, sites, self.batches) as passes:
@@ -271,13 +269,11 @@ class Stream:
             expected_peak_bytes=expected,
         )
         if self.texts is not None:
-            used = record.recipe["calibration"] | self.texts.origin | {"seed": self.work.seed}
-            record = replace(record, recipe=record.recipe | {"calibration": used})
+            record = with_origin(record, self.texts, self.work.seed)
         new = {name: one for number in range(len(finished)) for name, one in self.files.tensors(number).items()}
         with staged_folder(out, replaced) as folder:
             record = replace(record, compressed=self.cut_files.write(folder, new, key, model))
-            (folder / "README.md").write_text(card(record, self.source.folder, model), encoding="utf-8")
-            (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+            write_about(folder, self.source, model, record, card)
             expect_record(out, record.to_json())
         remove_work(out)
         return record
