@@ -11,9 +11,11 @@ from pico import pico_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mlpfusion.data.encode import EncodedTask, encode_task
-from mlpfusion.data.glue import Task
-from mlpfusion.data.load import Examples, TaskData
+from mlpfusion.data.encode import EncodedTask
+from mlpfusion.data.labelled.glue import LabelledTask
+from mlpfusion.data.labelled.load import Examples
+from mlpfusion.data.task import TaskData
+from mlpfusion.data.tasks import encode_task
 
 WORDS = [f"w{index}" for index in range(60)]
 
@@ -43,7 +45,9 @@ def examples(count: int, seed: int) -> Examples:
     return Examples(tuple((text,) for text in texts), tuple(labels))
 
 
-TASK = Task("half", ("sentence",), ("first", "second"), ("accuracy", "f1"))
+TASK = LabelledTask(
+    name="half", text_columns=("sentence",), label_names=("first", "second"), metrics=("accuracy", "f1")
+)
 
 
 def make_task(*, pairs: bool = False) -> EncodedTask:

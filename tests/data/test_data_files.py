@@ -17,12 +17,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.files import json_text, lines
 from mlpfusion.data.files.rows import iterate_rows, read_table
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.glue import CustomTask
-from mlpfusion.data.load import load_files, load_task
+from mlpfusion.data.labelled.glue import CustomTask
+from mlpfusion.data.labelled.load import load_files
 from mlpfusion.errors import DataFileWarning, InputError
+from mlpfusion.options.task import TaskOptions
 
 # Any character but the halves of surrogate pairs and NUL.
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
@@ -305,7 +307,7 @@ def test_labels_of_any_form_have_one_class_a_name(tmp_path):
 def test_a_tsv_of_glue_loads_with_the_numbers_of_its_labels(tmp_path):
     text = 'sentence\tlabel\n"a smile\t1\n5" of rain\t0\n'
     path = write(tmp_path / "train.tsv", text)
-    data = load_task("sst2", train=path, validation=path)
+    data = chosen_data(TaskOptions(task="sst2", train=str(path)), str(path))
     assert (data.train.texts, data.train.labels) == ((('"a smile',), ('5" of rain',)), (1, 0))
 
 

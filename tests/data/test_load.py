@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from mlpfusion.data import load
-from mlpfusion.data.chosen import custom_task
-from mlpfusion.data.glue import GLUE, CustomTask
-from mlpfusion.data.load import load_files, load_task
+from mlpfusion.data.chosen import chosen_data
+from mlpfusion.data.files import folder
+from mlpfusion.data.labelled.glue import GLUE, CustomTask
+from mlpfusion.data.labelled.load import load_files
+from mlpfusion.data.tasks import load_task
 from mlpfusion.errors import InputError
+from mlpfusion.options.task import TaskOptions
 
 # Rows of the official download, or of the parts of it that the data folder holds; both are counted there.
 COUNTS = {"cola": (8551, 1043), "mnli": (19998, 9815), "mrpc": (3668, 408), "qnli": (12259, 5463), "rte": (2490, 277)}
@@ -34,7 +36,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def glue_folder(tmp_path: Path, task: str, splits: dict[str, list[dict[str, Any]]]) -> Path:
-    folder = tmp_path / "data" / "glue" / GLUE[task].folder
+    folder = tmp_path / "data" / GLUE[task].folder
     folder.mkdir(parents=True)
     for name, rows in splits.items():
         write_rows(folder / f"{name}.jsonl.gz", rows)
@@ -139,7 +141,7 @@ def test_only_a_checkout_of_the_source_reads_a_folder_that_nobody_named_and_only
     fake_datasets(monkeypatch, lambda *_args, split: SST2)
     monkeypatch.delenv("MLPFUSION_DATA", raising=False)
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(load, "_CHECKOUT", tmp_path / "installed")
+    monkeypatch.setattr(folder, "_CHECKOUT", tmp_path / "installed")
     assert "nyu-mll/glue sst2 train" in load_task("sst2").source
     (tmp_path / "installed" / "pyproject.toml").touch()
     assert "glue/SST-2/train.jsonl.gz" in load_task("sst2").source
@@ -193,9 +195,8 @@ def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path):
     ],
 )
 def test_what_a_task_of_glue_has_itself_is_not_dropped_in_silence(given, named):
-    arguments: dict[str, Any] = {"text_column": (), "label_column": None, "regression": False} | given
     with pytest.raises(InputError, match=f"{named}: sst2 has its own columns and labels"):
-        custom_task(**arguments, task="sst2")
+        chosen_data(TaskOptions(task="sst2", **given), None)
 
 
 def test_a_regression_takes_numbers(tmp_path):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from mlpfusion.data.glue import GLUE
-from mlpfusion.data.metrics import METRICS, check_metric, score
+from mlpfusion.data.labelled.glue import GLUE
+from mlpfusion.data.labelled.metrics import METRICS, score
+from mlpfusion.data.tasks import check_metric
 from mlpfusion.errors import InputError
 from mlpfusion.tune.record import mean_and_deviation
 

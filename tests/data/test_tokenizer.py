@@ -11,9 +11,10 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from mlpfusion.checkpoint.lengths import longest_text, text_length
 from mlpfusion.checkpoint.tokenizer import load_tokenizer, token_batches, tokenized
-from mlpfusion.data.encode import encode_task, encode_texts
-from mlpfusion.data.glue import Task
-from mlpfusion.data.load import TaskData
+from mlpfusion.data.encode import encode_texts
+from mlpfusion.data.labelled.glue import LabelledTask
+from mlpfusion.data.task import TaskData
+from mlpfusion.data.tasks import encode_task
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
 from mlpfusion.data.unlabelled.random_tokens import random_texts
 from mlpfusion.errors import InputError
@@ -89,7 +90,7 @@ def test_a_default_is_clamped_and_told_only_where_it_cuts():
     assert text_length(None, 64) == 64
     assert text_length(None, 512) == 128
     assert text_length(512, 512) == 512
-    task = Task("half", ("sentence",), ("0", "1"), ("accuracy",))
+    task = LabelledTask(name="half", text_columns=("sentence",), label_names=("0", "1"), metrics=("accuracy",))
     data = encode_task(TaskData(task, examples(8, 0), {"validation": examples(4, 1)}, ""), tokenizer, config)
     assert data.max_length == 64
     with warnings.catch_warnings():

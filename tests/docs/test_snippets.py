@@ -48,7 +48,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which snippets run, with the files that they name."""
-    (tmp_path / "texts.txt").write_text("\n".join(sentences(48, 3)[0]))
+    (tmp_path / "texts.txt").write_text("\n".join(sentences(480, 3)[0]))
     write_files(tmp_path)
     folder = tmp_path / "data" / "glue" / "SST-2"
     folder.mkdir(parents=True)

@@ -19,8 +19,8 @@ from mlpfusion.commands.compress import CompressOptions
 from mlpfusion.compression.budget.amount import parse_budget
 from mlpfusion.compression.plan import parse_layers
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.glue import CustomTask
-from mlpfusion.data.load import load_files
+from mlpfusion.data.labelled.glue import CustomTask
+from mlpfusion.data.labelled.load import load_files
 from mlpfusion.measure.method_list import parse_methods, parse_seeds
 from mlpfusion.methods.names import method_from_name, method_name
 from mlpfusion.methods.table import ONE_SHOT

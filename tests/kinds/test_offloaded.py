@@ -88,7 +88,7 @@ ENTRIES: dict[str, Callable[[Any], object]] = {
     "compress": lambda model: mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5),
     "compress on a task": lambda model: mlpfusion.compress(model, mlpfusion.LTH(), data=HALF, keep_ratio=0.5),
     "finetune": lambda model: finetune(model, HALF, Finetune(device="cpu")),
-    "train_path": lambda model: train_path(model, HALF.train, HALF.train, COLLATE, Dynamics(steps=1)),
+    "train_path": lambda model: train_path(model, HALF, HALF.train, Dynamics(steps=1)),
     "distill": lambda model: distill(model, with_head(), HALF.train, COLLATE, Distill(device="cpu")),
     "teacher of distill": lambda model: distill(
         compressed(KINDS["narrow"]), model, HALF.train, COLLATE, Distill(device="cpu")

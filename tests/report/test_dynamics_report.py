@@ -18,9 +18,9 @@ from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.cli import main
 from mlpfusion.commands import dynamics
 from mlpfusion.commands.command import not_told
-from mlpfusion.data.encode import encode_task
-from mlpfusion.data.load import TaskData
+from mlpfusion.data.task import TaskData
 from mlpfusion.data.task_model import load_for_task
+from mlpfusion.data.tasks import encode_task
 from mlpfusion.measure.run_dynamics import Runner
 from mlpfusion.methods.names import method_from_name
 from mlpfusion.options.dynamics import DynamicsOptions

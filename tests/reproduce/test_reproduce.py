@@ -11,7 +11,7 @@ from detected import detected_config
 from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
-from mlpfusion.data.glue import GLUE
+from mlpfusion.data.labelled.glue import GLUE
 from mlpfusion.report.experiment import columns, experiment_markdown, labels, shares
 from mlpfusion.report.experiment_chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import (

@@ -26,7 +26,7 @@ def classifier(method: Any = None, keep_ratio: float = 0.25, name: str = "bert")
 
 
 def run(model: Any, task: Any, config: Dynamics = SHORT) -> TrainingPath:
-    return train_path(model, task.train, task.evaluation["validation"], task.collate, config)
+    return train_path(model, task, task.evaluation["validation"], config)
 
 
 def seen_in_training(model: Any, task: Any) -> list[torch.Tensor]:

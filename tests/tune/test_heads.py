@@ -12,21 +12,27 @@ from tiny_task import examples, save_checkpoint, tiny_tokenizer
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from mlpfusion.checkpoint.open import open_for_training
-from mlpfusion.data.glue import GLUE, Task
-from mlpfusion.data.heads import class_order, in_order_of_head, teacher_order
-from mlpfusion.data.load import TaskData
-from mlpfusion.data.metrics import score
+from mlpfusion.data.labelled.glue import GLUE, LabelledTask
+from mlpfusion.data.labelled.heads import class_order, in_order_of_head, teacher_order
+from mlpfusion.data.labelled.load import LabelledData
+from mlpfusion.data.task import TaskData
 from mlpfusion.data.task_model import encode_for, load_for_task, load_in_own_class, load_like
-from mlpfusion.data.unlabelled.examples import unlabelled_batches
+from mlpfusion.data.tasks import kind_of_task
+from mlpfusion.data.unlabelled.examples import labelled_batches
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import held_out_logits
 from mlpfusion.tune.distill import Distill, check_pair, make_loss
 from mlpfusion.tune.teacher import Teacher
 
-HALF = Task("half", ("sentence",), ("first half", "second-half"), ("accuracy", "f1", "matthews"))
+HALF = LabelledTask(
+    name="half",
+    text_columns=("sentence",),
+    label_names=("first half", "second-half"),
+    metrics=("accuracy", "f1", "matthews"),
+)
 
 
-def half() -> TaskData:
+def half() -> LabelledData:
     return TaskData(HALF, examples(48, 0), {"validation": examples(64, 1)}, "made up")
 
 
@@ -48,8 +54,9 @@ def scores(folder) -> dict[str, float]:
     model = load_for_task(source, data.task, 0).eval()
     found = data.evaluation["validation"]
     order = sorted(range(len(found)), key=lambda index: found.lengths[index])
-    logits = held_out_logits(model, unlabelled_batches(found, data.collate))
-    return score(data.task, logits.numpy(), torch.tensor([found[index]["labels"] for index in order]).numpy())
+    logits = held_out_logits(model, labelled_batches(found, data.collate, 32), kind_of_task(data.task))
+    labels = torch.tensor([found[index]["labels"] for index in order]).numpy()
+    return kind_of_task(data.task).score(data.task, logits.numpy(), labels)
 
 
 def test_scores_do_not_depend_on_the_order_of_the_classes_in_the_head(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_lora_leaves_the_adapter_and_the_merged_model(fused, data, tmp_path):
     result = call("tune", fused, out, *data, "--lora", "r=2,targets=all-linear")
     assert result.exit_code == 0, result.output
     merged = AutoModelForSequenceClassification.from_pretrained(out)
-    task = TASK.__class__("custom", ("sentence",), ("0", "1"), ("accuracy", "f1"))
+    task = replace(TASK, name="custom", label_names=("0", "1"))
     adapted = PeftModel.from_pretrained(load_for_task(open_for_training(str(fused)), task, 0), str(out / "adapter"))
     batch = dict(tiny_tokenizer()(["w1 w2 w3", "w40"], padding=True, return_tensors="pt"))
     with torch.no_grad():

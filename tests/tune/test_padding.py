@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.padding import agree_on_padding
 from mlpfusion.checkpoint.tokenizer import load_tokenizer
-from mlpfusion.data.heads import classifier_class
-from mlpfusion.data.task_model import prepare_config
+from mlpfusion.data.labelled.heads import classifier_class
+from mlpfusion.data.labelled.kind import Labelled
 from mlpfusion.errors import InputError
 
 NAMES = [name for name in PICO if name != "vit"]
@@ -37,7 +37,7 @@ def classifier(name: str, pad: int | None, folder) -> tuple[torch.nn.Module, Che
     config = pico_config(name)
     config.pad_token_id = pad
     source = Checkpoint("model", None, folder, config, new_head=True)
-    config = prepare_config(source, TASK)
+    config = Labelled().config(source, TASK)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = classifier_class(config)(config)
@@ -78,7 +78,7 @@ def test_a_head_that_reads_the_end_token_needs_another_one_for_padding(tokenizer
     config = pico_config("bart")
     config.pad_token_id = config.eos_token_id
     with pytest.raises(InputError, match="padding token that is not its end token"):
-        prepare_config(Checkpoint("model", None, tokenizers[1], config, new_head=True), TASK)
+        Labelled().config(Checkpoint("model", None, tokenizers[1], config, new_head=True), TASK)
 
 
 def test_what_tune_saves_makes_batches_as_in_training(data, tmp_path):

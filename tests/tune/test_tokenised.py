@@ -10,7 +10,8 @@ from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.checkpoint.tokenizer import tokenized
 from mlpfusion.data import encode
 from mlpfusion.data.chosen import split_train
-from mlpfusion.data.load import TaskData
+from mlpfusion.data.labelled import kind
+from mlpfusion.data.task import TaskData
 from mlpfusion.data.task_model import encode_for
 from mlpfusion.data.unlabelled import calibration_texts
 from mlpfusion.options.training import Finetune
@@ -25,7 +26,7 @@ def seen(monkeypatch) -> list[str]:
         texts.extend(text for row in rows for text in row)
         return tokenized(rows, *arguments, **options)
 
-    for module in (encode, calibration_texts):
+    for module in (kind, encode, calibration_texts):
         monkeypatch.setattr(module, "tokenized", watched)
     return texts
 

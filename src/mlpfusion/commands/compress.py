@@ -181,6 +181,7 @@ def _check_learning(options: CompressOptions) -> None:
 def _training_part(options: CompressOptions, source: "Checkpoint") -> "EncodedTask":
     """The training examples of `tune` with the same options, without those it holds out."""
     from mlpfusion.data.chosen import chosen_data, split_train
+    from mlpfusion.data.labelled.glue import check_labelled
     from mlpfusion.data.task_model import empty_for_task, encode_for
     from mlpfusion.options.training import Finetune
 
@@ -188,6 +189,7 @@ def _training_part(options: CompressOptions, source: "Checkpoint") -> "EncodedTa
     source.read_for_training()
     validation = None if told.task is not None else told.train  # asked for by the loader, not looked at
     found = chosen_data(told, validation)
+    check_labelled(found.task)
     config = Finetune(max_train_samples=options.max_train_samples)
     data = encode_for(source, replace(found, evaluation={}), told.max_length, config)
     train, _ = split_train(data, config)

@@ -34,9 +34,9 @@ def run(options: EvaluateOptions, progress: Progress) -> "Evaluation":
     from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.checks import seed_number, usable_device
     from mlpfusion.data.files.text import read_texts
+    from mlpfusion.data.language.causal import check_causal
     from mlpfusion.data.unlabelled.windows import window_length
     from mlpfusion.measure.evaluation import TextSource, evaluate_checkpoint
-    from mlpfusion.measure.language import check_causal
 
     seed_number("seed", options.seed)
     usable_device(options.device)

@@ -15,7 +15,8 @@ from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.settings import Settings
 from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.heads import check_head
+from mlpfusion.data.labelled.glue import LabelledTask, check_labelled
+from mlpfusion.data.labelled.heads import check_head
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.methods.on_task.job import TaskJob
@@ -70,8 +71,9 @@ def learn(
         raise InputError(f"`data` must be an `EncodedTask`, as `encode_task` makes one, got {shown(data)}")
     check_model(model)
     place = usable_device(model.device if device is None else device)
-    check_head(model, data.task.num_labels)
-    _check_examples(data)
+    task = check_labelled(data.task)
+    check_head(model, task.num_labels)
+    _check_examples(data, task)
     with torch.no_grad():
         row, sites = checked_sites(model, architecture, stacks)
     check_experts(method, sites, selection)
@@ -107,15 +109,15 @@ def _working_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedMod
     return cast(PreTrainedModel, copied)
 
 
-def _check_examples(data: EncodedTask) -> None:
+def _check_examples(data: EncodedTask, task: LabelledTask) -> None:
     """Raises `InputError` for no training example, or a label out of range."""
     if not len(data.train):
         raise InputError("`data` must hold at least one training example, got none")
-    if data.task.is_regression:
+    if task.is_regression:
         return
     for number, item in enumerate(data.train.items):
-        if item.get("labels") not in range(data.task.num_labels):
+        if item.get("labels") not in range(task.num_labels):
             raise InputError(
-                f"`labels` of the training examples must be between 0 and {data.task.num_labels - 1}, "
+                f"`labels` of the training examples must be between 0 and {task.num_labels - 1}, "
                 f"got {item.get('labels')!r} in example {number}"
             )

@@ -1,51 +1,28 @@
 """The data of a job, from its flags."""
 
+from typing import Any
+
 import torch
 
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
-from mlpfusion.data.glue import CustomTask, find_task
-from mlpfusion.data.load import TaskData, load_files, load_task
+from mlpfusion.data.labelled.kind import load_custom
+from mlpfusion.data.task import TaskData
+from mlpfusion.data.tasks import find_task, kind_of_task
 from mlpfusion.errors import InputError
 from mlpfusion.options.task import TaskOptions
 from mlpfusion.options.training import Finetune
 
 
-def chosen_data(options: TaskOptions, validation: str | None) -> TaskData:
-    """Reads the task that the options name, `validation` the file to report on. Raises `InputError`."""
-    columns = custom_task(options.text_column, options.label_column, regression=options.regression, task=options.task)
-    return task_data(options.task, options.train, validation, columns)
+def chosen_data(options: TaskOptions, validation: str | None) -> TaskData[Any, Any]:
+    """Reads the task that the options name, or the labelled files; `validation` is the file to report on.
 
-
-def task_data(task: str | None, train: str | None, validation: str | None, columns: CustomTask | None) -> TaskData:
-    """The task of that name, or of the files; with both, the files take the place of the task's own.
-
-    Raises `InputError` as the loaders do, or if too little is given.
+    With a task and files, the files take the place of the task's own. Raises `InputError` as the loaders do, or if too
+    little is given.
     """
-    if task is not None:
-        return load_task(task, train=train, validation=validation)
-    if columns is None or not (train and validation):
-        raise InputError("`task` must be given, or `train`, `validation`, `text_column` and `label_column`")
-    return load_files(train, validation, columns)
-
-
-def custom_task(
-    text_column: tuple[str, ...], label_column: str | None, *, regression: bool, task: str | None = None
-) -> CustomTask | None:
-    """The columns, None if not all are named.
-
-    Raises `InputError` for more than two of text, and for any with a `task`, which has its own.
-    """
-    if task is not None:
-        find_task(task)
-    given = {"text_column": ",".join(text_column), "label_column": label_column, "regression": regression}
-    for name, value in given.items():
-        if task is not None and value:
-            raise InputError(
-                f"`{name}` must be left out with `task`, got {value}: {task} has its own columns and labels"
-            )
-    if len(text_column) > 2:
-        raise InputError(f"`text_column` must name one column or two, got {', '.join(text_column)}")
-    return CustomTask(text_column, label_column, regression) if text_column and label_column else None
+    if options.task is None:
+        return load_custom(options, validation)
+    task = find_task(options.task)
+    return kind_of_task(task).load(task, options, validation)
 
 
 def training_order(num_examples: int, config: Finetune) -> list[int]:

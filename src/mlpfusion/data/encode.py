@@ -1,17 +1,19 @@
-"""Labelled and unlabelled texts as token ids, and the collator for their batches."""
+"""Examples as token ids."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.checkpoint.lengths import MAX_LENGTH, longest_text, text_length
 from mlpfusion.checkpoint.tokenizer import tokenized, warn_if_cut
-from mlpfusion.data.glue import Task
-from mlpfusion.data.load import Examples, TaskData
+from mlpfusion.data.task import Task
+
+# Makes a padded batch of the items of some examples.
+Collate = Callable[[list[dict[str, Any]]], Any]
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
@@ -43,6 +45,12 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         return digest.hexdigest()
 
 
+def without_labels(examples: EncodedExamples) -> EncodedExamples:
+    """The same examples without their labels."""
+    items = [{name: value for name, value in item.items() if name != "labels"} for item in examples.items]
+    return EncodedExamples(items)
+
+
 @dataclass(frozen=True)
 class EncodedTask:
     """A tokenized task with its collator; texts are cut at `max_length` tokens.
@@ -55,33 +63,9 @@ class EncodedTask:
     train: EncodedExamples
     evaluation: Mapping[str, EncodedExamples]
     source: str
-    collate: DataCollatorWithPadding
+    collate: Collate
     max_length: int = MAX_LENGTH
     is_chosen: bool = False
-
-
-def encode_task(
-    data: TaskData,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PreTrainedConfig | None = None,
-    *,
-    max_length: int | None = None,
-) -> EncodedTask:
-    """Tokenizes every split of `data`, for a model of `config`.
-
-    Texts are cut at `max_length` tokens, the longer one of a pair first. The default is
-    `MAX_LENGTH`, or the limit of the model if that is smaller (a warning if a text was cut by it).
-    Raises `InputError` for a `max_length` above that limit, and a text that the tokenizer refuses.
-    """
-    length = text_length(max_length, longest_text(tokenizer, config))
-    splits = {"train": data.train, **data.evaluation}
-    items = {name: tokenized(split.texts, tokenizer, config, max_length=length) for name, split in splits.items()}
-    if max_length is None:
-        pairs = [pair for name in splits for pair in zip(splits[name].texts, items[name], strict=True)]
-        warn_if_cut(pairs, tokenizer, length)
-    encoded = {name: _labelled(items[name], splits[name]) for name in splits}
-    evaluation = {name: encoded[name] for name in data.evaluation}
-    return EncodedTask(data.task, encoded["train"], evaluation, data.source, DataCollatorWithPadding(tokenizer), length)
 
 
 def encode_texts(
@@ -91,13 +75,13 @@ def encode_texts(
     *,
     max_length: int | None = None,
 ) -> EncodedExamples:
-    """Tokenizes unlabelled texts or pairs; `max_length` as in `encode_task`."""
+    """Tokenizes unlabelled texts or pairs; they are cut at `max_length` tokens.
+
+    The default is `MAX_LENGTH`, or the limit of the model if that is smaller (a warning if a text was cut by it).
+    Raises `InputError` for a `max_length` above that limit, and a text that the tokenizer refuses.
+    """
     length = text_length(max_length, longest_text(tokenizer, config))
     items = tokenized(texts, tokenizer, config, max_length=length)
     if max_length is None:
         warn_if_cut(list(zip(texts, items, strict=True)), tokenizer, length)
     return EncodedExamples(items)
-
-
-def _labelled(items: Sequence[dict[str, Any]], examples: Examples) -> EncodedExamples:
-    return EncodedExamples([item | {"labels": label} for item, label in zip(items, examples.labels, strict=True)])

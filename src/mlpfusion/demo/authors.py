@@ -6,8 +6,8 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from mlpfusion.data.glue import CustomTask
-from mlpfusion.data.load import TaskData, load_files
+from mlpfusion.data.labelled.glue import CustomTask
+from mlpfusion.data.labelled.load import LabelledData, load_files
 from mlpfusion.storage.output import check_output, staged_folder
 
 SPLITS = ("train", "validation", "test")
@@ -39,7 +39,7 @@ def write_authors(folder: Path) -> None:
         (staged / "README.md").write_text(readme.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def load_authors(folder: Path) -> TaskData:
+def load_authors(folder: Path) -> LabelledData:
     """Loads the task from `folder`, like data of your own.
 
     Reported are `validation` and `test`.

@@ -17,9 +17,11 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from mlpfusion.checkpoint.open import open_for_training
-from mlpfusion.data.encode import encode_task
+from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
+from mlpfusion.data.task_kind import TaskKind
 from mlpfusion.data.task_model import load_for_task
-from mlpfusion.data.unlabelled.examples import unlabelled_batches
+from mlpfusion.data.tasks import encode_task, kind_of_task
+from mlpfusion.data.unlabelled.examples import labelled_batches
 from mlpfusion.demo.authors import load_authors
 from mlpfusion.demo.model import MAX_LENGTH
 from mlpfusion.errors import InputError
@@ -69,8 +71,8 @@ def binomial_error(share: float, count: int) -> float:
 class HeldOutWatch(TrainerCallback):
     """Keeps logits on held-out sentences: before step 1, every `WATCHED_STEPS`, at the end."""
 
-    def __init__(self, batches: list[Mapping[str, Tensor]]):
-        self.batches, self.logits = batches, dict[int, Tensor]()
+    def __init__(self, batches: list[Mapping[str, Tensor]], kind: TaskKind):
+        self.batches, self.kind, self.logits = batches, kind, dict[int, Tensor]()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Looks at the untrained model."""
@@ -82,7 +84,8 @@ class HeldOutWatch(TrainerCallback):
             self._look(state.global_step, kwargs["model"])
 
     def _look(self, step: int, model: Any) -> None:
-        self.logits[step] = held_out_logits(model.eval(), self.batches)  # the Trainer's next step calls train()
+        # the Trainer's next step calls train()
+        self.logits[step] = held_out_logits(model.eval(), self.batches, self.kind)
 
 
 def train(checkpoint: Path, data: Path, seed: int, progress: Progress) -> Trained:
@@ -91,7 +94,7 @@ def train(checkpoint: Path, data: Path, seed: int, progress: Progress) -> Traine
     encoded = encode_task(load_authors(data), source.tokenizer, max_length=MAX_LENGTH)
     held_out = encoded.evaluation["validation"]
     held_out = held_out.subset(sorted(range(len(held_out)), key=lambda index: held_out.lengths[index]))
-    watch = HeldOutWatch(unlabelled_batches(held_out, encoded.collate))
+    watch = HeldOutWatch(labelled_batches(held_out, encoded.collate, BATCH_SIZE), kind_of_task(encoded.task))
     model = load_for_task(source, encoded.task, seed)
     test = encoded.evaluation["test"]
     reported = replace(encoded, evaluation={"test": test})

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mlpfusion.batch import to_device
-from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.encode import Collate, EncodedExamples
+from mlpfusion.data.language.collate import num_predicted
 from mlpfusion.errors import DivergenceError
 from mlpfusion.options.training import Finetune
 from mlpfusion.seeds import site_generator
@@ -19,7 +20,7 @@ _PART = 8
 
 
 def training_batches(
-    examples: EncodedExamples, collate: DataCollatorWithPadding, *, steps: int, batch_size: int, seed: int
+    examples: EncodedExamples, collate: Collate, *, steps: int, batch_size: int, seed: int
 ) -> Iterator[list[Mapping[str, Tensor]]]:
     """Yields one batch a step, in parts, from examples shuffled anew in every epoch.
 
@@ -39,13 +40,14 @@ def training_batches(
 
 
 def backward(model: PreTrainedModel, batch: Sequence[Mapping[str, Tensor]], step: int, learning_rate: float) -> float:
-    """Returns the mean loss over the examples of all parts. Adds its gradients to the parameters'.
+    """Returns the mean loss over the labels of all parts. Adds its gradients to the parameters'.
 
     Raises `DivergenceError` if the loss is not finite.
     """
-    total, size = 0.0, sum(len(part["labels"]) for part in batch)
-    for part in batch:
-        loss = model(**to_device(part, model.device)).loss * (len(part["labels"]) / size)
+    counts = [num_predicted(part["labels"]) for part in batch]
+    total = 0.0
+    for part, count in zip(batch, counts, strict=True):
+        loss = model(**to_device(part, model.device)).loss * (count / sum(counts))
         loss.backward()
         total += loss.item()
     if not math.isfinite(total):

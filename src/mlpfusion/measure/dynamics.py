@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mlpfusion.batch import to_device
-from mlpfusion.data.encode import EncodedExamples
-from mlpfusion.data.unlabelled.examples import unlabelled_batches
+from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
+from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.task_kind import TaskKind
+from mlpfusion.data.tasks import kind_of_task
+from mlpfusion.data.unlabelled.examples import labelled_batches
 from mlpfusion.loop.steps import adamw, backward, training_batches
 from mlpfusion.options.dynamics import Dynamics
 from mlpfusion.progress import Progress
@@ -34,25 +37,27 @@ class TrainingPath:
 
 def train_path(
     model: PreTrainedModel,
-    examples: EncodedExamples,
+    data: EncodedTask,
     held_out: EncodedExamples,
-    collate: DataCollatorWithPadding,
     config: Dynamics,
     progress: Progress = lambda done, total, what: None,
 ) -> TrainingPath:
-    """Trains `model` in place on `examples`, and keeps its logits on `held_out`.
+    """Trains `model` in place on `data.train`, and keeps its logits on `held_out`.
 
-    Batches depend on `examples` and `config` alone, so they are the same for every model. On the
+    Batches depend on `data` and `config` alone, so they are the same for every model. On the
     CPU the same model gives the same bytes. Raises `InputError` for an offloaded model (before any
     change), and `DivergenceError` at the first loss that is not finite.
     """
     check_in_memory(model)
     model.eval()
     optimizer = adamw(list(model.parameters()), config.learning_rate)
-    questions = unlabelled_batches(held_out, collate)
-    logits, losses, seconds = [held_out_logits(model, questions)], [], []
+    kind = kind_of_task(data.task)
+    questions = labelled_batches(held_out, data.collate, max(1, BATCH_SIZE // kind.answers))
+    logits, losses, seconds = [held_out_logits(model, questions, kind)], [], []
     measured_at = set(config.measured_at())
-    batches = training_batches(examples, collate, steps=config.steps, batch_size=config.batch_size, seed=config.seed)
+    batches = training_batches(
+        data.train, data.collate, steps=config.steps, batch_size=config.batch_size, seed=config.seed
+    )
     for step, batch in enumerate(batches, start=1):
         progress(step - 1, config.steps, f"step {step}")
         started = time.perf_counter()
@@ -62,7 +67,7 @@ def train_path(
         losses.append(loss)
         seconds.append(time.perf_counter() - started)
         if step in measured_at:
-            logits.append(held_out_logits(model, questions))
+            logits.append(held_out_logits(model, questions, kind))
     progress(config.steps, config.steps, "")
     return TrainingPath(torch.stack(logits), torch.tensor(losses, dtype=torch.float64), statistics.median(seconds))
 
@@ -97,7 +102,12 @@ def _changes(path: TrainingPath) -> Float[Tensor, "steps numbers"]:
 
 @torch.no_grad()
 def held_out_logits(
-    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+    model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], kind: TaskKind
 ) -> Float[Tensor, "samples outputs"]:
-    """Logits of all batches, fp32 on the CPU; keeps the model's mode."""
-    return torch.cat([model(**to_device(batch, model.device)).logits for batch in batches]).float().cpu()
+    """Logits of all predictions that are compared, fp32 on the CPU; keeps the model's mode."""
+    found = []
+    for batch in batches:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = model(**to_device(inputs, model.device)).logits
+        found.append(kind.answer_logits(logits, batch["labels"]).float().cpu())
+    return torch.cat(found)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from mlpfusion.data.unlabelled.windows import Window, is_causal
+from mlpfusion.data.language.causal import check_causal, check_sees_no_future
+from mlpfusion.data.unlabelled.windows import Window
 from mlpfusion.errors import InputError
 from mlpfusion.progress import Progress, shown_progress
 from mlpfusion.sites.recording import recording
@@ -38,14 +39,6 @@ class LanguageLoss:
     windows: int
 
 
-def check_causal(model: PreTrainedModel) -> None:
-    """Raises `InputError` unless `model` predicts the next token, by its class."""
-    if not is_causal(model):
-        raise InputError(
-            f"`model` must be a causal language model, such as a LlamaForCausalLM, got a {type(model).__name__}"
-        )
-
-
 def language_loss(
     model: PreTrainedModel,
     windows: Sequence[Window],
@@ -59,6 +52,7 @@ def language_loss(
     `InputError` for a model that is no causal language model or sees later tokens, and for a loss that is not finite.
     """
     check_causal(model)
+    check_sees_no_future(model)
     losses, counts = window_losses(model, windows, progress), np.array([window.num_scored for window in windows])
     if not np.isfinite(losses).all():
         raise InputError("`model` must give finite losses on the texts, it gives NaN or Inf")
@@ -71,14 +65,10 @@ def language_loss(
 def window_losses(
     model: PreTrainedModel, windows: Sequence[Window], progress: Progress | None = None
 ) -> Float[np.ndarray, " windows"]:
-    """Sums, for every window, the losses of its predicted tokens. The model is not changed.
-
-    Raises `InputError` for a model that sees the tokens it predicts.
-    """
+    """Sums, for every window, the losses of its predicted tokens. The model is not changed."""
     sums, progress = list[Tensor](), shown_progress(progress)
     vocabulary = model.config.get_text_config().vocab_size
     with recording(model, gradients=False):
-        _check_sees_no_future(model, windows[0].input_ids)
         for length, group in groupby(windows, lambda window: len(window.input_ids)):
             same, size = list(group), max(1, _LOGITS // (length * vocabulary))
             for start in range(0, len(same), size):
@@ -86,18 +76,6 @@ def window_losses(
                 sums += _sums(model, same[start : start + size])
     progress(len(windows), len(windows), "")
     return torch.stack(sums).cpu().numpy()
-
-
-def _check_sees_no_future(model: PreTrainedModel, input_ids: Tensor) -> None:
-    """Changes the last of a few tokens: in a BERT whose config is no decoder's the logits before it change too."""
-    changed = input_ids[:8].repeat(2, 1)
-    changed[1, -1] = (changed[1, -1] + 1) % model.config.get_text_config().vocab_size
-    first, second = model(input_ids=changed.to(model.device), use_cache=False).logits[:, :-1].float()
-    if (first - second).norm() > 0.01 * first.norm():  # far above rounding, in bf16 too
-        raise InputError(
-            "`model` must predict a token from those before it, in this "
-            f"{type(model).__name__} the tokens after it count too"
-        )
 
 
 def _sums(model: PreTrainedModel, windows: Sequence[Window]) -> list[Tensor]:

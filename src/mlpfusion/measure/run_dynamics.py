@@ -1,6 +1,7 @@
 """The full model and compressed ones, trained alike; resumed run by run."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from mlpfusion.compression.checks import check_cut_of_single_blocks, known_metho
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
+from mlpfusion.data.tasks import kind_of_task
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts, check_samples
 from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import InputError
@@ -98,7 +100,12 @@ class Runner:
         """The examples that the distance is measured on: drawn once, the same for all seeds."""
         examples = next(iter(self.data.evaluation.values()))
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-        return examples.subset(order[: self.options.eval_samples])
+        return examples.subset(order[: math.ceil(self.options.eval_samples / self.answers)])
+
+    @property
+    def answers(self) -> int:
+        """Predictions of a held-out example that are compared."""
+        return kind_of_task(self.data.task).answers
 
     def calibration(self, seed: int) -> list[Batch]:
         """Batches of unlabelled texts for the calibrated methods."""
@@ -140,7 +147,7 @@ class Runner:
             config = self.options.dynamics(seed)
             model, sizes = self.start(method, seed)
             model.to(self.arguments.device)
-            path = train_path(model, self.data.train, self.held_out(), self.data.collate, config, progress)
+            path = train_path(model, self.data, self.held_out(), config, progress)
             run = sizes | {"seconds_per_step": path.seconds_per_step}
             with staged_folder(folder, listed=False) as staged:
                 save_file({"logits": path.logits, "losses": path.losses}, staged / _PATH_FILE)
@@ -196,7 +203,12 @@ def _record(runner: Runner, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "recipe": normalised(bound(options)),
         "optimizer": "AdamW, constant rate, betas and epsilon of Finetune, no decay, no clipping, no dropout, fp32",
         "calibration": calibration,
-        "held_out": {"split": split, "samples": len(held_out), "sha256": held_out.sha256()},
+        "held_out": {
+            "split": split,
+            "samples": len(held_out),
+            "answers": runner.answers,
+            "sha256": held_out.sha256(),
+        },
         "device": str(runner.arguments.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),

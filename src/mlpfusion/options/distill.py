@@ -62,11 +62,18 @@ class DistillOptions:
     original: str = argument("ORIGINAL", free=True)
     compressed: str = argument("COMPRESSED", free=True)
     out: str = argument("OUT", free=True)
-    data: str | None = option(None, "Texts, one a line, or a table with --column.", metavar="FILE", free=True)
+    data: str | None = option(
+        None,
+        "Texts, one a line, or a table with --column; packed into windows for decoders.",
+        metavar="FILE",
+        free=True,
+    )
     column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
-    task: str | None = option(None, "GLUE task, whose training texts are taken without labels.", metavar="NAME")
-    max_samples: int | None = option(None, "Texts to take, from the beginning.")
-    max_length: int | None = option(None, "Tokens; longer texts are cut (at 128, or at what MODEL takes if less).")
+    task: str | None = option(None, "Task, whose training texts are taken without labels.", metavar="NAME")
+    max_samples: int | None = option(None, "Texts, or windows, to take from the beginning.")
+    max_length: int | None = option(
+        None, "Tokens of a window, or where longer texts are cut: 128, or what MODEL takes if less."
+    )
     training: Distill = part(Distill)
     cache: str | None = option(
         None, "Keeps the hidden states of ORIGINAL on disk, for further runs.", metavar="DIR", free=True

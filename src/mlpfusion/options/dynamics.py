@@ -68,7 +68,7 @@ class DynamicsOptions:
     keep_ratio: float = option(0.25, "Share of the neurons to keep.")
     training: Dynamics = part(Dynamics)
     seeds: tuple[int, ...] = option((0, 1, 2), "Of head, order and compression.", metavar="N[,N..]")
-    eval_samples: int = option(256, "Held-out examples to measure on.")
+    eval_samples: int = option(256, "Held-out predictions to measure on.")
     texts: CalibrationOptions = part(CalibrationOptions)
     device: str = option("auto", "auto, cpu or cuda.")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.", free=True)

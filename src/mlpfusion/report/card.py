@@ -8,6 +8,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+from mlpfusion.data.tasks import KINDS
 from mlpfusion.data.unlabelled.data_free import is_data_free
 from mlpfusion.kinds.table import KIND_NAMES
 from mlpfusion.record import RECORD_FILE, Origin, Record, SiteRecord
@@ -216,9 +217,9 @@ epochs, learning rate {rate:g}, batch size {batch_size}; {parameters:,} paramete
 
 ```python
 import mlpfusion  # needed if the MLPs are compressed
-from transformers import AutoModelForSequenceClassification
+from transformers import {auto_class}
 
-model = AutoModelForSequenceClassification.from_pretrained("path/or/id")
+model = {auto_class}.from_pretrained("path/or/id")
 ```
 
 The full record is in `{record_file}`.
@@ -228,8 +229,9 @@ The full record is in `{record_file}`.
 def tune_card(record: TuneRecord) -> str:
     """Text of README.md for a fine-tuned checkpoint."""
     recipe, first = record.recipe, record.runs[0]
+    kind = KINDS[record.kind]
     data = ModelCardData(
-        library_name="transformers", tags=["mlp-fusion", "text-classification"], pipeline_tag="text-classification"
+        library_name="transformers", tags=["mlp-fusion", kind.pipeline_tag], pipeline_tag=kind.pipeline_tag
     )
     num_seeds = len(recipe["seeds"])
     return _TUNE_TEXT.format(
@@ -251,6 +253,7 @@ def tune_card(record: TuneRecord) -> str:
         metric=first.selection_metric,
         selected_on=first.selected_on or "nothing",
         runs="\n".join(_run_row(run) for run in record.runs),
+        auto_class=kind.auto_class,
         record_file=TUNE_RECORD_FILE,
     )
 

@@ -73,7 +73,9 @@ def loss_table(record: dict[str, Any]) -> str:
 def dynamics_markdown(record: dict[str, Any]) -> str:
     """All tables, each under a heading, after one paragraph on the settings."""
     recipe, held_out = record["recipe"], record["held_out"]
-    where = f"{held_out['samples']} examples of {held_out['split']}"
+    answers = held_out.get("answers", 1)
+    each = "" if answers == 1 else f", {answers} tokens of each"
+    where = f"{held_out['samples']} examples of {held_out['split']}{each},"
     seeds = ", ".join(map(str, recipe["seeds"]))
     settings = (
         f"{record['model']} on {record['task']}, layers {recipe['layers']} at {100 * recipe['keep_ratio']:g} %, "

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlpfusion.data.glue import find_task
+from mlpfusion.data.tasks import LOWER_IS_BETTER, find_task
 from mlpfusion.report.numbers import FULL, markdown_table, score_with_deviation
 
 Row = dict[str, Any]
+_PERCENT = "score, percent"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ScoreColumn:
         words = [self.task, self.split.removeprefix("validation_") if several else ""]
         words += ["" if self.layers is None else f"layers {self.layers}"]
         words += ["" if self.keep_ratio is None else f"at {100 * self.keep_ratio:.4g} %"]
+        words += ["" if self.unit == _PERCENT else self.unit]
         return " ".join(word for word in words if word)
 
     def rows(self, record: Row, label: str) -> list[Row]:
@@ -44,9 +46,20 @@ class ScoreColumn:
         return sorted((row for row in rows if "run" in row), key=lambda row: row["seed"])
 
     def scores(self, record: Row, label: str) -> list[float]:
-        """Headline metric of the finished runs in percent, by seed."""
+        """Headline metric of the finished runs in its `unit`, by seed."""
         metric = find_task(self.task).headline
-        return [100 * row["run"]["scores"][self.split][metric] for row in self.rows(record, label)]
+        factor = 1 if metric in LOWER_IS_BETTER else 100
+        return [factor * row["run"]["scores"][self.split][metric] for row in self.rows(record, label)]
+
+    @property
+    def unit(self) -> str:
+        """What the scores are, for an axis: percent where higher is better.
+
+        >>> ScoreColumn("wikitext2", "test", None, None).unit
+        'perplexity'
+        """
+        metric = find_task(self.task).headline
+        return metric if metric in LOWER_IS_BETTER else _PERCENT
 
 
 def labels(record: Row) -> list[str]:
@@ -67,7 +80,7 @@ def columns(record: Row) -> list[ScoreColumn]:
 
 
 def score_table(record: Row) -> str:
-    """Markdown: methods x columns, headline metric in percent, mean +- sample deviation."""
+    """Markdown: methods x columns, headline metric, mean +- sample deviation."""
     return _table(record, lambda label, column: score_with_deviation(column.scores(record, label)))
 
 
@@ -126,7 +139,8 @@ def experiment_markdown(record: Row) -> str:
         f"batches of {record['batch_size']}, learning rate {rates}, seeds {seeds}; epoch and rate {chosen}."
     )
     parts = [f"# {record['title']}", record["description"], settings]
-    parts += ["## Scores, percent: mean and sample standard deviation over the seeds", score_table(record)]
+    named = "" if all(column.unit == _PERCENT for column in columns(record)) else " where no other unit is named"
+    parts += [f"## Scores, percent{named}: mean and sample standard deviation over the seeds", score_table(record)]
     if FULL in labels(record):
         parts += ["## Share of the full model's score with the same seed, percent", share_table(record)]
     parts += ["## Cost", cost_table(record)]

@@ -62,7 +62,7 @@ def _scores(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.1)
-    axes.set_xlabel("score, percent")
+    axes.set_xlabel(column.unit)
 
 
 def _lines(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
@@ -78,7 +78,7 @@ def _lines(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
     if full:
         axes.axhline(statistics.mean(full), color="black", linewidth=1.2, linestyle="--", label=FULL)
     axes.set_xlabel("compressed layers" if over_layers else "share of the MLP kept, percent")
-    axes.set_ylabel("score, percent")
+    axes.set_ylabel(panel[0].unit)
 
 
 def _losses(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpfusion.checks import check_given, user_path
-from mlpfusion.data.glue import find_task
+from mlpfusion.data.tasks import find_task
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
 from mlpfusion.methods.names import method_label, parse_method

@@ -22,8 +22,8 @@ from mlpfusion.compression.checks import check_cut, check_experts
 from mlpfusion.compression.compress import compress
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
-from mlpfusion.data.load import load_task
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
+from mlpfusion.data.tasks import kind_of_task, load_task
 from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
@@ -102,7 +102,7 @@ class Grid:
             check_cut(empty, source.row, selection)
         routers = frozen_routers(empty, freeze=config.freeze_router)
         if row.lora is not None:
-            add_lora(empty, row.lora, routers)
+            add_lora(empty, row.lora, kind_of_task(data.task).adapter, routers)
         for rate in self.experiment.rates(row):
             for seed in self.experiment.seeds:
                 file = self._file(self.identity(cell, rate, seed))

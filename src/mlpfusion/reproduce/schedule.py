@@ -1,6 +1,7 @@
 """Schedules the runs of an experiment, shared with other processes."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from mlpfusion.checkpoint.read import display_name
+from mlpfusion.data.tasks import find_task, merit
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import plain
 from mlpfusion.progress import Progress
@@ -94,8 +96,10 @@ def _best(runs: list[ScheduledRun], rows: dict[ScheduledRun, Row]) -> ScheduledR
 
 
 def _selection_score(row: Row) -> float:
-    score = row["run"]["selection_score"] if "run" in row else -1.0
-    return 0.0 if score is None else score
+    if "run" not in row:  # it diverged
+        return -math.inf
+    score = row["run"]["selection_score"]
+    return 0.0 if score is None else merit(find_task(row["task"]).headline, score)
 
 
 def _within(progress: Progress, finished: int, runs: int, cell: GridCell, seed: int) -> Progress:

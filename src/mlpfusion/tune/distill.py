@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from mlpfusion.batch import to_device
 from mlpfusion.compression.provenance import check_source
-from mlpfusion.data.encode import EncodedExamples
-from mlpfusion.data.heads import teacher_order
+from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
+from mlpfusion.data.labelled.heads import teacher_order
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.training import Finetune
@@ -32,7 +32,7 @@ def distill(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     examples: EncodedExamples,
-    collate: DataCollatorWithPadding,
+    collate: Collate,
     config: Distill,
     context: RunContext | None = None,
     cache: Path | None = None,
@@ -85,7 +85,7 @@ def _trainer(
     student: PreTrainedModel,
     loss: Loss,
     train: EncodedExamples,
-    collate: DataCollatorWithPadding,
+    collate: Collate,
     config: Distill,
     folder: Path,
     callbacks: Sequence[TrainerCallback],
@@ -191,8 +191,8 @@ def numbered(examples: EncodedExamples) -> EncodedExamples:
     >>> numbered(EncodedExamples([{"input_ids": [5], "labels": 1}]))[0]
     {'input_ids': [5], 'index': 0}
     """
-    items = [{name: value for name, value in item.items() if name != "labels"} for item in examples.items]
-    return EncodedExamples([item | {"index": number} for number, item in enumerate(items)])
+    items = enumerate(without_labels(examples).items)
+    return EncodedExamples([item | {"index": number} for number, item in items])
 
 
 @torch.no_grad()

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
-from mlpfusion.data.heads import check_head
-from mlpfusion.data.metrics import check_metric, score
+from mlpfusion.data.tasks import check_metric, kind_of_task, merit
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
@@ -51,17 +50,20 @@ def finetune(
     last step: no copy is kept.
     """
     context = context or RunContext()
-    metric = check_metric(data.task, config.metric_for_best_model)
-    check_head(model, data.task.num_labels)
+    metric, kind = check_metric(data.task, config.metric_for_best_model), kind_of_task(data.task)
     check_in_memory(model)
+    kind.check_model(model, data.task)
     train, selection = split_train(data, config)
     routers = frozen_routers(model, freeze=config.freeze_router)
     use_cache = getattr(model.config, "use_cache", None)
     with TemporaryDirectory() as scratch, seeded(config.seed), frozen(routers.values()):
-        arguments = _arguments(context.folder or Path(scratch), config, metric, evaluated=selection is not None)
-        trained = model if config.lora is None else add_lora(model, config.lora, routers)
+        together = kind.evaluation_batch(config.batch_size)
+        arguments = _arguments(
+            context.folder or Path(scratch), config, metric, together, evaluated=selection is not None
+        )
+        trained = model if config.lora is None else add_lora(model, config.lora, kind.adapter, routers)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
-        patience = [] if config.patience is None else [Patience(config.patience, f"eval_{metric}")]
+        patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
         trainer = StageTrainer(
             model=trained,
@@ -69,8 +71,8 @@ def finetune(
             train_dataset=train,
             eval_dataset=selection,
             data_collator=data.collate,
-            compute_metrics=lambda output: score(data.task, output.predictions, output.label_ids),
-            preprocess_logits_for_metrics=lambda logits, _: logits[0] if isinstance(logits, tuple) else logits,
+            compute_metrics=lambda output: kind.score(data.task, output.predictions, output.label_ids),
+            preprocess_logits_for_metrics=kind.kept,
             callbacks=[watch, *patience, *within, *context.callbacks],
         )
         seconds = _train(trainer, patience)
@@ -85,14 +87,14 @@ def finetune(
     return model.eval(), record
 
 
-def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) -> Any:
+def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, evaluated: bool) -> Any:
     return training_arguments(
         folder,
         device=config.device,
         precision=config.precision,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=2 * config.batch_size,  # without gradients twice as many fit
+        per_device_eval_batch_size=together,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1,
@@ -105,7 +107,7 @@ def _arguments(folder: Path, config: Finetune, metric: str, *, evaluated: bool) 
         eval_strategy="epoch" if evaluated else "no",
         load_best_model_at_end=evaluated,
         metric_for_best_model=f"eval_{metric}" if evaluated else None,
-        greater_is_better=True if evaluated else None,
+        greater_is_better=merit(metric, 1.0) > 0 if evaluated else None,
     )
 
 
@@ -127,7 +129,8 @@ def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
 
 def _scores(trainer: StageTrainer, data: EncodedTask, examples: EncodedExamples) -> dict[str, float]:
     output = trainer.predict(cast(Any, examples))
-    return score(data.task, cast(Any, output.predictions), cast(Any, output.label_ids))
+    kept, labels = cast(Any, output.predictions), cast(Any, output.label_ids)
+    return kind_of_task(data.task).score(data.task, kept, labels)
 
 
 def _run_record(

@@ -14,12 +14,13 @@ from mlpfusion.options.training import Lora
 from mlpfusion.sites.weights import KindMap
 
 
-def add_lora(model: PreTrainedModel, lora: Lora, without: Iterable[str] = ()) -> Any:
-    """Wraps `model` into a `PeftModel`: only LoRA factors and the head train.
+def add_lora(model: PreTrainedModel, lora: Lora, adapter: str, without: Iterable[str] = ()) -> Any:
+    """Wraps `model` into a `PeftModel`: only LoRA factors train, and the head of a classifier.
 
-    Modules with parameters named in `without` get no factors, whatever the targets are. Changes the
-    modules of `model`; draws from the global random stream. Raises `InputError` without peft,
-    without a linear map to adapt, and for a masked model (merging would fill the zeros).
+    `adapter` is PEFT's name of the kind of task. Modules with parameters named in `without` get no
+    factors, whatever the targets are. Changes the modules of `model`; draws from the global random
+    stream. Raises `InputError` without peft, without a linear map to adapt, and for a masked model
+    (merging would fill the zeros).
     """
     _check(model.config)
     from peft import LoraConfig, TaskType, get_peft_model
@@ -32,7 +33,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, without: Iterable[str] = ()) ->
         lora_dropout=lora.dropout,
         target_modules=targets,
         exclude_modules=sorted({name.rpartition(".")[0] for name in without}) or None,
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType(adapter),
     )
     try:
         with warnings.catch_warnings():  # PEFT reads a property of transformers under its deprecated name

@@ -80,7 +80,7 @@ class TuneRecord:
 
     `scores`: split -> metric -> (mean, sample standard deviation) over the seeds at the chosen
     rate. `diverged`: learning rates with a loss of NaN or Inf. `f1_class`: name of the class of the
-    F1 score, None without F1.
+    F1 score, None without F1. `kind`: of the task.
     """
 
     recipe: dict[str, Any]
@@ -98,6 +98,7 @@ class TuneRecord:
     layerwise: DistillRun | None
     runs: tuple[RunRecord, ...]
     f1_class: str | None = None
+    kind: str = "classification"
 
     def metric_name(self, name: str) -> str:
         """Name of a metric for people, as in `f1 of equivalent`."""

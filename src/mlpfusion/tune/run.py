@@ -14,9 +14,10 @@ from mlpfusion.checkpoint.stage import finish_job, run_stage
 from mlpfusion.checks import check_given, user_path
 from mlpfusion.data.chosen import chosen_data, split_train
 from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.glue import Task
-from mlpfusion.data.metrics import check_metric
+from mlpfusion.data.labelled.glue import LabelledTask
+from mlpfusion.data.task import Task
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task, load_in_own_class
+from mlpfusion.data.tasks import check_metric, kind_of_task, merit
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import bound
 from mlpfusion.options.training import Finetune
@@ -60,7 +61,7 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     empty = empty_for_task(source, data.task)
     routers = frozen_routers(empty, freeze=options.training.freeze_router)
     if configs[0].lora is not None:
-        add_lora(empty, configs[0].lora, routers)
+        add_lora(empty, configs[0].lora, kind_of_task(data.task).adapter, routers)
     check_metric(data.task, options.training.metric_for_best_model)
     train, _ = split_train(data, configs[0])
     pair = _layerwise_pair(options, source)
@@ -156,6 +157,7 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
     record = TuneRecord(
         recipe={"model": display_name(options.model)} | _bound(options, runner.data),
         task=runner.data.task.name,
+        kind=runner.data.task.kind,
         data=runner.data.source,
         note=_note(options, runner.data),
         model_sha256=runner.source.sha256,
@@ -222,12 +224,12 @@ def _settings(options: TuneOptions, source: Checkpoint, data: EncodedTask) -> di
 
 
 def _f1_class(task: Task) -> str | None:
-    return task.label_names[task.positive] if "f1" in task.metrics else None
+    return task.label_names[task.positive] if isinstance(task, LabelledTask) and "f1" in task.metrics else None
 
 
 def _selection_score(run: tuple[Path, RunRecord]) -> float:
     score = run[1].selection_score
-    return 0.0 if score is None else score
+    return 0.0 if score is None else merit(run[1].selection_metric, score)
 
 
 def _note(options: TuneOptions, data: EncodedTask) -> str:

@@ -2,23 +2,27 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.checkpoint.lengths import longest_text
+from mlpfusion.checkpoint.lengths import MAX_LENGTH, longest_text
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.save import save_trained
 from mlpfusion.checkpoint.stage import finish_job, run_stage
 from mlpfusion.checks import user_path
-from mlpfusion.data.encode import EncodedExamples, encode_texts
+from mlpfusion.data.encode import Collate, EncodedExamples, encode_texts
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.load import load_task
+from mlpfusion.data.language.collate import PadRight
+from mlpfusion.data.language.kind import packed
 from mlpfusion.data.task_model import load_in_own_class, load_like
+from mlpfusion.data.tasks import encode_task, kind_of_task, load_task
+from mlpfusion.data.unlabelled.windows import is_causal, window_length
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import DistillOptions
 from mlpfusion.options.fields import bound
@@ -53,7 +57,7 @@ def distill_checkpoint(
     if not work.resume:
         check_output(out, overwrite=work.overwrite, reads=reads, writes=writes)
     original, compressed = open_for_training(options.original), open_for_training(options.compressed)
-    examples, source_of_data = _examples(options, compressed, original)
+    examples, collate, source_of_data = _examples(options, compressed, original)
     split_examples(examples, config)
     student, teacher = _pair(options, compressed, original)
     check_pair(student, teacher, config)
@@ -73,7 +77,6 @@ def distill_checkpoint(
             return distill_record_from_dict(opened.done)
 
         def stage(states: Path) -> tuple[PreTrainedModel, DistillRun]:
-            collate = DataCollatorWithPadding(compressed.tokenizer)
             where = RunContext(states, progress, log_callbacks(work.log_dir, "distill"))
             cache = None if options.cache is None else user_path("cache", options.cache)
             return student, distill(student, teacher, examples, collate, config, where, cache)
@@ -132,14 +135,30 @@ def _pair(
     return load_in_own_class(compressed), teacher
 
 
-def _examples(options: DistillOptions, source: Checkpoint, original: Checkpoint) -> tuple[EncodedExamples, str]:
+def _examples(
+    options: DistillOptions, source: Checkpoint, original: Checkpoint
+) -> tuple[EncodedExamples, Collate, str]:
+    """The texts as examples, what makes batches of them, and where they are from.
+
+    The length is that of the model that takes the shorter texts.
+    """
+    limits = [(longest_text(source.tokenizer, one.config) or sys.maxsize, one.config) for one in (source, original)]
+    _, config = min(limits, key=lambda pair: pair[0])
+    number, tokenizer = options.max_samples, source.tokenizer
     if options.task is not None:
         data = load_task(options.task)
-        texts, name = data.train.texts[: options.max_samples], data.source.partition(",")[0]
-    else:
-        assert options.data is not None
-        lines = read_texts(options.data, column=options.column, max_samples=options.max_samples)
-        texts, name = [(line,) for line in lines], short_name(options.data)
-    limits = [(longest_text(source.tokenizer, one.config) or sys.maxsize, one.config) for one in (source, original)]
-    _, shortest = min(limits, key=lambda pair: pair[0])
-    return encode_texts(texts, source.tokenizer, shortest, max_length=options.max_length), name
+        if not kind_of_task(data.task).packs_rows:
+            data = replace(data, train=data.train.subset(range(len(data.train))[:number]))
+        encoded = encode_task(replace(data, evaluation={}), tokenizer, config, max_length=options.max_length)
+        name = data.source.partition(",")[0]
+        return encoded.train.subset(range(len(encoded.train))[:number]), encoded.collate, name
+    assert options.data is not None
+    name = short_name(options.data)
+    if is_causal(original.empty()):
+        length = window_length(options.max_length, tokenizer, config, usual=MAX_LENGTH, field="max_length")
+        texts = read_texts(options.data, column=options.column)
+        windows = packed(texts, tokenizer, config, length, field="data")
+        return windows.subset(range(len(windows))[:number]), PadRight(tokenizer), name
+    texts = read_texts(options.data, column=options.column, max_samples=number)
+    examples = encode_texts([(text,) for text in texts], tokenizer, config, max_length=options.max_length)
+    return examples, DataCollatorWithPadding(tokenizer), name

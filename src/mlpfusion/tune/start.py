@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.compression.compress import compress
-from mlpfusion.data.glue import Task
+from mlpfusion.data.task import Task
 from mlpfusion.data.task_model import load_for_task
 from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.options.selection import Selection

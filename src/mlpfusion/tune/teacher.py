@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch, to_device
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
-from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.encode import Collate, EncodedExamples
 from mlpfusion.sites.sites import base_model
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import staged_folder
@@ -61,9 +61,7 @@ class CachedTeacher:
         return list(states.unbind(dim=1))
 
 
-def cache_states(
-    teacher: PreTrainedModel, examples: EncodedExamples, collate: DataCollatorWithPadding, folder: Path
-) -> CachedTeacher:
+def cache_states(teacher: PreTrainedModel, examples: EncodedExamples, collate: Collate, folder: Path) -> CachedTeacher:
     """Writes the teacher's hidden states of `examples` below `folder`, or finds them there.
 
     The name holds a hash of teacher and examples. A cache appears complete or not at all; a damaged
@@ -75,7 +73,7 @@ def cache_states(
     return CachedTeacher(cache / _STATES, tuple(examples.lengths))
 
 
-def _fill_cache(cache: Path, teacher: Teacher, examples: EncodedExamples, collate: DataCollatorWithPadding) -> None:
+def _fill_cache(cache: Path, teacher: Teacher, examples: EncodedExamples, collate: Collate) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache.with_name(f".{cache.name}.lock"))
     lock.acquire()  # while another process writes the same cache, wait: then it is there
@@ -97,7 +95,7 @@ def model_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _write_states(teacher: Teacher, examples: EncodedExamples, collate: DataCollatorWithPadding, file: Path) -> None:
+def _write_states(teacher: Teacher, examples: EncodedExamples, collate: Collate, file: Path) -> None:
     order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
     ends = np.cumsum(examples.lengths)
     mapped = None

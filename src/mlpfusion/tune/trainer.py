@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mlpfusion.checks import num_not_finite, user_path
 from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.tasks import merit
 from mlpfusion.errors import DivergenceError as DivergenceError
 from mlpfusion.errors import InputError
 from mlpfusion.extras import TENSORBOARD
@@ -295,10 +296,11 @@ class Patience(TrainerCallback):
     def is_over(self, log: list[dict[str, float]]) -> bool:
         """True if the best score in `log` is `patience` evaluations old.
 
-        >>> Patience(2, "score").is_over([{"score": 0.5}, {"score": 0.4}, {"score": 0.3}])
+        >>> Patience(2, "accuracy").is_over([{"eval_accuracy": score} for score in (0.5, 0.4, 0.3)])
         True
         """
-        scores = [entry[self.metric] for entry in log if self.metric in entry]
+        name = f"eval_{self.metric}"
+        scores = [merit(self.metric, entry[name]) for entry in log if name in entry]
         return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
 
 

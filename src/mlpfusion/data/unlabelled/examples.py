@@ -1,22 +1,27 @@
-"""Unlabelled batches of labelled training examples, for calibration."""
+"""Batches of training examples in a fixed order, for calibration and for measuring."""
 
-from transformers import DataCollatorWithPadding, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mlpfusion.batch import Batch, with_decoder_inputs
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
-from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
 from mlpfusion.data.unlabelled.calibration_texts import order_by_length
 
 
-def unlabelled_batches(examples: EncodedExamples, collate: DataCollatorWithPadding) -> list[Batch]:
+def unlabelled_batches(examples: EncodedExamples, collate: Collate) -> list[Batch]:
     """Batches of `BATCH_SIZE` examples without labels, sorted by length."""
+    return labelled_batches(without_labels(examples), collate, BATCH_SIZE)
+
+
+def labelled_batches(examples: EncodedExamples, collate: Collate, batch_size: int) -> list[Batch]:
+    """Batches of examples with what labels they have, sorted by length."""
     order = sorted(range(len(examples)), key=lambda index: examples.lengths[index])
-    rows = [{name: value for name, value in examples[index].items() if name != "labels"} for index in order]
-    return [dict(collate(rows[start : start + BATCH_SIZE])) for start in range(0, len(rows), BATCH_SIZE)]
+    rows = [examples[index] for index in order]
+    return [dict(collate(rows[start : start + batch_size])) for start in range(0, len(rows), batch_size)]
 
 
 def calibration_batches(
-    examples: EncodedExamples, collate: DataCollatorWithPadding, config: PreTrainedConfig, num_samples: int, seed: int
+    examples: EncodedExamples, collate: Collate, config: PreTrainedConfig, num_samples: int, seed: int
 ) -> list[Batch]:
     """Draws `num_samples` examples, long ones more often, as unlabelled batches.
 

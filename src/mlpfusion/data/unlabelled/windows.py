@@ -64,6 +64,8 @@ def token_windows(
     window: int,
     stride: int | None = None,
     max_tokens: int | None = None,
+    field: str = "data",
+    length_field: str = "window",
 ) -> list[Window]:
     """Packs `texts`, with an empty line between two, into windows that begin every `stride` tokens.
 
@@ -72,7 +74,7 @@ def token_windows(
     first window has nothing before it and is not predicted, and without overlap that of every window. The last window
     may be shorter. `stride` is by default the tokens of a window, at most so many; only the first `max_tokens` tokens
     of the texts are taken. Raises `InputError` for a bad number, for texts shorter than a window, and for texts that
-    the tokenizer refuses.
+    the tokenizer refuses; messages call texts and window `field` and `length_field`.
     """
     start = torch.tensor(special_frame(tokenizer)[0], dtype=torch.long)
     room = window - len(start)
@@ -83,7 +85,9 @@ def token_windows(
         raise InputError(f"`max_tokens` must be at least {window}, the tokens of a window, got {shown(max_tokens)}")
     ids = torch.tensor(token_stream(SEPARATOR.join(texts), tokenizer, config)[:max_tokens])
     if len(ids) < room:
-        raise InputError(f"`data` must hold at least the {window} tokens of a `window`, got {len(ids) + len(start)}")
+        raise InputError(
+            f"`{field}` must hold at least the {window} tokens of a `{length_field}`, got {len(ids) + len(start)}"
+        )
     windows = []
     for begin in range(0, len(ids) - room + step, step):
         tokens = torch.cat([start, ids[begin : begin + room]])

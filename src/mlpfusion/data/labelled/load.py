@@ -1,21 +1,18 @@
 """Loads a labelled task from GLUE or your own files, and checks all rows."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlpfusion.checks import user_path
+from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.row import Row
 from mlpfusion.data.files.rows import Table, hub_table, read_table, short_name
-from mlpfusion.data.glue import CustomTask, Task, find_task
+from mlpfusion.data.labelled.glue import CustomTask, LabelledTask
+from mlpfusion.data.task import TaskData
 from mlpfusion.errors import InputError, shown
 
-DATA_VARIABLE = "MLPFUSION_DATA"
-# A checkout of the source may have the data beside it. An installed package reads only folders named by its user.
-_CHECKOUT = Path(__file__).parents[3]
 HUB_DATASET = "nyu-mll/glue"
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")  # 18 digits fit into 64 bits
 
@@ -35,30 +32,19 @@ class Examples:
         return Examples(tuple(self.texts[index] for index in indices), tuple(self.labels[index] for index in indices))
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """A task with its examples; `evaluation` holds the reported splits by name.
-
-    `source` names the files or data sets for the record.
-    """
-
-    task: Task
-    train: Examples
-    evaluation: Mapping[str, Examples]
-    source: str
+LabelledData = TaskData[LabelledTask, Examples]
 
 
-def load_task(name: str, *, train: Path | str | None = None, validation: Path | str | None = None) -> TaskData:
+def load_glue(
+    task: LabelledTask, *, train: Path | str | None = None, validation: Path | str | None = None
+) -> LabelledData:
     """Loads a GLUE task from the folder in MLPFUSION_DATA, else the Hub.
 
-    Without the variable, a checkout of the source looks into `../shared/data`; an empty variable
-    means the Hub. `train` and `validation` are files with the task's columns, to read instead. If
-    the folder has only a part of a training set (`train_subset`), that part is read and named in
-    `source`. Raises `InputError` for an unknown task, a missing split or column, an empty split,
-    and a label out of range.
+    `train` and `validation` are files with the task's columns, to read instead. If the folder has
+    only a part of a training set (`train_subset`), that part is read and named in `source`. Raises
+    `InputError` for a missing split or column, an empty split, and a label out of range.
     """
-    task = find_task(name)
-    folder, sources = _data_folder(task), []
+    folder, sources = data_folder(task.folder), []
     files = [("train", train), *((split, validation) for split in task.splits)]
     if validation is not None:
         files = [("train", train), ("validation", validation)]
@@ -70,7 +56,7 @@ def load_task(name: str, *, train: Path | str | None = None, validation: Path | 
     return TaskData(task, splits.pop("train"), splits, ", ".join(sources))
 
 
-def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -> TaskData:
+def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -> LabelledData:
     """Loads your own data set from two files.
 
     Classes are the distinct labels of the training file, sorted (numbers by value), stripped of
@@ -87,27 +73,19 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
     _check_columns(tables[0], columns.text_columns, columns.label_column, "train")
     names = () if columns.regression else _label_names(tables[0], columns.label_column)
     metrics = ("pearson", "spearman") if not names else ("accuracy", "f1")[: 2 if len(names) == 2 else 1]
-    task = Task(columns.name, columns.text_columns, names, metrics, label_column=columns.label_column)
+    task = LabelledTask(
+        name=columns.name,
+        text_columns=columns.text_columns,
+        label_names=names,
+        metrics=metrics,
+        label_column=columns.label_column,
+    )
     evaluation = {"validation": _examples(tables[1], task, "validation")}
     source = f"{short_name(train)}, {short_name(validation)}"
     return TaskData(task, _examples(tables[0], task, "train"), evaluation, source)
 
 
-def _data_folder(task: Task) -> Path | None:
-    """Folder with the task's files; None for the Hub."""
-    named = os.environ.get(DATA_VARIABLE)
-    if named is None and (_CHECKOUT / "pyproject.toml").is_file():
-        folder = _CHECKOUT.parent / "shared" / "data" / "glue" / task.folder
-        return folder if folder.is_dir() else None
-    if not named:
-        return None
-    folder = user_path(DATA_VARIABLE, named) / "glue" / task.folder
-    if not folder.is_dir():
-        raise InputError(f"`{DATA_VARIABLE}` must name a folder that holds glue/{task.folder}, got {named}")
-    return folder
-
-
-def _split_table(task: Task, split: str, file: Path | str | None, folder: Path | None) -> tuple[Table, str]:
+def _split_table(task: LabelledTask, split: str, file: Path | str | None, folder: Path | None) -> tuple[Table, str]:
     if file is not None:
         return read_table(file, split), short_name(file)
     if folder is None:
@@ -116,7 +94,7 @@ def _split_table(task: Task, split: str, file: Path | str | None, folder: Path |
     for name in (split, f"{split}_subset"):
         path = folder / f"{name}.jsonl.gz"
         if path.is_file():
-            return read_table(path, split), f"glue/{task.folder}/{path.name}"
+            return read_table(path, split), f"{task.folder}/{path.name}"
     raise InputError(f"`task` must have a {split} split in {folder}, {task.name} has none; give a file by --{split}")
 
 
@@ -133,7 +111,7 @@ def _check_columns(table: Table, text_columns: Sequence[str], label_column: str,
                 raise InputError(f"`{column}` must be text in {where}, got {shown(row.values[column])}")
 
 
-def _examples(table: Table, task: Task, split: str) -> Examples:
+def _examples(table: Table, task: LabelledTask, split: str) -> Examples:
     _check_columns(table, task.text_columns, task.label_column, split)
     texts = tuple(tuple(row.values[column] for column in task.text_columns) for row in table.rows)
     names = {str(number): number for number in range(task.num_labels)} if task.folder else {}
@@ -142,7 +120,7 @@ def _examples(table: Table, task: Task, split: str) -> Examples:
     return Examples(texts, labels)
 
 
-def _label(value: Any, task: Task, names: Mapping[str, int], table: Table, row: Row) -> int | float:
+def _label(value: Any, task: LabelledTask, names: Mapping[str, int], table: Table, row: Row) -> int | float:
     if task.is_regression:
         return _number(value, table, row)
     name = _class_name(value)

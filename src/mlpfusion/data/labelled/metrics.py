@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from mlpfusion.data.glue import Task
-from mlpfusion.errors import InputError
+from mlpfusion.data.labelled.glue import LabelledTask
 
 Metric = Callable[[NDArray, NDArray], float]
 
@@ -35,26 +34,26 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def predictions(task: Task, logits: NDArray) -> NDArray:
+def predictions(task: LabelledTask, logits: NDArray) -> NDArray:
     """Predicted class numbers, or the predicted numbers of a regression.
 
     `logits` has shape (samples, num_labels).
 
-    >>> from mlpfusion.data.glue import find_task
-    >>> predictions(find_task("rte"), np.array([[2.0, 1.0], [0.0, 1.0]]))
+    >>> from mlpfusion.data.labelled.glue import GLUE
+    >>> predictions(GLUE["rte"], np.array([[2.0, 1.0], [0.0, 1.0]]))
     array([0, 1])
     """
     return logits.reshape(len(logits)) if task.is_regression else logits.argmax(axis=-1)
 
 
-def score(task: Task, logits: NDArray, labels: NDArray) -> dict[str, float]:
+def score(task: LabelledTask, logits: NDArray, labels: NDArray) -> dict[str, float]:
     """Every metric of `task` by name, each between -1 and 1.
 
     `logits` has shape (samples, num_labels), `labels` (samples,). F1 is that of the class
     `task.positive`.
 
-    >>> from mlpfusion.data.glue import find_task
-    >>> score(find_task("rte"), np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0]))
+    >>> from mlpfusion.data.labelled.glue import GLUE
+    >>> score(GLUE["rte"], np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0]))
     {'accuracy': 0.5}
     """
     predicted = predictions(task, logits)
@@ -62,17 +61,3 @@ def score(task: Task, logits: NDArray, labels: NDArray) -> dict[str, float]:
     if "f1" in pairs:
         pairs["f1"] = (labels == task.positive, predicted == task.positive)
     return {name: METRICS[name](*pair) for name, pair in pairs.items()}
-
-
-def check_metric(task: Task, name: str | None) -> str:
-    """Returns `name`, or the headline metric of `task` for None.
-
-    Raises `InputError` for a metric of another task.
-
-    >>> from mlpfusion.data.glue import find_task
-    >>> check_metric(find_task("mrpc"), None)
-    'accuracy'
-    """
-    if name is not None and name not in task.metrics:
-        raise InputError(f"`metric_for_best_model` must be one of {', '.join(task.metrics)}, got {name!r}")
-    return name or task.headline

@@ -9,10 +9,11 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import empty_model
 from mlpfusion.checkpoint.weights import loaded_names
-from mlpfusion.data.glue import Task
-from mlpfusion.data.load import Examples, TaskData
+from mlpfusion.data.labelled.glue import LabelledTask
+from mlpfusion.data.labelled.load import Examples, LabelledData
 from mlpfusion.errors import InputError
 from mlpfusion.sites.sites import base_model
 
@@ -45,6 +46,11 @@ def has_trained_head(config: PreTrainedConfig, kind: type[PreTrainedModel], tens
     model = empty_model(config, kind)
     head = _head(model)
     return bool(head) and set(head) <= set(loaded_names(model, tensors).values())
+
+
+def has_head(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> bool:
+    """Whether the checkpoint has a trained head of the class `kind`, to be kept."""
+    return not checkpoint.new_head and has_trained_head(checkpoint.training_config, kind, checkpoint.tensors)
 
 
 def _head(model: PreTrainedModel) -> tuple[str, ...]:
@@ -109,17 +115,14 @@ def teacher_order(student: PreTrainedModel, teacher: PreTrainedModel) -> list[in
     return None if order == tuple(range(len(order))) else list(order)
 
 
-def in_order_of_head(data: TaskData, config: PreTrainedConfig) -> TaskData:
+def in_order_of_head(data: LabelledData, config: PreTrainedConfig) -> LabelledData:
     """Renumbers and renames the classes of `data` like the trained head of `config`.
 
     Raises `InputError` if the head has another number of outputs, or other names than the data.
     """
     task = data.task
     if config.num_labels != task.num_labels:
-        raise InputError(
-            f"`model` must have a head of {task.num_labels} outputs for {task.name}, or none, got {config.num_labels}; "
-            "`new_head` draws a new one"
-        )
+        raise _other_size(task, config)
     if task.is_regression:
         return data
     names, order = class_names(config), head_order(task, config)
@@ -136,7 +139,7 @@ def in_order_of_head(data: TaskData, config: PreTrainedConfig) -> TaskData:
     return replace(data, task=ordered, train=moved(data.train), evaluation=evaluation)
 
 
-def head_order(task: Task, config: PreTrainedConfig) -> tuple[int, ...]:
+def head_order(task: LabelledTask, config: PreTrainedConfig) -> tuple[int, ...]:
     """Finds the class of `task` for every class of the head. Raises `InputError` if the names differ."""
     names = class_names(config)
     order = class_order(names, task.spellings())
@@ -150,6 +153,24 @@ def head_order(task: Task, config: PreTrainedConfig) -> tuple[int, ...]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_]+|(?<=\w)-(?=\w)", " ", name.casefold()).strip()
+
+
+def check_order(task: LabelledTask, config: PreTrainedConfig) -> None:
+    """Raises `InputError` unless the trained head of `config` has the classes of `task`, in their order."""
+    if config.num_labels != task.num_labels:
+        raise _other_size(task, config)
+    if not task.is_regression and head_order(task, config) != tuple(range(task.num_labels)):
+        raise InputError(
+            f"the labels must stand in the order of the head, {', '.join(class_names(config))}, "
+            f"got {', '.join(task.label_names)}"
+        )
+
+
+def _other_size(task: LabelledTask, config: PreTrainedConfig) -> InputError:
+    return InputError(
+        f"`model` must have a head of {task.num_labels} outputs for {task.name}, or none, got {config.num_labels}; "
+        "`new_head` draws a new one"
+    )
 
 
 def check_head(model: PreTrainedModel, num_labels: int) -> None:

@@ -1,0 +1,171 @@
+"""Language modelling: plain texts packed into windows, perplexity."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from mlpfusion.checkpoint.lengths import MAX_LENGTH
+from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.read import model_class
+from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.files.folder import data_folder
+from mlpfusion.data.files.hub import PREFIX
+from mlpfusion.data.files.rows import short_name
+from mlpfusion.data.files.text import read_texts
+from mlpfusion.data.labelled.heads import has_trained_head, head_tensors
+from mlpfusion.data.language.causal import check_causal, check_sees_no_future
+from mlpfusion.data.language.collate import NOT_PREDICTED, PadRight
+from mlpfusion.data.language.task import LanguageData, LanguageTask, Texts
+from mlpfusion.data.task import TaskData
+from mlpfusion.data.task_kind import TaskKind
+from mlpfusion.data.unlabelled.windows import token_windows, window_length
+from mlpfusion.errors import InputError
+from mlpfusion.options.task import TaskOptions
+
+
+class LanguageModelling(TaskKind):
+    """Tasks of predicting the next token."""
+
+    adapter = "CAUSAL_LM"
+    auto_class = "AutoModelForCausalLM"
+    pipeline_tag = "text-generation"
+    packs_rows = True
+    answers = 16  # a logit for every word of the vocabulary: 256 tokens of SmolLM2 are 50 MB
+
+    def load(self, task: LanguageTask, options: TaskOptions, validation: str | None) -> LanguageData:
+        """Reads the texts of `task`, or of your own files.
+
+        Raises `InputError` for labels, a second text column, and a missing file.
+        """
+        for name, value in (
+            ("label_column", options.label_column),
+            ("regression", options.regression),
+            ("new_head", options.new_head),
+        ):
+            if value:
+                raise InputError(f"`{name}` must be left out for {task.name}, which has no labels, got {value}")
+        if len(options.text_column) > 1:
+            raise InputError(f"`text_column` must name one column for {task.name}, got {','.join(options.text_column)}")
+        files = _files(task, options.train, validation)
+        column = next(iter(options.text_column), None)
+        splits = {name: _texts(name, file, column) for name, file in files.items()}
+        source = ", ".join(short_name(file) for file in files.values())
+        return TaskData(task, splits.pop("train"), splits, source)
+
+    def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
+        """The class of the checkpoint."""
+        return model_class(config)
+
+    def config(self, checkpoint: Checkpoint, task: LanguageTask) -> PreTrainedConfig:
+        """The config as it is. Raises `InputError` unless the checkpoint is a causal language model with its head."""
+        check_causal(checkpoint.empty())
+        config = checkpoint.training_config
+        kind = model_class(config)
+        if head_tensors(config, kind) and not has_trained_head(config, kind, checkpoint.tensors):
+            files = f"its weight files, got none in {checkpoint.name}"
+            raise InputError(f"`model` must have the head of a language model in {files}")
+        return config
+
+    def check_model(self, model: PreTrainedModel, task: LanguageTask) -> None:
+        """Raises `InputError` unless `model` predicts a token from those before it alone."""
+        check_causal(model)
+        check_sees_no_future(model)
+
+    def encode(
+        self,
+        data: LanguageData,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PreTrainedConfig | None,
+        max_length: int | None,
+    ) -> EncodedTask:
+        """Packs the texts of every split into windows of `max_length` tokens, as `token_windows` does.
+
+        The default is `MAX_LENGTH`, or the limit of the model if that is smaller. What is left of the training texts
+        after the last whole window is not trained on. Raises `InputError` for a length that the model cannot take, and
+        for a split with less than a window.
+        """
+        config = PreTrainedConfig() if config is None else config
+        length = window_length(max_length, tokenizer, config, usual=MAX_LENGTH, field="max_length")
+        splits = {"train": data.train, **data.evaluation}
+        encoded = {name: packed(split.texts, tokenizer, config, length, field=name) for name, split in splits.items()}
+        train = encoded.pop("train")
+        whole = train.subset([index for index, tokens in enumerate(train.lengths) if tokens == length])
+        return EncodedTask(data.task, whole, encoded, data.source, PadRight(tokenizer), length)
+
+    def evaluation_batch(self, batch_size: int) -> int:
+        """As many: their logits are most of the memory, with gradients or without."""
+        return batch_size
+
+    def kept(self, logits: Any, labels: Tensor) -> Tensor:
+        """Sum of the losses and number of the predicted tokens: (samples, 2)."""
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        targets = labels[:, 1:]
+        losses = cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), targets, ignore_index=NOT_PREDICTED, reduction="none"
+        )
+        return torch.stack([losses.double().sum(1), (targets != NOT_PREDICTED).sum(1).double()], dim=1)
+
+    def score(self, task: LanguageTask, kept: NDArray, labels: NDArray) -> dict[str, float]:
+        """Perplexity, and the mean loss in nats a token.
+
+        >>> import numpy as np
+        >>> LanguageModelling().score(None, np.array([[2.0, 3], [4.0, 3]]), np.zeros((2, 4)))["loss"]
+        1.0
+        """
+        loss = float(kept[:, 0].sum() / kept[:, 1].sum())
+        return {"perplexity": math.exp(loss), "loss": loss}
+
+    def answer_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits at `answers` predicted tokens of each window, evenly spread."""
+        rows = []
+        for row, targets in zip(logits, labels[:, 1:], strict=True):
+            places = (targets != NOT_PREDICTED).nonzero().squeeze(1)
+            chosen = torch.linspace(0, len(places) - 1, min(self.answers, len(places))).round().long()
+            rows.append(row[places[chosen]])
+        return torch.cat(rows)
+
+
+def _files(task: LanguageTask, train: str | None, validation: str | None) -> dict[str, str]:
+    """The file or data set of every split."""
+    own = {"train": train} | ({} if validation is None else {"validation": validation})
+    names = ("train", *task.splits) if validation is None else ("train", "validation")
+    files = {name: own.get(name) or _own_file(task, name) for name in names}
+    missing = [name for name, file in files.items() if file is None]
+    if missing:
+        raise InputError(f"`{missing[0]}` must be given for {task.name}, which has no texts of its own")
+    return {name: file for name, file in files.items() if file is not None}
+
+
+def _own_file(task: LanguageTask, split: str) -> str | None:
+    """A split of a task with texts of its own, in the folder in MLPFUSION_DATA, else of the Hub."""
+    if task.hub is None:
+        return None
+    folder = data_folder(task.folder)
+    if folder is None:
+        return PREFIX + ":".join((*task.hub, split))
+    return str(Path(folder, f"{split}.txt.gz"))
+
+
+def _texts(split: str, file: str, column: str | None) -> Texts:
+    if file.startswith(PREFIX) and column is None:
+        column = "text"  # of the data sets in the table
+    return Texts(tuple(read_texts(file, column=column, field=split)))
+
+
+def packed(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, length: int, field: str
+) -> EncodedExamples:
+    """Windows of `length` tokens. All tokens but the first of a window are predicted; the model shifts the labels.
+
+    Raises `InputError`, with the name `field`, for texts shorter than a window.
+    """
+    windows = token_windows(texts, tokenizer, config, window=length, field=field, length_field="max_length")
+    items = [window.input_ids.tolist() for window in windows]
+    return EncodedExamples([{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in items])

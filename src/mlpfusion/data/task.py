@@ -1,0 +1,56 @@
+"""What a model learns: the part that all kinds of tasks share, and the data of a task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task by name.
+
+    `metrics` are scores of its kind, the headline first. `splits` are the evaluation splits; the paper selects on the
+    first. `folder` holds its files in `MLPFUSION_DATA`; it is "" for your own files.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    splits: tuple[str, ...] = ("validation",)
+    folder: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Key of `KINDS`, which says what head, inputs and scores the task has."""
+        raise NotImplementedError
+
+    @property
+    def headline(self) -> str:
+        """Name of the first metric, reported for the task."""
+        return self.metrics[0]
+
+
+class Split(Protocol):
+    """The examples of one split, before they are tokenized."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Sequence[int]) -> Any:
+        """Picks the examples at `indices`, in their order."""
+        ...
+
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+AnySplit = TypeVar("AnySplit", bound=Split)
+
+
+@dataclass(frozen=True)
+class TaskData(Generic[AnyTask, AnySplit]):
+    """A task with its examples; `evaluation` holds the reported splits by name.
+
+    `source` names the files or data sets for the record.
+    """
+
+    task: AnyTask
+    train: AnySplit
+    evaluation: Mapping[str, AnySplit]
+    source: str
