@@ -18,7 +18,7 @@ class _NoSynonyms:
         return ()
 
 
-def wordnet() -> Any | None:
+def installed_wordnet() -> Any | None:
     """WordNet of nltk; None where `python -m nltk.downloader wordnet` was not run."""
     from nltk.corpus import wordnet
 
@@ -44,10 +44,11 @@ def meteor_exact_stem(texts: Sequence[str], references: Sequence[Sequence[str]])
 def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
     """METEOR with WordNet's synonyms, between 0 and 1; None where WordNet is not installed.
 
-    Otherwise as `meteor_exact_stem`.
+    Otherwise as `meteor_exact_stem`. nltk looks synonyms up for the stems of words: those of a
+    word that is not its own stem, as `airplane`, are not found.
     """
     GENERATION_SCORES.check()
-    synonyms = wordnet()
+    synonyms = installed_wordnet()
     return None if synonyms is None else _meteor(texts, references, synonyms)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import fmean
+from typing import Any
 
 from mlpfusion.data.generation.entries import GenerationExamples
 from mlpfusion.errors import InputError
@@ -62,9 +63,9 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Ge
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
-    # sacrebleu takes the first references of all texts, then the second ones; None is none.
+    # sacrebleu takes the first references of all texts, then the second ones; None is none, whatever its types say.
     width = max(map(len, references))
-    streams = [[refs[index] if index < len(refs) else None for refs in references] for index in range(width)]
+    streams: Any = [[refs[index] if index < len(refs) else None for refs in references] for index in range(width)]
     # force: no remark on standard error about texts that look tokenised.
     bleu, chrf, ter = BLEU(force=True), CHRF(), TER()
     return GenerationScores(
