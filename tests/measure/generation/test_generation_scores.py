@@ -10,6 +10,7 @@ from mlpfusion.data.generation.entries import Entry, GenerationExamples
 from mlpfusion.errors import InputError
 from mlpfusion.extras import GENERATION_SCORES
 from mlpfusion.measure.generation import meteor as meteors
+from mlpfusion.measure.generation.edits import Edits, edit_rate
 from mlpfusion.measure.generation.meteor import meteor, meteor_exact_stem
 from mlpfusion.measure.generation.protocol import protocol_bleu, protocol_reference_words, protocol_words
 from mlpfusion.measure.generation.scores import rouge_l, score_groups, score_texts
@@ -76,6 +77,11 @@ def test_the_published_example_with_unequal_numbers_of_references():
     assert round(scores.bleu, 2) == 29.44
     assert scores.signatures.bleu.startswith("nrefs:var|")
     assert scores.signatures.ter.startswith("nrefs:var|")
+
+
+def test_references_without_words_cost_all_or_nothing():
+    assert edit_rate([Edits(0, 0.0)]) == 0
+    assert edit_rate([Edits(3, 0.0)]) == 100
 
 
 def test_a_missing_reference_counts_in_no_score_of_sacrebleu():

@@ -9,6 +9,7 @@ from typing import Any
 from mlpfusion.data.generation.entries import GenerationExamples
 from mlpfusion.errors import InputError
 from mlpfusion.extras import GENERATION_SCORES
+from mlpfusion.measure.generation.edits import Edits, edit_rate, text_edits
 from mlpfusion.measure.generation.meteor import meteor, meteor_exact_stem
 from mlpfusion.measure.generation.protocol import NUM_REFERENCES, protocol_bleu
 
@@ -58,46 +59,26 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Ge
     (100, 100, 0.0, 1.0)
     """
     _check(texts, references)
-    GENERATION_SCORES.check()
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-    from sacrebleu.metrics.ter import TER
-
-    # sacrebleu takes the first references of all texts, then the second ones; None is none, whatever its types say.
-    width = max(map(len, references))
-    streams: Any = [[refs[index] if index < len(refs) else None for refs in references] for index in range(width)]
-    # force: no remark on standard error about texts that look tokenised.
-    bleu, chrf, ter = BLEU(force=True), CHRF(), TER()
-    return GenerationScores(
-        num_texts=len(texts),
-        bleu=bleu.corpus_score(texts, streams).score,
-        chrf=chrf.corpus_score(texts, streams).score,
-        ter=ter.corpus_score(texts, streams).score,
-        rouge_l=rouge_l(texts, references),
-        meteor_exact_stem=meteor_exact_stem(texts, references),
-        meteor=meteor(texts, references),
-        bleu_protocol=protocol_bleu(texts, references),
-        signatures=Signatures(
-            bleu=str(bleu.get_signature()),
-            chrf=str(chrf.get_signature()),
-            ter=str(ter.get_signature()),
-            rouge_l=f"measure:F|refs:best|stem:no|version:rouge-score {version('rouge-score')}",
-            meteor=f"refs:best|words:protocol|stem:porter|version:nltk {version('nltk')}",
-            bleu_protocol=f"nrefs:{NUM_REFERENCES}|words:protocol|smooth:none|version:sacrebleu {version('sacrebleu')}",
-        ),
-    )
+    return _scores(texts, references, text_edits(texts, references))
 
 
 def score_groups(texts: Sequence[str], examples: GenerationExamples) -> Mapping[str, GenerationScores]:
     """Scores of all texts under `ALL`, and those of every group of the entries under its name.
 
     Raises what `score_texts` raises.
+
+    >>> from mlpfusion.data.generation.entries import Entry
+    >>> examples = GenerationExamples((Entry("a", ("A dog.",), "SEEN"), Entry("b", ("A cat.",), "UNSEEN")))
+    >>> {group: scores.ter for group, scores in score_groups(["A dog.", "A dog."], examples).items()}
+    {'ALL': 25.0, 'SEEN': 0.0, 'UNSEEN': 50.0}
     """
     _check(texts, examples.references)
-    scores = {ALL: score_texts(texts, examples.references)}
+    edits = text_edits(texts, examples.references)
+    scores = {ALL: _scores(texts, examples.references, edits)}
     for group in examples.groups:
         chosen = [index for index, entry in enumerate(examples.entries) if entry.group == group]
-        scores[group] = score_texts([texts[index] for index in chosen], examples.subset(chosen).references)
+        references = examples.subset(chosen).references
+        scores[group] = _scores([texts[index] for index in chosen], references, [edits[index] for index in chosen])
     return scores
 
 
@@ -116,6 +97,36 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     scorer = RougeScorer(["rougeL"])
     pairs = zip(texts, references, strict=True)
     return fmean(float(scorer.score_multi(refs, text)["rougeL"].fmeasure) for text, refs in pairs)
+
+
+def _scores(texts: Sequence[str], references: Sequence[Sequence[str]], edits: Sequence[Edits]) -> GenerationScores:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
+
+    # sacrebleu takes the first references of all texts, then the second ones; None is none, whatever its types say.
+    width = max(map(len, references))
+    streams: Any = [[refs[index] if index < len(refs) else None for refs in references] for index in range(width)]
+    # force: no remark on standard error about texts that look tokenised.
+    bleu, chrf = BLEU(force=True), CHRF()
+    return GenerationScores(
+        num_texts=len(texts),
+        bleu=bleu.corpus_score(texts, streams).score,
+        chrf=chrf.corpus_score(texts, streams).score,
+        ter=edit_rate(edits),
+        rouge_l=rouge_l(texts, references),
+        meteor_exact_stem=meteor_exact_stem(texts, references),
+        meteor=meteor(texts, references),
+        bleu_protocol=protocol_bleu(texts, references),
+        signatures=Signatures(
+            bleu=str(bleu.get_signature()),
+            chrf=str(chrf.get_signature()),
+            ter=str(TER(references=streams).get_signature()),
+            rouge_l=f"measure:F|refs:best|stem:no|version:rouge-score {version('rouge-score')}",
+            meteor=f"refs:best|words:protocol|stem:porter|version:nltk {version('nltk')}",
+            bleu_protocol=f"nrefs:{NUM_REFERENCES}|words:protocol|smooth:none|version:sacrebleu {version('sacrebleu')}",
+        ),
+    )
 
 
 def _check(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
