@@ -189,6 +189,11 @@ def test_groups_are_scored_beside_the_whole():
     assert scores["UNSEEN"] == score_texts(DOGS[2:], DOG_REFERENCES[2:])
 
 
+def test_no_group_may_have_the_name_of_the_whole():
+    with pytest.raises(InputError, match="`group` must not be ALL, the name of the scores of all texts"):
+        score_groups(["a"], GenerationExamples((Entry("a", ("a",), "ALL"),)))
+
+
 @pytest.mark.parametrize(
     ("texts", "references", "message"),
     [

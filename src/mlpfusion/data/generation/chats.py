@@ -24,7 +24,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation: messages, and the assistant's last one as the text to generate."""
+    """A conversation: the messages before the answer, and the answer to generate."""
 
     prompt: tuple[Message, ...]
     answer: str

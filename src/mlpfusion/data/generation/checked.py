@@ -26,7 +26,7 @@ def column_value(table: Table, row: Row, column: str, option: str) -> Any:
 
 
 def text_value(table: Table, row: Row, value: Any, name: str) -> str:
-    """Returns `value`. Raises `InputError` for anything but a text with a letter or sign in it."""
+    """Returns `value`. Raises `InputError` for a blank text, and for anything but text."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"`{name}` must be text in {table.place(row)}, got {shown(value)}")
     return value

@@ -7,7 +7,7 @@ from itertools import groupby
 
 @dataclass(frozen=True)
 class Pair:
-    """One source and one text to learn for it."""
+    """One source and one of its reference texts, to learn."""
 
     source: str
     reference: str
@@ -17,7 +17,7 @@ class Pair:
 class Entry:
     """One source and all its reference texts, at least one.
 
-    `group` is the part of the evaluation it is scored in, beside the whole; None for no part.
+    `group` names a part of the evaluation with scores of its own, beside the whole; None for no part.
     """
 
     source: str
@@ -62,9 +62,9 @@ class GenerationExamples:
 
 
 def merged(entries: Iterable[Entry]) -> GenerationExamples:
-    """Joins neighbours of one source and one group into one entry with all their references.
+    """Joins neighbouring entries of one source and one group.
 
-    Equal sources with other entries between them stay apart.
+    The joined entry has all their references. Equal sources with other entries between stay apart.
 
     >>> merged([Entry("a", ("A",)), Entry("a", ("AA",)), Entry("b", ("B",))]).references
     (('A', 'AA'), ('B',))

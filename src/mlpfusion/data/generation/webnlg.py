@@ -39,16 +39,19 @@ class Triple:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of the line, and the special token whose id is the token type of all its tokens."""
+    """A part of the line, and the special token of its kind.
+
+    The id of `kind` is the token type of every token of `text`.
+    """
 
     kind: str
     text: str
 
 
 def source_segments(triples: Iterable[Triple]) -> tuple[Segment, ...]:
-    """Segments of the line that is read; the texts joined are the source of an entry.
+    """Segments of the source of an entry, in order.
 
-    Generation begins after them.
+    The joined texts are the source; generation begins after them.
 
     >>> "".join(segment.text for segment in source_segments([Triple("Aarhus", "leaderName", "Jacob_Bundsgaard")]))
     '<bos_webnlg><subject>Aarhus<property>leaderName<object>Jacob_Bundsgaard<target_webnlg>'
@@ -62,7 +65,9 @@ def source_segments(triples: Iterable[Triple]) -> tuple[Segment, ...]:
 
 
 def target_segment(reference: str) -> Segment:
-    """Segment of the text that is learned, its end included; the loss is that of its tokens alone.
+    """Segment of a text to learn, with the token of its end.
+
+    Follows `source_segments` in training; the loss is that of the tokens of this segment alone.
 
     >>> target_segment("Aarhus is led by Jacob Bundsgaard.")
     Segment(kind='<target_webnlg>', text='Aarhus is led by Jacob Bundsgaard.<eos_webnlg>')
@@ -81,7 +86,7 @@ def linearised(triples: Iterable[Triple]) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """One row of WebNLG: its triples, and the references whose comment is `good`."""
+    """One row of WebNLG: its triples, and its references with the comment `good`."""
 
     triples: tuple[Triple, ...]
     references: tuple[str, ...]
@@ -105,8 +110,8 @@ def read_facts(folder: Path, split: str) -> tuple[Facts, ...]:
 def read_webnlg(folder: Path, split: str) -> GenerationExamples:
     """Entries of `split` of WebNLG: lines of triples with all `good` references.
 
-    Entries of the test split belong to the group `SEEN` or `UNSEEN`, by their category. Raises
-    what `read_facts` raises.
+    Entries of the test split belong to the group `SEEN` or `UNSEEN`, by their category. References
+    are the bare texts, `target_segment` adds the token of the end. Raises what `read_facts` raises.
     """
     entries = []
     for facts in read_facts(folder, split):

@@ -32,7 +32,9 @@ def text_edits(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tup
 
 
 def edit_rate(edits: Sequence[Edits]) -> float:
-    """TER in percent: all edits by the sum of the mean lengths, that of sacrebleu to the last digit.
+    """TER in percent: all edits, divided by the sum of the lengths.
+
+    The same as TER of sacrebleu's command line, to the last digit.
 
     >>> edit_rate([Edits(1, 5.0), Edits(2, 7.0)])
     25.0

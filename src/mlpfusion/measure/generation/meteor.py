@@ -30,10 +30,11 @@ def installed_wordnet() -> Any | None:
 
 
 def meteor_exact_stem(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """METEOR without synonyms: words match by letters or by Porter stem, between 0 and 1.
+    """METEOR without synonyms, between 0 and 1.
 
-    Words are those of the protocol; of an entry's references the best counts, and the result is
-    the mean over entries. Raises `InputError` without the packages of the extra `generation`.
+    Words are those of the protocol, and match by their letters or by their Porter stems. Of an
+    entry's references the best counts, and the result is the mean over entries. Raises
+    `InputError` without the packages of the extra `generation`.
 
     >>> round(meteor_exact_stem(["the dogs bark"], [["the dog barks"]]), 4)  # one chunk of three: 1 - 0.5 / 3**3
     0.9815

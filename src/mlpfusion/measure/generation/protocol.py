@@ -10,7 +10,9 @@ _BREAK = re.compile(r"(\W)")
 
 
 def protocol_words(text: str) -> list[str]:
-    """Words of a generated text: ASCII, small letters, every sign beside letters and digits a word.
+    """Splits a generated text into the protocol's words.
+
+    Words are ASCII in small letters; a sign other than letters, digits and `_` is a word.
 
     >>> protocol_words("Adolfo Su\\u00e1rez airport, 18L/36R.")
     ['adolfo', 'suarez', 'airport', ',', '18l', '/', '36r', '.']
@@ -21,10 +23,10 @@ def protocol_words(text: str) -> list[str]:
 
 
 def protocol_reference_words(text: str) -> list[str]:
-    """Words of a reference text.
+    """Splits a reference text into the protocol's words.
 
-    The scripts make references ASCII after the split, generated texts before. So the few letters
-    that become several signs, as one half becomes 1/2, are one word here.
+    The scripts make references ASCII after the split, generated texts before. So a sign with
+    several ASCII signs in its place, as one half with 1/2, stays one word here.
 
     >>> protocol_reference_words("Su\\u00e1rez ate \\u00bd."), protocol_words("Su\\u00e1rez ate \\u00bd.")
     (['suarez', 'ate', '1/2', '.'], ['suarez', 'ate', '1', '/', '2', '.'])

@@ -18,7 +18,7 @@ ALL = "ALL"
 
 @dataclass(frozen=True)
 class Signatures:
-    """How each score was computed, for the record: sacrebleu's own signatures, and lines like them."""
+    """Tool and settings of each score: sacrebleu's own signatures, and lines like them."""
 
     bleu: str
     chrf: str
@@ -30,7 +30,7 @@ class Signatures:
 
 @dataclass(frozen=True)
 class GenerationScores:
-    """Scores of the texts of one split or group, each in the unit of its tool.
+    """Scores of the texts of one split or group.
 
     `bleu`, `chrf`, `ter` and `bleu_protocol` are percentages, `rouge_l` and the two METEORs lie
     between 0 and 1. Of `ter` less is better. `meteor` is None where WordNet is not installed.
@@ -63,9 +63,10 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Ge
 
 
 def score_groups(texts: Sequence[str], examples: GenerationExamples) -> Mapping[str, GenerationScores]:
-    """Scores of all texts under `ALL`, and those of every group of the entries under its name.
+    """Scores of all texts, and those of each group, by name.
 
-    Raises what `score_texts` raises.
+    The name of all texts is `ALL`. Raises what `score_texts` raises, and `InputError` for a group
+    of that name.
 
     >>> from mlpfusion.data.generation.entries import Entry
     >>> examples = GenerationExamples((Entry("a", ("A dog.",), "SEEN"), Entry("b", ("A cat.",), "UNSEEN")))
@@ -73,6 +74,8 @@ def score_groups(texts: Sequence[str], examples: GenerationExamples) -> Mapping[
     {'ALL': 25.0, 'SEEN': 0.0, 'UNSEEN': 50.0}
     """
     _check(texts, examples.references)
+    if ALL in examples.groups:
+        raise InputError(f"`group` must not be {ALL}, the name of the scores of all texts, got it as one of a part")
     edits = text_edits(texts, examples.references)
     scores = {ALL: _scores(texts, examples.references, edits)}
     for group in examples.groups:
@@ -83,10 +86,11 @@ def score_groups(texts: Sequence[str], examples: GenerationExamples) -> Mapping[
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """F of ROUGE-L without stemming, between 0 and 1: best over references, mean over entries.
+    """F of ROUGE-L without stemming, between 0 and 1.
 
-    rouge-score reads runs of a-z and 0-9 alone, so texts in other scripts score 0. Raises
-    `InputError` without the packages of the extra `generation`.
+    Of an entry's references the best counts, and the result is the mean over entries. rouge-score
+    reads runs of a-z and 0-9 alone, so texts in other scripts score 0. Raises `InputError` without
+    the packages of the extra `generation`.
 
     >>> rouge_l(["the dog sat"], [["a cat", "the dog there sat"]])  # 3 of 3 and 3 of 4 words: 2 * 3 / 7
     0.857...
