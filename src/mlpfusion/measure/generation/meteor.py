@@ -1,6 +1,7 @@
 """METEOR by nltk: the whole of it where WordNet is installed, its exact-and-stem part everywhere.
 
-Neither is METEOR 1.5, the Java program behind most published numbers: that has paraphrases, and weights of its own.
+Neither is METEOR 1.5, the Java program behind most published numbers: that has paraphrases and weights of its own, and
+looks for the fewest chunks, where nltk joins equal words from the end of the texts on.
 """
 
 from collections.abc import Sequence
