@@ -23,6 +23,7 @@ ROOMS = [
     ("loop",),
     ("methods",),
     ("compression",),
+    ("generation",),
     ("tune",),
     ("measure",),
     ("export",),

@@ -160,7 +160,7 @@ def test_recorded_runs_keep_their_names(name):
         (task, experiment.model): (SimpleNamespace(max_length=row["max_length"]), row["data_sha256"])
         for task, row in of_task.items()
     }
-    grid = Grid(experiment, {experiment.model: source}, tasks)
+    grid = Grid(experiment, {(experiment.model, ()): source}, tasks)
     for cell in cells(experiment):
         for seed in experiment.seeds:
             assert run_name(grid.identity(cell, experiment.rates(cell.row)[0], seed)) in rows

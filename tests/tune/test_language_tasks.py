@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.language.collate import NOT_PREDICTED, PadRight
 from mlpfusion.data.language.kind import LanguageModelling
+from mlpfusion.data.language.labels import NOT_PREDICTED, PadRight
 from mlpfusion.data.language.task import LANGUAGE, LanguageTask, Texts
 from mlpfusion.data.task import TaskData
 from mlpfusion.data.tasks import encode_task
@@ -59,7 +59,7 @@ def test_the_perplexity_is_that_of_evaluate_and_falls(decoder, texts, tmp_path):
     found = record["scores"]["validation"]
     assert found["perplexity"][0] == pytest.approx(perplexities[1], rel=1e-5)
     assert perplexities[1] < 0.9 * perplexities[0]
-    assert (record["task"], record["kind"]) == ("language-modelling", "language-modelling")
+    assert record["task"] == "language-modelling"
     card = (tmp_path / "out/README.md").read_text()
     assert "pipeline_tag: text-generation" in card
     assert "AutoModelForCausalLM.from_pretrained" in card
@@ -126,7 +126,7 @@ def test_the_compared_predictions_are_spread_over_the_predicted_tokens():
     labels = torch.full((2, 41), NOT_PREDICTED)
     labels[0, 10:], labels[1, 3:6] = 7, 7
     logits = torch.arange(41.0).expand(2, 41)[..., None]
-    found = kind.answer_logits(logits, labels).squeeze(1).tolist()
+    found = kind.answer_logits(logits, labels, shifted=True).squeeze(1).tolist()
     assert found[:16] == [9.0 + 2 * number for number in range(16)]  # one before its label, from the first to the last
     assert found[16:] == [2.0, 3.0, 4.0]  # no token twice
     model, data = pico_model("llama", AutoModelForCausalLM), encoded()
@@ -181,9 +181,12 @@ def test_a_task_with_texts_of_its_own_runs_in_an_experiment(decoder, tmp_path, m
     [
         (
             ["--label-column", "x"],
-            "`--label-column` must be left out for language-modelling, which has no labels, got x",
+            "`--label-column` must be left out for the task language-modelling, which has no use for it, got x",
         ),
-        (["--new-head"], "`--new-head` must be left out for language-modelling, which has no labels, got True"),
+        (
+            ["--new-head"],
+            "`--new-head` must be left out for the task language-modelling, which has no use for it",
+        ),
         (["--text-column", "a,b"], "`--text-column` must name one column for language-modelling, got a,b"),
         (["--max-length", 4], "`--max-length` must be between 8 and 64, what the model takes, got 4"),
         (["--metric-for-best-model", "bleu"], "`--metric-for-best-model` must be one of perplexity, loss, got 'bleu'"),

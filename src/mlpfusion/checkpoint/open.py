@@ -1,7 +1,7 @@
 """Opens a checkpoint once: its config at once, everything else on first use."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from mlpfusion.checkpoint.config import CONFIG
 from mlpfusion.checkpoint.padding import agree_on_padding
 from mlpfusion.checkpoint.read import check_finite, check_weights, empty_model, load_model, origin, read_config, resolve
-from mlpfusion.checkpoint.tokenizer import load_tokenizer
+from mlpfusion.checkpoint.tokenizer import add_tokens, load_tokenizer
 from mlpfusion.checkpoint.weights import stored_tensors
 from mlpfusion.checks import user_path
 from mlpfusion.options.mlps import USUAL_MLPS, MLPOptions
@@ -25,7 +25,8 @@ class Checkpoint:
     """A checkpoint of transformers in `folder`; what is not asked for is not read.
 
     `name` and `revision` are what the user gave, `mlps` what was said of where the MLPs are.
-    With `new_head` a trained head counts as missing.
+    With `new_head` a trained head counts as missing. `new_tokens` are added to the tokenizer, and to the vocabulary of
+    the `training_config`, where they are missing.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Checkpoint:
     config: PreTrainedConfig
     mlps: MLPOptions = USUAL_MLPS
     new_head: bool = False
+    new_tokens: tuple[str, ...] = ()
 
     @cached_property
     def row(self) -> Architecture:
@@ -75,12 +77,22 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with a padding token. Raises `InputError` where there is none."""
-        return load_tokenizer(self.folder, self.config)
+        tokenizer = load_tokenizer(self.folder, self.config)
+        add_tokens(tokenizer, self.new_tokens)
+        return tokenizer
 
     @cached_property
     def training_config(self) -> PreTrainedConfig:
-        """A copy of the config with the padding id of the tokenizer."""
-        return agree_on_padding(self.config, self.tokenizer)
+        """A copy of the config with the padding id of the tokenizer, and room for `new_tokens`."""
+        config = agree_on_padding(self.config, self.tokenizer)
+        if self.new_tokens:
+            text = config.get_text_config()
+            text.vocab_size = max(text.vocab_size, len(self.tokenizer))
+        return config
+
+    def at(self, folder: Path) -> "Checkpoint":
+        """The same with the files of `folder`, a later stage of it."""
+        return replace(self, folder=folder, config=read_config(folder))
 
     @property
     def origin(self) -> Origin:
@@ -106,23 +118,33 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    name: str, revision: str | None = None, *, mlps: MLPOptions = USUAL_MLPS, new_head: bool = False
+    name: str,
+    revision: str | None = None,
+    *,
+    mlps: MLPOptions = USUAL_MLPS,
+    new_head: bool = False,
+    new_tokens: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Opens the folder or Hub id `name`; only its config is read.
 
     Raises `InputError` if there is no such checkpoint, or a config that is malformed or that of quantised weights.
     """
     folder = resolve(name, revision)
-    return Checkpoint(name, revision, folder, read_config(folder), mlps, new_head)
+    return Checkpoint(name, revision, folder, read_config(folder), mlps, new_head, new_tokens)
 
 
 def open_for_training(
-    name: str, revision: str | None = None, *, mlps: MLPOptions = USUAL_MLPS, new_head: bool = False
+    name: str,
+    revision: str | None = None,
+    *,
+    mlps: MLPOptions = USUAL_MLPS,
+    new_head: bool = False,
+    new_tokens: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Opens a checkpoint as `open_checkpoint` does, and reads all that training needs of it.
 
     Raises `InputError` for damaged weights, NaN or Inf in a weight, and a missing tokenizer too.
     """
-    checkpoint = open_checkpoint(name, revision, mlps=mlps, new_head=new_head)
+    checkpoint = open_checkpoint(name, revision, mlps=mlps, new_head=new_head, new_tokens=new_tokens)
     checkpoint.read_for_training()
     return checkpoint

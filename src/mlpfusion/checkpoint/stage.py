@@ -22,6 +22,7 @@ from mlpfusion.storage.states import keep_states, remove_state
 from mlpfusion.storage.unfinished import expect_record, remove_work
 
 STAGE_FILE = "stage.json"
+KEPT_FOLDERS = ("adapter", "generated")  # of a stage, beside its model
 
 
 def run_stage(
@@ -48,8 +49,9 @@ def run_stage(
         with staged_folder(result, listed=False) as staged:
             save(model, source, staged)
             save_padding(model, staged)
-            if (folder / "adapter").is_dir():
-                shutil.copytree(folder / "adapter", staged / "adapter")
+            for name in KEPT_FOLDERS:
+                if (folder / name).is_dir():
+                    shutil.copytree(folder / name, staged / name)
             (staged / STAGE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
             seal(staged)
         keep_states(folder, set())

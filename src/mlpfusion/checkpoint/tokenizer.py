@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.checkpoint.lengths import MAX_LENGTH, longest_text, text_length
 from mlpfusion.errors import InputError, one_line
@@ -74,6 +74,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers made one from the config alone
             raise InputError(f"`model` must come with a tokenizer, {folder} has none with a vocabulary")
     return tokenizer
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Adds special tokens that `tokenizer` does not know, in place, in their order."""
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True) for token in tokens if token not in known], special_tokens=True
+    )
 
 
 def tokenized(

@@ -1,45 +1,71 @@
 """`mlpfusion evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlpfusion.commands.command import Command
-from mlpfusion.options.fields import argument, option
+from mlpfusion.commands.command import SAME_OUT, Command
+from mlpfusion.errors import InputError
+from mlpfusion.options.decoding import Decoding
+from mlpfusion.options.fields import argument, changed, option, part
+from mlpfusion.options.task import TaskOptions
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
-    from mlpfusion.measure.evaluation import Evaluation
+    from mlpfusion.measure.evaluation.task import TaskEvaluation
+    from mlpfusion.measure.evaluation.text import Evaluation
+
+_OF_TEXT = ("column", "window", "stride", "max_tokens", "seed")
+_OF_TASK = ("validation", "out")
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Perplexity of the causal language model MODEL, compressed or not, on a text.
+    """Perplexity of the causal language model MODEL on a text, or the scores of MODEL on a task.
 
-    The texts are joined by empty lines and read in windows. The number depends on the text, the tokenizer, the window
-    and the stride: compare models only where all four are the same.
+    With `data` the texts are joined by empty lines and read in windows. The number depends on the text, the tokenizer,
+    the window and the stride: compare models only where all four are the same. With `task` the reported splits are
+    scored, or `validation`; a generator writes its texts, which are kept in `out` if it is named. Killed, and started
+    again with the same --out, it writes no text twice.
     """
 
     model: str = argument("MODEL")
-    data: str = option("", "Texts, one a line, or a table with --column.", metavar="FILE", required=True)
+    data: str | None = option(None, "Texts, one a line, or a table with --column.", metavar="FILE")
     column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
     window: int | None = option(None, "Tokens that are read together: 512, or what MODEL takes if less.")
     stride: int | None = option(None, "Tokens from one window to the next: a window, without overlap.")
     max_tokens: int | None = option(None, "Take the first tokens of the texts only.")
-    device: str = option("cpu", "cpu (fp32) or cuda (in the dtype of MODEL).")
+    of_task: TaskOptions = part(TaskOptions)
+    validation: str | None = option(None, "Data of your own to score on.", metavar="FILE")
+    decoding: Decoding = part(Decoding)
+    out: str | None = option(None, "New folder for the generated texts and evaluation.json.", metavar="DIR")
+    device: str = option("cpu", "cpu (fp32) or cuda (in the dtype of MODEL; a task in fp32).")
     seed: int = option(0, "Of the bootstrap over the windows, for the interval.")
 
 
-def run(options: EvaluateOptions, progress: Progress) -> "Evaluation":
-    """Returns the perplexity. All that can be checked without the weights is checked first. Raises `InputError`."""
-    from mlpfusion.checkpoint.open import open_checkpoint
+def run(options: EvaluateOptions, progress: Progress) -> "Evaluation | TaskEvaluation":
+    """Returns the scores. All that can be checked without the weights is checked first. Raises `InputError`."""
     from mlpfusion.checks import seed_number, usable_device
+
+    is_task = bool(changed(options.of_task))
+    if is_task == (options.data is not None):
+        raise InputError("exactly one of `data` and `task` must be given")
+    told = changed(options)
+    for name in _OF_TEXT if is_task else (*_OF_TASK, *changed(options.decoding)):
+        if name in told:
+            raise InputError(f"`{name}` must be left out with `{'task' if is_task else 'data'}`, got {told[name]}")
+    seed_number("seed", options.seed)
+    usable_device(options.device)
+    return _on_task(options, progress) if is_task else _on_text(options, progress)
+
+
+def _on_text(options: EvaluateOptions, progress: Progress) -> "Evaluation":
+    from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.data.files.text import read_texts
     from mlpfusion.data.language.causal import check_causal
     from mlpfusion.data.unlabelled.windows import window_length
-    from mlpfusion.measure.evaluation import TextSource, evaluate_checkpoint
+    from mlpfusion.measure.evaluation.text import TextSource, evaluate_checkpoint
 
-    seed_number("seed", options.seed)
-    usable_device(options.device)
+    assert options.data is not None
     source = open_checkpoint(options.model)
     check_causal(source.empty())
     window = window_length(options.window, source.tokenizer, source.config)
@@ -48,12 +74,42 @@ def run(options: EvaluateOptions, progress: Progress) -> "Evaluation":
     return evaluate_checkpoint(source, texts, text, device=options.device, seed=options.seed, progress=progress)
 
 
-def show(evaluation: "Evaluation", _options: EvaluateOptions) -> None:
-    """Prints the perplexity, its interval, and on what it was measured."""
+def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
+    from mlpfusion.checkpoint.open import open_for_training
+    from mlpfusion.data.chosen import chosen_data
+    from mlpfusion.data.generation.encode import with_decoding
+    from mlpfusion.data.tasks import new_tokens
+    from mlpfusion.extras import check_training_installed
+    from mlpfusion.measure.evaluation.task import encode_for_scores, evaluate_on_task
+
+    check_training_installed()
+    told = options.of_task
+    source = open_for_training(options.model, new_tokens=new_tokens(told.task))
+    # the loaders want a training file where the data are your own; it is not scored
+    data = chosen_data(replace(told, train=told.train or options.validation), options.validation)
+    encoded = with_decoding(encode_for_scores(source, data, told.max_length), options.decoding)
+    return evaluate_on_task(source, encoded, options.out, options.device, progress)
+
+
+def show(evaluation: "Evaluation | TaskEvaluation", options: EvaluateOptions) -> None:
+    """Prints the scores, and on what they were measured."""
+    from mlpfusion.measure.evaluation.task import TaskEvaluation
     from mlpfusion.report.terminal import print_evaluation
+    from mlpfusion.report.texts import print_task_evaluation
 
-    print_evaluation(evaluation)
+    if isinstance(evaluation, TaskEvaluation):
+        print_task_evaluation(evaluation, options.out)
+    else:
+        print_evaluation(evaluation)
 
 
-SUMMARY = "Perplexity of a causal language model on a text."
-COMMAND = Command("evaluate", SUMMARY, EvaluateOptions, run, show, title="Evaluating", usage="--data FILE [OPTIONS]")
+COMMAND = Command(
+    "evaluate",
+    "Perplexity of a language model on a text, or scores on a task.",
+    EvaluateOptions,
+    run,
+    show,
+    title="Evaluating",
+    usage="--data FILE [OPTIONS]",
+    go_on=SAME_OUT,
+)

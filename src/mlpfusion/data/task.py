@@ -1,8 +1,8 @@
 """What a model learns: the part that all kinds of tasks share, and the data of a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,11 @@ class Task:
         raise NotImplementedError
 
     @property
+    def reported(self) -> tuple[str, ...]:
+        """The splits, and their parts, that have the headline score."""
+        return self.splits
+
+    @property
     def headline(self) -> str:
         """Name of the first metric, reported for the task."""
         return self.metrics[0]
@@ -33,10 +38,6 @@ class Split(Protocol):
     """The examples of one split, before they are tokenized."""
 
     def __len__(self) -> int: ...
-
-    def subset(self, indices: Sequence[int]) -> Any:
-        """Picks the examples at `indices`, in their order."""
-        ...
 
 
 AnyTask = TypeVar("AnyTask", bound=Task)

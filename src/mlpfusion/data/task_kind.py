@@ -1,6 +1,8 @@
 """What a kind of task is: how it is read, its head, its inputs and its scores."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -9,23 +11,41 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.task import TaskData
+from mlpfusion.data.task import Task, TaskData
+from mlpfusion.errors import InputError
+from mlpfusion.options.fields import changed
 from mlpfusion.options.task import TaskOptions
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """What others call a model for a kind of task: PEFT, the class of transformers that loads it, the Hub."""
+
+    adapter: str
+    auto_class: str
+    pipeline_tag: str
+
+
+SEQUENCE_CLASSIFIER = ModelNames("SEQ_CLS", "AutoModelForSequenceClassification", "text-classification")
 
 
 class TaskKind(ABC):
     """What all tasks of one kind have in common.
 
-    `adapter` is PEFT's name of the kind, `auto_class` the class of transformers that loads a tuned model, and
-    `pipeline_tag` the Hub's. A row of the data is one example unless `packs_rows`. An example asks the model for
-    `answers` predictions to compare: one class, or several tokens.
+    `row_is_example`: every row of the data makes one example. An example asks the model for `answers` predictions to
+    compare: one class, or several tokens.
     """
 
-    adapter: ClassVar[str]
-    auto_class: ClassVar[str]
-    pipeline_tag: ClassVar[str]
-    packs_rows: ClassVar[bool] = False
+    row_is_example: ClassVar[bool] = True
     answers: ClassVar[int] = 1
+
+    @abstractmethod
+    def names(self, config: PreTrainedConfig) -> ModelNames:
+        """What a model with `config` is called for such a task."""
+
+    def new_tokens(self, _task: Any) -> tuple[str, ...]:
+        """Special tokens that the tokenizer of a model must have."""
+        return ()
 
     @abstractmethod
     def load(self, task: Any, options: TaskOptions, validation: str | None) -> TaskData[Any, Any]:
@@ -33,6 +53,14 @@ class TaskKind(ABC):
 
         Raises `InputError` for options that the kind has not, and data that cannot be read.
         """
+
+    def check_options(self, task: Task, options: TaskOptions, used: Collection[str]) -> None:
+        """Raises `InputError` for a changed option that is not among those that the kind uses."""
+        for name, value in changed(options).items():
+            if name not in used:
+                raise InputError(
+                    f"`{name}` must be left out for the task {task.name}, which has no use for it, got {value}"
+                )
 
     @abstractmethod
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -61,17 +89,21 @@ class TaskKind(ABC):
         """Tokenizes every split of `data`."""
 
     @abstractmethod
+    def choices(self, task: Any) -> tuple[str, ...]:
+        """Scores that epoch and rate can be chosen by, the usual one first."""
+
+    @abstractmethod
     def evaluation_batch(self, batch_size: int) -> int:
         """Examples that are evaluated together where a step trains on `batch_size`."""
 
     @abstractmethod
-    def kept(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What the scores need of the logits of a batch, one row an example."""
+    def kept(self, logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
+        """What the scores need of the logits of a batch, one row an example; `shifted` as in `aligned`."""
 
     @abstractmethod
     def score(self, task: Any, kept: NDArray, labels: NDArray) -> dict[str, float]:
-        """Every metric of `task` by name, from what was `kept` of all examples."""
+        """The `choices` of `task` by name, from what was `kept` of all examples."""
 
     @abstractmethod
-    def answer_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def answer_logits(self, logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
         """Logits of the predictions that are compared: (answers of all examples, outputs)."""

@@ -1,10 +1,11 @@
 """Opens checkpoints for training, with the head of a task."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import empty_model, load_model
@@ -28,7 +29,7 @@ def encode_for(
     """
     kind = kind_of_task(data.task)
     data = kind.fitted(data, checkpoint)
-    is_chosen = config is not None and config.max_train_samples is not None and not kind.packs_rows
+    is_chosen = config is not None and config.max_train_samples is not None and kind.row_is_example
     if config is not None and is_chosen:
         data = replace(data, train=data.train.subset(training_order(len(data.train), config)))
     encoded = encode_task(data, checkpoint.tokenizer, checkpoint.training_config, max_length=max_length)
@@ -46,7 +47,7 @@ def load_for_task(checkpoint: Checkpoint, task: Task, seed: int) -> PreTrainedMo
     head = kind.model_class(config)
     left_out = head_tensors(config, head) if checkpoint.new_head else ()
     with seeded(seed):
-        return load_model(checkpoint.folder, config, kind=head, dtype=torch.float32, left_out=left_out)
+        return _load(checkpoint, config, head, left_out)
 
 
 def load_in_own_class(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -55,7 +56,7 @@ def load_in_own_class(checkpoint: Checkpoint) -> PreTrainedModel:
     Missing tensors of a head are drawn from seed 0.
     """
     with seeded(0):
-        return _padded_alike(load_model(checkpoint.folder, checkpoint.training_config, dtype=torch.float32))
+        return _padded_alike(_load(checkpoint, checkpoint.training_config))
 
 
 def load_like(checkpoint: Checkpoint, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -71,7 +72,7 @@ def load_like(checkpoint: Checkpoint, teacher: PreTrainedModel, seed: int) -> Pr
             setattr(config, name, getattr(teacher.config, name))
     config.problem_type = teacher.config.problem_type
     with seeded(seed):
-        return _padded_alike(load_model(checkpoint.folder, config, kind=type(teacher), dtype=torch.float32))
+        return _padded_alike(_load(checkpoint, config, type(teacher)))
 
 
 def empty_for_task(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
@@ -79,6 +80,26 @@ def empty_for_task(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
     kind = kind_of_task(task)
     config = kind.config(checkpoint, task)
     return empty_model(config, kind.model_class(config))
+
+
+def _load(
+    checkpoint: Checkpoint,
+    config: PreTrainedConfig,
+    kind: type[PreTrainedModel] | None = None,
+    left_out: Sequence[str] = (),
+) -> PreTrainedModel:
+    """The model of `config` in fp32; the rows of new tokens are drawn from the global random stream.
+
+    They are drawn about the mean of the others, as transformers does.
+    """
+    size, stored = config.get_text_config().vocab_size, checkpoint.config.get_text_config().vocab_size
+    if size != stored:
+        config = type(config).from_dict(config.to_dict())
+        config.get_text_config().vocab_size = stored
+    model = load_model(checkpoint.folder, config, kind=kind, dtype=torch.float32, left_out=left_out)
+    if size != stored:
+        model.resize_token_embeddings(size)
+    return model
 
 
 def _padded_alike(model: PreTrainedModel) -> PreTrainedModel:

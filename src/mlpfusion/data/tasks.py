@@ -5,6 +5,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mlpfusion.data.encode import EncodedTask
+from mlpfusion.data.generation.kind import Generation
+from mlpfusion.data.generation.task import GENERATION
 from mlpfusion.data.labelled.glue import GLUE
 from mlpfusion.data.labelled.kind import Labelled
 from mlpfusion.data.language.kind import LanguageModelling
@@ -18,9 +20,10 @@ KINDS: dict[str, TaskKind] = {
     "classification": Labelled(),
     "regression": Labelled(),
     "language-modelling": LanguageModelling(),
+    "generation": Generation(),
 }
-TASKS: dict[str, Task] = {**GLUE, **LANGUAGE}
-LOWER_IS_BETTER = ("perplexity", "loss")  # metrics
+TASKS: dict[str, Task] = {**GLUE, **LANGUAGE, **GENERATION}
+LOWER_IS_BETTER = ("perplexity", "loss", "ter")  # metrics
 
 
 def find_task(name: str) -> Task:
@@ -37,10 +40,22 @@ def find_task(name: str) -> Task:
 def kind_of_task(task: Task) -> TaskKind:
     """What all tasks of the kind of `task` have in common.
 
-    >>> kind_of_task(find_task("wikitext2")).auto_class
-    'AutoModelForCausalLM'
+    >>> kind_of_task(find_task("wikitext2")).choices(find_task("wikitext2"))
+    ('perplexity', 'loss')
     """
     return KINDS[task.kind]
+
+
+def new_tokens(name: str | None) -> tuple[str, ...]:
+    """Special tokens that a model needs for the task `name`; none for labelled files of your own.
+
+    >>> len(new_tokens("webnlg")), new_tokens("rte")
+    (16, ())
+    """
+    if name is None:
+        return ()
+    task = find_task(name)
+    return kind_of_task(task).new_tokens(task)
 
 
 def load_task(name: str) -> TaskData[Any, Any]:
@@ -70,16 +85,17 @@ def encode_task(
 
 
 def check_metric(task: Task, name: str | None) -> str:
-    """Returns `name`, or the headline metric of `task` for None.
+    """Returns `name`, or for None the usual score that epochs of `task` are chosen by.
 
-    Raises `InputError` for a metric of another task.
+    Raises `InputError` for one that they are not chosen by.
 
     >>> check_metric(find_task("mrpc"), None)
     'accuracy'
     """
-    if name is not None and name not in task.metrics:
-        raise InputError(f"`metric_for_best_model` must be one of {', '.join(task.metrics)}, got {name!r}")
-    return name or task.headline
+    choices = kind_of_task(task).choices(task)
+    if name is not None and name not in choices:
+        raise InputError(f"`metric_for_best_model` must be one of {', '.join(choices)}, got {name!r}")
+    return name or choices[0]
 
 
 def merit(metric: str, score: float) -> float:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import to_device
 from mlpfusion.data.encode import Collate, EncodedExamples
-from mlpfusion.data.language.collate import num_predicted
+from mlpfusion.data.language.labels import is_shifted, num_predicted
 from mlpfusion.errors import DivergenceError
 from mlpfusion.options.training import Finetune
 from mlpfusion.seeds import site_generator
@@ -44,7 +44,8 @@ def backward(model: PreTrainedModel, batch: Sequence[Mapping[str, Tensor]], step
 
     Raises `DivergenceError` if the loss is not finite.
     """
-    counts = [num_predicted(part["labels"]) for part in batch]
+    shifted = is_shifted(model.config)
+    counts = [num_predicted(part["labels"], shifted=shifted) for part in batch]
     total = 0.0
     for part, count in zip(batch, counts, strict=True):
         loss = model(**to_device(part, model.device)).loss * (count / sum(counts))

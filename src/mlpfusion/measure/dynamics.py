@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import to_device
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.language.labels import is_shifted
 from mlpfusion.data.task_kind import TaskKind
 from mlpfusion.data.tasks import kind_of_task
 from mlpfusion.data.unlabelled.examples import labelled_batches
@@ -107,7 +108,7 @@ def held_out_logits(
     """Logits of all predictions that are compared, fp32 on the CPU; keeps the model's mode."""
     found = []
     for batch in batches:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**to_device(inputs, model.device)).logits
-        found.append(kind.answer_logits(logits, batch["labels"]).float().cpu())
+        placed = to_device(batch, model.device)
+        logits = model(**placed).logits
+        found.append(kind.answer_logits(logits, placed["labels"], shifted=is_shifted(model.config)).float().cpu())
     return torch.cat(found)

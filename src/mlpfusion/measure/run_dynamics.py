@@ -22,7 +22,7 @@ from mlpfusion.compression.checks import check_cut_of_single_blocks, known_metho
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
-from mlpfusion.data.tasks import kind_of_task
+from mlpfusion.data.tasks import kind_of_task, new_tokens
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts, check_samples
 from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import InputError
@@ -59,7 +59,10 @@ def run_dynamics(
     resume = work_folder(out).exists() and not options.overwrite
     if not resume:
         check_output(out, overwrite=options.overwrite, reads=reads)
-    source = open_for_training(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
+    tokens = new_tokens(options.data.task)
+    source = open_for_training(
+        options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head, new_tokens=tokens
+    )
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length)
     check_cut_of_single_blocks(empty_for_task(source, data.task), source.row, options.selection())
     told, texts = options.texts, None

@@ -16,7 +16,7 @@ class TaskOptions:
     """
 
     task: str | None = option(
-        None, "As sst2 or mnli (GLUE), wikitext2, or language-modelling for your texts.", metavar="NAME"
+        None, "As sst2 (GLUE), wikitext2, webnlg; for your files language-modelling or generation.", metavar="NAME"
     )
     train: str | None = option(
         None,
@@ -25,6 +25,9 @@ class TaskOptions:
         free=True,
     )
     text_column: tuple[str, ...] = option((), "Column of the text, or columns of a pair.", metavar="A[,B]")
+    source_column: str | None = option(None, "Column of the source of a text to write, if not source.", metavar="NAME")
+    target_column: str | None = option(None, "Column of the text to write, if not target.", metavar="NAME")
+    group_column: str | None = option(None, "Column of the part that a row is scored in too.", metavar="NAME")
     label_column: str | None = option(None, "Column of the label.", metavar="NAME")
     regression: bool = option(False, "The label is a number to predict, not a class.")
     new_head: bool = option(False, "Draw the head anew, also where MODEL has a trained one.")

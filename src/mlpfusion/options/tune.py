@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.fields import argument, option, part
 from mlpfusion.options.run import RunOptions
@@ -33,6 +34,7 @@ class TuneOptions:
     cache: str | None = option(
         None, "Keeps the hidden states of the teacher on disk, for further runs.", metavar="DIR", free=True
     )
+    decoding: Decoding = part(Decoding)
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.", free=True)
     run: RunOptions = part(RunOptions)
 

@@ -8,7 +8,6 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from mlpfusion.data.tasks import KINDS
 from mlpfusion.data.unlabelled.data_free import is_data_free
 from mlpfusion.kinds.table import KIND_NAMES
 from mlpfusion.record import RECORD_FILE, Origin, Record, SiteRecord
@@ -228,10 +227,9 @@ The full record is in `{record_file}`.
 
 def tune_card(record: TuneRecord) -> str:
     """Text of README.md for a fine-tuned checkpoint."""
-    recipe, first = record.recipe, record.runs[0]
-    kind = KINDS[record.kind]
+    recipe, first, names = record.recipe, record.runs[0], record.names
     data = ModelCardData(
-        library_name="transformers", tags=["mlp-fusion", kind.pipeline_tag], pipeline_tag=kind.pipeline_tag
+        library_name="transformers", tags=["mlp-fusion", names.pipeline_tag], pipeline_tag=names.pipeline_tag
     )
     num_seeds = len(recipe["seeds"])
     return _TUNE_TEXT.format(
@@ -253,7 +251,7 @@ def tune_card(record: TuneRecord) -> str:
         metric=first.selection_metric,
         selected_on=first.selected_on or "nothing",
         runs="\n".join(_run_row(run) for run in record.runs),
-        auto_class=kind.auto_class,
+        auto_class=names.auto_class,
         record_file=TUNE_RECORD_FILE,
     )
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlpfusion.data.tasks import LOWER_IS_BETTER, find_task
+from mlpfusion.data.labelled.metrics import METRICS
+from mlpfusion.data.tasks import find_task
 from mlpfusion.report.numbers import FULL, markdown_table, score_with_deviation
 
 Row = dict[str, Any]
@@ -30,7 +31,7 @@ class ScoreColumn:
         >>> ScoreColumn("mnli", "validation_matched", None, 0.25).title()
         'mnli matched at 25 %'
         """
-        several = len(find_task(self.task).splits) > 1
+        several = len(find_task(self.task).reported) > 1
         words = [self.task, self.split.removeprefix("validation_") if several else ""]
         words += ["" if self.layers is None else f"layers {self.layers}"]
         words += ["" if self.keep_ratio is None else f"at {100 * self.keep_ratio:.4g} %"]
@@ -48,18 +49,18 @@ class ScoreColumn:
     def scores(self, record: Row, label: str) -> list[float]:
         """Headline metric of the finished runs in its `unit`, by seed."""
         metric = find_task(self.task).headline
-        factor = 1 if metric in LOWER_IS_BETTER else 100
+        factor = 100 if metric in METRICS else 1
         return [factor * row["run"]["scores"][self.split][metric] for row in self.rows(record, label)]
 
     @property
     def unit(self) -> str:
-        """What the scores are, for an axis: percent where higher is better.
+        """What the scores are, for an axis: percent, or the name of the headline.
 
         >>> ScoreColumn("wikitext2", "test", None, None).unit
         'perplexity'
         """
         metric = find_task(self.task).headline
-        return metric if metric in LOWER_IS_BETTER else _PERCENT
+        return _PERCENT if metric in METRICS else metric
 
 
 def labels(record: Row) -> list[str]:
@@ -75,7 +76,7 @@ def columns(record: Row) -> list[ScoreColumn]:
     """Columns of the table: splits of tasks x layers x ratios."""
     places = record["layers"] if len(record["layers"]) > 1 else [None]
     ratios = record["keep_ratio"] if len(record["keep_ratio"]) > 1 else [None]
-    splits = [(task, split) for task in record["tasks"] for split in find_task(task).splits]
+    splits = [(task, split) for task in record["tasks"] for split in find_task(task).reported]
     return [ScoreColumn(task, split, place, ratio) for task, split in splits for place in places for ratio in ratios]
 
 

@@ -3,14 +3,16 @@
 import shlex
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from mlpfusion.generation.run import FOLDER
 from mlpfusion.measure.approximation import BlockError
 from mlpfusion.measure.comparison import CheckpointErrors
-from mlpfusion.measure.evaluation import Evaluation
+from mlpfusion.measure.evaluation.text import Evaluation
 from mlpfusion.measure.whole_model import ModelError
 from mlpfusion.record import Record
 from mlpfusion.report.comparison import (
@@ -25,6 +27,7 @@ from mlpfusion.report.comparison import (
 )
 from mlpfusion.report.console import PlainConsole, bold, wide_console
 from mlpfusion.report.numbers import deviation
+from mlpfusion.report.texts import example_texts
 from mlpfusion.tune.record import DistillRecord, DistillRun, TuneRecord
 
 # Short title -> column: five numbers fit beside the block in 100 columns of text.
@@ -210,7 +213,7 @@ def print_tuning(record: TuneRecord, out: str) -> None:
     console = PlainConsole()
     metric = record.runs[0].selection_metric
     table = Table(box=None, pad_edge=False)
-    splits = list(record.scores)
+    splits = [split for split, scores in record.scores.items() if metric in scores]
     for column in ("rate", "seed", "selection", *splits, "steps", "best", "s/step"):
         table.add_column(column, justify="right", no_wrap=True)
     for run in record.runs:
@@ -231,6 +234,9 @@ def print_tuning(record: TuneRecord, out: str) -> None:
         )
         console.print(f"{record.task} {split}: {values}")
     console.print(f"{record.note}")
+    texts = example_texts(Path(out) / FOLDER)
+    if texts:
+        console.print(texts, highlight=False, markup=False)
     saved = f" is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}."
     console.print(Text.assemble(bold(out), saved))
 

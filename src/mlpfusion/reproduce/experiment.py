@@ -11,6 +11,7 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
 from mlpfusion.methods.names import method_label, parse_method
 from mlpfusion.methods.table import METHODS
+from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.fields import from_plain, key, part, plain, read_values
 from mlpfusion.options.mlps import MLPOptions
@@ -61,6 +62,7 @@ class Experiment:
     max_train_samples: int | None = None
     freeze_router: bool = False
     calibration_samples: int = 256
+    decoding: Decoding = part(Decoding)
     precision: str = "fp32"
     device: str = key("auto", free=True)
     mlps: MLPOptions = part(MLPOptions)

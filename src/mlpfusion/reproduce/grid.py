@@ -22,14 +22,17 @@ from mlpfusion.compression.checks import check_cut, check_experts
 from mlpfusion.compression.compress import compress
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.generation.encode import EncodedGeneration
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
-from mlpfusion.data.tasks import kind_of_task, load_task
+from mlpfusion.data.tasks import find_task, kind_of_task, load_task, new_tokens
 from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
+from mlpfusion.generation.run import FOLDER
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import ON_TASK
-from mlpfusion.options.fields import bound
+from mlpfusion.options.decoding import Decoding
+from mlpfusion.options.fields import bound, leaves
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
@@ -46,6 +49,7 @@ from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.start import compressed_start, trained_parameters
 
 Row = dict[str, Any]
+_TUNING = "tuning"  # folder of the states of a run that are fine-tuning's
 _NAMES = ("model", "label")  # of a run: experiments that share its file may call model and method by other names
 
 
@@ -54,12 +58,13 @@ class Grid:
     """An experiment with its models and tasks, each read once.
 
     A finished run is a JSON file in `OUT/runs`; its name ends in a hash of everything its numbers
-    depend on, except machine and versions. `OUT/unfinished` holds the training states of runs under
-    way, to resume after a kill, and a lock per run, so that several processes can share a folder.
+    depend on, except machine and versions. `OUT/texts` has what models wrote. `OUT/unfinished` holds
+    the training states of runs under way, to resume after a kill, and a lock per run, so that
+    several processes can share a folder.
     """
 
     experiment: Experiment
-    sources: dict[str, Checkpoint] = field(default_factory=dict)
+    sources: dict[tuple[str, tuple[str, ...]], Checkpoint] = field(default_factory=dict)
     tasks: dict[tuple[str, str], tuple[EncodedTask, dict[str, str]]] = field(default_factory=dict)
 
     @property
@@ -67,20 +72,24 @@ class Grid:
         """Folder of the experiment."""
         return user_path("out", self.experiment.out)
 
-    def source(self, model: str) -> Checkpoint:
-        """Opens the checkpoint `model` once. Raises `InputError` if it cannot be read."""
-        if model not in self.sources:
-            experiment = self.experiment
-            self.sources[model] = open_for_training(model, mlps=experiment.mlps, new_head=experiment.new_head)
-        return self.sources[model]
+    def source(self, cell: GridCell) -> Checkpoint:
+        """Opens the checkpoint of a cell once, with the tokens of its task. Raises `InputError` if it cannot."""
+        tokens, model, experiment = new_tokens(cell.task), cell.row.model, self.experiment
+        if (model, tokens) not in self.sources:
+            self.sources[model, tokens] = open_for_training(
+                model, mlps=experiment.mlps, new_head=experiment.new_head, new_tokens=tokens
+            )
+        return self.sources[model, tokens]
 
     def data(self, cell: GridCell) -> tuple[EncodedTask, dict[str, str]]:
         """Tokenizes the task of `cell` once: (task, SHA-256 of its splits)."""
         key = (cell.task, cell.row.model)
         if key not in self.tasks:
-            source = self.source(cell.row.model)
+            source = self.source(cell)
             # All training texts, even with `max_train_samples`: the hashes name the files of finished runs.
             data = encode_for(source, load_task(cell.task), self.experiment.max_length)
+            if isinstance(data, EncodedGeneration):
+                data = replace(data, decoding=self.experiment.decoding)
             hashes = {name: examples.sha256() for name, examples in {"train": data.train, **data.evaluation}.items()}
             self.tasks[key] = (data, hashes)
         return self.tasks[key]
@@ -90,7 +99,7 @@ class Grid:
 
         Reasons: wrong head, layers or data, or a broken file of a finished run.
         """
-        row, source, (data, _) = cell.row, self.source(cell.row.model), self.data(cell)
+        row, source, (data, _) = cell.row, self.source(cell), self.data(cell)
         empty = empty_for_task(source, data.task)
         config = self.experiment.finetune(self.experiment.rates(row)[0], self.experiment.seeds[0], row.lora)
         train, _ = split_train(data, config)
@@ -102,7 +111,7 @@ class Grid:
             check_cut(empty, source.row, selection)
         routers = frozen_routers(empty, freeze=config.freeze_router)
         if row.lora is not None:
-            add_lora(empty, row.lora, kind_of_task(data.task).adapter, routers)
+            add_lora(empty, row.lora, kind_of_task(data.task).names(empty.config).adapter, routers)
         for rate in self.experiment.rates(row):
             for seed in self.experiment.seeds:
                 file = self._file(self.identity(cell, rate, seed))
@@ -119,11 +128,13 @@ class Grid:
         unused |= set() if row.layerwise else {"layerwise_learning_rate"}
         # Options younger than recorded runs count when they are given only: the runs keep their names.
         unused |= {name for name in ("new_head", "freeze_router") if not getattr(experiment, name)}
+        if find_task(cell.task).kind != "generation":
+            unused |= {leaf.name for leaf in leaves(Decoding)}
         settings = {name: value for name, value in bound(experiment).items() if name not in unused}
         settings["max_length"] = self.data(cell)[0].max_length
         own = {
             "model": display_name(row.model),
-            "model_sha256": self.source(row.model).sha256,
+            "model_sha256": self.source(cell).sha256,
             "data_sha256": self.data(cell)[1],
             "label": row.label if row.model == experiment.model else display_name(row.model),
             "method": None if row.method is None else method_name(type(row.method)),
@@ -132,7 +143,7 @@ class Grid:
             "lora": None if row.lora is None else asdict(row.lora),
         }
         if row.method is not None:
-            own |= self.source(cell.row.model).row_for_identity()
+            own |= self.source(cell).row_for_identity()
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
         return settings | own | place | {"learning_rate": rate, "seed": seed}
 
@@ -154,12 +165,18 @@ class Grid:
                     row = identity | self._outcome(cell, rate, seed, states, progress)
                     PartialState().wait_for_everyone()  # until then they may read their states
                     if PartialState().is_main_process:
+                        self._keep_texts(states / _TUNING / FOLDER, file.stem)
                         write_file(file, sealed_json(row))
                         shutil.rmtree(states, ignore_errors=True)
             finally:
                 give_back(lock)  # who gets it from now on finds the file
             PartialState().wait_for_everyone()
         return read_run(file, identity)
+
+    def _keep_texts(self, written: Path, name: str) -> None:
+        """Copies the texts that a run wrote to `OUT/texts/NAME`."""
+        if written.is_dir():
+            shutil.copytree(written, self.out / "texts" / name, dirs_exist_ok=True)
 
     def _outcome(self, cell: GridCell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
         row = {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
@@ -174,18 +191,18 @@ class Grid:
         train, _ = split_train(data, config)
         model, row = self._start(cell, seed, train, progress)
         if table_row.layerwise:
-            teacher = load_for_task(self.source(table_row.model), data.task, seed)
+            teacher = load_for_task(self.source(cell), data.task, seed)
             tuning = self.experiment.distill(rate, seed, table_row.layerwise)
             stage = distill(model, teacher, train, data.collate, tuning, _context(states / "layerwise", progress))
             row |= {"distill": asdict(stage)}
-        _, run = finetune(model, data, config, _context(states / "tuning", progress))
+        _, run = finetune(model, data, config, _context(states / _TUNING, progress))
         return row | {"run": asdict(run), "device": str(PartialState().device)}
 
     def _start(
         self, cell: GridCell, seed: int, train: EncodedExamples, progress: Progress
     ) -> tuple[PreTrainedModel, Row]:
         """Model to fine-tune, and its counts of parameters; methods learn from `train`."""
-        method, source, (data, _) = cell.row.method, self.source(cell.row.model), self.data(cell)
+        method, source, (data, _) = cell.row.method, self.source(cell), self.data(cell)
         if method is None or type(method) in ON_TASK:
             model = load_for_task(source, data.task, seed)
             if method is None:
@@ -198,7 +215,7 @@ class Grid:
                 layers=cell.layers,
                 keep_ratio=cell.keep_ratio,
                 seed=seed,
-                architecture=self.source(cell.row.model).row,
+                architecture=self.source(cell).row,
                 progress=progress,
             )
         else:
@@ -211,7 +228,7 @@ class Grid:
                 method,
                 Selection(cell.layers, cell.keep_ratio),
                 seed=seed,
-                architecture=self.source(cell.row.model).row,
+                architecture=self.source(cell).row,
                 calibration=calibration,
             )
         sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}

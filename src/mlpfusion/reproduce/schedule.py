@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from mlpfusion.checkpoint.read import display_name
-from mlpfusion.data.tasks import find_task, merit
+from mlpfusion.data.tasks import check_metric, find_task, merit
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import plain
 from mlpfusion.progress import Progress
@@ -99,7 +99,7 @@ def _selection_score(row: Row) -> float:
     if "run" not in row:  # it diverged
         return -math.inf
     score = row["run"]["selection_score"]
-    return 0.0 if score is None else merit(find_task(row["task"]).headline, score)
+    return 0.0 if score is None else merit(check_metric(find_task(row["task"]), None), score)
 
 
 def _within(progress: Progress, finished: int, runs: int, cell: GridCell, seed: int) -> Progress:

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -11,15 +12,19 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.generation.encode import EncodedGeneration
+from mlpfusion.data.language.labels import is_shifted
 from mlpfusion.data.tasks import check_metric, kind_of_task, merit
+from mlpfusion.generation.run import FOLDER, generate_and_score
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import check_in_memory
+from mlpfusion.storage.processes import of_first
 from mlpfusion.tune.frozen import frozen, frozen_routers
 from mlpfusion.tune.lora import add_lora, merge_lora
-from mlpfusion.tune.record import EpochRecord, RunRecord
+from mlpfusion.tune.record import EpochRecord, GeneratedRecord, RunRecord
 from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
 
 
@@ -61,7 +66,9 @@ def finetune(
         arguments = _arguments(
             context.folder or Path(scratch), config, metric, together, evaluated=selection is not None
         )
-        trained = model if config.lora is None else add_lora(model, config.lora, kind.adapter, routers)
+        trained = (
+            model if config.lora is None else add_lora(model, config.lora, kind.names(model.config).adapter, routers)
+        )
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
@@ -72,12 +79,16 @@ def finetune(
             eval_dataset=selection,
             data_collator=data.collate,
             compute_metrics=lambda output: kind.score(data.task, output.predictions, output.label_ids),
-            preprocess_logits_for_metrics=kind.kept,
+            preprocess_logits_for_metrics=partial(kind.kept, shifted=is_shifted(model.config)),
             callbacks=[watch, *patience, *within, *context.callbacks],
         )
         seconds = _train(trainer, patience)
         scores = {name: _scores(trainer, data, examples) for name, examples in data.evaluation.items()}
-        record = _run_record(trainer, config, metric, scores, seconds, watch)
+        generated = (
+            _generated(model, trainer.folder, data, context, scores) if isinstance(data, EncodedGeneration) else None
+        )
+        record = _run_record(trainer, config, metric, kind.choices(data.task), scores, seconds, watch)
+        record = replace(record, generated=generated)
     if use_cache is not None:  # the Trainer switches it off
         model.config.use_cache = use_cache
     if config.lora is not None:
@@ -133,12 +144,34 @@ def _scores(trainer: StageTrainer, data: EncodedTask, examples: EncodedExamples)
     return kind_of_task(data.task).score(data.task, kept, labels)
 
 
+def _generated(
+    model: PreTrainedModel,
+    folder: Path,
+    data: EncodedGeneration,
+    context: RunContext,
+    scores: dict[str, dict[str, float]],
+) -> GeneratedRecord:
+    """Lets the model write, adds what its texts score to `scores`, groups of a split as splits of their own.
+
+    With LoRA `model` has the factors in it.
+    """
+    found = of_first(lambda: generate_and_score(model, data, folder / FOLDER, context.progress))
+    for name, numbers in found.numbers(data.task).items():
+        scores[name] = scores.get(name, {}) | numbers
+    return GeneratedRecord(found.signatures, dict(found.cut))
+
+
 def _run_record(
-    trainer: StageTrainer, config: Finetune, metric: str, scores: dict[str, Any], seconds: float, watch: StepWatch
+    trainer: StageTrainer,
+    config: Finetune,
+    metric: str,
+    choices: Sequence[str],
+    scores: dict[str, Any],
+    seconds: float,
+    watch: StepWatch,
 ) -> RunRecord:
     state = trainer.state
     evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
-    names = next(iter(scores.values()))
     trained = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
     return RunRecord(
         learning_rate=config.learning_rate,
@@ -154,7 +187,7 @@ def _run_record(
                 epoch=entry["epoch"],
                 step=int(entry["step"]),
                 loss=entry["eval_loss"],
-                scores={name: entry[f"eval_{name}"] for name in names},
+                scores={name: entry[f"eval_{name}"] for name in choices},
             )
             for entry in evaluations
         ),

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mlpfusion.data.task_kind import SEQUENCE_CLASSIFIER, ModelNames
+from mlpfusion.generation.scores import Signatures
 from mlpfusion.record import Size
 
 TUNE_RECORD_FILE = "mlp_fusion_tune_record.json"
@@ -25,6 +27,14 @@ class EpochRecord:
     step: int
     loss: float
     scores: Scores
+
+
+@dataclass(frozen=True)
+class GeneratedRecord:
+    """How generated texts were scored: signatures of the scores, and by split how many texts reached the limit."""
+
+    signatures: Signatures
+    cut: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class RunRecord:
     seconds: float
     seconds_per_step: float | None
     peak_bytes: int
+    generated: GeneratedRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class TuneRecord:
 
     `scores`: split -> metric -> (mean, sample standard deviation) over the seeds at the chosen
     rate. `diverged`: learning rates with a loss of NaN or Inf. `f1_class`: name of the class of the
-    F1 score, None without F1. `kind`: of the task.
+    F1 score, None without F1. `names`: what others call such a model.
     """
 
     recipe: dict[str, Any]
@@ -98,7 +109,7 @@ class TuneRecord:
     layerwise: DistillRun | None
     runs: tuple[RunRecord, ...]
     f1_class: str | None = None
-    kind: str = "classification"
+    names: ModelNames = SEQUENCE_CLASSIFIER
 
     def metric_name(self, name: str) -> str:
         """Name of a metric for people, as in `f1 of equivalent`."""
@@ -142,7 +153,10 @@ def run_from_dict(data: dict[str, Any]) -> RunRecord:
     """Reads a `RunRecord` from its JSON data."""
     epochs = tuple(EpochRecord(**epoch) for epoch in data["epochs"])
     losses = tuple((step, loss) for step, loss in data["training_loss"])
-    return RunRecord(**data | {"epochs": epochs, "training_loss": losses})
+    generated = data.get("generated")
+    if generated is not None:
+        generated = GeneratedRecord(Signatures(**generated["signatures"]), generated["cut"])
+    return RunRecord(**data | {"epochs": epochs, "training_loss": losses, "generated": generated})
 
 
 def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
@@ -150,6 +164,7 @@ def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
     runs = tuple(run_from_dict(run) for run in data["runs"])
     layerwise = None if data["layerwise"] is None else distill_run_from_dict(data["layerwise"])
     parts = {"size": Size(**data["size"]), "diverged": tuple(data["diverged"]), "layerwise": layerwise, "runs": runs}
+    parts |= {"names": ModelNames(**data["names"])} if "names" in data else {}
     return TuneRecord(**data | parts)
 
 

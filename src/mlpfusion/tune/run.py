@@ -10,14 +10,16 @@ from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
+from mlpfusion.checkpoint.save import save_model
 from mlpfusion.checkpoint.stage import finish_job, run_stage
 from mlpfusion.checks import check_given, user_path
 from mlpfusion.data.chosen import chosen_data, split_train
 from mlpfusion.data.encode import EncodedTask
+from mlpfusion.data.generation.encode import with_decoding
 from mlpfusion.data.labelled.glue import LabelledTask
 from mlpfusion.data.task import Task
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task, load_in_own_class
-from mlpfusion.data.tasks import check_metric, kind_of_task, merit
+from mlpfusion.data.tasks import check_metric, kind_of_task, merit, new_tokens
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import bound
 from mlpfusion.options.training import Finetune
@@ -56,12 +58,14 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     writes = (options.cache, work.log_dir)
     if not work.resume:
         check_output(out, overwrite=work.overwrite, reads=_reads(options), writes=writes)
-    source = open_for_training(options.model, options.revision, new_head=options.data.new_head)
+    tokens = new_tokens(options.data.task)
+    source = open_for_training(options.model, options.revision, new_head=options.data.new_head, new_tokens=tokens)
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length, configs[0])
+    data = with_decoding(data, options.decoding)
     empty = empty_for_task(source, data.task)
     routers = frozen_routers(empty, freeze=options.training.freeze_router)
     if configs[0].lora is not None:
-        add_lora(empty, configs[0].lora, kind_of_task(data.task).adapter, routers)
+        add_lora(empty, configs[0].lora, kind_of_task(data.task).names(empty.config).adapter, routers)
     check_metric(data.task, options.training.metric_for_best_model)
     train, _ = split_train(data, configs[0])
     pair = _layerwise_pair(options, source)
@@ -131,12 +135,18 @@ class _Runner:
         name = f"learning-rate-{rate:g}-seed-{seed}"
 
         def stage(states: Path) -> tuple[PreTrainedModel, RunRecord]:
-            model = load_for_task(replace(self.source, folder=self.start), self.data.task, seed)
+            model = load_for_task(self.source.at(self.start), self.data.task, seed)
             where = RunContext(states, self.progress, log_callbacks(self.options.run.log_dir, name))
             return finetune(model, self.data, self.options.finetune(rate, seed), where)
 
         folder = work_folder(user_path("out", self.options.out)) / name
-        return run_stage(folder, self.start, stage, run_from_dict)
+        return run_stage(folder, self.start, stage, run_from_dict, self.save)
+
+    def save(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
+        """Saves `model` with the small files of `source`, and the tokenizer with its new tokens."""
+        save_model(model, source, folder)
+        if self.source.new_tokens:
+            self.source.tokenizer.save_pretrained(folder)
 
 
 def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord, Path]:
@@ -153,11 +163,11 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
     best = max(first, key=_selection_score)
     chosen = [best, *(runner.run(best[1].learning_rate, seed) for seed in options.seeds[1:])]
     result, kept = max(chosen, key=_selection_score)
-    saved = load_for_task(replace(runner.source, folder=result), runner.data.task, kept.seed)
+    saved = load_for_task(runner.source.at(result), runner.data.task, kept.seed)
     record = TuneRecord(
         recipe={"model": display_name(options.model)} | _bound(options, runner.data),
         task=runner.data.task.name,
-        kind=runner.data.task.kind,
+        names=kind_of_task(runner.data.task).names(saved.config),
         data=runner.data.source,
         note=_note(options, runner.data),
         model_sha256=runner.source.sha256,
@@ -188,7 +198,10 @@ def _layerwise_pair(options: TuneOptions, source: Checkpoint) -> tuple[PreTraine
         return None
     if options.teacher is None:
         raise InputError("`teacher` must be given for `layerwise`: the model before compression")
-    student, teacher = load_in_own_class(source), load_in_own_class(open_for_training(options.teacher))
+    student, teacher = (
+        load_in_own_class(source),
+        load_in_own_class(open_for_training(options.teacher, new_tokens=source.new_tokens)),
+    )
     check_pair(student, teacher, options.layerwise_config(), "teacher")
     return student, teacher
 

@@ -18,8 +18,8 @@ from mlpfusion.checks import user_path
 from mlpfusion.data.encode import Collate, EncodedExamples, encode_texts
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.language.collate import PadRight
 from mlpfusion.data.language.kind import packed
+from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.task_model import load_in_own_class, load_like
 from mlpfusion.data.tasks import encode_task, kind_of_task, load_task
 from mlpfusion.data.unlabelled.windows import is_causal, window_length
@@ -147,7 +147,7 @@ def _examples(
     number, tokenizer = options.max_samples, source.tokenizer
     if options.task is not None:
         data = load_task(options.task)
-        if not kind_of_task(data.task).packs_rows:
+        if kind_of_task(data.task).row_is_example:
             data = replace(data, train=data.train.subset(range(len(data.train))[:number]))
         encoded = encode_task(replace(data, evaluation={}), tokenizer, config, max_length=options.max_length)
         name = data.source.partition(",")[0]

@@ -14,25 +14,29 @@ from mlpfusion.data.labelled.glue import CustomTask, LabelledTask
 from mlpfusion.data.labelled.heads import check_head, check_order, classifier_class, has_head, in_order_of_head
 from mlpfusion.data.labelled.load import LabelledData, load_files, load_glue
 from mlpfusion.data.labelled.metrics import score
-from mlpfusion.data.task_kind import TaskKind
+from mlpfusion.data.task_kind import SEQUENCE_CLASSIFIER, ModelNames, TaskKind
 from mlpfusion.errors import InputError
+from mlpfusion.options.fields import changed
 from mlpfusion.options.task import TaskOptions
 
 
 class Labelled(TaskKind):
     """Tasks of a class or a number a text."""
 
-    adapter = "SEQ_CLS"
-    auto_class = "AutoModelForSequenceClassification"
-    pipeline_tag = "text-classification"
+    def names(self, config: PreTrainedConfig) -> ModelNames:
+        """Those of sequence classification."""
+        return SEQUENCE_CLASSIFIER
 
     def load(self, task: LabelledTask, options: TaskOptions, validation: str | None) -> LabelledData:
         """Reads a task of GLUE. Raises `InputError` for columns, which it has itself."""
-        for name, value in columns_given(options).items():
-            if value:
+        for name in ("text_column", "label_column", "regression"):
+            value = changed(options).get(name)
+            if value is not None:
+                given = ",".join(value) if isinstance(value, tuple) else value
                 raise InputError(
-                    f"`{name}` must be left out with `task`, got {value}: {task.name} has its own columns and labels"
+                    f"`{name}` must be left out with `task`, got {given}: {task.name} has its own columns and labels"
                 )
+        self.check_options(task, options, ("task", "train", "new_head", "max_length"))
         return load_glue(task, train=options.train, validation=validation)
 
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -97,11 +101,15 @@ class Labelled(TaskKind):
         train, collate = encoded.pop("train"), DataCollatorWithPadding(tokenizer)
         return EncodedTask(data.task, train, encoded, data.source, collate, length)
 
+    def choices(self, task: LabelledTask) -> tuple[str, ...]:
+        """All metrics of `task`."""
+        return task.metrics
+
     def evaluation_batch(self, batch_size: int) -> int:
         """Twice as many: without gradients they fit."""
         return 2 * batch_size
 
-    def kept(self, logits: Any, labels: Tensor) -> Tensor:
+    def kept(self, logits: Any, labels: Tensor, *, shifted: bool) -> Tensor:
         """The logits; encoder-decoders give hidden states beside them."""
         return logits[0] if isinstance(logits, tuple) else logits
 
@@ -109,18 +117,9 @@ class Labelled(TaskKind):
         """The metrics of `task`, from logits of shape (samples, num_labels) and labels (samples,)."""
         return score(task, kept, labels)
 
-    def answer_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def answer_logits(self, logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
         """All of them."""
         return logits
-
-
-def columns_given(options: TaskOptions) -> dict[str, Any]:
-    """What is said of the columns of your own files, by option."""
-    return {
-        "text_column": ",".join(options.text_column),
-        "label_column": options.label_column,
-        "regression": options.regression,
-    }
 
 
 def load_custom(options: TaskOptions, validation: str | None) -> LabelledData:

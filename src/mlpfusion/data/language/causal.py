@@ -1,8 +1,11 @@
-"""Which models are causal language models."""
+"""Which models are causal language models, and have all that it takes."""
 
 import torch
 from transformers import PreTrainedModel
 
+from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.read import model_class
+from mlpfusion.data.labelled.heads import has_trained_head, head_tensors
 from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError
 from mlpfusion.sites.recording import recording
@@ -16,6 +19,15 @@ def check_causal(model: PreTrainedModel) -> None:
         raise InputError(
             f"`model` must be a causal language model, such as a LlamaForCausalLM, got a {type(model).__name__}"
         )
+
+
+def check_head_stored(checkpoint: Checkpoint) -> None:
+    """Raises `InputError` if the head that predicts tokens is not in the weight files."""
+    config = checkpoint.training_config
+    kind = model_class(config)
+    if head_tensors(config, kind) and not has_trained_head(config, kind, checkpoint.tensors):
+        files = f"its weight files, got none in {checkpoint.name}"
+        raise InputError(f"`model` must have the head of a language model in {files}")
 
 
 @torch.no_grad()

@@ -1,14 +1,8 @@
 """Language modelling: plain texts packed into windows, perplexity."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mlpfusion.checkpoint.lengths import MAX_LENGTH
@@ -19,38 +13,27 @@ from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.hub import PREFIX
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.labelled.heads import has_trained_head, head_tensors
-from mlpfusion.data.language.causal import check_causal, check_sees_no_future
-from mlpfusion.data.language.collate import NOT_PREDICTED, PadRight
+from mlpfusion.data.language.causal import check_causal, check_head_stored, check_sees_no_future
+from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.language.task import LanguageData, LanguageTask, Texts
+from mlpfusion.data.language.tokens import TokenKind
 from mlpfusion.data.task import TaskData
-from mlpfusion.data.task_kind import TaskKind
 from mlpfusion.data.unlabelled.windows import token_windows, window_length
 from mlpfusion.errors import InputError
 from mlpfusion.options.task import TaskOptions
 
+_USED = ("task", "train", "text_column", "max_length")
 
-class LanguageModelling(TaskKind):
+
+class LanguageModelling(TokenKind):
     """Tasks of predicting the next token."""
-
-    adapter = "CAUSAL_LM"
-    auto_class = "AutoModelForCausalLM"
-    pipeline_tag = "text-generation"
-    packs_rows = True
-    answers = 16  # a logit for every word of the vocabulary: 256 tokens of SmolLM2 are 50 MB
 
     def load(self, task: LanguageTask, options: TaskOptions, validation: str | None) -> LanguageData:
         """Reads the texts of `task`, or of your own files.
 
-        Raises `InputError` for labels, a second text column, and a missing file.
+        Raises `InputError` for options of other kinds, a second text column, and a missing file.
         """
-        for name, value in (
-            ("label_column", options.label_column),
-            ("regression", options.regression),
-            ("new_head", options.new_head),
-        ):
-            if value:
-                raise InputError(f"`{name}` must be left out for {task.name}, which has no labels, got {value}")
+        self.check_options(task, options, _USED)
         if len(options.text_column) > 1:
             raise InputError(f"`text_column` must name one column for {task.name}, got {','.join(options.text_column)}")
         files = _files(task, options.train, validation)
@@ -66,12 +49,8 @@ class LanguageModelling(TaskKind):
     def config(self, checkpoint: Checkpoint, task: LanguageTask) -> PreTrainedConfig:
         """The config as it is. Raises `InputError` unless the checkpoint is a causal language model with its head."""
         check_causal(checkpoint.empty())
-        config = checkpoint.training_config
-        kind = model_class(config)
-        if head_tensors(config, kind) and not has_trained_head(config, kind, checkpoint.tensors):
-            files = f"its weight files, got none in {checkpoint.name}"
-            raise InputError(f"`model` must have the head of a language model in {files}")
-        return config
+        check_head_stored(checkpoint)
+        return checkpoint.training_config
 
     def check_model(self, model: PreTrainedModel, task: LanguageTask) -> None:
         """Raises `InputError` unless `model` predicts a token from those before it alone."""
@@ -98,38 +77,6 @@ class LanguageModelling(TaskKind):
         train = encoded.pop("train")
         whole = train.subset([index for index, tokens in enumerate(train.lengths) if tokens == length])
         return EncodedTask(data.task, whole, encoded, data.source, PadRight(tokenizer), length)
-
-    def evaluation_batch(self, batch_size: int) -> int:
-        """As many: their logits are most of the memory, with gradients or without."""
-        return batch_size
-
-    def kept(self, logits: Any, labels: Tensor) -> Tensor:
-        """Sum of the losses and number of the predicted tokens: (samples, 2)."""
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        targets = labels[:, 1:]
-        losses = cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), targets, ignore_index=NOT_PREDICTED, reduction="none"
-        )
-        return torch.stack([losses.double().sum(1), (targets != NOT_PREDICTED).sum(1).double()], dim=1)
-
-    def score(self, task: LanguageTask, kept: NDArray, labels: NDArray) -> dict[str, float]:
-        """Perplexity, and the mean loss in nats a token.
-
-        >>> import numpy as np
-        >>> LanguageModelling().score(None, np.array([[2.0, 3], [4.0, 3]]), np.zeros((2, 4)))["loss"]
-        1.0
-        """
-        loss = float(kept[:, 0].sum() / kept[:, 1].sum())
-        return {"perplexity": math.exp(loss), "loss": loss}
-
-    def answer_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits at `answers` predicted tokens of each window, evenly spread."""
-        rows = []
-        for row, targets in zip(logits, labels[:, 1:], strict=True):
-            places = (targets != NOT_PREDICTED).nonzero().squeeze(1)
-            chosen = torch.linspace(0, len(places) - 1, min(self.answers, len(places))).round().long()
-            rows.append(row[places[chosen]])
-        return torch.cat(rows)
 
 
 def _files(task: LanguageTask, train: str | None, validation: str | None) -> dict[str, str]:

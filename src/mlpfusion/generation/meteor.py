@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from mlpfusion.extras import GENERATION_SCORES
-from mlpfusion.measure.generation.protocol import protocol_reference_words, protocol_words
+from mlpfusion.generation.protocol import protocol_reference_words, protocol_words
 
 
 class _NoSynonyms:

@@ -9,9 +9,9 @@ from typing import Any
 from mlpfusion.data.generation.entries import GenerationExamples
 from mlpfusion.errors import InputError
 from mlpfusion.extras import GENERATION_SCORES
-from mlpfusion.measure.generation.edits import Edits, edit_rate, text_edits
-from mlpfusion.measure.generation.meteor import meteor, meteor_exact_stem
-from mlpfusion.measure.generation.protocol import NUM_REFERENCES, protocol_bleu
+from mlpfusion.generation.edits import Edits, edit_rate, text_edits
+from mlpfusion.generation.meteor import meteor, meteor_exact_stem
+from mlpfusion.generation.protocol import NUM_REFERENCES, protocol_bleu
 
 ALL = "ALL"
 

@@ -6,18 +6,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 
 NOT_PREDICTED = -100  # label of a token without a loss, in all of transformers
 
 
-def num_predicted(labels: Tensor) -> int:
+def aligned(logits: Tensor, labels: Tensor, *, shifted: bool) -> tuple[Tensor, Tensor]:
+    """Logits of tokens beside the labels that they predict.
+
+    With `shifted` the logits of a token predict the next one, as those of a causal model do. The logits of an
+    encoder-decoder stand beside their own labels.
+    """
+    return (logits[:, :-1], labels[:, 1:]) if shifted else (logits, labels)
+
+
+def num_predicted(labels: Tensor, *, shifted: bool) -> int:
     """Number of labels that a mean loss is over: one a sample, or the predicted tokens of all samples.
 
-    >>> num_predicted(torch.tensor([[-100, 7, 8], [-100, 9, -100]]))
+    >>> num_predicted(torch.tensor([[-100, 7, 8], [9, 9, -100]]), shifted=True)
     3
     """
-    return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != NOT_PREDICTED).sum())
+    if labels.ndim == 1:
+        return len(labels)
+    return int(((labels[:, 1:] if shifted else labels) != NOT_PREDICTED).sum())
+
+
+def is_shifted(config: PreTrainedConfig) -> bool:
+    """Whether logits of a model predict the next token, not their own."""
+    return not config.is_encoder_decoder
 
 
 @dataclass(frozen=True)

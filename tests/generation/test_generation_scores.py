@@ -9,11 +9,11 @@ import pytest
 from mlpfusion.data.generation.entries import Entry, GenerationExamples
 from mlpfusion.errors import InputError
 from mlpfusion.extras import GENERATION_SCORES
-from mlpfusion.measure.generation import meteor as meteors
-from mlpfusion.measure.generation.edits import Edits, edit_rate
-from mlpfusion.measure.generation.meteor import meteor, meteor_exact_stem
-from mlpfusion.measure.generation.protocol import protocol_bleu, protocol_reference_words, protocol_words
-from mlpfusion.measure.generation.scores import rouge_l, score_groups, score_texts
+from mlpfusion.generation import meteor as meteors
+from mlpfusion.generation.edits import Edits, edit_rate
+from mlpfusion.generation.meteor import meteor, meteor_exact_stem
+from mlpfusion.generation.protocol import protocol_bleu, protocol_reference_words, protocol_words
+from mlpfusion.generation.scores import rouge_l, score_groups, score_texts
 
 # The example of sacrebleu's README, section "Python API": BLEU 48.53, chrF2 59.73; section "Variable Number of
 # References", where the first text has the second reference alone: BLEU 29.44.

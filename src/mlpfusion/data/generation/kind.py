@@ -1,0 +1,154 @@
+"""Generation: a model learns to write a text for a source, and is scored on what it writes."""
+
+from typing import cast
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.read import model_class
+from mlpfusion.data.files.folder import data_folder
+from mlpfusion.data.files.rows import short_name
+from mlpfusion.data.generation.chats import ChatExamples
+from mlpfusion.data.generation.encode import (
+    SEPARATOR,
+    EncodedGeneration,
+    Encoder,
+    Prompts,
+    chat_entries,
+    chat_pairs,
+    longest_pair,
+)
+from mlpfusion.data.generation.entries import GenerationExamples, Pair
+from mlpfusion.data.generation.rows import GenerationColumns, read_generation
+from mlpfusion.data.generation.task import GenerationTask
+from mlpfusion.data.generation.webnlg import read_webnlg
+from mlpfusion.data.language.causal import check_causal, check_head_stored, check_sees_no_future
+from mlpfusion.data.language.labels import PadRight
+from mlpfusion.data.language.tokens import TokenKind
+from mlpfusion.data.task import TaskData
+from mlpfusion.errors import InputError
+from mlpfusion.extras import GENERATION_SCORES
+from mlpfusion.options.task import TaskOptions
+
+Split = GenerationExamples | ChatExamples
+GenerationData = TaskData[GenerationTask, Split]
+_USED = ("task", "train", "source_column", "target_column", "group_column", "max_length")
+
+
+class Generation(TokenKind):
+    """Tasks of writing a text for a source, by a causal model or one with encoder and decoder."""
+
+    def new_tokens(self, task: GenerationTask) -> tuple[str, ...]:
+        """Those of the linearisation of WebNLG."""
+        return task.added_tokens
+
+    def load(self, task: GenerationTask, options: TaskOptions, validation: str | None) -> GenerationData:
+        """Reads WebNLG, or your own tables. Raises `InputError` for options of other kinds, and a missing file."""
+        GENERATION_SCORES.check()
+        self.check_options(task, options, _USED)
+        if task.folder and options.train is None and validation is None:
+            folder = data_folder(task.folder)
+            if folder is None:
+                raise InputError(f"`MLPFUSION_DATA` must name the folder that holds {task.folder}, got none")
+            splits: dict[str, Split] = {name: read_webnlg(folder, name) for name in ("train", *task.splits)}
+            return TaskData(task, splits.pop("train"), splits, f"{task.folder} of MLPFUSION_DATA")
+        if task.folder or not (options.train and validation):
+            need = "both or none of" if task.folder else "both"
+            raise InputError(f"`train` and `validation` must be given, {need} for {task.name}")
+        columns = _columns(options)
+        train = read_generation(options.train, "train", columns)
+        evaluation = {"validation": read_generation(validation, "validation", columns)}
+        if type(train) is not type(evaluation["validation"]):
+            raise InputError("`train` and `validation` must both be chats or both be tables, got one of each")
+        return TaskData(task, train, evaluation, f"{short_name(options.train)}, {short_name(validation)}")
+
+    def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
+        """The class of the checkpoint."""
+        return model_class(config)
+
+    def config(self, checkpoint: Checkpoint, task: GenerationTask) -> PreTrainedConfig:
+        """The config as it is. Raises `InputError` unless the checkpoint writes texts, with its head."""
+        _check_writes(checkpoint.empty())
+        check_head_stored(checkpoint)
+        return checkpoint.training_config
+
+    def check_model(self, model: PreTrainedModel, task: GenerationTask) -> None:
+        """Raises `InputError` unless `model` predicts a token from those before it alone."""
+        _check_writes(model)
+        if not model.config.is_encoder_decoder:
+            check_sees_no_future(model)
+
+    def encode(
+        self,
+        data: GenerationData,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PreTrainedConfig | None,
+        max_length: int | None,
+    ) -> EncodedGeneration:
+        """One example a source and text; nothing is cut.
+
+        Raises `InputError` for one that is longer than `max_length` or what the model takes, and for a tokenizer
+        without the end token, or without a chat template that is needed.
+        """
+        config = PreTrainedConfig() if config is None else config
+        is_chat = isinstance(data.train, ChatExamples)
+        separator = "" if data.task.folder or is_chat else SEPARATOR
+        encoder = Encoder(tokenizer, config, end_token(data.task, tokenizer), separator, is_chat)
+        limit = longest_pair(max_length, tokenizer, config)
+        splits = {"train": data.train, **data.evaluation}
+        encoded = {name: encoder.examples(_pairs(split, tokenizer), limit, name) for name, split in splits.items()}
+        entries = {name: _entries(split, tokenizer) for name, split in data.evaluation.items()}
+        prompts = {
+            name: Prompts(tuple(encoder.source(entry.source) for entry in entries[name].entries), entries[name])
+            for name in entries
+            if name in data.task.written
+        }
+        stops = {encoder.end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
+        return EncodedGeneration(
+            data.task,
+            encoded.pop("train"),
+            encoded,
+            data.source,
+            PadRight(tokenizer),
+            limit or 0,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            stops=tuple(sorted(stops)),
+        )
+
+
+def end_token(task: GenerationTask, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token after a text. Raises `InputError` for a tokenizer without one."""
+    if task.end is not None:
+        return cast("int", tokenizer.convert_tokens_to_ids(task.end))
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer must have an end token for {task.name}, got none; name an `eos_token` in "
+            "tokenizer_config.json"
+        )
+    return cast("int", tokenizer.eos_token_id)
+
+
+def _check_writes(model: PreTrainedModel) -> None:
+    """Raises `InputError` for a model that writes no texts, such as an encoder."""
+    if type(model).__name__ not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        check_causal(model)
+
+
+def _columns(options: TaskOptions) -> GenerationColumns | None:
+    """The columns that were named; None for none, where a file may be one of chats."""
+    if options.source_column is None and options.target_column is None and options.group_column is None:
+        return None
+    usual = GenerationColumns()
+    return GenerationColumns(
+        options.source_column or usual.source, options.target_column or usual.target, options.group_column
+    )
+
+
+def _pairs(split: Split, tokenizer: PreTrainedTokenizerBase) -> tuple[Pair, ...]:
+    return chat_pairs(split, tokenizer) if isinstance(split, ChatExamples) else split.pairs()
+
+
+def _entries(split: Split, tokenizer: PreTrainedTokenizerBase) -> GenerationExamples:
+    return chat_entries(split, tokenizer) if isinstance(split, ChatExamples) else split
