@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 
 from mlpfusion.cli import main
 from mlpfusion.errors import InputError
-from mlpfusion.report.console import PlainConsole, progress_bar
 from mlpfusion.report.errors import reported_errors
 from mlpfusion.report.methods import method_entries, option_entries
+from mlpfusion.report.terminal.console import PlainConsole, progress_bar
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 

@@ -98,7 +98,7 @@ def _options(command: Command, context: click.Context) -> Any:
 def _progress_bar(title: str) -> Any:
     if not title:
         return nullcontext(not_told)
-    from mlpfusion.report.console import progress_bar
+    from mlpfusion.report.terminal.console import progress_bar
 
     return progress_bar(title)
 

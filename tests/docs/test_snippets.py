@@ -5,6 +5,7 @@ in the text as well; a block is run unless the comment above it says why not (`t
 """
 
 import gzip
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -49,6 +50,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which snippets run, with the files that they name."""
     (tmp_path / "texts.txt").write_text("\n".join(sentences(480, 3)[0]))
+    pairs = [{"source": f"w{number} w{number + 1}", "target": f"w{number}"} for number in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     write_files(tmp_path)
     folder = tmp_path / "data" / "glue" / "SST-2"
     folder.mkdir(parents=True)

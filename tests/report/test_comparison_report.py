@@ -7,7 +7,7 @@ import pytest
 from mlpfusion.report.comparison import COLUMNS, comparison_table, labelled_rows, over_seeds, size_table
 from mlpfusion.report.comparison_chart import chart_note, write_chart
 from mlpfusion.report.numbers import mean_with_deviation
-from mlpfusion.report.terminal import print_comparison
+from mlpfusion.report.terminal.results import print_comparison
 
 
 def record(methods=("fusion", "svd"), layers=(0, 1), seeds=(0, 1)):

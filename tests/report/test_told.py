@@ -14,8 +14,8 @@ from command import call
 from pico import pico_model
 from tiny_task import sentences, tiny_tokenizer
 
-from mlpfusion.report import console
-from mlpfusion.report.console import progress_bar
+from mlpfusion.report.terminal import console
+from mlpfusion.report.terminal.console import progress_bar
 
 FINE_TUNE = "The cut changes what a layer gives out by more than half: fine-tune the model (`mlpfusion tune`) before"
 

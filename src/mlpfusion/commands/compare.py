@@ -145,7 +145,7 @@ def show(record: dict[str, Any], options: CompareOptions) -> None:
     """Prints the tables, and which files there are."""
     from mlpfusion.checks import user_path
     from mlpfusion.report.comparison_chart import COMPARISON_FILES, chart_note
-    from mlpfusion.report.terminal import print_comparison
+    from mlpfusion.report.terminal.results import print_comparison
 
     print_comparison(record)
     if options.out is None:

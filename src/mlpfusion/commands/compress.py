@@ -199,7 +199,7 @@ def _training_part(options: CompressOptions, source: "Checkpoint") -> "EncodedTa
 
 def show(record: "Record", options: CompressOptions) -> None:
     """Prints what was done layer by layer, and what comes next."""
-    from mlpfusion.report.terminal import print_record
+    from mlpfusion.report.terminal.results import print_record
 
     print_record(record, options.model, options.out)
 

@@ -24,7 +24,7 @@ def run(options: DistillOptions, progress: Progress) -> "DistillRecord | None":
 
 def show(record: "DistillRecord", options: DistillOptions) -> None:
     """Prints the loss before and after, and what was left."""
-    from mlpfusion.report.terminal import print_distillation
+    from mlpfusion.report.terminal.results import print_distillation
 
     print_distillation(record, options.out)
 

@@ -94,8 +94,8 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
 def show(evaluation: "Evaluation | TaskEvaluation", options: EvaluateOptions) -> None:
     """Prints the scores, and on what they were measured."""
     from mlpfusion.measure.evaluation.task import TaskEvaluation
-    from mlpfusion.report.terminal import print_evaluation
-    from mlpfusion.report.texts import print_task_evaluation
+    from mlpfusion.report.terminal.results import print_evaluation
+    from mlpfusion.report.terminal.scores import print_task_evaluation
 
     if isinstance(evaluation, TaskEvaluation):
         print_task_evaluation(evaluation, options.out)

@@ -46,7 +46,7 @@ def run(options: MeasureOptions, _progress: Progress) -> "CheckpointErrors":
 
 def show(errors: "CheckpointErrors", _options: MeasureOptions) -> None:
     """Prints a table of the blocks, and the errors of the whole model."""
-    from mlpfusion.report.terminal import print_checkpoint_errors
+    from mlpfusion.report.terminal.results import print_checkpoint_errors
 
     print_checkpoint_errors(errors)
 

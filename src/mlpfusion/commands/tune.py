@@ -24,7 +24,7 @@ def run(options: TuneOptions, progress: Progress) -> "TuneRecord | None":
 
 def show(record: "TuneRecord", options: TuneOptions) -> None:
     """Prints the runs, the scores and how they were chosen."""
-    from mlpfusion.report.terminal import print_tuning
+    from mlpfusion.report.terminal.results import print_tuning
 
     print_tuning(record, options.out)
 

@@ -30,9 +30,9 @@ from mlpfusion.measure.speed import forward_seconds
 from mlpfusion.options.calibration import CalibrationOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import Record
-from mlpfusion.report.console import PlainConsole, bold, progress_bar
 from mlpfusion.report.inspection import print_inspection
 from mlpfusion.report.numbers import FULL
+from mlpfusion.report.terminal.console import PlainConsole, bold, progress_bar
 
 _NEXT = """\
   Tune the cut model yourself; put your own JSONL or CSV files and columns in the place of the authors:

@@ -5,8 +5,8 @@ from rich.text import Text
 
 from mlpfusion.compression.preview import Cut, ExpertSummary, Inspection
 from mlpfusion.errors import printable
-from mlpfusion.report.console import PlainConsole, bold, wide_console
-from mlpfusion.report.terminal import left_out_words
+from mlpfusion.report.terminal.console import PlainConsole, bold, wide_console
+from mlpfusion.report.terminal.results import left_out_words
 
 
 def print_inspection(inspection: Inspection, title: str | None = None) -> None:

@@ -9,7 +9,7 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.table import kind_of_outcome
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import METHODS
-from mlpfusion.report.console import PlainConsole, bold
+from mlpfusion.report.terminal.console import PlainConsole, bold
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,13 @@ from typing import Any
 
 import pytest
 from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config
 from webnlg_by_hand import TEN
 
+from mlpfusion.checkpoint.tokenizer import add_tokens, load_tokenizer
+from mlpfusion.data.generation.encode import EncodedGeneration
+from mlpfusion.data.generation.entries import Entry, GenerationExamples
+from mlpfusion.data.generation.task import GENERATION
 from mlpfusion.data.generation.webnlg import (
     ADDED_TOKENS,
     Segment,
@@ -15,6 +20,8 @@ from mlpfusion.data.generation.webnlg import (
     source_segments,
     target_segment,
 )
+from mlpfusion.data.task import TaskData
+from mlpfusion.data.tasks import encode_task
 from mlpfusion.errors import InputError
 
 ROW: dict[str, Any] = {
@@ -33,12 +40,19 @@ def write_split(folder: Path, *rows: dict[str, Any], split: str = "train") -> Pa
 
 
 @pytest.fixture(scope="module")
-def gpt2(evaluation_data, tmp_path_factory) -> ByteLevelBPETokenizer:
+def gpt2_folder(evaluation_data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("gpt2")
     for name in ("vocab.json", "merges.txt"):
         packed = evaluation_data / "tokenizers" / "gpt2" / f"{name}.gz"
         (folder / name).write_bytes(gzip.decompress(packed.read_bytes()))
-    tokenizer = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "model_max_length": 1024}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_folder) -> ByteLevelBPETokenizer:
+    tokenizer = ByteLevelBPETokenizer(str(gpt2_folder / "vocab.json"), str(gpt2_folder / "merges.txt"))
     tokenizer.add_special_tokens(list(ADDED_TOKENS))
     return tokenizer
 
@@ -123,3 +137,35 @@ def test_a_missing_column_file_or_split_is_named(tmp_path):
         read_webnlg(tmp_path, "dev")
     with pytest.raises(InputError, match="`validation` must hold at least one row, got none"):
         read_webnlg(write_split(tmp_path, split="validation"), "validation")
+
+
+@pytest.mark.parametrize("expected", TEN, ids=lambda entry: f"{entry.split}-{entry.index}")
+def test_what_a_model_sees_and_learns_of_an_entry(expected, gpt2, gpt2_folder):
+    """Ids of the pieces, one by one; the loss is that of the text and its end, never of `<target_webnlg>`."""
+    source, end = [], gpt2.token_to_id("<eos_webnlg>")
+    for line in expected.lines.split("\n"):
+        kind = line[: line.index(">") + 1]
+        source += [gpt2.token_to_id(kind), *gpt2.encode(line.removeprefix(kind)).ids]
+    entry = Entry("".join(expected.lines.split("\n")), expected.references)
+    split = GenerationExamples((entry,))
+    tokenizer = load_tokenizer(gpt2_folder)
+    add_tokens(tokenizer, ADDED_TOKENS)
+    data = TaskData(GENERATION["webnlg"], split, {"validation": split, "test": split}, "")
+    encoded = encode_task(data, tokenizer, GPT2Config(vocab_size=50273))
+    assert isinstance(encoded, EncodedGeneration)
+    for item, reference in zip(encoded.train.items, expected.references, strict=True):
+        text = [*gpt2.encode(reference).ids, end]
+        assert item["input_ids"] == source + text
+        assert item["labels"] == [-100] * len(source) + text
+    assert list(encoded.prompts) == ["test"]
+    assert list(encoded.prompts["test"].ids[0]) == source
+    assert encoded.stops == tuple(range(50267, 50273))
+
+
+def test_the_ids_of_one_entry_are_those_written_by_hand(gpt2):
+    """No space before a piece; underscores and capitals inside words are kept."""
+    line = "".join(TEN[0].lines.split("\n"))
+    assert gpt2.encode(line).tokens == [
+        "<bos_webnlg>", "<subject>", "A", "ar", "hus", "_", "Air", "port", "<property>", "city", "S", "erved",
+        "<object>", '"', "A", "ar", "hus", ",", "\u0120Denmark", '"', "<target_webnlg>",
+    ]  # fmt: skip

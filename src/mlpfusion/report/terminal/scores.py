@@ -7,7 +7,7 @@ from rich.text import Text
 
 from mlpfusion.errors import printable
 from mlpfusion.measure.evaluation.task import TaskEvaluation
-from mlpfusion.report.console import PlainConsole, bold
+from mlpfusion.report.terminal.console import PlainConsole, bold
 
 SHOWN = 3
 _LENGTH = 300  # characters of a text: a few lines of a terminal

@@ -25,9 +25,9 @@ from mlpfusion.report.comparison import (
     over_seeds,
     paths_of,
 )
-from mlpfusion.report.console import PlainConsole, bold, wide_console
 from mlpfusion.report.numbers import deviation
-from mlpfusion.report.texts import example_texts
+from mlpfusion.report.terminal.console import PlainConsole, bold, wide_console
+from mlpfusion.report.terminal.scores import example_texts
 from mlpfusion.tune.record import DistillRecord, DistillRun, TuneRecord
 
 # Short title -> column: five numbers fit beside the block in 100 columns of text.
