@@ -1,4 +1,4 @@
-"""`tune` and `reproduce` killed again and again: what is resumed ends in the bytes and the record of an unbroken run.
+"""`tune`, `evaluate` and `reproduce` killed again and again: what is resumed ends in the bytes of an unbroken run.
 
 Each chain is a fresh folder and up to three kills: before or after a touch of a file, or at a time of the clock, drawn
 from the seed of the chain. MLPFUSION_KILLS is the number of kills of each kind.
@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import yaml
 from kill import fork_server, run, start
-from tiny_task import sentences
+from tiny_task import save_checkpoint, sentences
+from transformers import AutoModelForCausalLM
 
 KILLS = int(os.environ.get("MLPFUSION_KILLS", "6"))
 CLOCK = {"seconds", "seconds_per_step", "peak_bytes", "compress_seconds", "sha256"}
@@ -34,7 +35,7 @@ def command(arguments: list[str], environment: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    preload = ("mlpfusion.tune.run", "mlpfusion.report.terminal", "mlpfusion.reproduce.schedule", "peft")
+    preload = ["mlpfusion.tune.run", "mlpfusion.report.terminal.scores", "mlpfusion.reproduce.schedule", "peft"]
     return fork_server(*preload, "transformers.models.bert.modeling_bert")
 
 
@@ -127,6 +128,37 @@ def test_a_killed_tune_ends_in_the_bytes_of_an_unbroken_one(flags, server, check
         return [str(one) for one in ("tune", fused, out, *data, "--save-steps", 2, *flags, *teacher)]
 
     Chains(server, arguments, {}, ("--resume",)).check(tmp_path)
+
+
+@pytest.fixture
+def writing(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A decoder, and the flags of a task for which it writes texts."""
+    rows = [{"source": f"w{number} w{number % 5}", "target": f"w{number % 7}"} for number in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = save_checkpoint(tmp_path / "decoder", "gpt2", AutoModelForCausalLM)
+    files = ["--validation", str(tmp_path / "rows.jsonl"), "--decode-batch", "3", "--max-new-tokens", "4"]
+    return model, ["--task", "generation", *files, "--device", "cpu"]
+
+
+@pytest.mark.exhaustive
+def test_a_killed_tune_that_writes_texts_ends_in_the_same_ones(server, writing, tmp_path):
+    model, flags = writing
+    training = ["--train", flags[3], "--epochs", "2", "--batch-size", "8", "--save-steps", "2", "--select-on", "last"]
+
+    def arguments(out: Path) -> list[str]:
+        return ["tune", str(model), str(out), *flags, *training]
+
+    Chains(server, arguments, {}, ("--resume",)).check(tmp_path)
+
+
+@pytest.mark.exhaustive
+def test_a_killed_evaluate_ends_in_the_texts_of_an_unbroken_one(server, writing, tmp_path):
+    model, flags = writing
+
+    def arguments(out: Path) -> list[str]:
+        return ["evaluate", str(model), *flags, "--out", str(out)]
+
+    Chains(server, arguments, {}, ()).check(tmp_path)
 
 
 @pytest.mark.exhaustive

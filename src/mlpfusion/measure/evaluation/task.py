@@ -29,7 +29,7 @@ from mlpfusion.options.decoding import Decoding
 from mlpfusion.progress import Progress
 from mlpfusion.record import Origin, versions
 from mlpfusion.storage.output import staged_folder
-from mlpfusion.storage.unfinished import normalised, opened_work, remove_work, work_folder
+from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
 
 RECORD_FILE = "evaluation.json"
 
@@ -84,9 +84,13 @@ def evaluate_on_task(
     settings = normalised({"model": source.sha256, "task": data.task.name, "versions": versions()} | splits | told)
     resume = work_folder(folder).exists()
     with opened_work(folder, settings, RECORD_FILE, resume=resume, overwrite=False, reads=(source.name,)) as opened:
+        if opened.done is not None:
+            return _from_dict(opened.done)
         found = _evaluated(source, data, work_folder(folder), device, progress)
+        text = json.dumps(asdict(found), indent=1) + "\n"
+        expect_record(folder, text)
         with staged_folder(folder, opened.replaced) as staged:
-            (staged / RECORD_FILE).write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+            (staged / RECORD_FILE).write_text(text, encoding="utf-8")
             for file in sorted((work_folder(folder) / FOLDER).glob("*.jsonl")):
                 (staged / file.name).write_bytes(file.read_bytes())
         remove_work(folder)
@@ -117,6 +121,13 @@ def _evaluated(source: Checkpoint, data: EncodedTask, folder: Path, device: str,
         torch.get_num_threads(),
         versions(),
     )
+
+
+def _from_dict(data: dict[str, Any]) -> TaskEvaluation:
+    parts: dict[str, Any] = {"model": Origin(**data["model"])}
+    if data["decoding"] is not None:
+        parts |= {"decoding": Decoding(**data["decoding"]), "signatures": Signatures(**data["signatures"])}
+    return TaskEvaluation(**data | parts)
 
 
 @torch.no_grad()
