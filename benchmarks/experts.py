@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from whole_experts import DROP, MERGE, first_numbers, mixtures, routings, with_e
 import mlpfusion
 from mlpfusion.batch import Batch
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.unlabelled.windows import Window, drawn_windows, token_windows
+from mlpfusion.data.unlabelled.windows import Window, drawn_windows, token_windows, window_length
 from mlpfusion.measure.language import language_loss
 from mlpfusion.methods.names import method_label
 from mlpfusion.methods.needs import needs_batches
@@ -38,7 +39,7 @@ from mlpfusion.sites.mixtures.routing import Routing
 from mlpfusion.sites.sites import find_sites
 from mlpfusion.storage.atomic import write_file
 
-WINDOW, TOKENS = 512, 8192  # of each kind of text, to measure on
+TOKENS = 8192  # of each kind of text, to measure on
 SAMPLES, SAMPLE_TOKENS, BATCH = 256, 128, 32
 SIZES = (0.75, 0.5, 0.25)  # share of the experts that stay whole
 STEP_OF_WIDTH = 8  # what torch multiplies many experts in
@@ -157,8 +158,11 @@ class Bench:
 
     def routings(self, model: Any) -> dict[str, dict[str, Routing]]:
         """What reaches which expert, by kind and mixture."""
-        read = {kind: [batch_of(one.input_ids[None]) for one in some] for kind, some in self.windows.items()}
-        return {kind: routings(model, batches) for kind, batches in read.items()}
+        found = {}
+        for kind, windows in self.windows.items():
+            by_length = groupby((one.input_ids for one in windows), len)
+            found[kind] = routings(model, [batch_of(torch.stack(list(same))) for _, same in by_length])
+        return found
 
     def empty_record(self) -> dict[str, Any]:
         """What is known before any cut."""
@@ -171,7 +175,7 @@ class Bench:
             "expert_parameters": sum(p.numel() for name, p in self.model.named_parameters() if ".experts." in name),
             "width": width,
             "tokens": TOKENS,
-            "window": WINDOW,
+            "window": len(next(iter(self.windows.values()))[0].input_ids),
             "versions": versions(),
             "experts": described(
                 self.model, {kind: batch_of(ids) for kind, ids in self.samples[min(self.samples)].items()}
@@ -193,7 +197,7 @@ def read_bench(model: Path, texts: Path, seeds: Sequence[int]) -> Bench:
     folders = {one.name: one for one in sorted(texts.iterdir()) if one.is_dir()}
     test = {kind: read_texts(str(one / "test.txt.gz")) for kind, one in folders.items()}
     train = {kind: read_texts(str(one / "train.txt.gz")) for kind, one in folders.items()}
-    measured = {"window": WINDOW, "max_tokens": TOKENS}
+    measured = {"window": window_length(None, tokenizer, config), "max_tokens": TOKENS}
     drawn = {"window": SAMPLE_TOKENS, "num_windows": SAMPLES // len(train)}
     return Bench(
         whole,

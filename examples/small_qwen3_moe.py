@@ -55,7 +55,7 @@ def _config(vocabulary: int) -> Qwen3MoeConfig:
         norm_topk_prob=True,
         moe_intermediate_size=64,
         intermediate_size=256,  # of a dense layer, of which there is none
-        max_position_embeddings=512,
+        max_position_embeddings=WINDOW,  # longer texts it has never seen
         tie_word_embeddings=True,
         eos_token_id=0,
         pad_token_id=0,

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast as Fast
 import mlpfusion
 from mlpfusion.mlp import forward
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 11, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
     "max_position_embeddings": 128, "pad_token_id": 0,
 }  # fmt: skip
@@ -26,7 +26,7 @@ def mixture(request) -> Any:
     torch.manual_seed(0)
     if request.param == "mixtral":
         return MixtralForCausalLM(MixtralConfig(**SIZES, intermediate_size=48)).eval()
-    config = Qwen3MoeConfig(**SIZES, moe_intermediate_size=48, num_experts=8, num_experts_per_tok=2, head_dim=16)
+    config = Qwen3MoeConfig(**SIZES, moe_intermediate_size=48, num_experts=8, num_experts_per_tok=2)
     return Qwen3MoeForCausalLM(config).eval()
 
 
