@@ -4,7 +4,8 @@
 
 MODEL is a Mixtral or a Qwen3-MoE, as examples/small_moe.py and examples/small_qwen3_moe.py make them. Every start is
 fine-tuned on a random part of each task by the package's own `finetune`, its routers frozen, the loss that of the
-classification alone, the last epoch taken. A seed draws the head, the order of the examples, the 256 texts of the task
+classification alone, the last epoch taken. Beside the whole model stands one of its shape that has learned nothing
+before, to tell what a task says of what was cut. A seed draws the head, the order of the examples, the 256 texts of the task
 that a cut sees, and Fusion's first centres. Sizes are those of benchmarks/experts.py. A run that the record holds is
 not repeated, so a command that was stopped goes on.
 """
@@ -35,6 +36,7 @@ from mlpfusion.methods.needs import needs_batches
 from mlpfusion.options.training import Finetune
 from mlpfusion.record import versions
 from mlpfusion.report.numbers import FULL
+from mlpfusion.seeds import seeded
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.tune.finetune import finetune
 
@@ -51,6 +53,7 @@ class Size:
 TASKS = {"sst2": Size(3000, 2), "cola": Size(1500, 2), "mrpc": Size(600, 2)}
 RATE, BATCH, MAX_LENGTH = 1e-3, 16, 128
 CALIBRATION_SAMPLES = 256
+UNTRAINED = "weights drawn anew"
 METHODS: tuple[Any, ...] = (mlpfusion.Fusion(), REFIT)
 WHOLE: dict[str, Callable[[Any, Sequence[Batch], int], Any]] = {DROP: with_experts_dropped, MERGE: with_experts_merged}
 
@@ -117,6 +120,7 @@ def config_of(task: str, seed: int) -> Finetune:
 def starts(keeps: Sequence[float]) -> Iterator[tuple[str, float]]:
     """Names and sizes of all starts."""
     yield FULL, 1.0
+    yield UNTRAINED, 1.0
     for keep in keeps:
         for name in (*map(method_label, METHODS), *WHOLE):
             yield name, keep
@@ -124,6 +128,9 @@ def starts(keeps: Sequence[float]) -> Iterator[tuple[str, float]]:
 
 def made(model: Any, start: str, keep: float, seed: int, batches: Sequence[Batch]) -> Any:
     """The classifier `model` with fewer parameters; `model` may be changed."""
+    if start == UNTRAINED:
+        with seeded(seed):
+            return type(model)(model.config)
     if start in WHOLE:
         return WHOLE[start](model, batches, round(keep * model.config.num_local_experts))
     for method in METHODS:

@@ -113,12 +113,12 @@ def test_fine_tuned_scores_go_on_where_they_stopped(mixture, evaluation_data, tm
     monkeypatch.setenv("MLPFUSION_DATA", str(evaluation_data))
     out = tmp_path / "record.json"
     command = ["experts_tasks.py", str(tmp_path / "model"), "--out", str(out), "--keeps", "0.5"]
-    for seeds, runs in (("0", 4), ("0,1", 4)):  # full, fused, dropped, merged
+    for seeds, runs in (("0", 5), ("0,1", 5)):  # full, untrained, fused, dropped, merged
         monkeypatch.setattr(sys, "argv", [*command, "--seeds", seeds])
         script.main()
         assert capsys.readouterr().out.count('"task"') == runs
     rows = json.loads(Path(out).read_text())["rows"]
-    assert len({(row["start"], row["seed"]) for row in rows}) == len(rows) == 8
+    assert len({(row["start"], row["seed"]) for row in rows}) == len(rows) == 10
     assert all(0 <= row["scores"]["accuracy"] <= 1 for row in rows)
     sizes = {row["start"]: row["parameters"] for row in rows}
     assert sizes["fusion"] < sizes["full"] == sizes["merge experts (M-SMoE)"]
