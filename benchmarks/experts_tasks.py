@@ -5,9 +5,9 @@
 MODEL is a Mixtral or a Qwen3-MoE, as examples/small_moe.py and examples/small_qwen3_moe.py make them. Every start is
 fine-tuned on a random part of each task by the package's own `finetune`, its routers frozen, the loss that of the
 classification alone, the last epoch taken. Beside the whole model stands one of its shape that has learned nothing
-before, to tell what a task says of what was cut. A seed draws the head, the order of the examples, the 256 texts of the task
-that a cut sees, and Fusion's first centres. Sizes are those of benchmarks/experts.py. A run that the record holds is
-not repeated, so a command that was stopped goes on.
+before, to tell what a task says of what was cut. A seed draws the head, the order of the examples, the 256 texts of
+the task that a cut sees, and Fusion's first centres. Sizes are those of benchmarks/experts.py. A run that the record
+holds is not repeated, so a command that was stopped goes on.
 """
 
 import argparse

@@ -131,5 +131,5 @@ def _majority(record: dict[str, Any], task: str, metric: str) -> str:
 
 def _scores(runs: list[dict[str, Any]], task: str, metric: str) -> str:
     """The median of the runs on a task, with the lowest and the highest."""
-    found = [100 * row["scores"][metric] for row in runs if row["task"] == task]
+    found = [round(100 * row["scores"][metric], 1) + 0.0 for row in runs if row["task"] == task]  # -0.0 becomes 0.0
     return f"{median(found):.1f} ({min(found):.1f} to {max(found):.1f})" if found else "-"
