@@ -1,6 +1,6 @@
 """Scores of small mixtures of experts fine-tuned after a cut, beside dropping and merging whole experts.
 
-    python benchmarks/experts_tasks.py MODEL --out benchmarks/results/NAME.json [--keeps 0.5,0.25,0.75] [--seeds 0,1,2]
+    python benchmarks/experts_tasks.py MODEL --out benchmarks/results/NAME.json [--keeps 0.5,..] [--tasks sst2,..]
 
 MODEL is a Mixtral or a Qwen3-MoE, as examples/small_moe.py and examples/small_qwen3_moe.py make them. Every start is
 fine-tuned on a random part of each task by the package's own `finetune`, its routers frozen, the loss that of the
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--keeps", default="0.5,0.25,0.75")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     source = open_for_training(arguments.model)
@@ -192,9 +193,9 @@ def main() -> None:
     keeps = [float(keep) for keep in arguments.keeps.split(",")]
     for start, keep in starts(keeps):
         for seed in [int(seed) for seed in arguments.seeds.split(",")]:
-            for name, data in tasks.items():
+            for name in arguments.tasks.split(","):
                 if (name, start, keep, seed) not in {row.key for row in record.rows}:
-                    record.rows.append(run(source, data, start, keep, seed))
+                    record.rows.append(run(source, tasks[name], start, keep, seed))
                     print(json.dumps(asdict(record.rows[-1])), flush=True)
                     record.write(arguments.out)
 
