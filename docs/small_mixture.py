@@ -1,4 +1,4 @@
-"""The record of benchmarks/experts.py as tables."""
+"""The records of benchmarks/experts.py and benchmarks/experts_tasks.py as tables and a chart."""
 
 from pathlib import Path
 from statistics import mean, median
@@ -30,63 +30,106 @@ def rises(record: dict[str, Any]) -> dict[Start, dict[float, float]]:
     return {start: {size: median(values) for size, values in sizes.items()} for start, sizes in found.items()}
 
 
-def mixture_table(record: dict[str, Any]) -> str:
+def mixture_table(record: dict[str, Any], title: str) -> str:
     """Method x share of the experts' parameters: how far the loss rises, the best at a half first; medians of seeds."""
     found, agreement = rises(record), dict[Start, list[float]]()
     for row in record["rows"]:
-        if row["keep"] == 0.5 and row["router_agreement"] is not None:
+        if row["keep"] == 0.5:
             agreement.setdefault(_start(row), []).append(row["router_agreement"])
     sizes = sorted(next(iter(found.values())), reverse=True)
     rows = [
         [
             *start,
             *(f"+{found[start][size]:.3f}" for size in sizes),
-            f"{100 * median(agreement[start]):.0f} %" if start in agreement else "-",
+            f"{100 * median(agreement[start]):.0f} %",
         ]
         for start in sorted(found, key=lambda start: found[start][0.5])
     ]
-    head = ["small mixture", "sees text", *(f"{100 * size:.0f} %" for size in sizes), "same experts at 50 %"]
+    head = [title, "sees text", *(f"{100 * size:.0f} %" for size in sizes), "same experts at 50 %"]
     return markdown(head, rows)
 
 
-def draw_mixture(record: dict[str, Any], path: Path) -> None:
-    """Draws the rise of the loss against the share that is kept; whole experts in black, without text dashed."""
+def draw_mixtures(records: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draws the rise of the loss against the share that is kept, a panel a mixture.
+
+    Whole experts are black, what sees no text is dashed.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes, found = figure.subplots(), rises(record)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(records), squeeze=False)[0]
+    for axes, (title, record) in zip(panels, records.items(), strict=True):
+        _draw(axes, rises(record))
+        axes.set_title(title, fontsize=10, loc="left")
+    panels[0].set_ylabel("rise of the loss, nats a token")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _draw(axes: Any, found: dict[Start, dict[float, float]]) -> None:
     colors = method_colors(list(dict.fromkeys(name.partition(",")[0] for name, _ in found)))
-    markers = iter("os^")
+    markers = dict(zip(TITLES.values(), "os^", strict=True))
     for (name, sees_text), sizes in sorted(found.items(), key=lambda item: item[1][0.5]):
         shares, values = zip(*sorted(sizes.items()), strict=True)
-        method, is_whole = name.partition(",")[0], "experts" in name
+        is_whole = "experts" in name
         axes.plot(
             [100 * share for share in shares],
             values,
-            marker=next(markers) if method == "ntk-match" else "D" if is_whole else "o",
+            marker="D" if is_whole else markers.get(name, "o"),
             linestyle="-" if sees_text == "yes" else "--",
-            color="black" if is_whole else colors[method],
+            color="black" if is_whole else colors[name.partition(",")[0]],
             alpha=0.6 if name.startswith("merge") else 1,
             markersize=4,
             label=name if sees_text == "yes" else f"{name}, no text",
         )
-    axes.set(
-        yscale="log", xlim=(80, 20), xlabel="% of the experts' parameters kept", ylabel="rise of the loss, nats a token"
-    )
-    axes.set_title("a small mixture: narrower experts, or fewer", fontsize=10, loc="left")
+    axes.set(yscale="log", xlim=(80, 20), xlabel="% of the experts' parameters kept")
     axes.grid(linewidth=0.3)
-    figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def mixture_experts(record: dict[str, Any]) -> str:
-    """How far apart the experts are and how evenly they are used, and the loss by kind of text."""
+def mixture_experts(records: dict[str, dict[str, Any]]) -> str:
+    """How far apart the experts are and how evenly they are used, and the loss by kind of text, of all mixtures."""
     names = {
         "distance": "distance of two experts' matrices, 1.41 for unrelated ones",
         "cosine": "cosine of two experts' outputs",
         "load_entropy": "evenness of use, 1 for all alike",
         "kind_distance": "largest difference in use between two kinds of text, 1 for none in common",
     }
-    rows = [[title, f"{record['experts'][name]:.2f}"] for name, title in names.items()]
-    rows += [[f"loss of the original, {kind}", f"{loss:.3f}"] for kind, loss in record["loss"].items()]
-    return markdown(["the small mixture", ""], rows)
+    each = list(records.values())
+    rows = [["parameters", *(f"{record['parameters']:,}" for record in each)]]
+    rows += [[title, *(f"{record['experts'][name]:.2f}" for record in each)] for name, title in names.items()]
+    rows += [
+        [f"loss of the original, {kind}", *(f"{record['loss'][kind]:.3f}" for record in each)]
+        for kind in each[0]["loss"]
+    ]
+    return markdown(["", *records], rows)
+
+
+# Task, metric, heading, of the columns of `tasks_table`.
+SCORES = (
+    ("sst2", "accuracy", "SST-2"),
+    ("mrpc", "accuracy", "MRPC"),
+    ("cola", "accuracy", "CoLA"),
+    ("cola", "matthews", "CoLA, Matthews"),
+)
+
+
+def tasks_table(record: dict[str, Any], title: str) -> str:
+    """Size and start x score after fine-tuning: median, lowest and highest of the seeds in percent."""
+    rows = [["always the same class", "-", *(_majority(record, task, metric) for task, metric, _ in SCORES)]]
+    for keep in sorted({row["keep"] for row in record["rows"]}, reverse=True):
+        for start in dict.fromkeys(row["start"] for row in record["rows"] if row["keep"] == keep):
+            runs = [row for row in record["rows"] if (row["start"], row["keep"]) == (start, keep)]
+            scores = (_scores(runs, task, metric) for task, metric, _ in SCORES)
+            rows.append([TITLES.get(start, start), f"{100 * keep:.0f} %", *scores])
+    return markdown([title, "experts kept", *(heading for _, _, heading in SCORES)], rows)
+
+
+def _majority(record: dict[str, Any], task: str, metric: str) -> str:
+    return f"{100 * record['majority'][task]:.1f}" if metric == "accuracy" else "0"
+
+
+def _scores(runs: list[dict[str, Any]], task: str, metric: str) -> str:
+    """The median of the runs on a task, with the lowest and the highest."""
+    found = [round(100 * row["scores"][metric], 1) + 0.0 for row in runs if row["task"] == task]  # -0.0 becomes 0.0
+    return f"{median(found):.1f} ({min(found):.1f} to {max(found):.1f})" if found else "-"

@@ -31,7 +31,7 @@ from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
-from small_mixture import draw_mixture, mixture_experts, mixture_table
+from small_mixture import draw_mixtures, mixture_experts, mixture_table, tasks_table
 from streaming import streamed_summary, streaming_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
@@ -67,6 +67,8 @@ COMPARISONS = {
 DYNAMICS = {"dynamics": "", "dynamics_pooling": "", "dynamics_1024": ", 1,024 sentences"}
 # The same on seeds on which no option was chosen.
 DYNAMICS_ON_NEW_SEEDS = {"dynamics_new_seeds": "", "dynamics_new_seeds_1024": ", 1,024 sentences"}
+# Record of a small mixture -> what it is called.
+MIXTURES = {"small_moe": "Mixtral, 8 experts of 176", "small_qwen3_moe": "Qwen3-MoE, 16 experts of 64"}
 ERRORS = {"output_error": "output error", "adam_kernel_error": "Adam kernel error"}
 MINILM, LINE = "all-MiniLM-L6-v2, last 4 of 6 layers", 120
 
@@ -208,6 +210,11 @@ def dynamics_over_fusion() -> str:
     return markdown(["distance over Fusion's", *columns], lines)
 
 
+def small_mixtures() -> dict[str, dict[str, Any]]:
+    """The perplexity of all small mixtures, by what they are called."""
+    return {title: read_result(name) for name, title in MIXTURES.items()}
+
+
 def kmeans() -> str:
     """Data x method: inertia and seconds, medians over the seeds."""
     result = read_result("kmeans")
@@ -329,8 +336,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
     "streamed-types": lambda: streamed_summary(read_result("streamed_types")),
     "streaming": lambda: streaming_table(read_result("streaming")),
-    "small-moe": lambda: mixture_table(read_result("small_moe")),
-    "small-moe-experts": lambda: mixture_experts(read_result("small_moe")),
+    "small-moe": lambda: mixture_table(read_result("small_moe"), MIXTURES["small_moe"]),
+    "small-moe-experts": lambda: mixture_experts(small_mixtures()),
+    "small-moe-tasks": lambda: tasks_table(read_result("small_moe_tasks"), MIXTURES["small_moe"]),
+    "small-qwen3-moe": lambda: mixture_table(read_result("small_qwen3_moe"), MIXTURES["small_qwen3_moe"]),
+    "small-qwen3-moe-tasks": lambda: tasks_table(read_result("small_qwen3_moe_tasks"), MIXTURES["small_qwen3_moe"]),
     "ntk-match-cost": lambda: cost_by_shape(read_result("ntk_match_cost")),
     "perplexity": lambda: perplexity_table(read_result("smollm2_perplexity"), "perplexity", "SmolLM2-135M"),
     "perplexity-of-middle-layers": lambda: perplexity_table(
@@ -378,7 +388,7 @@ def main() -> None:
         for model in ("stories260k", "smollm2"):
             draw_recovery(read_result(f"{model}_recovery"), IMAGES / f"{model}_recovery.png")
         draw_perplexity(read_result("smollm2_perplexity"), IMAGES / "smollm2_perplexity.png")
-        draw_mixture(read_result("small_moe"), IMAGES / "small_moe.png")
+        draw_mixtures(small_mixtures(), IMAGES / "small_moe.png")
     stale = []
     for path in DOCUMENTS:
         old = path.read_text(encoding="utf-8")

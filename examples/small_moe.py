@@ -12,6 +12,7 @@ MixtralForCausalLM with the tokenizer, for example for
     mlpfusion compress OUT SMALL --keep-ratio 0.5 --method ntk-match --option match=none --calibration TEXT
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,8 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -93,7 +96,6 @@ def _config(llama: Any) -> MixtralConfig:
         eos_token_id=llama.eos_token_id,
         num_local_experts=NUM_EXPERTS,
         num_experts_per_tok=CHOSEN,
-        output_router_logits=True,  # so that the loss holds the balance of the experts in training
         sliding_window=None,
     )
 
@@ -110,20 +112,9 @@ def main(llama: Path, out: Path, texts: tuple[Path, ...], steps: int, seed: int)
         source, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)
         if not isinstance(source, LlamaForCausalLM):
             raise InputError(f"`llama` must be a LlamaForCausalLM, got a {type(source).__name__}")
-        share = -(-steps * BATCH // len(texts))
-        windows = [
-            drawn_windows(read_texts(str(one)), tokenizer, source.config, window=WINDOW, num_windows=share, seed=seed)
-            for one in texts
-            if steps
-        ]
+        kinds = [read_texts(str(one)) for one in texts]
         model = mixture_of(source, torch.Generator().manual_seed(seed))
-        train(
-            model,
-            [{"input_ids": ids.tolist(), "labels": ids.tolist()} for kind in windows for ids in kind],
-            steps,
-            seed,
-        )
-        model.config.output_router_logits = False
+        train(model, training_windows(kinds, tokenizer, source.config, steps, seed), steps, seed)
         with staged_folder(out, replaced) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -132,10 +123,21 @@ def main(llama: Path, out: Path, texts: tuple[Path, ...], steps: int, seed: int)
     click.echo(f"{out}: {model.num_parameters():,} parameters, {NUM_EXPERTS} experts a layer, trained {steps} steps")
 
 
-def train(model: MixtralForCausalLM, examples: list[dict[str, list[int]]], steps: int, seed: int) -> None:
+def training_windows(
+    kinds: Sequence[list[str]], tokenizer: Any, config: PreTrainedConfig, steps: int, seed: int
+) -> list[dict[str, list[int]]]:
+    """What `steps` steps train on: as many windows of every kind of text."""
+    share = -(-steps * BATCH // len(kinds))
+    sizes = {"window": WINDOW, "num_windows": share, "seed": seed}
+    windows = [drawn_windows(texts, tokenizer, config, **sizes) for texts in kinds if steps]
+    return [{"input_ids": ids.tolist(), "labels": ids.tolist()} for kind in windows for ids in kind]
+
+
+def train(model: PreTrainedModel, examples: list[dict[str, list[int]]], steps: int, seed: int) -> None:
     """Trains on windows in an order drawn from `seed`, the rate falling to zero. Changes the model."""
     if not steps:
         return
+    model.config.output_router_logits = True  # so that the loss holds the balance of the experts
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -154,6 +156,7 @@ def train(model: MixtralForCausalLM, examples: list[dict[str, list[int]]], steps
         Trainer(
             model=model, args=arguments, train_dataset=EncodedExamples(examples), data_collator=default_data_collator
         ).train()
+    model.config.output_router_logits = False
     model.eval()
 
 

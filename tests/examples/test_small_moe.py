@@ -1,4 +1,4 @@
-"""The example that makes a mixture of experts, and what the benchmark does to whole experts."""
+"""The example that makes a mixture of experts out of a Llama."""
 
 import copy
 from pathlib import Path
@@ -16,7 +16,6 @@ from transformers import (
 )
 
 import mlpfusion
-from mlpfusion.mlp import forward
 
 TEXT = "one two three four five six seven eight nine ten " * 60
 
@@ -87,32 +86,3 @@ def test_what_is_no_llama_is_refused(mixture, tmp_path):
     )
     assert result.exit_code != 0
     assert not (tmp_path / "out").exists()
-
-
-def test_all_experts_kept_or_merged_with_none_are_the_same_model(mixture):
-    benchmark = load_script("benchmarks/experts.py")
-    ids = torch.randint(1, 11, (4, 20), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with torch.no_grad():
-        expected = mixture(**batch).logits
-        for make in (benchmark.with_experts_dropped, benchmark.with_experts_merged):
-            torch.testing.assert_close(make(mixture, batch, 8)(**batch).logits, expected)
-            moved = (make(mixture, batch, 4)(**batch).logits - expected).abs().max()
-            assert moved > 0
-    merged = benchmark.with_experts_merged(mixture, batch, 4).model.layers[0].mlp.experts
-    assert len({tuple(expert[0, :4].tolist()) for expert in merged.down_proj}) == 4
-
-
-def test_the_score_of_an_expert_is_the_mean_weighted_length_of_its_outputs(mixture):
-    benchmark = load_script("benchmarks/experts.py")
-    ids = torch.randint(1, 11, (4, 20), generator=torch.Generator().manual_seed(0))
-    (found, *_) = benchmark.mixtures(mixture, {"input_ids": ids}).values()
-    number = int(found.uses.argmax())
-    lengths = []
-    for token, chosen in enumerate(found.routing.chosen.tolist()):
-        if number in chosen:
-            output = forward(found.experts[number], found.routing.inputs[token][None])
-            lengths.append(float(output.norm() * found.routing.weights[token, chosen.index(number)]))
-    torch.testing.assert_close(
-        float(benchmark.reap_scores(found)[number]), sum(lengths) / len(lengths), rtol=1e-5, atol=1e-6
-    )
