@@ -197,11 +197,11 @@ def read_bench(model: Path, texts: Path, seeds: Sequence[int]) -> Bench:
     folders = {one.name: one for one in sorted(texts.iterdir()) if one.is_dir()}
     test = {kind: read_texts(str(one / "test.txt.gz")) for kind, one in folders.items()}
     train = {kind: read_texts(str(one / "train.txt.gz")) for kind, one in folders.items()}
-    measured = {"window": window_length(None, tokenizer, config), "max_tokens": TOKENS}
+    length = window_length(None, tokenizer, config)
     drawn = {"window": SAMPLE_TOKENS, "num_windows": SAMPLES // len(train)}
     return Bench(
         whole,
-        {kind: token_windows(some, tokenizer, config, **measured) for kind, some in test.items()},
+        {kind: token_windows(some, tokenizer, config, window=length, max_tokens=TOKENS) for kind, some in test.items()},
         {
             seed: {kind: drawn_windows(some, tokenizer, config, seed=seed, **drawn) for kind, some in train.items()}
             for seed in seeds

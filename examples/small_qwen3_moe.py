@@ -81,8 +81,8 @@ def main(out: Path, texts: tuple[Path, ...], steps: int, seed: int) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         for one, lines in held_out.items():
-            sizes = {"window": WINDOW, "max_tokens": MEASURED}
-            loss = language_loss(model, token_windows(lines, tokenizer, model.config, **sizes)).loss
+            windows = token_windows(lines, tokenizer, model.config, window=WINDOW, max_tokens=MEASURED)
+            loss = language_loss(model, windows).loss
             click.echo(f"{one}: loss {loss:.3f} on what was held out")
     except InputError as error:
         raise click.ClickException(str(error)) from error
