@@ -11,7 +11,7 @@ from detected import detected_config
 from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
-from mlpfusion.data.labelled.glue import GLUE
+from mlpfusion.data.tasks import TASKS
 from mlpfusion.report.experiment import columns, experiment_markdown, labels, shares
 from mlpfusion.report.experiment_chart import write_experiment_chart
 from mlpfusion.reproduce.experiment import (
@@ -129,7 +129,7 @@ def test_a_folder_of_something_else_is_refused(recipe, tmp_path):
 
 
 def test_an_unknown_recipe_is_told_which_there_are():
-    line = refused("reproduce", "table3", "--out", "x")
+    line = refused("reproduce", "table9", "--out", "x")
     assert "EXPERIMENT must be a YAML file or one of" in line
     assert "table2" in line
 
@@ -145,7 +145,7 @@ def test_every_recipe_of_the_package_is_a_valid_grid(name):
     experiment = read_experiment(name, {"out": "somewhere"})
     assert experiment.title
     found = list(cells(experiment))
-    assert {cell.task for cell in found} == set(experiment.tasks) <= GLUE.keys()
+    assert {cell.task for cell in found} == set(experiment.tasks) <= TASKS.keys()
     assert any(cell.row.method is None for cell in found)
 
 

@@ -225,6 +225,34 @@ def test_webnlg_brings_its_tokens_and_is_scored_by_group(tmp_path, monkeypatch):
     assert AutoConfig.from_pretrained(tmp_path / "again").vocab_size == trained.config.vocab_size
 
 
+def test_a_model_without_the_tokens_of_webnlg_is_refused_where_none_are_learned(tmp_path, monkeypatch):
+    webnlg_folder(tmp_path, monkeypatch)
+    model = save_checkpoint(tmp_path / "model", "gpt2", AutoModelForCausalLM)
+    assert call("compress", model, tmp_path / "cut", "--keep-ratio", 0.5).exit_code == 0
+    message = "must have the special tokens of webnlg, which `tune` adds, got none as <pad>"
+    assert message in refused("evaluate", model, "--task", "webnlg")
+    assert message in refused("distill", model, tmp_path / "cut", tmp_path / "out", "--task", "webnlg")
+
+
+def test_dynamics_of_an_encoder_decoder_that_writes(tmp_path):
+    model = save_checkpoint(tmp_path / "model", "t5", AutoModelForSeq2SeqLM)
+    flags = ["--methods", "fusion,ntk-match:match=none:refine_epochs=0", "--steps", 2, "--seeds", 0, "--batch-size", 4]
+    result = call("dynamics", model, *write_rows(tmp_path), "--out", tmp_path / "out", *flags)
+    assert result.exit_code == 0, result.output
+    full, *cut = json.loads((tmp_path / "out/dynamics.json").read_text())["rows"]
+    assert full["distance"] == [0.0, 0.0]
+    assert all(0 < distance < 3 for row in cut for distance in row["distance"])
+
+
+def test_parts_of_an_own_file_are_scored_by_themselves(tmp_path):
+    model = save_checkpoint(tmp_path / "model", "gpt2", AutoModelForCausalLM)
+    lines = [row | {"part": "easy" if index % 2 else "hard"} for index, row in enumerate(rows(8))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--task", "generation", "--validation", tmp_path / "rows.jsonl", "--group-column", "part"]
+    result = call("evaluate", model, *flags, "--max-new-tokens", 3, "--json")
+    assert list(json.loads(result.stdout)["scores"]) == ["validation", "validation hard", "validation easy"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

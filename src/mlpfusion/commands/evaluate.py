@@ -78,13 +78,14 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
     from mlpfusion.checkpoint.open import open_for_training
     from mlpfusion.data.chosen import chosen_data
     from mlpfusion.data.generation.encode import with_decoding
-    from mlpfusion.data.tasks import new_tokens
+    from mlpfusion.data.tasks import check_new_tokens
     from mlpfusion.extras import check_training_installed
     from mlpfusion.measure.evaluation.task import encode_for_scores, evaluate_on_task
 
     check_training_installed()
     told = options.of_task
-    source = open_for_training(options.model, new_tokens=new_tokens(told.task))
+    source = open_for_training(options.model)
+    check_new_tokens(source.tokenizer, told.task)
     # the loaders want a training file where the data are your own; it is not scored
     data = chosen_data(replace(told, train=told.train or options.validation), options.validation)
     encoded = with_decoding(encode_for_scores(source, data, told.max_length), options.decoding)

@@ -58,6 +58,14 @@ def new_tokens(name: str | None) -> tuple[str, ...]:
     return kind_of_task(task).new_tokens(task)
 
 
+def check_new_tokens(tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
+    """Raises `InputError` for a tokenizer without the special tokens of the task `name`."""
+    known = tokenizer.get_vocab()
+    missing = [token for token in new_tokens(name) if token not in known]
+    if missing:
+        raise InputError(f"`model` must have the special tokens of {name}, which `tune` adds, got none as {missing[0]}")
+
+
 def load_task(name: str) -> TaskData[Any, Any]:
     """Loads a task with its own data, from the folder in MLPFUSION_DATA, else the Hub.
 

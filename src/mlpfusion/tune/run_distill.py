@@ -21,7 +21,7 @@ from mlpfusion.data.files.text import read_texts
 from mlpfusion.data.language.kind import packed
 from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.task_model import load_in_own_class, load_like
-from mlpfusion.data.tasks import encode_task, kind_of_task, load_task
+from mlpfusion.data.tasks import check_new_tokens, encode_task, kind_of_task, load_task
 from mlpfusion.data.unlabelled.windows import is_causal, window_length
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import DistillOptions
@@ -146,6 +146,7 @@ def _examples(
     _, config = min(limits, key=lambda pair: pair[0])
     number, tokenizer = options.max_samples, source.tokenizer
     if options.task is not None:
+        check_new_tokens(tokenizer, options.task)
         data = load_task(options.task)
         if kind_of_task(data.task).row_is_example:
             data = replace(data, train=data.train.subset(range(len(data.train))[:number]))

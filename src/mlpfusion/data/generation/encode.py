@@ -57,29 +57,26 @@ def with_decoding(data: EncodedTask, decoding: Decoding) -> EncodedTask:
 class Encoder:
     """Makes token ids of sources and texts for one model.
 
-    `separator` stands between them for a causal model; a model with encoder and decoder reads the source alone. `end`
-    is the token after a text. Chats bring their own special tokens and ends.
+    A source stands between the ids `before` and `after`; a causal model, which reads source and text as one, finds
+    `separator` between them and nothing after the source. `end` is the token after a text. A chat brings its own
+    special tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
     config: PreTrainedConfig
-    end: int
+    before: Sequence[int]
+    after: Sequence[int]
     separator: str
-    is_chat: bool = False
+    end: int
 
     def source(self, text: str) -> list[int]:
         """Token ids of a source."""
-        if self.is_chat:
-            return token_stream(text, self.tokenizer, self.config)
-        before, after = special_frame(self.tokenizer)
-        if self.config.is_encoder_decoder:
-            return [*before, *token_stream(text, self.tokenizer, self.config), *after]
-        return [*before, *token_stream(text + self.separator, self.tokenizer, self.config)]
+        return [*self.before, *token_stream(text + self.separator, self.tokenizer, self.config), *self.after]
 
     def target(self, text: str) -> list[int]:
         """Token ids of a text to write, with the end token."""
         ids = token_stream(text, self.tokenizer, self.config)
-        return ids if self.is_chat and ids[-1:] == [self.end] else [*ids, self.end]
+        return ids if ids[-1:] == [self.end] else [*ids, self.end]
 
     def example(self, pair: Pair) -> dict[str, Any]:
         """One example; the loss is that of the text and its end."""
@@ -102,6 +99,18 @@ class Encoder:
                 f"got {length} for {pairs[longest].source[:60]!r}"
             )
         return EncodedExamples(items)
+
+
+def encoder(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, end: int, *, separator: str, is_chat: bool
+) -> Encoder:
+    """The encoder for a model of `config`; `separator` stands after the sources of a causal model."""
+    before, after = special_frame(tokenizer)
+    if is_chat:
+        return Encoder(tokenizer, config, (), (), "", end)
+    if config.is_encoder_decoder:
+        return Encoder(tokenizer, config, before, after, "", end)
+    return Encoder(tokenizer, config, before, (), separator, end)
 
 
 def longest_pair(max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int | None:

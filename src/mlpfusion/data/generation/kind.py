@@ -13,10 +13,10 @@ from mlpfusion.data.generation.chats import ChatExamples
 from mlpfusion.data.generation.encode import (
     SEPARATOR,
     EncodedGeneration,
-    Encoder,
     Prompts,
     chat_entries,
     chat_pairs,
+    encoder,
     longest_pair,
 )
 from mlpfusion.data.generation.entries import GenerationExamples, Pair
@@ -93,18 +93,18 @@ class Generation(TokenKind):
         """
         config = PreTrainedConfig() if config is None else config
         is_chat = isinstance(data.train, ChatExamples)
-        separator = "" if data.task.folder or is_chat else SEPARATOR
-        encoder = Encoder(tokenizer, config, end_token(data.task, tokenizer), separator, is_chat)
+        separator, end = "" if data.task.folder else SEPARATOR, end_token(data.task, tokenizer)
+        made = encoder(tokenizer, config, end, separator=separator, is_chat=is_chat)
         limit = longest_pair(max_length, tokenizer, config)
         splits = {"train": data.train, **data.evaluation}
-        encoded = {name: encoder.examples(_pairs(split, tokenizer), limit, name) for name, split in splits.items()}
+        encoded = {name: made.examples(_pairs(split, tokenizer), limit, name) for name, split in splits.items()}
         entries = {name: _entries(split, tokenizer) for name, split in data.evaluation.items()}
         prompts = {
-            name: Prompts(tuple(encoder.source(entry.source) for entry in entries[name].entries), entries[name])
+            name: Prompts(tuple(made.source(entry.source) for entry in entries[name].entries), entries[name])
             for name in entries
             if name in data.task.written
         }
-        stops = {encoder.end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
+        stops = {end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
         return EncodedGeneration(
             data.task,
             encoded.pop("train"),
