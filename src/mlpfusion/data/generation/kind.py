@@ -105,13 +105,14 @@ class Generation(TokenKind):
             if name in data.task.written
         }
         stops = {end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
+        length = limit or max(max(examples.lengths) for examples in encoded.values())
         return EncodedGeneration(
             data.task,
             encoded.pop("train"),
             encoded,
             data.source,
             PadRight(tokenizer),
-            limit or 0,
+            length,
             tokenizer=tokenizer,
             prompts=prompts,
             stops=tuple(sorted(stops)),

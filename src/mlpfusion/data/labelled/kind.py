@@ -124,6 +124,9 @@ class Labelled(TaskKind):
 
 def load_custom(options: TaskOptions, validation: str | None) -> LabelledData:
     """Reads your own labelled files. Raises `InputError` if one or a column is missing, or a third column given."""
+    for name in ("source_column", "target_column", "group_column"):
+        if name in changed(options):
+            raise InputError(f"`{name}` must be left out without `task`, got {changed(options)[name]}")
     columns = custom_task(options.text_column, options.label_column, regression=options.regression)
     if columns is None or not (options.train and validation):
         raise InputError("`task` must be given, or `train`, `validation`, `text_column` and `label_column`")
