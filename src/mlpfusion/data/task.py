@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from mlpfusion.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -32,6 +34,11 @@ class Task:
     def headline(self) -> str:
         """Name of the first metric, reported for the task."""
         return self.metrics[0]
+
+
+def unused_option(task: Task, name: str, value: object) -> InputError:
+    """The error for an option that a task does not use."""
+    return InputError(f"`{name}` must be left out for the task {task.name}, which has no use for it, got {value}")
 
 
 class Split(Protocol):

@@ -11,8 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.task import Task, TaskData
-from mlpfusion.errors import InputError
+from mlpfusion.data.task import Task, TaskData, unused_option
 from mlpfusion.options.fields import changed
 from mlpfusion.options.task import TaskOptions
 
@@ -58,9 +57,7 @@ class TaskKind(ABC):
         """Raises `InputError` for a changed option that is not among those that the kind uses."""
         for name, value in changed(options).items():
             if name not in used:
-                raise InputError(
-                    f"`{name}` must be left out for the task {task.name}, which has no use for it, got {value}"
-                )
+                raise unused_option(task, name, value)
 
     @abstractmethod
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:

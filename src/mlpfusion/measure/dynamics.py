@@ -109,6 +109,8 @@ def held_out_logits(
     found = []
     for batch in batches:
         placed = to_device(batch, model.device)
-        logits = model(**placed).logits
+        decoder_reads_labels = model.config.is_encoder_decoder and placed["labels"].ndim == 2
+        unused = () if decoder_reads_labels else ("labels",)
+        logits = model(**{name: tensor for name, tensor in placed.items() if name not in unused}).logits
         found.append(kind.answer_logits(logits, placed["labels"], shifted=is_shifted(model.config)).float().cpu())
     return torch.cat(found)

@@ -13,6 +13,7 @@ from mlpfusion.data.generation.chats import MESSAGES, ChatExamples, Message
 from mlpfusion.data.generation.entries import Entry, GenerationExamples, Pair, merged
 from mlpfusion.data.generation.task import GenerationTask
 from mlpfusion.data.language.labels import NOT_PREDICTED
+from mlpfusion.data.task import unused_option
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.fields import changed
@@ -47,9 +48,7 @@ def with_decoding(data: EncodedTask, decoding: Decoding) -> EncodedTask:
     if isinstance(data, EncodedGeneration):
         return replace(data, decoding=decoding)
     for name, value in changed(decoding).items():
-        raise InputError(
-            f"`{name}` must be left out for the task {data.task.name}, which has no use for it, got {value}"
-        )
+        raise unused_option(data.task, name, value)
     return data
 
 
@@ -121,7 +120,8 @@ def longest_pair(max_length: int | None, tokenizer: PreTrainedTokenizerBase, con
     limit = longest_text(tokenizer, config)
     if max_length is None or (max_length >= 1 and (limit is None or max_length <= limit)):
         return max_length or limit
-    raise InputError(f"`max_length` must be between 1 and {limit}, what the model takes, got {max_length}")
+    allowed = "at least 1" if limit is None else f"between 1 and {limit}, what the model takes"
+    raise InputError(f"`max_length` must be {allowed}, got {max_length}")
 
 
 def chat_pairs(chats: ChatExamples, tokenizer: PreTrainedTokenizerBase) -> tuple[Pair, ...]:
