@@ -52,7 +52,7 @@ def gpt2_folder(evaluation_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def gpt2(gpt2_folder) -> ByteLevelBPETokenizer:
-    tokenizer = ByteLevelBPETokenizer(str(gpt2_folder / "vocab.json"), str(gpt2_folder / "merges.txt"))
+    tokenizer = ByteLevelBPETokenizer.from_file(str(gpt2_folder / "vocab.json"), str(gpt2_folder / "merges.txt"))
     tokenizer.add_special_tokens(list(ADDED_TOKENS))
     return tokenizer
 
