@@ -45,7 +45,9 @@ def gpt2_folder(evaluation_data, tmp_path_factory) -> Path:
     for name in ("vocab.json", "merges.txt"):
         packed = evaluation_data / "tokenizers" / "gpt2" / f"{name}.gz"
         (folder / name).write_bytes(gzip.decompress(packed.read_bytes()))
-    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "model_max_length": 1024}
+    files = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+    ByteLevelBPETokenizer.from_file(*files).save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "model_max_length": 1024}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
