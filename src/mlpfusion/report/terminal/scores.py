@@ -37,9 +37,9 @@ def print_task_evaluation(evaluation: TaskEvaluation, out: str | None) -> None:
     for split, scores in evaluation.scores.items():
         values = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
         console.print(f"{evaluation.task} {split}: {values}", highlight=False)
-    for split, number in evaluation.cut.items():
-        if number:
-            console.print(f"{number} texts of {split} reached --max-new-tokens without an end token", highlight=False)
+    cut = [f"{number} of {split}" for split, number in evaluation.cut.items() if number]
+    if cut:
+        console.print(f"texts that --max-new-tokens ended: {', '.join(cut)}", highlight=False)
     if out is not None:
         texts = example_texts(Path(out))
         if texts:
