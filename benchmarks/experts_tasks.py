@@ -49,7 +49,7 @@ class Size:
     epochs: int
 
 
-# So that all runs on both mixtures take 40 processor minutes; a text of MRPC is as long as five of CoLA.
+# So that all runs on both mixtures take 50 processor minutes; a text of MRPC is as long as five of CoLA.
 TASKS = {"sst2": Size(3000, 2), "cola": Size(1500, 2), "mrpc": Size(600, 2)}
 RATE, BATCH, MAX_LENGTH = 1e-3, 16, 128
 CALIBRATION_SAMPLES = 256

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mlpfusion.measure.evaluation.task import TaskEvaluation
     from mlpfusion.measure.evaluation.text import Evaluation
 
-_OF_TEXT = ("column", "window", "stride", "max_tokens", "seed")
-_OF_TASK = ("validation", "out")
+_NOT_OF_TASK = ("column", "window", "stride", "max_tokens", "seed", "new_head")
+_NOT_OF_TEXT = ("validation", "out")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run(options: EvaluateOptions, progress: Progress) -> "Evaluation | TaskEvalu
     if is_task == (options.data is not None):
         raise InputError("exactly one of `data` and `task` must be given")
     told = changed(options)
-    for name in _OF_TEXT if is_task else (*_OF_TASK, *changed(options.decoding)):
+    for name in _NOT_OF_TASK if is_task else (*_NOT_OF_TEXT, *changed(options.decoding)):
         if name in told:
             raise InputError(f"`{name}` must be left out with `{'task' if is_task else 'data'}`, got {told[name]}")
     seed_number("seed", options.seed)
@@ -111,6 +111,6 @@ COMMAND = Command(
     run,
     show,
     title="Evaluating",
-    usage="--data FILE [OPTIONS]",
+    usage="--data FILE | --task NAME [OPTIONS]",
     go_on=SAME_OUT,
 )
