@@ -322,6 +322,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decoder": lambda: decoder_table(read_result("stories260k_cut")),
     "dynamics": dynamics,
     "dynamics-over-fusion": dynamics_over_fusion,
+    "dynamics-of-smollm2": lambda: distance_table(read_result("smollm2_dynamics")),
     "dynamics-of-decoder": lambda: distance_table(read_result("stories260k_dynamics")),
     "kernel-errors": errors("adam_kernel_error"),
     "layer-output-errors": errors("block_output_error"),
