@@ -148,14 +148,14 @@ def test_decoding_goes_on_where_it_was_stopped(tmp_path):
     assert (tmp_path / "stopped/validation.jsonl").read_bytes() == (tmp_path / "whole/validation.jsonl").read_bytes()
 
 
-def test_a_model_that_writes_nothing_scores_0():
+def test_a_model_that_writes_nothing_scores_0(tmp_path):
     model = pico_model("llama", AutoModelForCausalLM)
     with torch.no_grad():
-        model.get_output_embeddings().weight.zero_()
-        model.get_output_embeddings().weight[SEP] = 0
-    data = encoded(model.config)
-    found = Decoder(tiny_tokenizer(), (0, SEP), Decoding(max_new_tokens=5))  # all logits are equal: token 0 is written
-    assert set(texts(found, model, data).values()) == {""}
+        model.get_output_embeddings().weight.zero_()  # all logits are equal: token 0 is written
+    found = generate_and_score(model, replace(encoded(model.config), stops=(0,)), tmp_path)
+    scores = found.numbers(GENERATION["generation"])["validation"]
+    assert [scores[name] for name in ("bleu", "chrf", "rouge_l", "meteor_exact_stem", "bleu_protocol")] == [0.0] * 5
+    assert (scores["ter"], found.cut) == (100.0, {"validation": 0})
 
 
 CHAT = "{% for m in messages %}[CLS] {{ m.role }} {{ m.content }} [SEP] {% endfor %}"
@@ -185,7 +185,7 @@ def test_a_chat_is_learned_on_the_turns_of_the_assistant(tmp_path):
     assert data.prompts["validation"].entries.references == (("w5 w6",),)
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="the tokenizer must have a chat template for a file with `messages`"):
-        encode_task(chosen_data(TaskOptions(task="generation", train=file), file), tokenizer, data.task and None)
+        encode_task(chosen_data(TaskOptions(task="generation", train=file), file), tokenizer)
 
 
 def webnlg_folder(folder: Path, monkeypatch: Any) -> None:
