@@ -13,7 +13,6 @@ from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.labelled.glue import CustomTask, LabelledTask
 from mlpfusion.data.labelled.heads import check_head, check_order, classifier_class, has_head, in_order_of_head
 from mlpfusion.data.labelled.load import LabelledData, load_files, load_glue
-from mlpfusion.data.labelled.metrics import score
 from mlpfusion.data.task_kind import SEQUENCE_CLASSIFIER, ModelNames, TaskKind
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import changed
@@ -115,6 +114,8 @@ class Labelled(TaskKind):
 
     def score(self, task: LabelledTask, kept: NDArray, labels: NDArray) -> dict[str, float]:
         """The metrics of `task`, from logits of shape (samples, num_labels) and labels (samples,)."""
+        from mlpfusion.data.labelled.metrics import score  # scikit-learn, which `compress` does not need
+
         return score(task, kept, labels)
 
     def answer_logits(self, logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
