@@ -244,7 +244,7 @@ def test_a_head_has_no_other_pooling():
 def test_bad_input_is_refused_in_one_line():
     model, batch = pico_model("bert"), inputs_of("bert")
     sites, head = sites_of(model), head_of(model)
-    with pytest.raises(InputError, match="`traces` must hold at least one trace"):
+    with pytest.raises(InputError, match="`batches` must hold at least one batch"):
         block_traces(model, sites, [], logit, head)
     with pytest.raises(InputError, match="`batches` must hold at least one batch"):
         random_traces(model, sites, [], torch.Generator())

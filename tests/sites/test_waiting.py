@@ -62,19 +62,22 @@ def test_another_pass_through_the_model_does_not_wait():
             model(**batches[1])
 
 
-def test_the_inputs_of_earlier_blocks_are_free():
+def test_the_inputs_of_one_block_are_in_memory_and_nothing_inside_of_it():
     model, batches = pico_model("llama"), batches_of("llama")
-    entered = []
+    entered, inside = [], []
     for site in sites_of(model):
-        model.get_submodule(site.module_path("up")).register_forward_pre_hook(
-            lambda _module, args: entered.append(weakref.ref(args[0]))
-        )
+        for part, seen in (
+            (model.layers[site.layer].mlp.gate_proj, entered),
+            (model.layers[site.layer].mlp.down_proj, inside),
+        ):
+            part.register_forward_pre_hook(lambda _module, args, seen=seen: seen.append(weakref.ref(args[0])))
     first, second, *_ = sites_of(model)
     with waiting_passes(model, sites_of(model), batches) as passes:
         passes.inputs_at(first)
         assert [one() is not None for one in entered] == [True] * 3
         passes.inputs_at(second)
         assert [one() is not None for one in entered] == [False] * 3 + [True] * 3
+        assert [one() is not None for one in inside] == [False] * 3
     assert not any(one() is not None for one in entered)
 
 

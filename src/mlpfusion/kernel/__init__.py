@@ -26,7 +26,6 @@ from mlpfusion.kernel.scalar import loss as loss
 from mlpfusion.kernel.scalar import mean_logit as mean_logit
 from mlpfusion.kernel.scalar import prob0 as prob0
 from mlpfusion.kernel.trace import BlockTrace as BlockTrace
-from mlpfusion.kernel.trace import concatenate_traces as concatenate_traces
 from mlpfusion.kernel.trace import random_trace as random_trace
 from mlpfusion.kernel.trained import Block as Block
 from mlpfusion.kernel.trained import FactoredMLP as FactoredMLP

@@ -94,19 +94,3 @@ def random_trace(
     compute = torch.promote_types(inputs.dtype, torch.float32)
     cotangents = torch.randn(inputs.shape, generator=generator, dtype=compute, device=generator.device)
     return BlockTrace(inputs, cotangents.to(inputs.device), lengths)
-
-
-def concatenate_traces(traces: list[BlockTrace]) -> BlockTrace:
-    """Concatenates the samples of several traces. Raises `InputError` for an empty list.
-
-    >>> trace = BlockTrace(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([2]))
-    >>> concatenate_traces([trace, trace]).lengths.tolist()
-    [2, 2]
-    """
-    if not traces:
-        raise InputError("`traces` must hold at least one trace, got none")
-    return BlockTrace(
-        inputs=torch.cat([trace.inputs for trace in traces]),
-        cotangents=torch.cat([trace.cotangents for trace in traces]),
-        lengths=torch.cat([trace.lengths for trace in traces]),
-    )

@@ -153,7 +153,7 @@ def references(
     with recorded_outputs(model, sites, batches) as recorder:
         traces = probe.traces(model, sites, batches)
     blocks = {site.path: trained_block(model, site) for site in sites}
-    kernels = {path: adam_and_plain_kernel(block, traces[path]) for path, block in blocks.items()}
+    kernels = {path: adam_and_plain_kernel(block, traces[path].to(model.device)) for path, block in blocks.items()}
     blocks_before = {path: BlockReference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
     if authors_batch is None:
         return blocks_before
@@ -161,7 +161,7 @@ def references(
     adam = {path: both[0] for path, both in kernels.items()}
     if probe.scalar != SCALAR:
         traces = Probe(SCALAR, probe.seed).traces(model, sites, batches)
-        adam = {path: adam_kernel(block, traces[path]) for path, block in blocks.items()}
+        adam = {path: adam_kernel(block, traces[path].to(model.device)) for path, block in blocks.items()}
     return {
         path: replace(block, authors=AuthorsReference(adam[path], hidden[path]))
         for path, block in blocks_before.items()

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError, shown
-from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, concatenate_traces, random_trace
+from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, random_trace
 from mlpfusion.mlp import MLP, forward
+from mlpfusion.sites.over_batches import joined_over_batches
 from mlpfusion.sites.parts import text_config
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, site_module
@@ -47,18 +48,22 @@ def block_traces(
     batch.
     """
     _check_mode(model)
-    parts: dict[str, list[BlockTrace]] = {site.path: [] for site in sites}
-    for batch in batches:
+
+    def recorded_in(batch: Batch) -> list[list[Tensor]]:
         with torch.enable_grad(), watch_sites(model, sites) as seen:
             values = scalar(_logits(model, batch, head), batch.get("labels"))
             check_runs(sites, seen)
             outputs = [one.outputs[0] for one in seen]
             gradients = torch.autograd.grad(values.sum(), outputs, allow_unused=True, materialize_grads=True)
+        found = []
         for site, one, gradient in zip(sites, seen, gradients, strict=True):
             inputs, lengths = visible_inputs(model, site, batch, one.inputs[0])
-            parts[site.path].append(BlockTrace(inputs, visible_inputs(model, site, batch, gradient)[0], lengths))
+            found.append([inputs, visible_inputs(model, site, batch, gradient)[0], lengths])
+        return found
+
+    recorded = joined_over_batches(list(batches), recorded_in)
     _forget_graphs(model)
-    return {path: concatenate_traces(traces) for path, traces in parts.items()}
+    return {site.path: BlockTrace(*one) for site, one in zip(sites, recorded, strict=True)}
 
 
 @torch.no_grad()
@@ -72,7 +77,7 @@ def random_traces(
     """
     _check_mode(model)
     found = _visible_inputs(model, sites, batches)
-    return {path: random_trace(*joined_inputs(parts), generator) for path, parts in found.items()}
+    return {path: random_trace(inputs, lengths, generator) for path, (inputs, lengths) in found.items()}
 
 
 @torch.no_grad()
@@ -84,8 +89,7 @@ def mlp_inputs(
     One forward pass of the model a batch, in the mode that the model is in: call `model.eval()` first. Raises
     `InputError` if a site runs not once a batch.
     """
-    found = _visible_inputs(model, sites, batches)
-    return {path: torch.cat([inputs for inputs, _ in parts]) for path, parts in found.items()}
+    return {path: inputs for path, (inputs, _) in _visible_inputs(model, sites, batches).items()}
 
 
 def random_head(
@@ -110,16 +114,17 @@ def _no_states(model: PreTrainedModel, got: str) -> str:
 
 def _visible_inputs(
     model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Batch]
-) -> dict[str, list[tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]]]:
-    """For every site and batch the tokens that no mask hides, and how many there are a sample."""
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {site.path: [] for site in sites}
-    for batch in batches:
+) -> dict[str, tuple[Float[Tensor, "visible hidden"], Int[Tensor, " samples"]]]:
+    """For every site, by path, the tokens that no mask hides, and how many there are a sample."""
+
+    def recorded_in(batch: Batch) -> list[list[Tensor]]:
         with watch_sites(model, sites) as seen:
             run_base(model, batch)
             check_runs(sites, seen)
-        for site, one in zip(sites, seen, strict=True):
-            parts[site.path].append(visible_inputs(model, site, batch, one.inputs[0]))
-    return parts
+        return [list(visible_inputs(model, site, batch, one.inputs[0])) for site, one in zip(sites, seen, strict=True)]
+
+    recorded = joined_over_batches(list(batches), recorded_in)
+    return {site.path: (inputs, lengths) for site, (inputs, lengths) in zip(sites, recorded, strict=True)}
 
 
 def _check_mode(model: PreTrainedModel) -> None:

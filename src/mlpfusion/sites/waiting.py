@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
 from greenlet import greenlet
 from torch import Tensor, nn
@@ -17,12 +18,15 @@ from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
 from mlpfusion.sites.mixtures.routing import RoutedTokens, Routing, called_routing
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, base_model, by_block, site_module
+from mlpfusion.sites.sites import Site, base_model, by_block, linear_maps, site_module
 from mlpfusion.sites.traces import joined_inputs, run_base, visible_inputs
+
+# Tensors of tokens x hidden size for all batches: what enters the layer, what enters its MLP, and the latter joined.
+_STATES = 3
 
 
 class WaitingPasses:
-    """One forward pass a batch, each in a coroutine of its own, all of them waiting behind the block of one site.
+    """One forward pass a batch, each in a coroutine of its own, all of them waiting before the MLP of one site.
 
     At experts they wait behind the whole mixture. A coroutine (greenlet) can leave the code of
     the model in the middle of a forward pass and come back to it.
@@ -31,7 +35,7 @@ class WaitingPasses:
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]):
         self._model, self._batches = model, batches
         self._passes = [greenlet(partial(run_base, model, batch)) for batch in batches]
-        self._entered: Tensor | None = None
+        self._entered: Tensor | None = None  # of the pass that is inside an MLP; no other pass runs meanwhile
         self._block: MLP | None = None
         self._mixture: tuple[str, RoutedTokens] | None = None
 
@@ -86,17 +90,16 @@ class WaitingPasses:
             module = base_model(self._model).get_submodule(site.mixture)
             yield module.register_forward_hook(partial(self._wait_at_mixture, site.mixture), with_kwargs=True)
             return
-        yield site_module(self._model, site, "up").register_forward_pre_hook(self._enter)
-        yield site_module(self._model, site, "down").register_forward_hook(partial(self._wait, site))
+        first_maps = [path for path, fields in linear_maps(site).items() if "down" not in fields]
+        for path in first_maps:  # of `up` and `gate`, whichever the model runs first
+            module = base_model(self._model).get_submodule(path)
+            yield module.register_forward_pre_hook(partial(self._wait, site))
+        yield site_module(self._model, site, "down").register_forward_hook(self._leave)
 
     def stop(self) -> None:
         """Ends the passes where they wait."""
         for one in self._passes:
             one.throw()
-
-    def _enter(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if greenlet.getcurrent() in self._passes:  # else somebody else runs the model
-            self._entered = args[0]
 
     def _wait_at_mixture(
         self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor
@@ -107,16 +110,33 @@ class WaitingPasses:
             assert current.parent is not None
             current.parent.switch((path, called_routing(path, args, kwargs)))
 
-    def _wait(self, site: Site, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """Leaves the pass that is running; returns what it goes on with, None for `output`."""
+    def _wait(self, site: Site, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Leaves the pass that is running, unless it waited at the other of `up` and `gate`."""
         current = greenlet.getcurrent()
-        if current not in self._passes:
+        if current not in self._passes or self._entered is not None:  # or somebody else runs the model
+            return
+        assert current.parent is not None
+        current.parent.switch((site.path, args[0]))
+        self._entered = args[0]
+
+    def _leave(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """What the pass that is running goes on with, None for `output`."""
+        if greenlet.getcurrent() not in self._passes:
             return None
         inputs, self._entered = self._entered, None
         assert inputs is not None
-        assert current.parent is not None
-        current.parent.switch((site.path, inputs))
         return None if self._block is None else forward(self._block, inputs.to(self._block.up)).to(output.dtype)
+
+
+def _check_memory(sites: Sequence[Site], batches: Sequence[Batch]) -> None:
+    tokens = sum(next(iter(batch.values())).numel() for batch in batches)
+    needed = _STATES * 4 * tokens * max(site.hidden_size for site in sites)  # fp32
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"`calibration` must be small enough for memory to hold what enters one layer: {free / 2**30:.1f} GiB are "
+            f"free, got {tokens:,} tokens, which take {needed / 2**30:.1f} GiB; fewer or shorter samples help"
+        )
 
 
 @torch.no_grad()
@@ -137,9 +157,10 @@ def in_run_order(model: PreTrainedModel, sites: Sequence[Site], batch: Batch) ->
 def waiting_passes(model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]) -> Iterator[WaitingPasses]:
     """Forward passes of `model`, in the mode that it is in, that wait at `sites` while the context is open.
 
-    Every batch goes through the model once, whatever the number of sites. In memory are the states of one layer for all
-    batches: what enters it, and what is between the maps of its MLP. Gradients are off.
+    Every batch goes through the model once, whatever the number of sites. In memory is what enters one layer and its
+    MLP, for all batches. Gradients are off. Raises `InputError` if the memory of the machine is too small for that.
     """
+    _check_memory(sites, batches)
     passes = WaitingPasses(model, batches)
     with torch.no_grad(), hooks() as handles:
         for first, *_others in by_block(sites).values():

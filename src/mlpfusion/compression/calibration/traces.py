@@ -170,9 +170,10 @@ def trace_calibration(
     `head`, a logit of a random head on the mean of the last hidden states; the head is drawn from `seed`, and its
     logits take turns from sample to sample. For `peak` it is the mean over the vocabulary of the model's own logits,
     each at the token where it is largest; this takes memory for all logits of a batch. A `pooling` other than `mean`
-    costs a second pass, whose head reads by it and gives the weights of the tokens. Memory: two tensors a site of
-    tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB). Raises `InputError` for no batch,
-    batches unfit for the model, and an unknown scalar.
+    costs a second pass, whose head reads by it and gives the weights of the tokens. The traces are two tensors a site
+    of tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB); above 2 GiB they are on the CPU, in
+    a temporary file. Raises `InputError` for no batch, batches unfit for the model, an unknown scalar, and a temporary
+    folder without room.
     """
     if scalar not in get_args(CalibrationScalar):
         raise InputError(f"`scalar` must be one of {', '.join(get_args(CalibrationScalar))}, got {shown(scalar)}")
@@ -197,10 +198,10 @@ def calibrated_outcomes(
 
     Batches must be checked already (`checked_batches`, `check_taken`). For a method without gradients the inputs of one
     block, or of one mixture, at a time are in memory, for the others, and with a `TracedCalibration`, the traces of all
-    blocks. An expert that no token reaches gets no calibration (`run_method`). With `sequential` a second forward pass
-    gives the inputs that the outcomes before a block leave. The second step of a method uses the gradients of a copy
-    with all outcomes in place: one forward and one backward pass more. Raises `InputError` for no batch, and for traces
-    with another seed, pooling or scalar, or without one of the sites.
+    blocks, or a file of them. An expert that no token reaches gets no calibration (`run_method`). With `sequential` a
+    second forward pass gives the inputs that the outcomes before a block leave. The second step of a method uses the
+    gradients of a copy with all outcomes in place: one forward and one backward pass more. Raises `InputError` for no
+    batch, too many tokens, and for traces with another seed, pooling or scalar, or without one of the sites.
     """
     sizes = list[CalibrationSize]()
     batches, traced = _needed_traces(model, run, calibration)
@@ -213,7 +214,7 @@ def calibrated_outcomes(
             passes = contexts.enter_context(waiting_passes(model, sites, batches))
             original = passes.inputs_at
         else:
-            passes, original = None, traced.trace_at
+            passes, original = None, lambda site: traced.trace_at(site).to(model.device)
         cut = contexts.enter_context(waiting_passes(model, sites, batches)) if sequential else None
 
         def calibrate(site: Site) -> Calibration | None:

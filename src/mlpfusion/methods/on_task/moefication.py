@@ -67,7 +67,7 @@ def compress(job: TaskJob, config: MoEfication) -> list[Outcome]:
         mlp, generator = read_mlp(job.model, site), site_generator(job.seed, site.path)
         labels, centres = balanced_clusters(_rows(mlp), num_experts, generator)
         grouped = select_neurons(mlp, labels.argsort(stable=True))
-        x = inputs.pop(site.path)[: config.num_tokens].to(mlp.up.dtype)
+        x = inputs.pop(site.path)[: config.num_tokens].to(mlp.up)
         with torch.no_grad():
             scores = expert_scores(grouped, x, num_experts)
         router = train_router(
