@@ -7,6 +7,7 @@ from mlpfusion.sites.recording import layers_of, outside_of
 from mlpfusion.sites.sites import Site, base_model, by_holder, site_parameters
 
 _PROCESS = 2**29  # Python with torch and transformers
+_TOKENS_AT_ONCE = 4096  # of a batch of 32 windows of 128, and of one step of a refit
 
 
 def expected_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int = 0) -> int:
@@ -32,10 +33,13 @@ def _block_bytes(base: PreTrainedModel, block: list[Site], width: int) -> int:
 
 
 def _running_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
-    """The model in fp32 outside of its layers and in one of them (`recording`), and what enters and leaves that one."""
+    """The model in fp32 outside of its layers and in one of them (`recording`), what enters and leaves that one for all
+    tokens, and what is inside of an MLP for those of one batch or one step of the method.
+    """
     layers = list(layers_of(model))
     outside = {id(one): 4 * one.numel() for one in outside_of(model, layers)}  # a tied tensor once
     largest = max((sum(4 * one.numel() for one in layer.parameters()) for layer in layers), default=0)
     site = max(plan.sites, key=lambda one: one.intermediate_size)
-    states = 4 * num_tokens * (8 * site.hidden_size + 4 * site.intermediate_size)
-    return sum(outside.values()) + largest + states
+    states = 4 * num_tokens * 8 * site.hidden_size
+    inside = 4 * min(num_tokens, _TOKENS_AT_ONCE) * 6 * site.intermediate_size
+    return sum(outside.values()) + largest + states + inside
