@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlpfusion.cluster.gram import gram_matrix
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP, clone, forward, hidden_activations, in_compute_dtype, map_tensors, select_neurons
 
@@ -98,7 +99,7 @@ def moments(
     for activations, target, weight in zip(*chunks, strict=True):
         ones = activations.new_ones(len(activations), size - mlp.num_neurons)
         columns = weighted(torch.cat([activations, ones], dim=1), weight)
-        gram += columns.T @ columns
+        gram += gram_matrix(columns.T)
         if missing is not None and target is not None:
             outputs = torch.nn.functional.linear(activations, block.down, block.down_bias)
             residual = (target.double() - outputs.double()).to(outputs)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.checks import check_above_zero, check_fields
+from mlpfusion.cluster.gram import gram_matrix
 from mlpfusion.kinds.outcome import LowRank
 from mlpfusion.methods.block import Block, CalibrationNeeds
 from mlpfusion.methods.calibrated.refit import moments
@@ -57,7 +58,7 @@ def input_moments(
 ) -> tuple[Float[Tensor, "hidden hidden"], Float[Tensor, "neurons neurons"]]:
     """Means over the tokens of x x^T for the inputs x of the block, and of a a^T for the inputs a of `down`."""
     x = inputs.to(mlp.up.device, torch.float64)
-    return x.T @ x / len(x), moments(mlp, inputs).gram[: mlp.num_neurons, : mlp.num_neurons]
+    return gram_matrix(x.T) / len(x), moments(mlp, inputs).gram[: mlp.num_neurons, : mlp.num_neurons]
 
 
 def whitened_svd(
