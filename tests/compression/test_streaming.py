@@ -18,11 +18,12 @@ from click.testing import Result
 from command import call, refused
 from detected import DETECTED, detected_model
 from kill import Ending, contents, forked
-from mixtures import MIXTURES, mixture_model, slow_but
+from mixtures import MIXTURES, mixture_logits, mixture_model, slow_but
 from pico import PICO, SEVERAL, others_slow, pico_model
 from safetensors.torch import load_file, save_file
 from tiny_task import sentences, tiny_tokenizer
 
+import mlpfusion
 from mlpfusion.checkpoint.config import read_config
 from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.stored_model import StoredModel
@@ -279,6 +280,21 @@ def test_a_damaged_expert_is_named_with_its_file(fault, tmp_path):
     assert file in told or fault == "shape"
     assert not out.exists()
     assert contents(source) == before
+
+
+@pytest.mark.parametrize("flags", [("--stream",), ()])
+def test_a_kernel_that_refuses_the_dtype_of_the_experts_is_named(flags, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    mixture_model("mixtral").double().save_pretrained(source)
+    before = contents(source)
+    told = refused("compress", source, out, "--keep-ratio", 0.5, *flags)
+    assert "experts in fp32, bf16 or fp16 for their kernel grouped_mm, got float64 in layers.0.mlp.experts." in told
+    assert not out.exists()
+    assert contents(source) == before
+    model = mixture_model("mixtral").double()
+    model.set_experts_implementation("batched_mm")
+    mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
+    assert mixture_logits(model).dtype == torch.float64
 
 
 def test_what_streaming_cannot_do_is_said_before_any_work(tmp_path):

@@ -1,7 +1,9 @@
 """Mixtures of experts in a model: which modules they are, and how those keep their experts."""
 
+import torch
 from torch import nn
 
+from mlpfusion.errors import InputError
 from mlpfusion.sites.table import Layout, Stack
 
 
@@ -23,6 +25,17 @@ def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of the experts in `module`, each once."""
     experts = expert_modules(module).values()
     return list({id(parameter): parameter for one in experts for parameter in one.parameters()}.values())
+
+
+def check_kernel(name: str, experts: nn.Module) -> None:
+    """Raises `InputError` for experts in a dtype that their kernel refuses; `name` is their path, for the message."""
+    kernel = getattr(getattr(experts, "config", None), "_experts_implementation", None)
+    doubles = [name for name, tensor in experts.named_parameters() if tensor.dtype == torch.float64]
+    if kernel == "grouped_mm" and doubles:
+        raise InputError(
+            f"`model` must have experts in fp32, bf16 or fp16 for their kernel {kernel}, got float64 in "
+            f'{name}.{doubles[0]}: model.set_experts_implementation("batched_mm") runs them, or save them as fp32'
+        )
 
 
 def expert_stacks(base: nn.Module) -> list[Stack]:

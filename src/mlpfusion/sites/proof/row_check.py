@@ -14,6 +14,7 @@ from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.mlp import forward
 from mlpfusion.sites.coverage import unnamed_mixtures, visited_share
 from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.mixtures.experts import check_kernel
 from mlpfusion.sites.mixtures.routing import SeenMixture, mixture_output, watch_mixtures
 from mlpfusion.sites.parts import owners_of
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
@@ -22,6 +23,7 @@ from mlpfusion.sites.sites import (
     Site,
     base_model,
     by_block,
+    by_holder,
     check_readable,
     find_sites,
     read_mlp,
@@ -166,8 +168,8 @@ def checked_sites(
 
     `held` is that of `check_row`.
 
-    Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_row` and `check_width_keys` do,
-    and for a row of one's own where the table has another.
+    Raises `InputError` as `find_architecture`, `find_sites`, `check_readable`, `check_kernel`, `check_row` and
+    `check_width_keys` do, and for a row of one's own where the table has another.
     """
     if not (architecture is None or isinstance(architecture, Architecture)):
         cure = "`mlpfusion.sites.table.read_architecture` reads it from a file"
@@ -175,6 +177,9 @@ def checked_sites(
     row = find_architecture(model, stacks, architecture)
     sites = find_sites(model, row)
     check_readable(model, sites)
+    for path, (first, *_) in by_holder(sites).items():
+        if first.expert is not None:
+            check_kernel(path, base_model(model).get_submodule(path))
     if not is_known_row(model.config.model_type, row):
         check_row(model, sites, held)
         check_known_row(model.config.model_type, row)
