@@ -1,5 +1,6 @@
 """Generation: a model learns to write a text for a source, and is scored on what it writes."""
 
+from dataclasses import replace
 from typing import cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -11,9 +12,7 @@ from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.generation.chats import ChatExamples
 from mlpfusion.data.generation.encode import (
-    SEPARATOR,
     EncodedGeneration,
-    Prompts,
     chat_entries,
     chat_pairs,
     encoder,
@@ -22,11 +21,11 @@ from mlpfusion.data.generation.encode import (
 from mlpfusion.data.generation.entries import GenerationExamples, Pair
 from mlpfusion.data.generation.rows import GenerationColumns, read_generation
 from mlpfusion.data.generation.task import GenerationTask
-from mlpfusion.data.generation.webnlg import read_webnlg
+from mlpfusion.data.generation.webnlg import SEGMENT_TOKENS, read_webnlg
 from mlpfusion.data.language.causal import check_causal, check_head_stored, check_sees_no_future
 from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.language.tokens import TokenKind
-from mlpfusion.data.task import TaskData
+from mlpfusion.data.task import TaskData, unused_option
 from mlpfusion.errors import InputError
 from mlpfusion.extras import GENERATION_SCORES
 from mlpfusion.options.task import TaskOptions
@@ -34,6 +33,7 @@ from mlpfusion.options.task import TaskOptions
 Split = GenerationExamples | ChatExamples
 GenerationData = TaskData[GenerationTask, Split]
 _USED = ("task", "train", "source_column", "target_column", "group_column", "max_length")
+_USED_OF_WEBNLG = ("task", "segment_ids", "max_length")
 
 
 class Generation(TokenKind):
@@ -46,16 +46,13 @@ class Generation(TokenKind):
     def load(self, task: GenerationTask, options: TaskOptions, validation: str | None) -> GenerationData:
         """Reads WebNLG, or your own tables. Raises `InputError` for options of other kinds, and a missing file."""
         GENERATION_SCORES.check()
-        self.check_options(task, options, _USED)
-        if task.folder and options.train is None and validation is None:
-            folder = data_folder(task.folder)
-            if folder is None:
-                raise InputError(f"`MLPFUSION_DATA` must name the folder that holds {task.folder}, got none")
-            splits: dict[str, Split] = {name: read_webnlg(folder, name) for name in ("train", *task.splits)}
-            return TaskData(task, splits.pop("train"), splits, f"{task.folder} of MLPFUSION_DATA")
-        if task.folder or not (options.train and validation):
-            need = "both or none of" if task.folder else "both"
-            raise InputError(f"`train` and `validation` must be given, {need} for {task.name}")
+        self.check_options(task, options, _USED_OF_WEBNLG if task.folder else _USED)
+        if task.folder:
+            if validation is not None:
+                raise unused_option(task, "validation", validation)
+            return _webnlg(task, options)
+        if not (options.train and validation):
+            raise InputError(f"`train` and `validation` must be given for {task.name}")
         columns = _columns(options)
         train = read_generation(options.train, "train", columns)
         evaluation = {"validation": read_generation(validation, "validation", columns)}
@@ -92,19 +89,13 @@ class Generation(TokenKind):
         without the end token, or without a chat template that is needed.
         """
         config = PreTrainedConfig() if config is None else config
-        is_chat = isinstance(data.train, ChatExamples)
-        separator, end = "" if data.task.folder else SEPARATOR, end_token(data.task, tokenizer)
-        made = encoder(tokenizer, config, end, separator=separator, is_chat=is_chat)
+        made = encoder(data.task, tokenizer, config, is_chat=isinstance(data.train, ChatExamples))
         limit = longest_pair(max_length, tokenizer, config)
         splits = {"train": data.train, **data.evaluation}
         encoded = {name: made.examples(_pairs(split, tokenizer), limit, name) for name, split in splits.items()}
         entries = {name: _entries(split, tokenizer) for name, split in data.evaluation.items()}
-        prompts = {
-            name: Prompts(tuple(made.source(entry.source) for entry in entries[name].entries), entries[name])
-            for name in entries
-            if name in data.task.written
-        }
-        stops = {end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
+        prompts = {name: made.prompts(split) for name, split in entries.items() if name in data.task.written}
+        stops = {made.end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
         length = limit or max(max(examples.lengths) for examples in encoded.values())
         return EncodedGeneration(
             data.task,
@@ -119,16 +110,15 @@ class Generation(TokenKind):
         )
 
 
-def end_token(task: GenerationTask, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token after a text. Raises `InputError` for a tokenizer without one."""
-    if task.end is not None:
-        return cast("int", tokenizer.convert_tokens_to_ids(task.end))
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"the tokenizer must have an end token for {task.name}, got none; name an `eos_token` in "
-            "tokenizer_config.json"
-        )
-    return cast("int", tokenizer.eos_token_id)
+def _webnlg(task: GenerationTask, options: TaskOptions) -> GenerationData:
+    folder = data_folder(task.folder)
+    if folder is None:
+        raise InputError(f"`MLPFUSION_DATA` must name the folder that holds {task.folder}, got none")
+    source = f"{task.folder} of MLPFUSION_DATA"
+    if options.segment_ids:
+        task, source = replace(task, segments=SEGMENT_TOKENS), f"{source}, with segment ids"
+    splits: dict[str, Split] = {name: read_webnlg(folder, name) for name in ("train", *task.splits)}
+    return TaskData(task, splits.pop("train"), splits, source)
 
 
 def _check_writes(model: PreTrainedModel) -> None:

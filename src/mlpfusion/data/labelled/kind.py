@@ -125,7 +125,7 @@ class Labelled(TaskKind):
 
 def load_custom(options: TaskOptions, validation: str | None) -> LabelledData:
     """Reads your own labelled files. Raises `InputError` if one or a column is missing, or a third column given."""
-    for name in ("source_column", "target_column", "group_column"):
+    for name in ("source_column", "target_column", "group_column", "segment_ids"):
         if name in changed(options):
             raise InputError(f"`{name}` must be left out without `task`, got {changed(options)[name]}")
     columns = custom_task(options.text_column, options.label_column, regression=options.regression)
