@@ -1,6 +1,6 @@
 """`mlpfusion evaluate`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlpfusion.commands.command import SAME_OUT, Command
@@ -78,6 +78,7 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
     from mlpfusion.checkpoint.open import open_for_training
     from mlpfusion.data.chosen import chosen_data
     from mlpfusion.data.generation.encode import with_decoding
+    from mlpfusion.data.task import REPORTED
     from mlpfusion.data.tasks import check_new_tokens
     from mlpfusion.extras import check_training_installed
     from mlpfusion.measure.evaluation.task import encode_for_scores, evaluate_on_task
@@ -86,8 +87,7 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
     told = options.of_task
     source = open_for_training(options.model)
     check_new_tokens(source.tokenizer, told.task)
-    # the loaders want a training file where the data are your own; it is not scored
-    data = chosen_data(replace(told, train=told.train or options.validation), options.validation)
+    data = chosen_data(told, options.validation, REPORTED)
     encoded = with_decoding(encode_for_scores(source, data, told.max_length), options.decoding)
     return evaluate_on_task(source, encoded, options.out, options.device, progress)
 

@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import model_class
+from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.generation.chats import ChatExamples
@@ -25,7 +26,7 @@ from mlpfusion.data.generation.webnlg import SEGMENT_TOKENS, read_webnlg
 from mlpfusion.data.language.causal import check_causal, check_head_stored, check_sees_no_future
 from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.language.tokens import TokenKind
-from mlpfusion.data.task import TaskData, unused_option
+from mlpfusion.data.task import Parts, TaskData, unused_option
 from mlpfusion.errors import InputError
 from mlpfusion.extras import GENERATION_SCORES
 from mlpfusion.options.task import TaskOptions
@@ -43,22 +44,24 @@ class Generation(TokenKind):
         """Those of the linearisation of WebNLG."""
         return task.added_tokens
 
-    def load(self, task: GenerationTask, options: TaskOptions, validation: str | None) -> GenerationData:
+    def load(self, task: GenerationTask, options: TaskOptions, validation: str | None, parts: Parts) -> GenerationData:
         """Reads WebNLG, or your own tables. Raises `InputError` for options of other kinds, and a missing file."""
         GENERATION_SCORES.check()
         self.check_options(task, options, _USED_OF_WEBNLG if task.folder else _USED)
         if task.folder:
             if validation is not None:
                 raise unused_option(task, "validation", validation)
-            return _webnlg(task, options)
-        if not (options.train and validation):
-            raise InputError(f"`train` and `validation` must be given for {task.name}")
-        columns = _columns(options)
-        train = read_generation(options.train, "train", columns)
-        evaluation = {"validation": read_generation(validation, "validation", columns)}
-        if type(train) is not type(evaluation["validation"]):
+            return _webnlg(task, options, parts)
+        given = {"train": options.train, "validation": validation}
+        needed = parts.names(("validation",))
+        files = {name: file for name in needed if (file := given[name])}
+        if len(files) < len(needed):
+            raise InputError(f"{' and '.join(f'`{name}`' for name in needed)} must be given for {task.name}")
+        splits = {name: read_generation(file, name, _columns(options)) for name, file in files.items()}
+        if len(set(map(type, splits.values()))) > 1:
             raise InputError("`train` and `validation` must both be chats or both be tables, got one of each")
-        return TaskData(task, train, evaluation, f"{short_name(options.train)}, {short_name(validation)}")
+        source = ", ".join(map(short_name, files.values()))
+        return TaskData(task, splits.pop("train", GenerationExamples(())), splits, source)
 
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the checkpoint."""
@@ -89,9 +92,10 @@ class Generation(TokenKind):
         without the end token, or without a chat template that is needed.
         """
         config = PreTrainedConfig() if config is None else config
-        made = encoder(data.task, tokenizer, config, is_chat=isinstance(data.train, ChatExamples))
+        splits = data.read
+        is_chat = any(isinstance(split, ChatExamples) for split in splits.values())
+        made = encoder(data.task, tokenizer, config, is_chat=is_chat)
         limit = longest_pair(max_length, tokenizer, config)
-        splits = {"train": data.train, **data.evaluation}
         encoded = {name: made.examples(_pairs(split, tokenizer), limit, name) for name, split in splits.items()}
         entries = {name: _entries(split, tokenizer) for name, split in data.evaluation.items()}
         prompts = {name: made.prompts(split) for name, split in entries.items() if name in data.task.written}
@@ -99,7 +103,7 @@ class Generation(TokenKind):
         length = limit or max(max(examples.lengths) for examples in encoded.values())
         return EncodedGeneration(
             data.task,
-            encoded.pop("train"),
+            encoded.pop("train", EncodedExamples([])),
             encoded,
             data.source,
             PadRight(tokenizer),
@@ -110,15 +114,15 @@ class Generation(TokenKind):
         )
 
 
-def _webnlg(task: GenerationTask, options: TaskOptions) -> GenerationData:
+def _webnlg(task: GenerationTask, options: TaskOptions, parts: Parts) -> GenerationData:
     folder = data_folder(task.folder)
     if folder is None:
         raise InputError(f"`MLPFUSION_DATA` must name the folder that holds {task.folder}, got none")
     source = f"{task.folder} of MLPFUSION_DATA"
     if options.segment_ids:
         task, source = replace(task, segments=SEGMENT_TOKENS), f"{source}, with segment ids"
-    splits: dict[str, Split] = {name: read_webnlg(folder, name) for name in ("train", *task.splits)}
-    return TaskData(task, splits.pop("train"), splits, source)
+    splits: dict[str, Split] = {name: read_webnlg(folder, name) for name in parts.names(task.splits)}
+    return TaskData(task, splits.pop("train", GenerationExamples(())), splits, source)
 
 
 def _check_writes(model: PreTrainedModel) -> None:
