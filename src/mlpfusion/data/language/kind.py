@@ -71,7 +71,7 @@ class LanguageModelling(TokenKind):
         for a split with less than a window.
         """
         config = PreTrainedConfig() if config is None else config
-        length = window_length(max_length, tokenizer, config, usual=MAX_LENGTH, field="max_length")
+        length = training_window(max_length, tokenizer, config)
         encoded = {
             name: packed(split.texts, tokenizer, config, length, field=name) for name, split in data.read.items()
         }
@@ -105,6 +105,14 @@ def _texts(split: str, file: str, column: str | None) -> Texts:
     if file.startswith(PREFIX) and column is None:
         column = "text"  # of the data sets in the table
     return Texts(tuple(read_texts(file, column=column, field=split)))
+
+
+def training_window(asked: int | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """Tokens of a window to train on: `asked`, else the smaller of `MAX_LENGTH` and the limit of the model.
+
+    Raises `InputError`, with the name `max_length`, as `window_length` does.
+    """
+    return window_length(asked, tokenizer, config, usual=MAX_LENGTH, field="max_length")
 
 
 def packed(
