@@ -141,7 +141,7 @@ def test_plain_texts_are_matched_at_every_token_by_name_or_by_file(tmp_path):
     model, cut = save_checkpoint(tmp_path / "model", "llama", AutoModelForCausalLM), tmp_path / "cut"
     assert call("compress", model, cut, "--keep-ratio", 0.5).exit_code == 0
     (tmp_path / "texts.txt").write_text("\n".join(sentences(80, 0)[0]))
-    flags = ["--objective", "logits", "--max-length", 16, "--device", "cpu", "--max-samples", 12]
+    flags = ["--objective", "logits", "--max-length", 16, "--device", "cpu", "--max-samples", 12, "--batch-size", 4]
     for out, data in (("a", ["--data"]), ("b", ["--task", "language-modelling", "--train"])):
         result = call("distill", model, cut, tmp_path / out, *data, tmp_path / "texts.txt", *flags)
         assert result.exit_code == 0, result.output
