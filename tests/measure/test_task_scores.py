@@ -111,8 +111,8 @@ def test_a_stopped_evaluation_goes_on_where_it_was(generator, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "exactly one of `--data` and `--task` must be given"),
-        (["--data", "a.txt", "--task", "sst2"], "exactly one of `--data` and `--task` must be given"),
+        ([], "exactly one of `--data`, `--task` and `--lm-eval` must be given"),
+        (["--data", "a.txt", "--task", "sst2"], "exactly one of `--data`, `--task` and `--lm-eval` must be given"),
         (["--task", "sst2", "--window", 64], "`--window` must be left out with `--task`, got 64"),
         (["--task", "sst2", "--new-head"], "`--new-head` must be left out with `--task`, got True"),
         (["--data", "a.txt", "--out", "x"], "`--out` must be left out with `--data`, got x"),

@@ -69,13 +69,13 @@ class Generation(TokenKind):
 
     def config(self, checkpoint: Checkpoint, task: GenerationTask) -> PreTrainedConfig:
         """The config as it is. Raises `InputError` unless the checkpoint writes texts, with its head."""
-        _check_writes(checkpoint.empty())
+        check_writes(checkpoint.empty())
         check_head_stored(checkpoint)
         return checkpoint.training_config
 
     def check_model(self, model: PreTrainedModel, task: GenerationTask) -> None:
         """Raises `InputError` unless `model` predicts a token from those before it alone."""
-        _check_writes(model)
+        check_writes(model)
         if not model.config.is_encoder_decoder:
             check_sees_no_future(model)
 
@@ -125,7 +125,7 @@ def _webnlg(task: GenerationTask, options: TaskOptions, parts: Parts) -> Generat
     return TaskData(task, splits.pop("train", GenerationExamples(())), splits, source)
 
 
-def _check_writes(model: PreTrainedModel) -> None:
+def check_writes(model: PreTrainedModel) -> None:
     """Raises `InputError` for a model that writes no texts, such as an encoder."""
     if type(model).__name__ not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
         check_causal(model)
