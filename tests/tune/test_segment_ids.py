@@ -99,6 +99,14 @@ def test_a_model_tuned_with_segments_scores_alike_when_it_is_evaluated_with_them
     assert abs(with_ids["loss"] - without["loss"]) > 1e-3
 
 
+def test_without_files_of_webnlg_it_is_said_where_they_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLPFUSION_DATA", "")
+    model = save_checkpoint(tmp_path / "model", "gpt2", AutoModelForCausalLM)
+    refusal = refused("tune", model, tmp_path / "out", "--task", "webnlg")
+    assert "must name a folder with webnlg/{train,validation,test}.jsonl.gz, as docs/jobs/tune.md says" in refusal
+    assert "the Hub has no WebNLG 2017 without a loading script" in refusal
+
+
 def test_segments_that_a_model_cannot_have_are_refused(tmp_path, monkeypatch, checkpoint, data):
     webnlg_folder(tmp_path, monkeypatch)
     model, out = save_checkpoint(tmp_path / "model", "llama", AutoModelForCausalLM), tmp_path / "out"

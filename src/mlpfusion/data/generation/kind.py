@@ -117,7 +117,11 @@ class Generation(TokenKind):
 def _webnlg(task: GenerationTask, options: TaskOptions, parts: Parts) -> GenerationData:
     folder = data_folder(task.folder)
     if folder is None:
-        raise InputError(f"`MLPFUSION_DATA` must name the folder that holds {task.folder}, got none")
+        # Its one data set with all that is needed is made by a program, and `datasets` runs none since version 4.
+        raise InputError(
+            f"`MLPFUSION_DATA` must name a folder with {task.folder}/{{train,validation,test}}.jsonl.gz, as "
+            "docs/jobs/tune.md says: the Hub has no WebNLG 2017 without a loading script, got no folder"
+        )
     source = f"{task.folder} of MLPFUSION_DATA"
     if options.segment_ids:
         task, source = replace(task, segments=SEGMENT_TOKENS), f"{source}, with segment ids"
