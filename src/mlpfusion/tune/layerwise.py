@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.batch import Batch, shifted_right
-from mlpfusion.data.language.labels import NOT_PREDICTED
+from mlpfusion.data.language.labels import text_ids
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.sites.sites import base_model, site_parameters
@@ -36,8 +36,7 @@ def layer_states(model: nn.Module, config: PreTrainedConfig, batch: Batch) -> tu
         return outputs, [state[visible] for state in outputs["hidden_states"][1:]]
     text, read = batch["input_ids"], visible
     if "labels" in batch:
-        read = batch["labels"] != NOT_PREDICTED
-        text = batch["labels"].where(read, 0)  # any id will do: it stands behind the text
+        text, read = text_ids(batch["labels"])
     outputs = model(**inputs, decoder_input_ids=shifted_right(text, config), output_hidden_states=True)
     encoder = [state[visible] for state in outputs["encoder_hidden_states"][1:]]
     return outputs, encoder + [state[read] for state in outputs["decoder_hidden_states"][1:]]

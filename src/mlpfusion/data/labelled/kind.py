@@ -11,6 +11,7 @@ from mlpfusion.checkpoint.lengths import longest_text, text_length
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.tokenizer import tokenized, warn_if_cut
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.labelled.glue import CustomTask, LabelledTask
 from mlpfusion.data.labelled.heads import check_head, check_order, classifier_class, has_head, in_order_of_head
 from mlpfusion.data.labelled.load import LabelledData, load_files, load_glue
@@ -141,7 +142,10 @@ def load_custom(options: TaskOptions, validation: str | None, parts: Parts) -> L
         named = ", ".join(f"`{name}`" for name in (*needed, "text_column"))
         raise InputError(f"`task` must be given, or {named} and `label_column`")
     found = load_files(first, validation if parts.reported else None, columns)
-    return found if parts.train else replace(found, train=found.train.subset(()))
+    if parts.train:
+        return found
+    source = found.source if options.train else short_name(first)
+    return replace(found, train=found.train.subset(()), source=source)
 
 
 def custom_task(text_column: tuple[str, ...], label_column: str | None, *, regression: bool) -> CustomTask | None:
