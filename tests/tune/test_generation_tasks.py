@@ -1,9 +1,7 @@
 """Generation as a task: what the model sees and is scored on, what it writes, and that a kill changes nothing."""
 
-import gzip
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from command import call, refused
 from pico import pico_model
 from tiny_task import WORDS, make_task, save_checkpoint, tiny_tokenizer
+from tiny_texts import rows, webnlg_folder, write_rows
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from mlpfusion.data.chosen import chosen_data
@@ -27,20 +26,6 @@ from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.task import TaskOptions
 
 CLS, SEP, FIRST = 1, 2, 4  # ids of [CLS], [SEP], w0
-
-
-def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """A source of one to three words; its text is the first word twice."""
-    words = [[WORDS[(start + 7 * index + step) % 12] for step in range(1 + index % 3)] for index in range(count)]
-    return [{"source": " ".join(one), "target": f"{one[0]} {one[0]}"} for one in words]
-
-
-def write_rows(folder: Path, count: int = 180) -> list[object]:
-    for name, number, start in (("train", count, 0), ("validation", 20, 12)):
-        text = "".join(json.dumps(row) + "\n" for row in rows(number, start))
-        (folder / f"{name}.jsonl").write_text(text)
-    files = ["--train", folder / "train.jsonl", "--validation", folder / "validation.jsonl"]
-    return ["--task", "generation", *files, "--device", "cpu"]
 
 
 def encoded(config: Any, count: int = 12) -> EncodedGeneration:
@@ -186,24 +171,6 @@ def test_a_chat_is_learned_on_the_turns_of_the_assistant(tmp_path):
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="the tokenizer must have a chat template for a file with `messages`"):
         encode_task(chosen_data(TaskOptions(task="generation", train=file), file), tokenizer)
-
-
-def webnlg_folder(folder: Path, monkeypatch: Any) -> None:
-    (folder / "data/webnlg").mkdir(parents=True)
-    for split, count in (("train", 40), ("validation", 6), ("test", 6)):
-        lines = [
-            {
-                "category": "A",
-                "triples": [[row["source"], "w1", "w2"]],
-                "references": [row["target"]],
-                "comments": ["good"],
-                "seen": index % 2 == 0,
-            }
-            for index, row in enumerate(rows(count))
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / f"data/webnlg/{split}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
-    monkeypatch.setenv("MLPFUSION_DATA", str(folder / "data"))
 
 
 def test_webnlg_brings_its_tokens_and_is_scored_by_group(tmp_path, monkeypatch):

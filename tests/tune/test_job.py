@@ -277,7 +277,7 @@ def test_logits_are_distilled_from_a_tuned_model(checkpoint, fused, data, files,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "exactly one of `--data` and `--task` must be given, got None and None"),
+        ([], "exactly one of `--data` and `--task` must be given"),
         (["--task", "sst2", "--data", "x"], "exactly one of `--data` and `--task` must be given"),
         (["--data", "none.txt"], "`--data` must be a readable file"),
         (["--task", "sst2", "--column", "x"], "`--column` must be left out with `--task`, got 'x'"),

@@ -6,25 +6,38 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlpfusion.checks import check_range
 from mlpfusion.commands.command import Command
 from mlpfusion.errors import InputError, printable
 from mlpfusion.options.calibration import CALIBRATION_SAMPLES
-from mlpfusion.options.fields import argument, option, part
+from mlpfusion.options.fields import argument, changed, leaves, option, part
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.selection import Selection
+from mlpfusion.options.task import TaskOptions
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
+    from mlpfusion.checkpoint.open import Checkpoint
+    from mlpfusion.data.measured import Measured
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource
+
+# What says that the texts are those of a task; a length is for both.
+_OF_TASK = ("validation", *(leaf.name for leaf in leaves(TaskOptions) if leaf.name != "max_length"))
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time."""
+    """Table 1 of the paper on MODEL: output error and kernel error of every method, one layer cut at a time.
+
+    The texts are those of `data`, or of `task`, by the flags that tune has: its first reported split, without labels.
+    Where texts are to be written, a source is read with its text.
+    """
 
     model: str = argument("MODEL")
-    data: str = option("", "Texts, one a line, or a table with --column.", metavar="FILE", required=True)
+    data: str | None = option(None, "Texts, one a line, or a table with --column.", metavar="FILE")
     column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
+    of_task: TaskOptions = part(TaskOptions)
+    validation: str | None = option(None, "Data of your own to measure on, of a task.", metavar="FILE")
     max_samples: int = option(256, "Texts to measure on.")
     methods: str = option("all", "all, or names like fusion,fusion:refine=false.", metavar="A[,B..]")
     mlps: MLPOptions = part(MLPOptions)
@@ -49,7 +62,8 @@ def run(options: CompareOptions, progress: Progress) -> dict[str, Any]:
 
     if options.out is None:
         return run_comparison(options, progress)
-    folder, reads = user_path("out", options.out), (options.model, options.data, options.calibration)
+    folder = user_path("out", options.out)
+    reads = (options.model, options.data, options.of_task.train, options.validation, options.calibration)
     replaced = check_output(folder, overwrite=options.overwrite, reads=reads)
     record = run_comparison(options, progress)
     write_comparison(record, folder, replaced)
@@ -63,12 +77,9 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     """
     import torch
 
-    from mlpfusion.batch import with_decoder_inputs
     from mlpfusion.checkpoint.open import open_checkpoint
-    from mlpfusion.checkpoint.tokenizer import token_batches
     from mlpfusion.compression.checks import check_cut_of_single_blocks
-    from mlpfusion.data.files.rows import has_columns, short_name
-    from mlpfusion.data.files.text import read_texts
+    from mlpfusion.data.files.rows import has_columns
     from mlpfusion.measure.approximation import Probe
     from mlpfusion.measure.comparison import compare_methods
     from mlpfusion.measure.method_list import parse_methods, parse_seeds
@@ -77,6 +88,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     from mlpfusion.record import versions
     from mlpfusion.report.comparison import comparison_record
 
+    _check_data(options)
     methods, seeds = parse_methods(options.methods), parse_seeds(options.seeds)
     is_calibrated = any(needs_batches(method) for method in methods)
     if not is_calibrated:
@@ -85,8 +97,9 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     source = _calibration_source(options, options.column if options.calibration in tables else None)
     Probe(options.scalar)
     column = options.column if options.data in tables or not tables else None
-    texts = read_texts(options.data, column=column, max_samples=options.max_samples)
+    texts = None if options.data is None else _own_texts(options, column)
     checkpoint = open_checkpoint(options.model, mlps=options.mlps)
+    measured = _measured(options, checkpoint, texts)
     empty, seen = checkpoint.empty(), seeds if is_calibrated else []
     check_cut_of_single_blocks(empty, checkpoint.row, Selection(options.layers, options.keep_ratio))
     prepared = {seed: source.prepare(checkpoint.folder, empty, seed) for seed in seen}
@@ -94,20 +107,20 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     rows = compare_methods(
         model,
         methods,
-        with_decoder_inputs(token_batches(folder, texts, model.config), model.config),
+        measured.batches,
         layers=options.layers,
         keep_ratio=options.keep_ratio,
         seeds=seeds,
         scalar=options.scalar,
         calibration={seed: one.batches(model, progress) for seed, one in prepared.items()},
-        authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks else None,
+        authors_batch=last_batch(folder, texts, model.config) if options.authors_quirks and texts else None,
         architecture=checkpoint.row,
         progress=progress,
     )
     measured_on: dict[str, Any] = {
         "model": Path(options.model).name,
-        "data": short_name(options.data),
-        "samples": len(texts),
+        "data": measured.source,
+        "samples": measured.num_texts,
         "layers": options.layers,
         "keep_ratio": options.keep_ratio,
         "scalar": options.scalar,
@@ -119,6 +132,40 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     if prepared:
         measured_on["calibration"] = prepared[seeds[0]].origin | {"samples": source.num_samples}
     return comparison_record(rows, measured_on)
+
+
+def _check_data(options: CompareOptions) -> None:
+    """Raises `InputError` unless either texts or a task are named, with what belongs to them."""
+    told = {name: value for name, value in changed(options).items() if name in _OF_TASK}
+    if (options.data is None) == (not told):
+        raise InputError("exactly one of `data` and `task` must be given")
+    for name in ("new_head", "authors_quirks"):
+        if told and changed(options).get(name):
+            raise InputError(f"`{name}` must be left out with `task`, got True")
+    if told and options.column is not None and options.calibration is None:
+        raise InputError(f"`column` must be left out with `task`, got {options.column!r}: a task has its own")
+    check_range("max_samples", options.max_samples, 1)
+
+
+def _own_texts(options: CompareOptions, column: str | None) -> list[str]:
+    from mlpfusion.data.files.text import read_texts
+
+    assert options.data is not None
+    return read_texts(options.data, column=column, max_samples=options.max_samples)
+
+
+def _measured(options: CompareOptions, checkpoint: "Checkpoint", texts: list[str] | None) -> "Measured":
+    """What is measured on: `texts`, or the texts of the task."""
+    from mlpfusion.batch import with_decoder_inputs
+    from mlpfusion.checkpoint.tokenizer import token_batches
+    from mlpfusion.data.files.rows import short_name
+    from mlpfusion.data.measured import Measured, task_texts
+
+    if texts is None or options.data is None:
+        return task_texts(checkpoint, options.of_task, options.validation, options.max_samples)
+    config, length = checkpoint.config, options.of_task.max_length
+    batches = with_decoder_inputs(token_batches(checkpoint.folder, texts, config, max_length=length), config)
+    return Measured(batches, short_name(options.data), len(texts))
 
 
 def _check_no_calibration(options: CompareOptions) -> None:
@@ -157,4 +204,12 @@ def show(record: dict[str, Any], options: CompareOptions) -> None:
 
 
 SUMMARY = "Output and kernel error of every method on MODEL (Table 1)."
-COMMAND = Command("compare", SUMMARY, CompareOptions, run, show, title="Comparing")
+COMMAND = Command(
+    "compare",
+    SUMMARY,
+    CompareOptions,
+    run,
+    show,
+    title="Comparing",
+    usage="--data FILE | --task NAME [OPTIONS]",
+)

@@ -182,16 +182,16 @@ def _training_part(options: CompressOptions, source: "Checkpoint") -> "EncodedTa
     """The training examples of `tune` with the same options, without those it holds out."""
     from mlpfusion.data.chosen import chosen_data, split_train
     from mlpfusion.data.labelled.glue import check_labelled
+    from mlpfusion.data.task import TRAIN
     from mlpfusion.data.task_model import empty_for_task, encode_for
     from mlpfusion.options.training import Finetune
 
     told = options.data
     source.read_for_training()
-    validation = None if told.task is not None else told.train  # asked for by the loader, not looked at
-    found = chosen_data(told, validation)
+    found = chosen_data(told, None, TRAIN)
     check_labelled(found.task)
     config = Finetune(max_train_samples=options.max_train_samples)
-    data = encode_for(source, replace(found, evaluation={}), told.max_length, config)
+    data = encode_for(source, found, told.max_length, config)
     train, _ = split_train(data, config)
     empty_for_task(source, data.task)
     return replace(data, train=train)

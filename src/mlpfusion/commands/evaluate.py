@@ -1,26 +1,33 @@
 """`mlpfusion evaluate`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlpfusion.commands.command import SAME_OUT, Command
 from mlpfusion.errors import InputError
 from mlpfusion.options.decoding import Decoding
-from mlpfusion.options.fields import argument, changed, option, part
+from mlpfusion.options.fields import argument, changed, leaves, option, part
 from mlpfusion.options.task import TaskOptions
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
+    from mlpfusion.measure.evaluation.harness import HarnessEvaluation
     from mlpfusion.measure.evaluation.task import TaskEvaluation
     from mlpfusion.measure.evaluation.text import Evaluation
 
-_NOT_OF_TASK = ("column", "window", "stride", "max_tokens", "seed", "new_head")
-_NOT_OF_TEXT = ("validation", "out")
+_DECODING = tuple(leaf.name for leaf in leaves(Decoding))
+_OF_TEXT = ("column", "window", "stride", "max_tokens", "seed")
+# What each way of scoring does not use, beside the data of the others.
+_NOT_USED = {
+    "data": ("validation", "out", "lm_eval_include", *_DECODING),
+    "task": (*_OF_TEXT, "new_head", "lm_eval_include"),
+    "lm_eval": (*_OF_TEXT, "validation", *_DECODING),
+}
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Perplexity of the causal language model MODEL on a text, or the scores of MODEL on a task.
+    """Perplexity of the causal language model MODEL on a text, or the scores of MODEL on a task or on those of lm-eval.
 
     With `data` the texts are joined by empty lines and read in windows. The number depends on the text, the tokenizer,
     the window and the stride: compare models only where all four are the same. With `task` the reported splits are
@@ -37,25 +44,30 @@ class EvaluateOptions:
     of_task: TaskOptions = part(TaskOptions)
     validation: str | None = option(None, "Data of your own to score on.", metavar="FILE")
     decoding: Decoding = part(Decoding)
-    out: str | None = option(None, "New folder for the generated texts and evaluation.json.", metavar="DIR")
+    lm_eval: tuple[str, ...] = option((), "Tasks of lm-eval, run in this process.", metavar="A[,B..]")
+    lm_eval_include: str | None = option(None, "Folder of YAML files with tasks of your own for it.", metavar="DIR")
+    out: str | None = option(None, "New folder for evaluation.json, and the texts of a generator.", metavar="DIR")
     device: str = option("cpu", "cpu (fp32) or cuda (in the dtype of MODEL; a task in fp32).")
     seed: int = option(0, "Of the bootstrap over the windows, for the interval.")
 
 
-def run(options: EvaluateOptions, progress: Progress) -> "Evaluation | TaskEvaluation":
+def run(options: EvaluateOptions, progress: Progress) -> "Evaluation | TaskEvaluation | HarnessEvaluation":
     """Returns the scores. All that can be checked without the weights is checked first. Raises `InputError`."""
     from mlpfusion.checks import seed_number, usable_device
 
-    is_task = bool(changed(options.of_task))
-    if is_task == (options.data is not None):
-        raise InputError("exactly one of `data` and `task` must be given")
     told = changed(options)
-    for name in _NOT_OF_TASK if is_task else (*_NOT_OF_TEXT, *changed(options.decoding)):
+    asked = {"data": options.data is not None, "task": bool(changed(options.of_task)), "lm_eval": bool(options.lm_eval)}
+    if sum(asked.values()) != 1:
+        raise InputError("exactly one of `data`, `task` and `lm_eval` must be given")
+    way = next(name for name, is_asked in asked.items() if is_asked)
+    for name in _NOT_USED[way]:
         if name in told:
-            raise InputError(f"`{name}` must be left out with `{'task' if is_task else 'data'}`, got {told[name]}")
+            raise InputError(f"`{name}` must be left out with `{way}`, got {told[name]}")
     seed_number("seed", options.seed)
     usable_device(options.device)
-    return _on_task(options, progress) if is_task else _on_text(options, progress)
+    if way == "lm_eval":
+        return _by_harness(options)
+    return _on_task(options, progress) if way == "task" else _on_text(options, progress)
 
 
 def _on_text(options: EvaluateOptions, progress: Progress) -> "Evaluation":
@@ -78,6 +90,7 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
     from mlpfusion.checkpoint.open import open_for_training
     from mlpfusion.data.chosen import chosen_data
     from mlpfusion.data.generation.encode import with_decoding
+    from mlpfusion.data.task import REPORTED
     from mlpfusion.data.tasks import check_new_tokens
     from mlpfusion.extras import check_training_installed
     from mlpfusion.measure.evaluation.task import encode_for_scores, evaluate_on_task
@@ -86,31 +99,46 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
     told = options.of_task
     source = open_for_training(options.model)
     check_new_tokens(source.tokenizer, told.task)
-    # the loaders want a training file where the data are your own; it is not scored
-    data = chosen_data(replace(told, train=told.train or options.validation), options.validation)
+    data = chosen_data(told, options.validation, REPORTED)
     encoded = with_decoding(encode_for_scores(source, data, told.max_length), options.decoding)
     return evaluate_on_task(source, encoded, options.out, options.device, progress)
 
 
-def show(evaluation: "Evaluation | TaskEvaluation", options: EvaluateOptions) -> None:
+def _by_harness(options: EvaluateOptions) -> "HarnessEvaluation":
+    from mlpfusion.checkpoint.open import open_checkpoint
+    from mlpfusion.data.generation.kind import check_writes
+    from mlpfusion.data.language.causal import check_head_stored
+    from mlpfusion.measure.evaluation.harness import evaluate_by_harness, harness_tasks
+
+    manager = harness_tasks(options.lm_eval, options.lm_eval_include)
+    source = open_checkpoint(options.model)
+    check_writes(source.empty())
+    check_head_stored(source)
+    return evaluate_by_harness(source, options.lm_eval, manager, options.out, options.device)
+
+
+def show(evaluation: "Evaluation | TaskEvaluation | HarnessEvaluation", options: EvaluateOptions) -> None:
     """Prints the scores, and on what they were measured."""
+    from mlpfusion.measure.evaluation.harness import HarnessEvaluation
     from mlpfusion.measure.evaluation.task import TaskEvaluation
     from mlpfusion.report.terminal.results import print_evaluation
-    from mlpfusion.report.terminal.scores import print_task_evaluation
+    from mlpfusion.report.terminal.scores import print_harness_evaluation, print_task_evaluation
 
     if isinstance(evaluation, TaskEvaluation):
         print_task_evaluation(evaluation, options.out)
+    elif isinstance(evaluation, HarnessEvaluation):
+        print_harness_evaluation(evaluation, options.out)
     else:
         print_evaluation(evaluation)
 
 
 COMMAND = Command(
     "evaluate",
-    "Perplexity of a language model on a text, or scores on a task.",
+    "Perplexity of a language model on a text, or scores on a task or of lm-eval.",
     EvaluateOptions,
     run,
     show,
     title="Evaluating",
-    usage="--data FILE | --task NAME [OPTIONS]",
+    usage="--data FILE | --task NAME | --lm-eval TASKS [OPTIONS]",
     go_on=SAME_OUT,
 )

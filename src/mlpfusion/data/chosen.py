@@ -6,23 +6,23 @@ import torch
 
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.labelled.kind import load_custom
-from mlpfusion.data.task import TaskData
+from mlpfusion.data.task import ALL, Parts, TaskData
 from mlpfusion.data.tasks import find_task, kind_of_task
 from mlpfusion.errors import InputError
 from mlpfusion.options.task import TaskOptions
 from mlpfusion.options.training import Finetune
 
 
-def chosen_data(options: TaskOptions, validation: str | None) -> TaskData[Any, Any]:
+def chosen_data(options: TaskOptions, validation: str | None, parts: Parts = ALL) -> TaskData[Any, Any]:
     """Reads the task that the options name, or the labelled files; `validation` is the file to report on.
 
     With a task and files, the files take the place of the task's own. Raises `InputError` as the loaders do, or if too
     little is given.
     """
     if options.task is None:
-        return load_custom(options, validation)
+        return load_custom(options, validation, parts)
     task = find_task(options.task)
-    return kind_of_task(task).load(task, options, validation)
+    return kind_of_task(task).load(task, options, validation, parts)
 
 
 def training_order(num_examples: int, config: Finetune) -> list[int]:

@@ -1,6 +1,6 @@
 """What a model learns: the part that all kinds of tasks share, and the data of a task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -47,6 +47,23 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a task that are read; a training split that is not is empty."""
+
+    train: bool = True
+    reported: bool = True
+
+    def names(self, reported: Sequence[str]) -> tuple[str, ...]:
+        """Names of the splits to read.
+
+        >>> Parts(train=False).names(("validation", "test"))
+        ('validation', 'test')
+        """
+        return (*(("train",) if self.train else ()), *(reported if self.reported else ()))
+
+
+ALL, TRAIN, REPORTED = Parts(), Parts(reported=False), Parts(train=False)
 AnyTask = TypeVar("AnyTask", bound=Task)
 AnySplit = TypeVar("AnySplit", bound=Split)
 
@@ -62,3 +79,8 @@ class TaskData(Generic[AnyTask, AnySplit]):
     train: AnySplit
     evaluation: Mapping[str, AnySplit]
     source: str
+
+    @property
+    def read(self) -> dict[str, AnySplit]:
+        """All splits that were read, by name."""
+        return ({"train": self.train} if len(self.train) else {}) | dict(self.evaluation)

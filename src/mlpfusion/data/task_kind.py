@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.data.encode import EncodedTask
-from mlpfusion.data.task import Task, TaskData, unused_option
+from mlpfusion.data.task import Parts, Task, TaskData, unused_option
 from mlpfusion.options.fields import changed
 from mlpfusion.options.task import TaskOptions
 
@@ -47,8 +47,8 @@ class TaskKind(ABC):
         return ()
 
     @abstractmethod
-    def load(self, task: Any, options: TaskOptions, validation: str | None) -> TaskData[Any, Any]:
-        """Reads the data of `task`, in which files of `options` take the place of its own.
+    def load(self, task: Any, options: TaskOptions, validation: str | None, parts: Parts) -> TaskData[Any, Any]:
+        """Reads `parts` of `task`, in which files of `options` take the place of its own.
 
         Raises `InputError` for options that the kind has not, and data that cannot be read.
         """
@@ -83,7 +83,7 @@ class TaskKind(ABC):
         config: PreTrainedConfig | None,
         max_length: int | None,
     ) -> EncodedTask:
-        """Tokenizes every split of `data`."""
+        """Tokenizes every split of `data` that was read."""
 
     @abstractmethod
     def choices(self, task: Any) -> tuple[str, ...]:

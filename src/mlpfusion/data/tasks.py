@@ -11,7 +11,7 @@ from mlpfusion.data.labelled.glue import GLUE
 from mlpfusion.data.labelled.kind import Labelled
 from mlpfusion.data.language.kind import LanguageModelling
 from mlpfusion.data.language.task import LANGUAGE
-from mlpfusion.data.task import Task, TaskData
+from mlpfusion.data.task import ALL, Task, TaskData
 from mlpfusion.data.task_kind import TaskKind
 from mlpfusion.errors import InputError
 from mlpfusion.options.task import TaskOptions
@@ -74,7 +74,7 @@ def load_task(name: str) -> TaskData[Any, Any]:
     split, and a label out of range.
     """
     task = find_task(name)
-    return kind_of_task(task).load(task, TaskOptions(task=name), None)
+    return kind_of_task(task).load(task, TaskOptions(task=name), None, ALL)
 
 
 def encode_task(

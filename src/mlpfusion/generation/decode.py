@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from mlpfusion.batch import Batch, to_device
 from mlpfusion.data.generation.encode import Prompts
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.sites.recording import eval_mode
@@ -33,6 +34,15 @@ def _generating(model: Any, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
+def _inputs(prompts: Prompts, numbers: Sequence[int]) -> Batch:
+    """Sources of one length; a written token gets the segment of the last one of its source, by `generate`."""
+    sources = torch.tensor([list(prompts.ids[number]) for number in numbers])
+    inputs = {"input_ids": sources, "attention_mask": torch.ones_like(sources)}
+    if prompts.segments is not None:
+        inputs["token_type_ids"] = torch.tensor([list(prompts.segments[number]) for number in numbers])
+    return inputs
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Writes texts by greedy or beam search, in eval mode, with a cache of keys and values.
@@ -55,15 +65,15 @@ class Decoder:
                 missing = [number for number in batch if number not in done]
                 if missing:
                     # the whole batch, as without the interruption: its sums are rounded the same
-                    written = self._batch(model, batch, [prompts.ids[number] for number in batch])
+                    written = self._batch(model, batch, _inputs(prompts, batch))
                     yield [one for one in written if one.number in missing]
 
     @torch.no_grad()
-    def _batch(self, model: Any, numbers: Sequence[int], ids: Sequence[Sequence[int]]) -> list[Written]:
-        sources = torch.tensor([list(one) for one in ids], device=model.device)
+    def _batch(self, model: Any, numbers: Sequence[int], inputs: Batch) -> list[Written]:
         with eval_mode(model), _generating(model, self._config(model)):
-            found = model.generate(input_ids=sources, attention_mask=torch.ones_like(sources))
-        start = 1 if model.config.is_encoder_decoder else sources.shape[1]  # after the start token, or the source
+            found = model.generate(**to_device(inputs, model.device))
+        length = inputs["input_ids"].shape[1]
+        start = 1 if model.config.is_encoder_decoder else length  # after the start token, or the source
         return [self._written(number, row[start:].tolist()) for number, row in zip(numbers, found, strict=True)]
 
     def _config(self, model: Any) -> GenerationConfig:

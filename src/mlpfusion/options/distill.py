@@ -6,6 +6,7 @@ from mlpfusion.checks import check_above_zero, check_fields, check_range, check_
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import argument, option, part
 from mlpfusion.options.run import RunOptions
+from mlpfusion.options.task import TaskOptions
 from mlpfusion.options.training import PRECISIONS
 
 OBJECTIVES = ("layerwise", "hidden", "logits", "logits+hidden")
@@ -56,7 +57,8 @@ class Distill:
 class DistillOptions:
     """Trains COMPRESSED on what ORIGINAL predicts for unlabelled texts, into the new folder OUT.
 
-    The default is the layer-wise task-specific tuning of the paper (Eq. 6): only the compressed blocks move.
+    The default is the layer-wise task-specific tuning of the paper (Eq. 6): only the compressed blocks move. Of a task
+    the training texts are taken, without labels; where texts are to be written, logits are matched at these alone.
     """
 
     original: str = argument("ORIGINAL", free=True)
@@ -69,11 +71,8 @@ class DistillOptions:
         free=True,
     )
     column: str | None = option(None, "Column of a table that holds the text.", metavar="NAME")
-    task: str | None = option(None, "Task, whose training texts are taken without labels.", metavar="NAME")
+    of_task: TaskOptions = part(TaskOptions)
     max_samples: int | None = option(None, "Texts, or windows, to take from the beginning.")
-    max_length: int | None = option(
-        None, "Tokens of a window, or where longer texts are cut: 128, or what MODEL takes if less."
-    )
     training: Distill = part(Distill)
     cache: str | None = option(
         None, "Keeps the hidden states of ORIGINAL on disk, for further runs.", metavar="DIR", free=True

@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
-from mlpfusion.batch import to_device
+from mlpfusion.batch import Batch, to_device
 from mlpfusion.compression.provenance import check_source
 from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
 from mlpfusion.data.labelled.heads import teacher_order
+from mlpfusion.data.language.labels import NOT_PREDICTED, is_shifted
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.training import Finetune
@@ -37,8 +38,9 @@ def distill(
     context: RunContext | None = None,
     cache: Path | None = None,
 ) -> DistillRun:
-    """Trains `student` in place to match `teacher`; labels are ignored.
+    """Trains `student` in place to match `teacher`.
 
+    Labels of texts are ignored. Labels of tokens say where logits are matched: only at those that predict a token.
     The student ends in eval mode. `cache` is a folder for the teacher's hidden states (objectives
     without logits). On the CPU the same seed gives the same bytes, also after a kill and a resumed
     run. Raises `InputError`, before any change, for a teacher that does not fit (`check_pair`), an
@@ -60,11 +62,11 @@ def distill(
         callbacks = [watch, *context.callbacks]
         trainer = _trainer(student, loss, train, collate, config, context.folder or Path(scratch), callbacks)
         cast(nn.Module, teacher).to(trainer.args.device)
-        before = mean_loss(trainer, loss, held_out)
+        before = mean_loss(trainer, loss, _inputs(held_out, config), student.config)
         if cache is not None:
             trainer.loss = make_loss(cache_states(teacher, train, collate, cache), student, config)
         trainer.train_on(trainer.newest_state())
-        after = mean_loss(trainer, loss, held_out)
+        after = mean_loss(trainer, loss, _inputs(held_out, config), student.config)
     student.eval()
     return DistillRun(
         objective=config.objective,
@@ -95,7 +97,7 @@ def _trainer(
     return StageTrainer(
         model=student if whole else base_model(student),
         args=_arguments(folder, config),
-        train_dataset=numbered(train),
+        train_dataset=_inputs(train, config),
         data_collator=collate,
         loss=loss,
         dropout=config.objective != "layerwise",
@@ -119,7 +121,7 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: Disti
         raise InputError(f"`original` must have layers and hidden size {sizes[0]} like the student, got {sizes[1]}")
     if not config.objective.startswith("logits"):
         return
-    if base_model(teacher) is teacher:
+    if base_model(teacher) is teacher and teacher.get_output_embeddings() is None:  # a T5 has its head in itself
         raise InputError(
             f"`original` must have a head for the objective {config.objective}, got {type(teacher).__name__}"
         )
@@ -147,14 +149,29 @@ def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config
         outputs, states = layer_states(model, student_config, batch)
         target, target_states = cast(Teacher, teacher).outputs(batch)
         logits = target.logits if order is None else target.logits[..., order]
-        loss = logits_divergence(outputs.logits, logits, batch["attention_mask"], config.temperature)
+        loss = logits_divergence(outputs.logits, logits, matched(batch, student_config), config.temperature)
         return loss + layerwise_loss(states, target_states) if "hidden" in config.objective else loss
 
     return logits_loss if whole else states_loss
 
 
+def matched(batch: Batch, config: PreTrainedConfig) -> Tensor:
+    """Where logits are matched, (samples, tokens): at labelled tokens, without labels at all but padding.
+
+    The logits of a causal model stand one place before the token that they predict.
+
+    >>> from transformers import GPT2Config
+    >>> matched({"labels": torch.tensor([[-100, -100, 7, 8]])}, GPT2Config())
+    tensor([[False,  True,  True, False]])
+    """
+    if "labels" not in batch:
+        return batch["attention_mask"].bool()
+    mask = batch["labels"] != NOT_PREDICTED
+    return nn.functional.pad(mask[:, 1:], (0, 1)) if is_shifted(config) else mask
+
+
 def logits_divergence(logits: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher / T || student / T), mean over samples, or over visible tokens.
+    """T^2 KL(teacher / T || student / T), mean over samples, or over the tokens in `mask`.
 
     `logits` has shape (samples, classes), or (samples, tokens, classes) with `mask` (samples,
     tokens).
@@ -195,20 +212,26 @@ def numbered(examples: EncodedExamples) -> EncodedExamples:
     return EncodedExamples([item | {"index": number} for number, item in items])
 
 
+def _inputs(examples: EncodedExamples, config: Distill) -> EncodedExamples:
+    """What student and teacher get: without labels of texts, with those of tokens where logits are matched."""
+    if not config.objective.startswith("logits") or not isinstance(examples[0].get("labels"), list):
+        return numbered(examples)
+    return EncodedExamples([item | {"index": number} for number, item in enumerate(examples.items)])
+
+
 @torch.no_grad()
-def mean_loss(trainer: StageTrainer, loss: Loss, examples: EncodedExamples) -> float:
-    """Mean loss over `examples`, weighted by visible tokens.
+def mean_loss(trainer: StageTrainer, loss: Loss, examples: EncodedExamples, config: PreTrainedConfig) -> float:
+    """Mean loss over `examples`, weighted by the tokens in `matched`; `config` is that of the model.
 
     For Eq. 6 that equals the loss of all examples as one batch.
     """
     model, device = trainer.network.eval(), trainer.args.device
     order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
     total, tokens = 0.0, 0
-    items = numbered(examples)
     for start in range(0, len(order), trainer.args.per_device_train_batch_size):
         numbers = order[start : start + trainer.args.per_device_train_batch_size]
-        batch = to_device(trainer.data_collator([items[number] for number in numbers]), device)
-        weight = int(batch["attention_mask"].sum())
+        batch = to_device(trainer.data_collator([examples[number] for number in numbers]), device)
+        weight = int(matched(batch, config).sum())
         total, tokens = total + weight * float(loss(model, batch)), tokens + weight
     return total / tokens
 

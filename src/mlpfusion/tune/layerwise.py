@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.batch import Batch, shifted_right
+from mlpfusion.data.language.labels import text_ids
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.sites.sites import base_model, site_parameters
@@ -26,15 +27,19 @@ def layer_states(model: nn.Module, config: PreTrainedConfig, batch: Batch) -> tu
 
     Encoder layers come first. Embeddings are left out (Eq. 6 starts at l = 1); if transformers
     applies the final norm to the last state, it is included. The decoder of an encoder-decoder
-    reads the same texts, shifted by one, like its classifiers.
+    reads the tokens in `labels`, or without these the same texts, like its classifiers, shifted by one.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name not in _NOT_INPUTS}
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = shifted_right(batch["input_ids"], config)
-    outputs = model(**inputs, output_hidden_states=True)
-    names = ("encoder_hidden_states", "decoder_hidden_states") if config.is_encoder_decoder else ("hidden_states",)
     visible = batch["attention_mask"].bool()
-    return outputs, [state[visible] for name in names for state in outputs[name][1:]]
+    if not config.is_encoder_decoder:
+        outputs = model(**inputs, output_hidden_states=True)
+        return outputs, [state[visible] for state in outputs["hidden_states"][1:]]
+    text, read = batch["input_ids"], visible
+    if "labels" in batch:
+        text, read = text_ids(batch["labels"])
+    outputs = model(**inputs, decoder_input_ids=shifted_right(text, config), output_hidden_states=True)
+    encoder = [state[visible] for state in outputs["encoder_hidden_states"][1:]]
+    return outputs, encoder + [state[read] for state in outputs["decoder_hidden_states"][1:]]
 
 
 def layerwise_loss(states: States, teacher: States) -> Tensor:

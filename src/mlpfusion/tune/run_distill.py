@@ -9,23 +9,26 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from mlpfusion.checkpoint.lengths import MAX_LENGTH, longest_text
+from mlpfusion.checkpoint.lengths import longest_text
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.save import save_trained
 from mlpfusion.checkpoint.stage import finish_job, run_stage
 from mlpfusion.checks import user_path
-from mlpfusion.data.encode import Collate, EncodedExamples, encode_texts
+from mlpfusion.data.chosen import chosen_data
+from mlpfusion.data.encode import Collate, EncodedExamples, encode_texts, without_labels
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.language.kind import packed
+from mlpfusion.data.generation.encode import EncodedGeneration
+from mlpfusion.data.language.kind import packed, training_window
 from mlpfusion.data.language.labels import PadRight
+from mlpfusion.data.task import TRAIN
 from mlpfusion.data.task_model import load_in_own_class, load_like
-from mlpfusion.data.tasks import check_new_tokens, encode_task, kind_of_task, load_task
-from mlpfusion.data.unlabelled.windows import is_causal, window_length
+from mlpfusion.data.tasks import check_new_tokens, encode_task, kind_of_task
+from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import DistillOptions
-from mlpfusion.options.fields import bound
+from mlpfusion.options.fields import bound, changed
 from mlpfusion.progress import Progress
 from mlpfusion.record import model_size, versions
 from mlpfusion.storage.output import check_output
@@ -53,7 +56,8 @@ def distill_checkpoint(
     """
     _check_options(options)
     config, work, out = options.training, options.run, user_path("out", options.out)
-    reads, writes = (options.original, options.compressed, options.data), (options.cache, work.log_dir)
+    reads = (options.original, options.compressed, options.data, options.of_task.train)
+    writes = (options.cache, work.log_dir)
     if not work.resume:
         check_output(out, overwrite=work.overwrite, reads=reads, writes=writes)
     original, compressed = open_for_training(options.original), open_for_training(options.compressed)
@@ -105,10 +109,13 @@ def distill_checkpoint(
 def _check_options(options: DistillOptions) -> None:
     training, work = options.training, options.run
     join_processes(training.device)
-    if (options.data is None) == (options.task is None):
-        raise InputError(f"exactly one of `data` and `task` must be given, got {options.data} and {options.task}")
-    if options.task is not None and options.column is not None:
-        raise InputError(f"`column` must be left out with `task`, got {options.column!r}: {options.task} has its own")
+    told = {name: value for name, value in changed(options.of_task).items() if name != "max_length"}
+    if (options.data is None) != bool(told):
+        raise InputError("exactly one of `data` and `task` must be given")
+    if told and options.column is not None:
+        raise InputError(f"`column` must be left out with `task`, got {options.column!r}: a task has its own")
+    if "new_head" in told:
+        raise InputError("`new_head` must be left out: COMPRESSED gets the head of ORIGINAL, got True")
     if options.max_samples is not None and options.max_samples < 1:
         raise InputError(f"`max_samples` must be at least 1, got {options.max_samples}")
     if options.cache is not None and training.objective.startswith("logits"):
@@ -145,21 +152,22 @@ def _examples(
     limits = [(longest_text(source.tokenizer, one.config) or sys.maxsize, one.config) for one in (source, original)]
     _, config = min(limits, key=lambda pair: pair[0])
     number, tokenizer = options.max_samples, source.tokenizer
-    if options.task is not None:
-        check_new_tokens(tokenizer, options.task)
-        data = load_task(options.task)
+    told = options.of_task
+    if options.data is None:
+        check_new_tokens(tokenizer, told.task)
+        data = chosen_data(told, None, TRAIN)
         if kind_of_task(data.task).row_is_example:
             data = replace(data, train=data.train.subset(range(len(data.train))[:number]))
-        encoded = encode_task(replace(data, evaluation={}), tokenizer, config, max_length=options.max_length)
-        name = data.source.partition(",")[0]
-        return encoded.train.subset(range(len(encoded.train))[:number]), encoded.collate, name
-    assert options.data is not None
+        encoded = encode_task(data, tokenizer, config, max_length=told.max_length)
+        taken = encoded.train.subset(range(len(encoded.train))[:number])
+        # of a pair the logits are matched at the text alone, of plain texts at every token
+        marked = taken if isinstance(encoded, EncodedGeneration) else without_labels(taken)
+        return marked, encoded.collate, data.source
     name = short_name(options.data)
     if is_causal(original.empty()):
-        length = window_length(options.max_length, tokenizer, config, usual=MAX_LENGTH, field="max_length")
         texts = read_texts(options.data, column=options.column)
-        windows = packed(texts, tokenizer, config, length, field="data")
-        return windows.subset(range(len(windows))[:number]), PadRight(tokenizer), name
+        windows = packed(texts, tokenizer, config, training_window(told.max_length, tokenizer, config), field="data")
+        return without_labels(windows.subset(range(len(windows))[:number])), PadRight(tokenizer), name
     texts = read_texts(options.data, column=options.column, max_samples=number)
-    examples = encode_texts([(text,) for text in texts], tokenizer, config, max_length=options.max_length)
+    examples = encode_texts([(text,) for text in texts], tokenizer, config, max_length=told.max_length)
     return examples, DataCollatorWithPadding(tokenizer), name

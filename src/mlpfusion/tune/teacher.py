@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch, to_device
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
-from mlpfusion.data.encode import Collate, EncodedExamples
+from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
 from mlpfusion.sites.sites import base_model
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import staged_folder
@@ -98,6 +98,7 @@ def model_sha256(model: PreTrainedModel) -> str:
 def _write_states(teacher: Teacher, examples: EncodedExamples, collate: Collate, file: Path) -> None:
     order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
     ends = np.cumsum(examples.lengths)
+    examples = without_labels(examples)
     mapped = None
     for start in range(0, len(order), BATCH_SIZE):
         numbers = order[start : start + BATCH_SIZE]

@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from webnlg_by_hand import TEN
 from mlpfusion.checkpoint.tokenizer import add_tokens, load_tokenizer
 from mlpfusion.data.generation.encode import EncodedGeneration
 from mlpfusion.data.generation.entries import Entry, GenerationExamples
+from mlpfusion.data.generation.segments import segment_ids
 from mlpfusion.data.generation.task import GENERATION
 from mlpfusion.data.generation.webnlg import (
     ADDED_TOKENS,
+    SEGMENT_TOKENS,
     Segment,
     read_facts,
     read_webnlg,
@@ -155,6 +158,8 @@ def test_what_a_model_sees_and_learns_of_an_entry(expected, gpt2, gpt2_folder):
     data = TaskData(GENERATION["webnlg"], split, {"validation": split, "test": split}, "")
     encoded = encode_task(data, tokenizer, GPT2Config(vocab_size=50273))
     assert isinstance(encoded, EncodedGeneration)
+    assert encoded.prompts["test"].segments is None
+    assert "token_type_ids" not in encoded.train[0]
     for item, reference in zip(encoded.train.items, expected.references, strict=True):
         text = [*gpt2.encode(reference).ids, end]
         assert item["input_ids"] == source + text
@@ -162,6 +167,36 @@ def test_what_a_model_sees_and_learns_of_an_entry(expected, gpt2, gpt2_folder):
     assert list(encoded.prompts) == ["test"]
     assert list(encoded.prompts["test"].ids[0]) == source
     assert encoded.stops == tuple(range(50267, 50273))
+
+
+@pytest.mark.parametrize("expected", TEN, ids=lambda entry: f"{entry.split}-{entry.index}")
+def test_the_segments_that_a_model_gets_of_an_entry(expected, gpt2, gpt2_folder):
+    """At every token the id of the special token that its line begins with, at the text that of `<target_webnlg>`."""
+    segments = []
+    for line in expected.lines.split("\n"):
+        kind = line[: line.index(">") + 1]
+        segments += [gpt2.token_to_id(kind)] * (1 + len(gpt2.encode(line.removeprefix(kind)).ids))
+    split = GenerationExamples((Entry("".join(expected.lines.split("\n")), expected.references),))
+    tokenizer = load_tokenizer(gpt2_folder)
+    add_tokens(tokenizer, ADDED_TOKENS)
+    task = replace(GENERATION["webnlg"], segments=SEGMENT_TOKENS)
+    data = TaskData(task, split, {"validation": split, "test": split}, "")
+    encoded = encode_task(data, tokenizer, GPT2Config(vocab_size=50273))
+    assert isinstance(encoded, EncodedGeneration)
+    for item, reference in zip(encoded.train.items, expected.references, strict=True):
+        assert item["token_type_ids"] == segments + [50272] * (1 + len(gpt2.encode(reference).ids))
+    assert list(map(list, encoded.prompts["test"].segments or ())) == [segments]
+
+
+def test_the_segments_of_one_entry_are_those_written_by_hand(gpt2_folder):
+    """Of the tokens in the test below."""
+    tokenizer = load_tokenizer(gpt2_folder)
+    add_tokens(tokenizer, ADDED_TOKENS)
+    ids = tokenizer("".join(TEN[0].lines.split("\n")) + "It is.<eos_webnlg>")["input_ids"]
+    openers = [50267, 50269, 50270, 50271, 50272]
+    expected = [50267] + [50269] * 7 + [50270] * 4 + [50271] * 8 + [50272] * 5
+    assert tokenizer.convert_ids_to_tokens(openers) == list(SEGMENT_TOKENS)
+    assert segment_ids(ids, openers) == expected
 
 
 def test_the_ids_of_one_entry_are_those_written_by_hand(gpt2):

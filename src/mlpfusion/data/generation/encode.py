@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -11,6 +11,7 @@ from mlpfusion.checkpoint.tokenizer import special_frame, token_stream
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.generation.chats import MESSAGES, ChatExamples, Message
 from mlpfusion.data.generation.entries import Entry, GenerationExamples, Pair, merged
+from mlpfusion.data.generation.segments import check_takes_segments, segment_ids
 from mlpfusion.data.generation.task import GenerationTask
 from mlpfusion.data.language.labels import NOT_PREDICTED
 from mlpfusion.data.task import unused_option
@@ -23,10 +24,14 @@ SEPARATOR = "\n"  # between a source of your own and its text, for a model that 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the model writes to in one split: token ids of the sources, and the entries with their references."""
+    """What the model writes to in one split: token ids of the sources, and the entries with their references.
+
+    `segments`: segment ids of the sources, if the model gets any.
+    """
 
     ids: tuple[Sequence[int], ...]
     entries: GenerationExamples
+    segments: tuple[Sequence[int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Encoder:
 
     A source stands between the ids `before` and `after`; a causal model, which reads source and text as one, finds
     `separator` between them and nothing after the source. `end` is the token after a text. A chat brings its own
-    special tokens.
+    special tokens. `segments` are the tokens that open segments; a model gets segment ids if there are any.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -67,6 +72,7 @@ class Encoder:
     after: Sequence[int]
     separator: str
     end: int
+    segments: frozenset[int] = frozenset()
 
     def source(self, text: str) -> list[int]:
         """Token ids of a source."""
@@ -84,7 +90,14 @@ class Encoder:
             return {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}
         ids = source + target
         labels = [NOT_PREDICTED] * len(source) + target
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+        item = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+        return item | {"token_type_ids": segment_ids(ids, self.segments)} if self.segments else item
+
+    def prompts(self, entries: GenerationExamples) -> Prompts:
+        """All sources of a split."""
+        ids = tuple(self.source(entry.source) for entry in entries.entries)
+        segments = tuple(segment_ids(one, self.segments) for one in ids) if self.segments else None
+        return Prompts(ids, entries, segments)
 
     def examples(self, pairs: Sequence[Pair], limit: int | None, split: str) -> EncodedExamples:
         """All pairs of a split. Raises `InputError` for one that is longer than `limit` tokens."""
@@ -101,15 +114,34 @@ class Encoder:
 
 
 def encoder(
-    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, end: int, *, separator: str, is_chat: bool
+    task: GenerationTask, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, *, is_chat: bool
 ) -> Encoder:
-    """The encoder for a model of `config`; `separator` stands after the sources of a causal model."""
-    before, after = special_frame(tokenizer)
+    """The encoder for a model of `config`.
+
+    Raises `InputError` for a tokenizer without an end token, and a model that takes no segment ids where there are any.
+    """
+    end = end_token(task, tokenizer)
     if is_chat:
         return Encoder(tokenizer, config, (), (), "", end)
-    if config.is_encoder_decoder:
-        return Encoder(tokenizer, config, before, after, "", end)
-    return Encoder(tokenizer, config, before, (), separator, end)
+    before, after = special_frame(tokenizer)
+    separator = "" if config.is_encoder_decoder or task.folder else SEPARATOR
+    after = after if config.is_encoder_decoder else ()
+    if task.segments:
+        check_takes_segments(config)
+    segments = frozenset(cast("list[int]", tokenizer.convert_tokens_to_ids(list(task.segments))))
+    return Encoder(tokenizer, config, before, after, separator, end, segments)
+
+
+def end_token(task: GenerationTask, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token after a text. Raises `InputError` for a tokenizer without one."""
+    if task.end is not None:
+        return cast("int", tokenizer.convert_tokens_to_ids(task.end))
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer must have an end token for {task.name}, got none; name an `eos_token` in "
+            "tokenizer_config.json"
+        )
+    return cast("int", tokenizer.eos_token_id)
 
 
 def longest_pair(max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int | None:

@@ -1,5 +1,6 @@
 """Generation: a model learns to write a text for a source, and is scored on what it writes."""
 
+from dataclasses import replace
 from typing import cast
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -7,13 +8,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import model_class
+from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.generation.chats import ChatExamples
 from mlpfusion.data.generation.encode import (
-    SEPARATOR,
     EncodedGeneration,
-    Prompts,
     chat_entries,
     chat_pairs,
     encoder,
@@ -22,11 +22,11 @@ from mlpfusion.data.generation.encode import (
 from mlpfusion.data.generation.entries import GenerationExamples, Pair
 from mlpfusion.data.generation.rows import GenerationColumns, read_generation
 from mlpfusion.data.generation.task import GenerationTask
-from mlpfusion.data.generation.webnlg import read_webnlg
+from mlpfusion.data.generation.webnlg import SEGMENT_TOKENS, read_webnlg
 from mlpfusion.data.language.causal import check_causal, check_head_stored, check_sees_no_future
 from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.language.tokens import TokenKind
-from mlpfusion.data.task import TaskData
+from mlpfusion.data.task import Parts, TaskData, unused_option
 from mlpfusion.errors import InputError
 from mlpfusion.extras import GENERATION_SCORES
 from mlpfusion.options.task import TaskOptions
@@ -34,6 +34,7 @@ from mlpfusion.options.task import TaskOptions
 Split = GenerationExamples | ChatExamples
 GenerationData = TaskData[GenerationTask, Split]
 _USED = ("task", "train", "source_column", "target_column", "group_column", "max_length")
+_USED_OF_WEBNLG = ("task", "segment_ids", "max_length")
 
 
 class Generation(TokenKind):
@@ -43,25 +44,24 @@ class Generation(TokenKind):
         """Those of the linearisation of WebNLG."""
         return task.added_tokens
 
-    def load(self, task: GenerationTask, options: TaskOptions, validation: str | None) -> GenerationData:
+    def load(self, task: GenerationTask, options: TaskOptions, validation: str | None, parts: Parts) -> GenerationData:
         """Reads WebNLG, or your own tables. Raises `InputError` for options of other kinds, and a missing file."""
         GENERATION_SCORES.check()
-        self.check_options(task, options, _USED)
-        if task.folder and options.train is None and validation is None:
-            folder = data_folder(task.folder)
-            if folder is None:
-                raise InputError(f"`MLPFUSION_DATA` must name the folder that holds {task.folder}, got none")
-            splits: dict[str, Split] = {name: read_webnlg(folder, name) for name in ("train", *task.splits)}
-            return TaskData(task, splits.pop("train"), splits, f"{task.folder} of MLPFUSION_DATA")
-        if task.folder or not (options.train and validation):
-            need = "both or none of" if task.folder else "both"
-            raise InputError(f"`train` and `validation` must be given, {need} for {task.name}")
-        columns = _columns(options)
-        train = read_generation(options.train, "train", columns)
-        evaluation = {"validation": read_generation(validation, "validation", columns)}
-        if type(train) is not type(evaluation["validation"]):
+        self.check_options(task, options, _USED_OF_WEBNLG if task.folder else _USED)
+        if task.folder:
+            if validation is not None:
+                raise unused_option(task, "validation", validation)
+            return _webnlg(task, options, parts)
+        given = {"train": options.train, "validation": validation}
+        needed = parts.names(("validation",))
+        files = {name: file for name in needed if (file := given[name])}
+        if len(files) < len(needed):
+            raise InputError(f"{' and '.join(f'`{name}`' for name in needed)} must be given for {task.name}")
+        splits = {name: read_generation(file, name, _columns(options)) for name, file in files.items()}
+        if len(set(map(type, splits.values()))) > 1:
             raise InputError("`train` and `validation` must both be chats or both be tables, got one of each")
-        return TaskData(task, train, evaluation, f"{short_name(options.train)}, {short_name(validation)}")
+        source = ", ".join(map(short_name, files.values()))
+        return TaskData(task, splits.pop("train", GenerationExamples(())), splits, source)
 
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the checkpoint."""
@@ -69,13 +69,13 @@ class Generation(TokenKind):
 
     def config(self, checkpoint: Checkpoint, task: GenerationTask) -> PreTrainedConfig:
         """The config as it is. Raises `InputError` unless the checkpoint writes texts, with its head."""
-        _check_writes(checkpoint.empty())
+        check_writes(checkpoint.empty())
         check_head_stored(checkpoint)
         return checkpoint.training_config
 
     def check_model(self, model: PreTrainedModel, task: GenerationTask) -> None:
         """Raises `InputError` unless `model` predicts a token from those before it alone."""
-        _check_writes(model)
+        check_writes(model)
         if not model.config.is_encoder_decoder:
             check_sees_no_future(model)
 
@@ -92,23 +92,18 @@ class Generation(TokenKind):
         without the end token, or without a chat template that is needed.
         """
         config = PreTrainedConfig() if config is None else config
-        is_chat = isinstance(data.train, ChatExamples)
-        separator, end = "" if data.task.folder else SEPARATOR, end_token(data.task, tokenizer)
-        made = encoder(tokenizer, config, end, separator=separator, is_chat=is_chat)
+        splits = data.read
+        is_chat = any(isinstance(split, ChatExamples) for split in splits.values())
+        made = encoder(data.task, tokenizer, config, is_chat=is_chat)
         limit = longest_pair(max_length, tokenizer, config)
-        splits = {"train": data.train, **data.evaluation}
         encoded = {name: made.examples(_pairs(split, tokenizer), limit, name) for name, split in splits.items()}
         entries = {name: _entries(split, tokenizer) for name, split in data.evaluation.items()}
-        prompts = {
-            name: Prompts(tuple(made.source(entry.source) for entry in entries[name].entries), entries[name])
-            for name in entries
-            if name in data.task.written
-        }
-        stops = {end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
+        prompts = {name: made.prompts(split) for name, split in entries.items() if name in data.task.written}
+        stops = {made.end, *cast("list[int]", tokenizer.convert_tokens_to_ids(list(data.task.stops)))}
         length = limit or max(max(examples.lengths) for examples in encoded.values())
         return EncodedGeneration(
             data.task,
-            encoded.pop("train"),
+            encoded.pop("train", EncodedExamples([])),
             encoded,
             data.source,
             PadRight(tokenizer),
@@ -119,19 +114,22 @@ class Generation(TokenKind):
         )
 
 
-def end_token(task: GenerationTask, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token after a text. Raises `InputError` for a tokenizer without one."""
-    if task.end is not None:
-        return cast("int", tokenizer.convert_tokens_to_ids(task.end))
-    if tokenizer.eos_token_id is None:
+def _webnlg(task: GenerationTask, options: TaskOptions, parts: Parts) -> GenerationData:
+    folder = data_folder(task.folder)
+    if folder is None:
+        # Its one data set with all that is needed is made by a program, and `datasets` runs none since version 4.
         raise InputError(
-            f"the tokenizer must have an end token for {task.name}, got none; name an `eos_token` in "
-            "tokenizer_config.json"
+            f"`MLPFUSION_DATA` must name a folder with {task.folder}/{{train,validation,test}}.jsonl.gz, as "
+            "docs/jobs/tune.md says: the Hub has no WebNLG 2017 without a loading script, got no folder"
         )
-    return cast("int", tokenizer.eos_token_id)
+    source = f"{task.folder} of MLPFUSION_DATA"
+    if options.segment_ids:
+        task, source = replace(task, segments=SEGMENT_TOKENS), f"{source}, with segment ids"
+    splits: dict[str, Split] = {name: read_webnlg(folder, name) for name in parts.names(task.splits)}
+    return TaskData(task, splits.pop("train", GenerationExamples(())), splits, source)
 
 
-def _check_writes(model: PreTrainedModel) -> None:
+def check_writes(model: PreTrainedModel) -> None:
     """Raises `InputError` for a model that writes no texts, such as an encoder."""
     if type(model).__name__ not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
         check_causal(model)

@@ -12,7 +12,8 @@ class GenerationTask(Task):
 
     The model learns to write `end` after a text, None for its own end token, and stops at it and at any of `stops`.
     `added_tokens` are tokens of their own, which a tokenizer without them gets. `groups` are parts of the written
-    splits that are scored by themselves.
+    splits that are scored by themselves. `segments` are the tokens that open segments; with any, a model gets the
+    segment of every token.
     """
 
     metrics: tuple[str, ...] = ("bleu", "chrf", "ter", "rouge_l", "meteor_exact_stem", "bleu_protocol")
@@ -20,6 +21,7 @@ class GenerationTask(Task):
     stops: tuple[str, ...] = ()
     added_tokens: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    segments: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -21,6 +21,7 @@ BOS, EOS, TARGET, PAD = "<bos_webnlg>", "<eos_webnlg>", "<target_webnlg>", "<pad
 SUBJECT, PROPERTY, OBJECT = "<subject>", "<property>", "<object>"
 # Generation stops at any of them.
 TASK_TOKENS = (BOS, EOS, SUBJECT, PROPERTY, OBJECT, TARGET)
+SEGMENT_TOKENS = (BOS, SUBJECT, PROPERTY, OBJECT, TARGET)  # a segment begins with its token
 # The paper's code adds these for its two other tasks. No text here has them, but their rows are in the softmax.
 _UNUSED = ("<bos_qa>", "<eos_qa>", "<question>", "<answer>", "<document>")
 _UNUSED += ("<bos_sm>", "<eos_sm>", "<source_sm>", "<target_sm>")

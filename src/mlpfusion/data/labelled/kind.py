@@ -1,5 +1,6 @@
 """Classification and regression: a head for sequences, one label a text or pair."""
 
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,9 +11,11 @@ from mlpfusion.checkpoint.lengths import longest_text, text_length
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.tokenizer import tokenized, warn_if_cut
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.labelled.glue import CustomTask, LabelledTask
 from mlpfusion.data.labelled.heads import check_head, check_order, classifier_class, has_head, in_order_of_head
 from mlpfusion.data.labelled.load import LabelledData, load_files, load_glue
+from mlpfusion.data.task import Parts
 from mlpfusion.data.task_kind import SEQUENCE_CLASSIFIER, ModelNames, TaskKind
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import changed
@@ -26,7 +29,7 @@ class Labelled(TaskKind):
         """Those of sequence classification."""
         return SEQUENCE_CLASSIFIER
 
-    def load(self, task: LabelledTask, options: TaskOptions, validation: str | None) -> LabelledData:
+    def load(self, task: LabelledTask, options: TaskOptions, validation: str | None, parts: Parts) -> LabelledData:
         """Reads a task of GLUE. Raises `InputError` for columns, which it has itself."""
         for name in ("text_column", "label_column", "regression"):
             value = changed(options).get(name)
@@ -36,7 +39,7 @@ class Labelled(TaskKind):
                     f"`{name}` must be left out with `task`, got {given}: {task.name} has its own columns and labels"
                 )
         self.check_options(task, options, ("task", "train", "new_head", "max_length"))
-        return load_glue(task, train=options.train, validation=validation)
+        return load_glue(task, train=options.train, validation=validation, parts=parts)
 
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """Class of transformers for sequence classification."""
@@ -86,7 +89,7 @@ class Labelled(TaskKind):
         Raises `InputError` for a `max_length` above that limit, and a text that the tokenizer refuses.
         """
         length = text_length(max_length, longest_text(tokenizer, config))
-        splits = {"train": data.train, **data.evaluation}
+        splits = data.read
         items = {name: tokenized(split.texts, tokenizer, config, max_length=length) for name, split in splits.items()}
         if max_length is None:
             pairs = [pair for name in splits for pair in zip(splits[name].texts, items[name], strict=True)]
@@ -97,7 +100,7 @@ class Labelled(TaskKind):
             )
             for name, split in splits.items()
         }
-        train, collate = encoded.pop("train"), DataCollatorWithPadding(tokenizer)
+        train, collate = encoded.pop("train", EncodedExamples([])), DataCollatorWithPadding(tokenizer)
         return EncodedTask(data.task, train, encoded, data.source, collate, length)
 
     def choices(self, task: LabelledTask) -> tuple[str, ...]:
@@ -123,15 +126,26 @@ class Labelled(TaskKind):
         return logits
 
 
-def load_custom(options: TaskOptions, validation: str | None) -> LabelledData:
-    """Reads your own labelled files. Raises `InputError` if one or a column is missing, or a third column given."""
-    for name in ("source_column", "target_column", "group_column"):
+def load_custom(options: TaskOptions, validation: str | None, parts: Parts) -> LabelledData:
+    """Reads your own labelled files. Raises `InputError` if one or a column is missing, or a third column given.
+
+    The classes are those of the training file, or without one those of `validation`.
+    """
+    for name in ("source_column", "target_column", "group_column", "segment_ids"):
         if name in changed(options):
             raise InputError(f"`{name}` must be left out without `task`, got {changed(options)[name]}")
     columns = custom_task(options.text_column, options.label_column, regression=options.regression)
-    if columns is None or not (options.train and validation):
-        raise InputError("`task` must be given, or `train`, `validation`, `text_column` and `label_column`")
-    return load_files(options.train, validation, columns)
+    files = {"train": options.train, "validation": validation}
+    needed = parts.names(("validation",))
+    first = options.train or validation
+    if columns is None or first is None or not all(files[name] for name in needed):
+        named = ", ".join(f"`{name}`" for name in (*needed, "text_column"))
+        raise InputError(f"`task` must be given, or {named} and `label_column`")
+    found = load_files(first, validation if parts.reported else None, columns)
+    if parts.train:
+        return found
+    source = found.source if options.train else short_name(first)
+    return replace(found, train=found.train.subset(()), source=source)
 
 
 def custom_task(text_column: tuple[str, ...], label_column: str | None, *, regression: bool) -> CustomTask | None:

@@ -10,7 +10,7 @@ from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.row import Row
 from mlpfusion.data.files.rows import Table, hub_table, read_table, short_name
 from mlpfusion.data.labelled.glue import CustomTask, LabelledTask
-from mlpfusion.data.task import TaskData
+from mlpfusion.data.task import ALL, Parts, TaskData
 from mlpfusion.errors import InputError, shown
 
 HUB_DATASET = "nyu-mll/glue"
@@ -36,28 +36,30 @@ LabelledData = TaskData[LabelledTask, Examples]
 
 
 def load_glue(
-    task: LabelledTask, *, train: Path | str | None = None, validation: Path | str | None = None
+    task: LabelledTask,
+    *,
+    train: Path | str | None = None,
+    validation: Path | str | None = None,
+    parts: Parts = ALL,
 ) -> LabelledData:
-    """Loads a GLUE task from the folder in MLPFUSION_DATA, else the Hub.
+    """Loads `parts` of a GLUE task from the folder in MLPFUSION_DATA, else the Hub.
 
     `train` and `validation` are files with the task's columns, to read instead. If the folder has
     only a part of a training set (`train_subset`), that part is read and named in `source`. Raises
     `InputError` for a missing split or column, an empty split, and a label out of range.
     """
     folder, sources = data_folder(task.folder), []
-    files = [("train", train), *((split, validation) for split in task.splits)]
-    if validation is not None:
-        files = [("train", train), ("validation", validation)]
+    reported = task.splits if validation is None else ("validation",)
     splits = {}
-    for split, file in files:
-        table, source = _split_table(task, split, file, folder)
+    for split in parts.names(reported):
+        table, source = _split_table(task, split, train if split == "train" else validation, folder)
         splits[split] = _examples(table, task, split)
         sources.append(source)
-    return TaskData(task, splits.pop("train"), splits, ", ".join(sources))
+    return TaskData(task, splits.pop("train", Examples((), ())), splits, ", ".join(sources))
 
 
-def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -> LabelledData:
-    """Loads your own data set from two files.
+def load_files(train: Path | str, validation: Path | str | None, columns: CustomTask) -> LabelledData:
+    """Loads your own data set from two files, or the training split alone.
 
     Classes are the distinct labels of the training file, sorted (numbers by value), stripped of
     white space. Metrics are accuracy, and F1 for two classes; Pearson and Spearman for a
@@ -69,9 +71,10 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
     >>> load_files(folder / "a.csv", folder / "b.csv", CustomTask(("text",), "label")).task.label_names
     ('no', 'yes')
     """
-    tables = read_table(train, "train"), read_table(validation, "validation")
-    _check_columns(tables[0], columns.text_columns, columns.label_column, "train")
-    names = () if columns.regression else _label_names(tables[0], columns.label_column)
+    files = {"train": train} | ({} if validation is None else {"validation": validation})
+    tables = {split: read_table(file, split) for split, file in files.items()}
+    _check_columns(tables["train"], columns.text_columns, columns.label_column, "train")
+    names = () if columns.regression else _label_names(tables["train"], columns.label_column)
     metrics = ("pearson", "spearman") if not names else ("accuracy", "f1")[: 2 if len(names) == 2 else 1]
     task = LabelledTask(
         name=columns.name,
@@ -80,9 +83,8 @@ def load_files(train: Path | str, validation: Path | str, columns: CustomTask) -
         metrics=metrics,
         label_column=columns.label_column,
     )
-    evaluation = {"validation": _examples(tables[1], task, "validation")}
-    source = f"{short_name(train)}, {short_name(validation)}"
-    return TaskData(task, _examples(tables[0], task, "train"), evaluation, source)
+    splits = {split: _examples(table, task, split) for split, table in tables.items()}
+    return TaskData(task, splits.pop("train"), splits, ", ".join(map(short_name, files.values())))
 
 
 def _split_table(task: LabelledTask, split: str, file: Path | str | None, folder: Path | None) -> tuple[Table, str]:

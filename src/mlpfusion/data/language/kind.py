@@ -17,7 +17,7 @@ from mlpfusion.data.language.causal import check_causal, check_head_stored, chec
 from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.language.task import LanguageData, LanguageTask, Texts
 from mlpfusion.data.language.tokens import TokenKind
-from mlpfusion.data.task import TaskData
+from mlpfusion.data.task import Parts, TaskData
 from mlpfusion.data.unlabelled.windows import token_windows, window_length
 from mlpfusion.errors import InputError
 from mlpfusion.options.task import TaskOptions
@@ -28,7 +28,7 @@ _USED = ("task", "train", "text_column", "max_length")
 class LanguageModelling(TokenKind):
     """Tasks of predicting the next token."""
 
-    def load(self, task: LanguageTask, options: TaskOptions, validation: str | None) -> LanguageData:
+    def load(self, task: LanguageTask, options: TaskOptions, validation: str | None, parts: Parts) -> LanguageData:
         """Reads the texts of `task`, or of your own files.
 
         Raises `InputError` for options of other kinds, a second text column, and a missing file.
@@ -36,11 +36,11 @@ class LanguageModelling(TokenKind):
         self.check_options(task, options, _USED)
         if len(options.text_column) > 1:
             raise InputError(f"`text_column` must name one column for {task.name}, got {','.join(options.text_column)}")
-        files = _files(task, options.train, validation)
+        files = _files(task, options.train, validation, parts)
         column = next(iter(options.text_column), None)
         splits = {name: _texts(name, file, column) for name, file in files.items()}
         source = ", ".join(short_name(file) for file in files.values())
-        return TaskData(task, splits.pop("train"), splits, source)
+        return TaskData(task, splits.pop("train", Texts(())), splits, source)
 
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the checkpoint."""
@@ -71,18 +71,19 @@ class LanguageModelling(TokenKind):
         for a split with less than a window.
         """
         config = PreTrainedConfig() if config is None else config
-        length = window_length(max_length, tokenizer, config, usual=MAX_LENGTH, field="max_length")
-        splits = {"train": data.train, **data.evaluation}
-        encoded = {name: packed(split.texts, tokenizer, config, length, field=name) for name, split in splits.items()}
-        train = encoded.pop("train")
+        length = training_window(max_length, tokenizer, config)
+        encoded = {
+            name: packed(split.texts, tokenizer, config, length, field=name) for name, split in data.read.items()
+        }
+        train = encoded.pop("train", EncodedExamples([]))
         whole = train.subset([index for index, tokens in enumerate(train.lengths) if tokens == length])
         return EncodedTask(data.task, whole, encoded, data.source, PadRight(tokenizer), length)
 
 
-def _files(task: LanguageTask, train: str | None, validation: str | None) -> dict[str, str]:
+def _files(task: LanguageTask, train: str | None, validation: str | None, parts: Parts) -> dict[str, str]:
     """The file or data set of every split."""
     own = {"train": train} | ({} if validation is None else {"validation": validation})
-    names = ("train", *task.splits) if validation is None else ("train", "validation")
+    names = parts.names(task.splits if validation is None else ("validation",))
     files = {name: own.get(name) or _own_file(task, name) for name in names}
     missing = [name for name, file in files.items() if file is None]
     if missing:
@@ -104,6 +105,14 @@ def _texts(split: str, file: str, column: str | None) -> Texts:
     if file.startswith(PREFIX) and column is None:
         column = "text"  # of the data sets in the table
     return Texts(tuple(read_texts(file, column=column, field=split)))
+
+
+def training_window(asked: int | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """Tokens of a window to train on: `asked`, else the smaller of `MAX_LENGTH` and the limit of the model.
+
+    Raises `InputError`, with the name `max_length`, as `window_length` does.
+    """
+    return window_length(asked, tokenizer, config, usual=MAX_LENGTH, field="max_length")
 
 
 def packed(

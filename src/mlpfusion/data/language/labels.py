@@ -31,6 +31,16 @@ def num_predicted(labels: Tensor, *, shifted: bool) -> int:
     return int(((labels[:, 1:] if shifted else labels) != NOT_PREDICTED).sum())
 
 
+def text_ids(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (token ids, where they are) of labels; elsewhere the ids are 0.
+
+    >>> text_ids(torch.tensor([7, 8, -100]))
+    (tensor([7, 8, 0]), tensor([ True,  True, False]))
+    """
+    there = labels != NOT_PREDICTED
+    return labels.where(there, 0), there
+
+
 def is_shifted(config: PreTrainedConfig) -> bool:
     """Whether logits of a model predict the next token, not their own."""
     return not config.is_encoder_decoder

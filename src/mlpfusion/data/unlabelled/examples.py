@@ -2,9 +2,10 @@
 
 from transformers import PreTrainedConfig
 
-from mlpfusion.batch import Batch, with_decoder_inputs
+from mlpfusion.batch import Batch, shifted_right, with_decoder_inputs
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
 from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
+from mlpfusion.data.language.labels import text_ids
 from mlpfusion.data.unlabelled.calibration_texts import order_by_length
 
 
@@ -20,13 +21,25 @@ def labelled_batches(examples: EncodedExamples, collate: Collate, batch_size: in
     return [dict(collate(rows[start : start + batch_size])) for start in range(0, len(rows), batch_size)]
 
 
+def model_batches(examples: EncodedExamples, collate: Collate, config: PreTrainedConfig) -> list[Batch]:
+    """Batches of `BATCH_SIZE` examples as inputs of a model of `config`, sorted by length.
+
+    The decoder of an encoder-decoder reads the text to write, and where there is none the same text again.
+    """
+    if not config.is_encoder_decoder or not isinstance(examples[0].get("labels"), list):
+        return with_decoder_inputs(unlabelled_batches(examples, collate), config)
+    found = list[Batch]()
+    for batch in labelled_batches(examples, collate, BATCH_SIZE):
+        text, there = text_ids(batch["labels"])
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        decoder = {"decoder_input_ids": shifted_right(text, config), "decoder_attention_mask": there.long()}
+        found.append(inputs | decoder)
+    return found
+
+
 def calibration_batches(
     examples: EncodedExamples, collate: Collate, config: PreTrainedConfig, num_samples: int, seed: int
 ) -> list[Batch]:
-    """Draws `num_samples` examples, long ones more often, as unlabelled batches.
-
-    The batches are inputs of a model of `config`: with shifted decoder inputs for an
-    encoder-decoder.
-    """
+    """Draws `num_samples` examples, long ones more often, as `model_batches`."""
     drawn = order_by_length(examples.lengths, seed)[:num_samples]
-    return with_decoder_inputs(unlabelled_batches(examples.subset(drawn), collate), config)
+    return model_batches(examples.subset(drawn), collate, config)

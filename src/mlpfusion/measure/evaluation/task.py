@@ -1,7 +1,7 @@
 """The scores of a checkpoint on a task, without training it."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -55,7 +55,7 @@ class TaskEvaluation:
 
 
 def encode_for_scores(source: Checkpoint, data: TaskData[Any, Any], max_length: int | None) -> EncodedTask:
-    """Tokenizes the reported splits of `data`; the training split is not read.
+    """Tokenizes `data`, its reported splits.
 
     Raises `InputError` for a checkpoint without a trained head for the task.
     """
@@ -63,8 +63,7 @@ def encode_for_scores(source: Checkpoint, data: TaskData[Any, Any], max_length: 
     head = kind.model_class(kind.config(source, data.task))
     if kind.row_is_example and not has_head(source, head):
         raise InputError(f"`model` must have a trained head for {data.task.name}, {source.name} has none")
-    without = replace(data, train=next(iter(data.evaluation.values())))
-    return encode_for(source, without, max_length)
+    return encode_for(source, data, max_length)
 
 
 def evaluate_on_task(

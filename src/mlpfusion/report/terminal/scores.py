@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import click
 from rich.text import Text
 
 from mlpfusion.errors import printable
+from mlpfusion.measure.evaluation.harness import HarnessEvaluation
 from mlpfusion.measure.evaluation.task import TaskEvaluation
 from mlpfusion.report.terminal.console import PlainConsole, bold
 
@@ -44,6 +46,18 @@ def print_task_evaluation(evaluation: TaskEvaluation, out: str | None) -> None:
         texts = example_texts(Path(out))
         if texts:
             console.print(texts, highlight=False, markup=False)
+        console.print(Text.assemble(bold(out), " is complete."))
+
+
+def print_harness_evaluation(evaluation: HarnessEvaluation, out: str | None) -> None:
+    """Prints the tables of lm-eval."""
+    console = PlainConsole()
+    for table in evaluation.tables():
+        click.echo(printable(table, keep="\n"))
+    console.print(
+        f"{evaluation.parameters:,} parameters, {evaluation.dtype}, {evaluation.seconds:.1f} s", highlight=False
+    )
+    if out is not None:
         console.print(Text.assemble(bold(out), " is complete."))
 
 
