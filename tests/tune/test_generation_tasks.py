@@ -8,6 +8,7 @@ import pytest
 import torch
 from command import call, refused
 from pico import pico_model
+from safetensors.torch import load_file
 from tiny_task import WORDS, make_task, save_checkpoint, tiny_tokenizer
 from tiny_texts import rows, webnlg_folder, write_rows
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -16,6 +17,7 @@ from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.generation.encode import EncodedGeneration, with_decoding
 from mlpfusion.data.generation.entries import Entry, GenerationExamples
 from mlpfusion.data.generation.task import GENERATION
+from mlpfusion.data.generation.webnlg import ADDED_TOKENS
 from mlpfusion.data.language.labels import NOT_PREDICTED
 from mlpfusion.data.task import TaskData
 from mlpfusion.data.tasks import encode_task
@@ -24,6 +26,7 @@ from mlpfusion.generation.decode import Decoder
 from mlpfusion.generation.run import generate_and_score
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.task import TaskOptions
+from mlpfusion.tune.trainer import StageTrainer
 
 CLS, SEP, FIRST = 1, 2, 4  # ids of [CLS], [SEP], w0
 
@@ -190,6 +193,46 @@ def test_webnlg_brings_its_tokens_and_is_scored_by_group(tmp_path, monkeypatch):
     again = call("tune", tmp_path / "out", tmp_path / "again", "--task", "webnlg", *flags[:6])
     assert again.exit_code == 0, again.output
     assert AutoConfig.from_pretrained(tmp_path / "again").vocab_size == trained.config.vocab_size
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # the head of GPT-2 is its embedding
+def test_lora_trains_the_rows_of_the_new_tokens_and_no_other(name, tmp_path, monkeypatch):
+    webnlg_folder(tmp_path, monkeypatch)
+    model = save_checkpoint(tmp_path / "model", name, AutoModelForCausalLM)
+    flags = ["--epochs", 1, "--batch-size", 2, "--select-on", "last", "--max-new-tokens", 2, "--device", "cpu"]
+    for out, rate, lora in (("drawn", 1e-20, []), ("trained", 1e-2, ["--lora", "r=2"])):
+        result = call("tune", model, tmp_path / out, "--task", "webnlg", *flags, "--learning-rate", rate, *lora)
+        assert result.exit_code == 0, result.output
+    drawn, trained = (AutoModelForCausalLM.from_pretrained(tmp_path / one) for one in ("drawn", "trained"))
+    number, tensors = len(ADDED_TOKENS), [dict(one.named_parameters()) for one in (drawn, trained)]
+    for table in ("transformer.wte.weight",) if name == "gpt2" else ("model.embed_tokens.weight", "lm_head.weight"):
+        before, after = (one[table] for one in tensors)
+        assert torch.equal(before[:-number], after[:-number])
+        assert (before[-number:] - after[-number:]).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_the_rows_of_the_new_tokens(tmp_path, monkeypatch):
+    webnlg_folder(tmp_path, monkeypatch)
+    model = save_checkpoint(tmp_path / "model", "gpt2", AutoModelForCausalLM)
+    flags = ["--task", "webnlg", "--lora", "r=2", "--epochs", 3, "--batch-size", 1, "--save-steps", 1]
+    flags += ["--select-on", "last", "--max-new-tokens", 2, "--device", "cpu", "--learning-rate", 1e-2]
+    assert call("tune", model, tmp_path / "whole", *flags).exit_code == 0
+    step, steps = StageTrainer.training_step, []
+
+    def stop_at_the_third(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageTrainer, "training_step", stop_at_the_third)
+        assert call("tune", model, tmp_path / "out", *flags).exit_code != 0
+    assert call("tune", model, tmp_path / "out", *flags, "--resume").exit_code == 0
+    found, expected = (load_file(tmp_path / out / "model.safetensors") for out in ("out", "whole"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_a_model_without_the_tokens_of_webnlg_is_refused_where_none_are_learned(tmp_path, monkeypatch):

@@ -66,9 +66,9 @@ def finetune(
         arguments = _arguments(
             context.folder or Path(scratch), config, metric, together, evaluated=selection is not None
         )
-        trained = (
-            model if config.lora is None else add_lora(model, config.lora, kind.names(model.config).adapter, routers)
-        )
+        trained, new_tokens = model, data.added_ids if isinstance(data, EncodedGeneration) else ()
+        if config.lora is not None:
+            trained = add_lora(model, config.lora, kind.names(model.config).adapter, routers, new_tokens)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
@@ -93,7 +93,7 @@ def finetune(
         model.config.use_cache = use_cache
     if config.lora is not None:
         if context.folder is not None and trainer.is_world_process_zero():
-            trained.save_pretrained(context.folder / "adapter")
+            trained.save_pretrained(context.folder / "adapter", save_embedding_layers=bool(new_tokens))
         model = merge_lora(trained)
     return model.eval(), record
 

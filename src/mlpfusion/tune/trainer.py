@@ -214,13 +214,17 @@ class StageTrainer(Trainer):
 def _own_names(model: Any) -> Iterator[None]:
     """Makes `model` save its tensors under its own names, by which the Trainer reads a state back.
 
-    The files of a mixture otherwise hold one tensor an expert, which would be passed over.
+    The files of a mixture otherwise hold one tensor an expert, which would be passed over. An adapter is saved alone:
+    of the embeddings under it only rows that it has itself train.
     """
-    if not isinstance(model, PreTrainedModel):
+    holder: Any = model
+    if isinstance(model, PreTrainedModel):
+        holder.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    elif hasattr(model, "peft_config"):
+        holder.save_pretrained = partial(holder.save_pretrained, save_embedding_layers=False)
+    else:
         yield
         return
-    holder: Any = model
-    holder.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     try:
         yield
     finally:

@@ -47,6 +47,11 @@ class EncodedGeneration(EncodedTask):
     stops: tuple[int, ...] = ()
     decoding: Decoding = field(default_factory=Decoding)
 
+    @property
+    def added_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that the task adds."""
+        return tuple(self.tokenizer.convert_tokens_to_ids(list(self.task.added_tokens)))
+
 
 def with_decoding(data: EncodedTask, decoding: Decoding) -> EncodedTask:
     """The task with these options of decoding. Raises `InputError` for any where no text is written."""
