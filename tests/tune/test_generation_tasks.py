@@ -150,7 +150,7 @@ CHAT = "{% for m in messages %}[CLS] {{ m.role }} {{ m.content }} [SEP] {% endfo
 CHAT += "{% if add_generation_prompt %}[CLS] assistant {% endif %}"
 
 
-def test_a_chat_is_learned_on_the_turns_of_the_assistant(tmp_path):
+def test_a_chat_is_learned_on_the_turns_of_the_assistant(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer(["user", "assistant", *WORDS])
     tokenizer.chat_template = CHAT
     turns = [("user", "w1"), ("assistant", "w2"), ("user", "w3 w4"), ("assistant", "w5 w6")]
@@ -171,6 +171,8 @@ def test_a_chat_is_learned_on_the_turns_of_the_assistant(tmp_path):
         == "[CLS] user w1 [SEP] [CLS] assistant w2 [SEP] [CLS] user w3 w4 [SEP] [CLS] assistant"
     )
     assert data.prompts["validation"].entries.references == (("w5 w6",),)
+    monkeypatch.setattr("mlpfusion.data.generation.encode.special_frame", lambda _tokenizer: pytest.fail("asked"))
+    assert encode_task(chosen_data(TaskOptions(task="generation", train=file), file), tokenizer).train.items
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="the tokenizer must have a chat template for a file with `messages`"):
         encode_task(chosen_data(TaskOptions(task="generation", train=file), file), tokenizer)

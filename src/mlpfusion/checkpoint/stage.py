@@ -22,7 +22,7 @@ from mlpfusion.storage.states import keep_states, remove_state
 from mlpfusion.storage.unfinished import expect_record, remove_work
 
 STAGE_FILE = "stage.json"
-KEPT_FOLDERS = ("adapter", "generated")  # of a stage, beside its model
+ADAPTER, GENERATED = "adapter", "generated"  # folders that a stage keeps beside its model
 
 
 def run_stage(
@@ -49,7 +49,7 @@ def run_stage(
         with staged_folder(result, listed=False) as staged:
             save(model, source, staged)
             save_padding(model, staged)
-            for name in KEPT_FOLDERS:
+            for name in (ADAPTER, GENERATED):
                 if (folder / name).is_dir():
                     shutil.copytree(folder / name, staged / name)
             (staged / STAGE_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")

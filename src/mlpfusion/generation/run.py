@@ -14,8 +14,6 @@ from mlpfusion.generation.scores import ALL, GenerationScores, Signatures, score
 from mlpfusion.progress import Progress
 from mlpfusion.storage.atomic import write_file
 
-FOLDER = "generated"
-
 
 @dataclass(frozen=True)
 class Generated:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
+from mlpfusion.checkpoint.stage import GENERATED
 from mlpfusion.checks import user_path
 from mlpfusion.compression.checks import check_cut, check_experts
 from mlpfusion.compression.compress import compress
@@ -27,7 +28,6 @@ from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
 from mlpfusion.data.tasks import find_task, kind_of_task, load_task, new_tokens
 from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
-from mlpfusion.generation.run import FOLDER
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import ON_TASK
@@ -165,7 +165,7 @@ class Grid:
                     row = identity | self._outcome(cell, rate, seed, states, progress)
                     PartialState().wait_for_everyone()  # until then they may read their states
                     if PartialState().is_main_process:
-                        self._keep_texts(states / _TUNING / FOLDER, file.stem)
+                        self._keep_texts(states / _TUNING / GENERATED, file.stem)
                         write_file(file, sealed_json(row))
                         shutil.rmtree(states, ignore_errors=True)
             finally:

@@ -10,12 +10,13 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
+from mlpfusion.checkpoint.stage import ADAPTER, GENERATED
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration
 from mlpfusion.data.language.labels import is_shifted
 from mlpfusion.data.tasks import check_metric, kind_of_task, merit
-from mlpfusion.generation.run import FOLDER, generate_and_score
+from mlpfusion.generation.run import generate_and_score
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
@@ -93,7 +94,7 @@ def finetune(
         model.config.use_cache = use_cache
     if config.lora is not None:
         if context.folder is not None and trainer.is_world_process_zero():
-            trained.save_pretrained(context.folder / "adapter", save_embedding_layers=bool(new_tokens))
+            trained.save_pretrained(context.folder / ADAPTER, save_embedding_layers=bool(new_tokens))
         model = merge_lora(trained)
     return model.eval(), record
 
@@ -155,7 +156,7 @@ def _generated(
 
     With LoRA `model` has the factors in it.
     """
-    found = of_first(lambda: generate_and_score(model, data, folder / FOLDER, context.progress))
+    found = of_first(lambda: generate_and_score(model, data, folder / GENERATED, context.progress))
     for name, numbers in found.numbers(data.task).items():
         scores[name] = scores.get(name, {}) | numbers
     return GeneratedRecord(found.signatures, dict(found.cut))

@@ -31,6 +31,24 @@ class Table:
         return f"{self.name}, {self.unit} {row.line}"
 
 
+def check_not_empty(table: Table, field: str) -> None:
+    """Raises `InputError` for a table without rows."""
+    if not table.rows:
+        raise InputError(f"`{field}` must hold at least one row, got none in {table.name}")
+
+
+def column_value(table: Table, row: Row, column: str, option: str) -> Any:
+    """Value of a row in `column`.
+
+    Raises `InputError` for a missing column; the message names `option`, by which the column was
+    chosen.
+    """
+    if column not in row.values:
+        known = ", ".join(row.values)
+        raise InputError(f"`{option}` must be a column of {table.place(row)}, one of {known}, got {column!r}")
+    return row.values[column]
+
+
 def file_kind(file: Path | str) -> str:
     """Suffix of a file in small letters, without .gz.
 

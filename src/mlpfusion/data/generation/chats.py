@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpfusion.data.files.row import Row
-from mlpfusion.data.files.rows import Table
-from mlpfusion.data.generation.checked import check_not_empty, column_value, text_value
+from mlpfusion.data.files.rows import Table, check_not_empty, column_value
+from mlpfusion.data.generation.checked import text_value
 from mlpfusion.data.generation.entries import Entry, GenerationExamples, merged
 from mlpfusion.errors import InputError, shown
 

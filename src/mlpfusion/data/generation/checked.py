@@ -7,24 +7,6 @@ from mlpfusion.data.files.rows import Table
 from mlpfusion.errors import InputError, shown
 
 
-def check_not_empty(table: Table, field: str) -> None:
-    """Raises `InputError` for a table without rows."""
-    if not table.rows:
-        raise InputError(f"`{field}` must hold at least one row, got none in {table.name}")
-
-
-def column_value(table: Table, row: Row, column: str, option: str) -> Any:
-    """Value of a row in `column`.
-
-    Raises `InputError` for a missing column; the message names `option`, by which the column was
-    chosen.
-    """
-    if column not in row.values:
-        known = ", ".join(row.values)
-        raise InputError(f"`{option}` must be a column of {table.place(row)}, one of {known}, got {column!r}")
-    return row.values[column]
-
-
 def text_value(table: Table, row: Row, value: Any, name: str) -> str:
     """Returns `value`. Raises `InputError` for a blank text, and for anything but text."""
     if not isinstance(value, str) or not value.strip():

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpfusion.data.files.row import Row
-from mlpfusion.data.files.rows import Table, read_table
+from mlpfusion.data.files.rows import Table, check_not_empty, column_value, read_table
 from mlpfusion.data.generation.chats import MESSAGES, ChatExamples, chat_examples
-from mlpfusion.data.generation.checked import check_not_empty, column_value, reference_values, text_value
+from mlpfusion.data.generation.checked import reference_values, text_value
 from mlpfusion.data.generation.entries import Entry, GenerationExamples, merged
 
 
@@ -36,8 +36,7 @@ def read_generation(
     (('Eden is here.', 'Here is Eden.'),)
     """
     table = read_table(file, field)
-    check_not_empty(table, field)
-    if columns is None and MESSAGES in table.rows[0].values:
+    if columns is None and table.rows and MESSAGES in table.rows[0].values:
         return chat_examples(table, field)
     return table_examples(table, field, columns or GenerationColumns())
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.data.files.row import Row
-from mlpfusion.data.files.rows import Table, read_table
-from mlpfusion.data.generation.checked import check_not_empty, column_value, text_value
+from mlpfusion.data.files.rows import Table, check_not_empty, column_value, read_table
+from mlpfusion.data.generation.checked import text_value
 from mlpfusion.data.generation.entries import Entry, GenerationExamples
 from mlpfusion.errors import InputError, shown
 

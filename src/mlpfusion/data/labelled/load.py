@@ -8,7 +8,7 @@ from typing import Any
 
 from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.row import Row
-from mlpfusion.data.files.rows import Table, hub_table, read_table, short_name
+from mlpfusion.data.files.rows import Table, check_not_empty, column_value, hub_table, read_table, short_name
 from mlpfusion.data.labelled.glue import CustomTask, LabelledTask
 from mlpfusion.data.task import ALL, Parts, TaskData
 from mlpfusion.errors import InputError, shown
@@ -101,16 +101,12 @@ def _split_table(task: LabelledTask, split: str, file: Path | str | None, folder
 
 
 def _check_columns(table: Table, text_columns: Sequence[str], label_column: str, split: str) -> None:
-    if not table.rows:
-        raise InputError(f"`{split}` must hold at least one row, got none in {table.name}")
+    check_not_empty(table, split)
     for column, option in [*((column, "text_column") for column in text_columns), (label_column, "label_column")]:
         for row in table.rows:
-            if column not in row.values:
-                known = f"one of {', '.join(row.values)}"
-                raise InputError(f"`{option}` must be a column of {table.place(row)}, {known}, got {column!r}")
-            if option == "text_column" and not isinstance(row.values[column], str):
-                where = table.place(row)
-                raise InputError(f"`{column}` must be text in {where}, got {shown(row.values[column])}")
+            value = column_value(table, row, column, option)
+            if option == "text_column" and not isinstance(value, str):
+                raise InputError(f"`{column}` must be text in {table.place(row)}, got {shown(value)}")
 
 
 def _examples(table: Table, task: LabelledTask, split: str) -> Examples:

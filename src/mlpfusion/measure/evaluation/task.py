@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import to_device
 from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.stage import GENERATED
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
 from mlpfusion.checks import user_path
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
@@ -23,7 +24,7 @@ from mlpfusion.data.task_model import encode_for, load_for_task
 from mlpfusion.data.tasks import kind_of_task
 from mlpfusion.data.unlabelled.examples import labelled_batches
 from mlpfusion.errors import InputError
-from mlpfusion.generation.run import FOLDER, generate_and_score
+from mlpfusion.generation.run import generate_and_score
 from mlpfusion.generation.scores import Signatures
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.progress import Progress
@@ -90,7 +91,7 @@ def evaluate_on_task(
         expect_record(folder, text)
         with staged_folder(folder, opened.replaced) as staged:
             (staged / RECORD_FILE).write_text(text, encoding="utf-8")
-            for file in sorted((work_folder(folder) / FOLDER).glob("*.jsonl")):
+            for file in sorted((work_folder(folder) / GENERATED).glob("*.jsonl")):
                 (staged / file.name).write_bytes(file.read_bytes())
         remove_work(folder)
     return found
@@ -103,7 +104,7 @@ def _evaluated(source: Checkpoint, data: EncodedTask, folder: Path, device: str,
     scores = {name: task_scores(model, data, examples) for name, examples in data.evaluation.items()}
     decoding, signatures, cut = None, None, dict[str, int]()
     if isinstance(data, EncodedGeneration):
-        generated = generate_and_score(model, data, folder / FOLDER, progress)
+        generated = generate_and_score(model, data, folder / GENERATED, progress)
         for name, numbers in generated.numbers(data.task).items():
             scores[name] = scores.get(name, {}) | numbers
         decoding, signatures, cut = data.decoding, generated.signatures, dict(generated.cut)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mlpfusion.generation.run import FOLDER
+from mlpfusion.checkpoint.stage import GENERATED
 from mlpfusion.measure.approximation import BlockError
 from mlpfusion.measure.comparison import CheckpointErrors
 from mlpfusion.measure.evaluation.text import Evaluation
@@ -234,7 +234,7 @@ def print_tuning(record: TuneRecord, out: str) -> None:
         )
         console.print(f"{record.task} {split}: {values}")
     console.print(f"{record.note}")
-    texts = example_texts(Path(out) / FOLDER)
+    texts = example_texts(Path(out) / GENERATED)
     if texts:
         console.print(texts, highlight=False, markup=False)
     saved = f" is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}."
