@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 from transformers.models.aria import modeling_aria
 
 import mlpfusion
@@ -113,6 +113,22 @@ def fused_mixture(name: str, dtype: torch.dtype = torch.float32) -> Any:
     model = mixture_model(name, dtype)
     mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)
     return model
+
+
+def switch_model(dtype: torch.dtype = torch.float32) -> Any:
+    """A Switch Transformer of three layers in the encoder and in the decoder, the second of each with four experts."""
+    config = AutoConfig.for_model(
+        "switch_transformers", d_model=32, d_kv=8, d_ff=56, num_layers=3, num_decoder_layers=3, num_heads=4,
+        num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, vocab_size=67,
+        decoder_start_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForSeq2SeqLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.to(dtype).eval()
 
 
 def slow_but(*quick: str) -> list[Any]:

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import mlpfusion
+from mlpfusion.compression.calibration.traces import trace_calibration
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.narrow_experts import ScaledExperts
 from mlpfusion.sites.detect import find_architecture
@@ -234,7 +235,7 @@ def test_what_experts_cannot_have_is_refused_and_changes_nothing(method, options
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        (mlpfusion.NTKMatch(), {}, "`method` must need no gradients for experts .*, as ntk-match with `match=none`"),
+        (mlpfusion.NTKMatch(), {}, "`method` must have no second step for experts .*, as ntk-match with `match=none`"),
         (mlpfusion.NIRVANA(), {}, "`method` must be one that narrows each block by itself for experts"),
         (mlpfusion.WhitenedSVD(), {}, "`method` must be one that narrows each block by itself for experts"),
         (mlpfusion.FLAP(), {"sequential": True}, "`sequential` must be left out for experts"),
@@ -301,6 +302,43 @@ def test_experts_that_no_token_reaches_are_fused_and_the_record_says_so():
         small, fused_experts = both
         same = [torch.equal(*pair) for pair in zip(small.down_proj, fused_experts.down_proj, strict=True)]
         assert same == [True, True, False, False]
+
+
+@pytest.mark.parametrize("name", slow_but("gpt_oss", "mixtral"))
+@pytest.mark.parametrize("method", [mlpfusion.MaintainNTKGradient(num_epochs=4, learning_rate=3e-3)])
+def test_experts_learn_the_gradients_of_the_mixture(name, method):
+    record = mlpfusion.compress(mixture_model(name), method, keep_ratio=0.5, calibration=TEXTS)
+    assert record.recipe["calibration"] == {"samples": 12, "tokens": 6 * 24 + 6 * 15}
+    for site in record.sites:
+        assert site.metrics["gradient_error"] < site.metrics["gradient_error_start"]
+
+
+def test_a_pooling_multiplies_the_weights_of_the_router():
+    model = mixture_model("mixtral")
+    sites = find_sites(model, find_architecture(model))
+    plain = trace_calibration(model, sites, TEXTS, 0)
+    last = trace_calibration(model, sites, TEXTS, 0, pooling="last")
+    assert set(last.weights) == set(last.mixtures) == {site.mixture for site in sites}
+    for site in sites:
+        assert site.mixture is not None
+        assert site.expert is not None
+        tokens, _ = plain.mixtures[site.mixture].routing.of_expert(site.expert)
+        by_router, by_both = plain.at(site), last.at(site)
+        assert by_router is not None
+        assert by_both is not None
+        assert by_router.weights is not None
+        assert by_both.weights is not None
+        assert torch.equal(by_both.weights, by_router.weights * last.weights[site.mixture][tokens])
+        assert torch.equal(by_both.trace.cotangents, by_router.trace.cotangents)
+
+
+def test_one_tracing_serves_several_cuts_of_a_mixture():
+    models = [mixture_model("deepseek_v3") for _ in range(2)]
+    sites = find_sites(models[0], find_architecture(models[0], "all"))
+    traced = trace_calibration(models[0], sites, TEXTS, 0)
+    for model, calibration in zip(models, (traced, TEXTS), strict=True):
+        mlpfusion.compress(model, REFIT, keep_ratio=0.5, calibration=calibration, stacks="all")
+    torch.testing.assert_close(mixture_logits(models[0]), mixture_logits(models[1]))
 
 
 def test_experts_and_the_mlps_beside_them_are_calibrated_together():

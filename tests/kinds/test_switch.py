@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 from command import call
+from mixtures import switch_model
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM
 
 import mlpfusion
 from mlpfusion.errors import InputError
@@ -26,22 +27,6 @@ EXPERTS = [
 ]
 DENSE = [f"{side}.block.{number}" for side in ("encoder", "decoder") for number in (0, 2)]
 INPUTS = torch.randint(3, 60, (3, 11), generator=torch.Generator().manual_seed(0))
-
-
-def switch_model(dtype: torch.dtype = torch.float32) -> Any:
-    """Three layers in the encoder and in the decoder, the second of each with four experts."""
-    config = AutoConfig.for_model(
-        "switch_transformers", d_model=32, d_kv=8, d_ff=56, num_layers=3, num_decoder_layers=3, num_heads=4,
-        num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, vocab_size=67,
-        decoder_start_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForSeq2SeqLM.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.to(dtype).eval()
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -144,7 +129,7 @@ def test_experts_are_calibrated_on_the_tokens_that_reach_them(stacks, tmp_path):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (mlpfusion.NTKMatch(), "`method` must need no gradients for experts"),
+        (mlpfusion.NTKMatch(), "`method` must have no second step for experts"),
         (mlpfusion.WhitenedSVD(), "`method` must be one that narrows each block by itself for experts"),
         (mlpfusion.NIRVANA(), "`method` must be one that narrows each block by itself for experts"),
     ],

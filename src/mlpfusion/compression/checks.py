@@ -11,9 +11,7 @@ from mlpfusion.compression.plan import choose_sites, make_plan
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.key import KEY
 from mlpfusion.kinds.outcome import Narrowed
-from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import known_methods, method_name
-from mlpfusion.methods.needs import calibration_needs
 from mlpfusion.methods.table import METHODS, Method
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.proof.row_check import check_visited
@@ -48,8 +46,8 @@ def check_sizes(method: Any, selection: Selection) -> None:
 def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, sequential: bool = False) -> None:
     """Raises `InputError` for what experts cannot have yet.
 
-    That is a budget, gradients, blocks that see what those before them leave, and learning on a task; calibrated, or
-    where they share their tensors, also other kinds and widths of their own.
+    That is a budget, a second step, blocks that see what those before them leave, and learning on a task; calibrated,
+    or where they share their tensors, also other kinds and widths of their own.
     """
     row, name = METHODS[type(method)], method_name(type(method))
     expert = next((site for site in sites if site.expert is not None), None)
@@ -60,8 +58,8 @@ def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, s
         raise InputError(f"`method` must be one that learns on no task {where}, got {name}; `stacks` leaves them out")
     if (is_shared or row.sees == "inputs") and (row.makes is not Narrowed or row.ranked_together):
         raise InputError(f"`method` must be one that narrows each block by itself {where}, got {name}")
-    if row.sees == "inputs" and calibration_needs(method) != CalibrationNeeds(gradients=False):
-        raise InputError(f"`method` must need no gradients {where}, as ntk-match with `match=none`, got {name}")
+    if row.second_step(method) is not None:
+        raise InputError(f"`method` must have no second step {where}, as ntk-match with `match=none`, got {name}")
     if sequential:
         raise InputError(f"`sequential` must be left out {where}")
     if selection.budget is not None:

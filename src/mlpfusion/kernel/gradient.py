@@ -86,7 +86,7 @@ def check_block(mlp: MLP, trace: BlockTrace) -> None:
     if trace.hidden_size != mlp.hidden_size:
         raise InputError(f"`trace` must have hidden size {mlp.hidden_size}, got {trace.hidden_size}")
     probe = trace.inputs.new_zeros(2, 1)
-    if mlp.num_neurons > 1 and mlp.activation(probe).shape != probe.shape:
+    if mlp.num_neurons > 1 and mlp.gating is None and mlp.activation(probe).shape != probe.shape:
         raise InputError(
             "`activation` must be element-wise, got one of a fixed width; take its scale out into `output_scale`"
         )
@@ -138,8 +138,9 @@ def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False)
                       up    B * h
                       down  h * up x
 
-    `mlp` and `trace` must have one dtype. With `create_graph` the gradients can be differentiated
-    by the tensors of `mlp`, for more memory. Raises `InputError` for a block with a `gating`.
+    and with a `gating` g(gate x, up x) the derivatives of g * s2 by its two arguments, times B, and g * s2. `mlp` and
+    `trace` must have one dtype. With `create_graph` the gradients can be differentiated by the tensors of `mlp`, for
+    more memory.
 
     >>> mlp = MLP(torch.ones(1, 1), torch.ones(1, 1), torch.relu)
     >>> trace = BlockTrace(torch.tensor([[3.0]]), torch.tensor([[2.0]]), torch.tensor([1]))
@@ -147,7 +148,8 @@ def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False)
     [('up', 6.0), ('down', 6.0)]
     """
     if mlp.gating is not None:
-        raise InputError("`mlp` must compute activation(gate) * up, for its gradients, got a `gating` of another form")
+        yield from _gating_gradients(mlp, trace, create_graph=create_graph)
+        return
     times = torch.mul if create_graph else Tensor.mul_
     up = linear(trace.inputs, mlp.up, mlp.up_bias)
     z = up if mlp.gate is None else linear(trace.inputs, mlp.gate, mlp.gate_bias)
@@ -161,6 +163,25 @@ def weight_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool = False)
     yield WeightGradient("gate", signals, trace.inputs, _named("gate_bias", mlp.gate_bias))
     yield WeightGradient("up", times(back, value), trace.inputs, _named("up_bias", mlp.up_bias))
     yield WeightGradient("down", times(value, up), trace.cotangents)
+
+
+def _gating_gradients(mlp: MLP, trace: BlockTrace, *, create_graph: bool) -> Iterator[WeightGradient]:
+    """As `weight_gradients` for a block with a `gating`, by autograd: a neuron depends on its own row of each map."""
+    assert mlp.gating is not None
+    assert mlp.gate is not None
+    with torch.enable_grad():
+        maps = [linear(trace.inputs, mlp.gate, mlp.gate_bias), linear(trace.inputs, mlp.up, mlp.up_bias)]
+        gate, up = (one if create_graph and one.requires_grad else one.detach().requires_grad_() for one in maps)
+        hidden = mlp.gating(gate, up)
+        if mlp.output_scale is not None:
+            hidden = hidden * mlp.output_scale
+        back = trace.cotangents @ mlp.down
+        signals = torch.autograd.grad(hidden, (gate, up), back, create_graph=create_graph)
+    if not create_graph:
+        hidden = hidden.detach()
+    yield WeightGradient("gate", signals[0], trace.inputs, _named("gate_bias", mlp.gate_bias))
+    yield WeightGradient("up", signals[1], trace.inputs, _named("up_bias", mlp.up_bias))
+    yield WeightGradient("down", hidden, trace.cotangents)
 
 
 def sample_gradients(

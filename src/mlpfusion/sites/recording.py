@@ -26,6 +26,11 @@ def hooks() -> Iterator[list[RemovableHandle]]:
             handle.remove()
 
 
+def differentiable(output: Tensor) -> Tensor:
+    """`output`, marked for gradients where they are on and no parameter before it has one."""
+    return output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
+
+
 @contextmanager
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
     """`model` without dropout while the context is open; every module gets its own mode back."""

@@ -15,9 +15,11 @@ from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, random_trace
 from mlpfusion.mlp import MLP, forward
+from mlpfusion.sites.mixtures.routing import watch_mixtures
+from mlpfusion.sites.mixtures.traces import RecordedTraces, check_mixtures_ran, routed_tokens
 from mlpfusion.sites.over_batches import joined_over_batches
 from mlpfusion.sites.parts import text_config
-from mlpfusion.sites.recording import hooks
+from mlpfusion.sites.recording import differentiable, hooks
 from mlpfusion.sites.sites import Site, base_model, site_module
 
 
@@ -38,8 +40,24 @@ def block_traces(
 ) -> dict[str, BlockTrace]:
     """The trace of every site, by path, for f = `scalar` of the logits; one forward and one backward pass a batch.
 
+    As `recorded_traces`, of sites that every token goes through. Raises `InputError` for an expert too.
+    """
+    check_no_expert(sites)
+    return recorded_traces(model, sites, batches, scalar, head).blocks
+
+
+def recorded_traces(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Iterable[Batch],
+    scalar: Scalar,
+    head: RandomHead | PeakHead | None = None,
+) -> RecordedTraces:
+    """The traces of all sites for f = `scalar` of the logits; of experts one record a mixture.
+
     The samples are those of all batches in order. D is the gradient at the output of the linear map `down`; f of one
-    sample does not depend on the others, so the gradient of the sum over the batch holds that of every sample. Tokens
+    sample does not depend on the others, so the gradient of the sum over the batch holds that of every sample. Of a
+    mixture D is the gradient at the output of its module, the weighted sum of what its experts give. Tokens
     that `attention_mask` hides (in a decoder `decoder_attention_mask`) are left out. The logits are those of the model
     at the samples, or of a `RandomHead` on its last hidden states, or of a `PeakHead` on its logits at every token (on
     the last hidden states where it has no language-modelling head). `labels` of a batch go to `scalar`, not to the
@@ -48,22 +66,28 @@ def block_traces(
     batch.
     """
     _check_mode(model)
+    alone = [site for site in sites if site.mixture is None]
+    mixtures = {site.mixture: site for site in sites if site.mixture is not None}
 
     def recorded_in(batch: Batch) -> list[list[Tensor]]:
-        with torch.enable_grad(), watch_sites(model, sites) as seen:
+        watched = watch_sites(model, alone), watch_mixtures(base_model(model), mixtures)
+        with torch.enable_grad(), watched[0] as seen, watched[1] as mixed:
             values = scalar(_logits(model, batch, head), batch.get("labels"))
-            check_runs(sites, seen)
-            outputs = [one.outputs[0] for one in seen]
+            check_runs(alone, seen)
+            check_mixtures_ran(mixtures, mixed)
+            outputs = [*(one.outputs[0] for one in seen), *(mixed[path].output for path in mixtures)]
             gradients = torch.autograd.grad(values.sum(), outputs, allow_unused=True, materialize_grads=True)
+        entered = [*([one.inputs[0]] for one in seen), *(mixed[path].routing.tensors() for path in mixtures)]
         found = []
-        for site, one, gradient in zip(sites, seen, gradients, strict=True):
-            inputs, lengths = visible_inputs(model, site, batch, one.inputs[0])
-            found.append([inputs, visible_inputs(model, site, batch, gradient)[0], lengths])
+        for site, values, gradient in zip([*alone, *mixtures.values()], entered, gradients, strict=True):
+            visible = [visible_inputs(model, site, batch, one.detach()) for one in (*values, gradient)]
+            found.append([*(one for one, _ in visible), visible[0][1]])
         return found
 
     recorded = joined_over_batches(list(batches), recorded_in)
     _forget_graphs(model)
-    return {site.path: BlockTrace(*one) for site, one in zip(sites, recorded, strict=True)}
+    blocks = {site.path: BlockTrace(*one) for site, one in zip(alone, recorded, strict=False)}
+    return RecordedTraces(blocks, dict(zip(mixtures, map(routed_tokens, recorded[len(alone) :]), strict=True)))
 
 
 @torch.no_grad()
@@ -167,7 +191,7 @@ def _keep_input(seen: Seen) -> Any:
 
 def _keep_output(seen: Seen) -> Any:
     def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        kept = output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
+        kept = differentiable(output)
         seen.outputs.append(kept)
         return kept.clone()  # whoever adds to it in place does not change what is kept
 

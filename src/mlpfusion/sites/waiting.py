@@ -16,7 +16,8 @@ from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
-from mlpfusion.sites.mixtures.routing import RoutedTokens, Routing, called_routing
+from mlpfusion.sites.mixtures.routing import RoutedTokens, called_routing
+from mlpfusion.sites.mixtures.traces import routed_tokens
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, by_block, linear_maps, site_module
 from mlpfusion.sites.traces import joined_inputs, run_base, visible_inputs
@@ -61,12 +62,10 @@ class WaitingPasses:
         if self._mixture is None or self._mixture[0] != site.mixture:
             parts: list[list[Tensor]] = []
             for batch, routing in zip(self._batches, self._go_on_to(site.mixture), strict=True):
-                values = (routing.inputs, routing.chosen, routing.weights)
-                visible = [visible_inputs(self._model, site, batch, value) for value in values]
+                visible = [visible_inputs(self._model, site, batch, value) for value in routing.tensors()]
                 parts.append([*(value for value, _ in visible), visible[0][1]])
-            inputs, chosen, weights, lengths = (torch.cat(one) for one in zip(*parts, strict=True))
-            samples = torch.arange(len(lengths), device=inputs.device).repeat_interleave(lengths.to(inputs.device))
-            self._mixture = site.mixture, RoutedTokens(Routing(inputs, chosen, weights), samples)
+            joined = [torch.cat(one) for one in zip(*parts, strict=True)]
+            self._mixture = site.mixture, routed_tokens(joined)
         return self._mixture[1]
 
     def _go_on_to(self, path: str) -> list[Any]:

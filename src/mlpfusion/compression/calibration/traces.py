@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number
+from mlpfusion.compression.calibration.experts import expert_calibration, routed_size
 from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
 from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.errors import InputError, one_line, shown
@@ -26,10 +27,11 @@ from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 from mlpfusion.seeds import site_generator
+from mlpfusion.sites.mixtures.routing import RoutedTokens
 from mlpfusion.sites.parts import vocabulary_size
 from mlpfusion.sites.recording import eval_mode, recordable, recording
 from mlpfusion.sites.sites import Site, base_model, check_transformers_model, read_mlp
-from mlpfusion.sites.traces import block_traces, random_head
+from mlpfusion.sites.traces import block_traces, random_head, recorded_traces
 from mlpfusion.sites.waiting import WaitingPasses, in_run_order, waiting_passes
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
@@ -127,8 +129,9 @@ class TracedCalibration:
     """Recorded traces of a model on the batches of a calibration; `trace_calibration` makes them.
 
     One such object serves several compressions of the same model. `batches` are on the device of the model; `traces`
-    and `weights` (of the tokens, none for the `pooling` `mean`) are by the path of the site; the cotangents of the
-    traces are of `scalar`. `seed` drew the random heads; `seconds` is the time of the recording.
+    and `weights` (of the tokens, none for the `pooling` `mean`) are by the path of the site, `mixtures` and the
+    weights of their tokens by that of the mixture; the cotangents are of `scalar`. `seed` drew the random heads;
+    `seconds` is the time of the recording.
     """
 
     batches: Sequence[Batch]
@@ -138,10 +141,19 @@ class TracedCalibration:
     pooling: str = "mean"
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     scalar: CalibrationScalar = "head"
+    mixtures: Mapping[str, RoutedTokens] = field(default_factory=dict)
 
-    def trace_at(self, site: Site) -> BlockTrace:
-        """Returns the trace of a site."""
-        return self.traces[site.path]
+    def at(self, site: Site) -> Calibration | None:
+        """Returns the calibration of a site; None for an expert that no token reaches."""
+        if site.mixture is None:
+            return Calibration(self.traces[site.path], weights=self.weights.get(site.path))
+        return expert_calibration(self.mixtures[site.mixture], site, self.weights.get(site.mixture))
+
+    def size_at(self, site: Site) -> CalibrationSize:
+        """Returns how much enters the MLP or the mixture of a site."""
+        if site.mixture is None:
+            return CalibrationSize(self.traces[site.path].num_samples, self.traces[site.path].num_tokens)
+        return routed_size(self.mixtures[site.mixture])
 
     def check(self, sites: Sequence[Site], seed: int, needs: CalibrationNeeds) -> None:
         """Raises `InputError` for traces with another seed, pooling or scalar, or without one of `sites`."""
@@ -151,7 +163,8 @@ class TracedCalibration:
             raise InputError(f"`calibration` must be traced with the `pooling` {needs.pooling}, got {self.pooling}")
         if self.scalar != needs.scalar:
             raise InputError(f"`calibration` must be traced with the `scalar` {needs.scalar}, got {self.scalar}")
-        missing = [site.path for site in sites if site.path not in self.traces]
+        recorded = {*self.traces, *self.mixtures}
+        missing = [site.path for site in sites if (site.mixture or site.path) not in recorded]
         if missing:
             raise InputError(f"`calibration` must be traced at every site to compress, it is not at {missing[0]}")
 
@@ -210,23 +223,21 @@ def calibrated_outcomes(
         if traced is None or sequential:
             contexts.enter_context(recording(model, gradients=False))
             sites = in_run_order(model, sites, batches[0])
-        if traced is None:
-            passes = contexts.enter_context(waiting_passes(model, sites, batches))
-            original = passes.inputs_at
-        else:
-            passes, original = None, lambda site: traced.trace_at(site).to(model.device)
+        passes = contexts.enter_context(waiting_passes(model, sites, batches)) if traced is None else None
         cut = contexts.enter_context(waiting_passes(model, sites, batches)) if sequential else None
 
         def calibrate(site: Site) -> Calibration | None:
-            if passes is not None and cut is None:
-                return passed_calibration(passes, site, sizes)
-            trace = original(site)
-            sizes.append(CalibrationSize(trace.num_samples, trace.num_tokens))
-            seen = Calibration(trace, weights=None if traced is None else traced.weights.get(site.path))
-            if cut is None:
+            if traced is None:
+                assert passes is not None
+                seen = passed_calibration(passes, site, sizes)
+            else:
+                seen = traced.at(site)
+                sizes.append(traced.size_at(site))
+            seen = None if seen is None else seen.to(model.device)
+            if cut is None or seen is None:
                 return seen
             targets = seen.targets_of(read_mlp(model, site))
-            return replace(seen, trace=replace(trace, inputs=cut.inputs_at(site).inputs), targets=targets)
+            return replace(seen, trace=replace(seen.trace, inputs=cut.inputs_at(site).inputs), targets=targets)
 
         def finished(mlp: MLP, outcome: Outcome) -> None:
             if cut is not None:
@@ -252,9 +263,8 @@ def passed_calibration(passes: WaitingPasses, site: Site, sizes: list[Calibratio
         sizes.append(CalibrationSize(trace.num_samples, trace.num_tokens))
         return Calibration(trace)
     tokens = passes.tokens_at(site)
-    sizes.append(CalibrationSize(int(tokens.samples.max()) + 1, len(tokens.samples)))
-    found = tokens.trace_of(site.expert)
-    return None if found is None else Calibration(found[0], weights=found[1])
+    sizes.append(routed_size(tokens))
+    return expert_calibration(tokens, site)
 
 
 def _in_order(
@@ -296,13 +306,14 @@ def _traced(
     started, pooling, home, weights = time.perf_counter(), needs.pooling, _home(model, batches), {}
     with recording(model):
         if needs.scalar == "peak":
-            traces = block_traces(model, sites, home, mean_logit, PeakHead())
+            found = recorded_traces(model, sites, home, mean_logit, PeakHead())
         else:
-            traces = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
+            found = recorded_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
         if pooling != "mean":
-            focused = block_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
-            weights = {path: token_weights(trace.cotangents) for path, trace in focused.items()}
-    return TracedCalibration(home, traces, seed, time.perf_counter() - started, pooling, weights, needs.scalar)
+            focused = recorded_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
+            weights = {path: token_weights(cotangents) for path, cotangents in focused.cotangents().items()}
+    seconds = time.perf_counter() - started
+    return TracedCalibration(home, found.blocks, seed, seconds, pooling, weights, needs.scalar, found.mixtures)
 
 
 def _home(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:

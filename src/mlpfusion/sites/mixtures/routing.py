@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward
-from mlpfusion.sites.recording import hooks
+from mlpfusion.sites.recording import differentiable, hooks
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Routing:
     inputs: Float[Tensor, "tokens hidden"]
     chosen: Int[Tensor, "tokens choices"]
     weights: Float[Tensor, "tokens choices"]
+
+    def tensors(self) -> list[Tensor]:
+        """All three, in their order."""
+        return [self.inputs, self.chosen, self.weights]
 
     def of_expert(self, number: int) -> tuple[Int[Tensor, " reached"], Float[Tensor, " reached"]]:
         """The tokens that reach one expert, ascending, and its weight for each of them.
@@ -37,23 +41,31 @@ class Routing:
 
 @dataclass(frozen=True)
 class RoutedTokens:
-    """The tokens that enter a mixture, without those that a mask hides; `samples` names the sample of each."""
+    """The tokens that enter a mixture, without those that a mask hides; `samples` names the sample of each.
+
+    `cotangents` are the gradients of f at the output of the mixture, at the same tokens; None where none were recorded.
+    """
 
     routing: Routing
     samples: Int[Tensor, " tokens"]
+    cotangents: Float[Tensor, "tokens hidden"] | None = None
 
     def trace_of(self, expert: int) -> tuple[BlockTrace, Float[Tensor, " reached"]] | None:
         """The trace of one expert, and its weight for each of the tokens; None if no token reaches it.
 
-        The samples of the trace are those with such a token. The weights are divided by their root mean square; the
-        cotangents are zeros and take no memory.
+        The samples of the trace are those with such a token. Its cotangents are those of the mixture times the weight,
+        or zeros that take no memory. The weights handed back are divided by their root mean square.
         """
         tokens, weights = self.routing.of_expert(expert)
         if not len(tokens):
             return None
         inputs = self.routing.inputs[tokens]
         lengths = self.samples[tokens].unique_consecutive(return_counts=True)[1]
-        trace = BlockTrace(inputs, inputs.new_zeros(1, 1).expand_as(inputs), lengths)
+        if self.cotangents is None:
+            cotangents = inputs.new_zeros(1, 1).expand_as(inputs)
+        else:
+            cotangents = self.cotangents[tokens] * weights[:, None].to(self.cotangents.dtype)
+        trace = BlockTrace(inputs, cotangents, lengths)
         scale = weights.double().square().mean().sqrt()
         return trace, weights / scale.to(weights.dtype) if scale > 0 else torch.ones_like(weights)
 
@@ -100,17 +112,19 @@ def mixture_output(experts: Sequence[MLP], routing: Routing) -> Float[Tensor, "t
 
 @dataclass(frozen=True)
 class SeenMixture:
-    """One run of a module of experts: how it was called, and what it gave."""
+    """The last run of a module of experts: how it was called, what it gave, and the number of runs until then."""
 
     routing: Routing
     output: Float[Tensor, "tokens hidden"]
+    runs: int = 1
 
 
 @contextmanager
 def watch_mixtures(base: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, SeenMixture]]:
     """Records one run of the modules of experts at `paths`, while the context is open.
 
-    Those that did not run on any token are not there at the end. Raises `InputError` as `called_routing` does.
+    Where gradients are on, one can be taken by the output. Those that did not run on any token are not there at the
+    end. Raises `InputError` as `called_routing` does.
     """
     seen: dict[str, SeenMixture] = {}
     with hooks() as handles:
@@ -121,9 +135,11 @@ def watch_mixtures(base: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, 
 
 
 def _keep_run(seen: dict[str, SeenMixture], path: str) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         routing = called_routing(path, args, kwargs)
+        kept = differentiable(output).reshape(routing.inputs.shape)
         if len(routing.inputs):
-            seen[path] = SeenMixture(routing, output.reshape(routing.inputs.shape))
+            seen[path] = SeenMixture(routing, kept, seen[path].runs + 1 if path in seen else 1)
+        return kept.reshape(output.shape).clone()  # whoever adds to it in place does not change what is kept
 
     return hook
