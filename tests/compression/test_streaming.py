@@ -2,6 +2,7 @@
 processes."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from mlpfusion.checkpoint.config import read_config
 from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.streaming.block_files import BlockFiles
+from mlpfusion.errors import InputError
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
 
 QUICK = (*SEVERAL, "mixtral", "deepseek_v3", "gpt_oss", "falcon", "gemma3")
@@ -282,15 +284,57 @@ def test_a_damaged_expert_is_named_with_its_file(fault, tmp_path):
     assert contents(source) == before
 
 
+def truncate(source: Path, file: str) -> None:
+    (source / file).write_bytes((source / file).read_bytes()[:-1])
+
+
+def name_in_index(source: Path, file: str) -> None:
+    index = source / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    found["weight_map"][EXPERT] = file
+    index.write_text(json.dumps(found))
+
+
+def store_twice(source: Path, file: str) -> None:
+    other = next(one for one in sorted(source.glob("*.safetensors")) if one.name != file)
+    save_file({**load_file(other), EXPERT: load_file(source / file)[EXPERT]}, other, {"format": "pt"})
+
+
+# What is done to the files, given the one that holds the expert, and what is said of it.
+FILE_FAULTS: dict[str, tuple[Callable[[Path, str], None], str]] = {
+    "truncated": (truncate, "{file} must be a whole safetensors file"),
+    "missing": (lambda source, _: name_in_index(source, "none.safetensors"), "none.safetensors"),
+    "outside": (lambda source, _: name_in_index(source, "../outside.safetensors"), "must name files beside it"),
+    "twice": (store_twice, "a tensor must be in one file, " + EXPERT),
+}
+
+
+@pytest.mark.parametrize("fault", FILE_FAULTS)
+def test_damaged_files_of_experts_are_named_before_any_work(fault, tmp_path):
+    source, out = save("qwen3_moe", tmp_path / "source"), tmp_path / "out"
+    damage, words = FILE_FAULTS[fault]
+    file = damaged(source, EXPERT, lambda tensor: tensor)
+    damage(source, file)
+    before = contents(source)
+    assert words.format(file=file) in refused("compress", source, out, "--keep-ratio", 0.5, "--stream")
+    assert [one.name for one in tmp_path.iterdir()] == ["source"]
+    assert contents(source) == before
+
+
 @pytest.mark.parametrize("flags", [("--stream",), ()])
 def test_a_kernel_that_refuses_the_dtype_of_the_experts_is_named(flags, tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     mixture_model("mixtral").double().save_pretrained(source)
     before = contents(source)
-    told = refused("compress", source, out, "--keep-ratio", 0.5, *flags)
-    assert "experts in fp32, bf16 or fp16 for their kernel grouped_mm, got float64 in layers.0.mlp.experts." in told
-    assert not out.exists()
+    wanted = "experts in fp32, bf16 or fp16 for their kernel grouped_mm, got float64 in "
+    assert wanted in refused("compress", source, out, "--keep-ratio", 0.5, *flags)
+    assert [one.name for one in tmp_path.iterdir()] == ["source"]
     assert contents(source) == before
+    named = f"{wanted}(model.)?layers.0.mlp.experts.gate_up_proj"
+    with pytest.raises(InputError, match=named):
+        load_model(source, read_config(source))
+    with pytest.raises(InputError, match=named):
+        mlpfusion.compress(mixture_model("mixtral").double(), mlpfusion.Fusion(), keep_ratio=0.5)
     model = mixture_model("mixtral").double()
     model.set_experts_implementation("batched_mm")
     mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5)

@@ -23,6 +23,7 @@ from mlpfusion.checks import check_finite as check_tensor
 from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.record import Origin
+from mlpfusion.sites.mixtures.experts import check_kernel, expert_modules
 
 __all__ = [
     "check_finite",
@@ -157,12 +158,14 @@ def load_model(
     the head (so nothing but a pooler is invented). Tensors of `kind` missing in the files, and those
     named in `left_out`, are drawn from the global random stream. The dtype is that of the files unless
     given. With `device="meta"` no number is read, only headers. Raises `InputError` for weights that do not fit the
-    config, and for a missing weight of the base model.
+    config, a missing weight of the base model, and experts in a dtype that their kernel refuses.
     """
     model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out, device)
     poolers = [name for name in drawn if _is_pooler(name.removeprefix(f"{model.base_model_prefix}."))]
     if kind is None and len(drawn) > len(poolers) and type(model) is not base_class(config):
         model, _ = _load(folder, config, base_class(config), dtype, device=device)
+    for path, experts in expert_modules(model).items():
+        check_kernel(path, experts)
     if kind is not None and poolers:  # the head of `kind` may stand on it
         warnings.warn(f"the checkpoint has no pooler, it was drawn at random: {_some(poolers)}", stacklevel=2)
     return model
