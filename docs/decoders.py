@@ -43,12 +43,12 @@ def decoder_table(record: dict[str, Any]) -> str:
 
 def decoding_table(record: dict[str, Any]) -> str:
     """Job x form of the model: tokens per second, and how many times those of the full model."""
-    jobs = {"writing": "texts written at once", "training": "windows a step"}
+    jobs = {"writing": "writing, texts at once:", "training": "training, windows a step:"}
     rows = []
     for row in record["rows"]:
         speeds, over = row["tokens_per_second"], row["over_full"]
         cells = [f"{_number(speeds[form])} ({over[form]:.2f}x)" for form in speeds if form != "full"]
-        rows.append([row["model"], f"{row['batch']} {jobs[row['kind']]}", _number(speeds["full"]), *cells])
+        rows.append([row["model"], f"{jobs[row['kind']]} {row['batch']}", _number(speeds["full"]), *cells])
     return markdown(["tokens per second", "job", "full", "a quarter of the width", "the same, folded"], rows)
 
 

@@ -28,7 +28,7 @@ from census import (
 )
 from chart import draw_errors
 from click.testing import CliRunner
-from decoders import cost_by_shape, decoder_table, draw_perplexity, language_table, perplexity_table
+from decoders import cost_by_shape, decoder_table, decoding_table, draw_perplexity, language_table, perplexity_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_mixture import draw_mixtures, mixture_experts, mixture_table, tasks_table
@@ -319,6 +319,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "before-after": before_after,
     "census": lambda: census_summary(read_result("census")),
     "census-missed": lambda: census_missed(read_result("census")),
+    "decoding": lambda: decoding_table(read_result("decoding")),
     "decoder": lambda: decoder_table(read_result("stories260k_cut")),
     "dynamics": dynamics,
     "dynamics-over-fusion": dynamics_over_fusion,

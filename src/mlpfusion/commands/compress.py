@@ -137,7 +137,7 @@ def _method(options: CompressOptions) -> Any:
 
 def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationSource | None":
     """Where the calibration is from, None where there is none. Raises `InputError` where the method disagrees."""
-    from mlpfusion.compression.calibration.traces import check_calibration
+    from mlpfusion.compression.calibration.checks import check_calibration
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
     from mlpfusion.data.unlabelled.data_free import DataFree
 

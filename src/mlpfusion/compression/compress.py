@@ -11,13 +11,8 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number, usable_device, yes_or_no
 from mlpfusion.compression.budget import Spread, spread_budget
-from mlpfusion.compression.calibration.traces import (
-    TracedCalibration,
-    calibrated_outcomes,
-    check_calibration,
-    check_taken,
-    checked_batches,
-)
+from mlpfusion.compression.calibration.checks import check_calibration, check_taken
+from mlpfusion.compression.calibration.traces import TracedCalibration, calibrated_outcomes, checked_batches
 from mlpfusion.compression.checks import check_experts, check_model, check_sizes, known_method
 from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.on_task import install_learned, learn

@@ -17,7 +17,7 @@ from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checks import check_given, user_path
-from mlpfusion.compression.calibration.traces import check_sequential
+from mlpfusion.compression.calibration.checks import check_sequential
 from mlpfusion.compression.checks import check_cut_of_single_blocks, known_method
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask

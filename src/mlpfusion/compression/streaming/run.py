@@ -17,7 +17,8 @@ from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_finite
 from mlpfusion.checkpoint.save import CutFiles, base_prefix
 from mlpfusion.checkpoint.stored_model import StoredModel
-from mlpfusion.compression.calibration.traces import check_ids, passed_calibration
+from mlpfusion.compression.calibration.checks import check_ids
+from mlpfusion.compression.calibration.traces import passed_calibration
 from mlpfusion.compression.checkpoint import Card, Work, with_origin, write_about
 from mlpfusion.compression.install import new_record, site_record
 from mlpfusion.compression.plan import Plan, make_plan
