@@ -77,6 +77,8 @@ class Chains:
         folder.mkdir()
         out, died = folder / "out", 0
         for _ in range(3):
+            if self.resume and out.exists() and not out.with_name("out.unfinished").exists():
+                return died  # the kill came after all was done, before the process had ended
             moment = draw.randrange(1, moments) if draw.random() < 0.7 else 0
             process, _ = self._start(out, moment)
             if not moment:
