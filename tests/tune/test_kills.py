@@ -107,7 +107,8 @@ class Chains:
             chains += 1
             died += self.chain(tmp_path / str(chains), random.Random(chains), moments, seconds)
             found = contents(tmp_path / str(chains))
-            left = {name for name in found if name not in expected}
+            # a kill while the work folder is being removed leaves a part of it until the next run
+            left = {name for name in found if name not in expected and not name.startswith(".out.unfinished.removed-")}
             assert not left, left
             different = [name for name in expected if found.get(name) != expected[name]]
             assert not different, f"chain {chains}: {different}"
