@@ -47,3 +47,12 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
     device(type='cpu')
     """
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def num_tokens(batch: Batch) -> int:
+    """Number of entries of the first tensor, padding included.
+
+    >>> num_tokens({"input_ids": torch.zeros(2, 3), "labels": torch.zeros(2)})
+    6
+    """
+    return next(iter(batch.values())).numel()

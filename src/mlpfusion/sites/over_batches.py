@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlpfusion.batch import Batch
+from mlpfusion.batch import Batch, num_tokens
 from mlpfusion.errors import InputError
 
 # Larger recordings go to a file: a laptop of 8 GB holds as much beside a model and its gradients.
@@ -36,7 +36,7 @@ def joined_over_batches(
         found = recorded_in(batch)
         if not joined:
             size = sum(tensor.nbytes for site in found for tensor in site)
-            expected = size * sum(map(_num_tokens, batches)) // max(1, _num_tokens(batch))
+            expected = size * sum(map(num_tokens, batches)) // max(1, num_tokens(batch))
             is_large = expected > IN_MEMORY_BYTES
             if is_large:
                 _check_room(expected)
@@ -45,10 +45,6 @@ def joined_over_batches(
             for parts, tensor in zip(site, tensors, strict=True):
                 parts.add(tensor)
     return [[parts.joined() for parts in site] for site in joined]
-
-
-def _num_tokens(batch: Batch) -> int:
-    return next(iter(batch.values())).numel()
 
 
 def _check_room(expected: int) -> None:

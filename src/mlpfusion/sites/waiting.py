@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from mlpfusion.batch import Batch
+from mlpfusion.batch import Batch, num_tokens
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
@@ -128,7 +128,7 @@ class WaitingPasses:
 
 
 def _check_memory(sites: Sequence[Site], batches: Sequence[Batch]) -> None:
-    tokens = sum(next(iter(batch.values())).numel() for batch in batches)
+    tokens = sum(map(num_tokens, batches))
     needed = _STATES * 4 * tokens * max(site.hidden_size for site in sites)  # fp32
     free = psutil.virtual_memory().available
     if needed > free:

@@ -18,11 +18,11 @@ from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.extras import LM_EVAL
+from mlpfusion.measure.evaluation.task import RECORD_FILE
 from mlpfusion.record import Origin, versions
 from mlpfusion.seeds import seeded
 from mlpfusion.storage.output import check_output, staged_folder
 
-RECORD_FILE = "evaluation.json"
 _BATCH = 8  # requests that are run together; not tuned, the numbers do not depend on it but for rounding
 # What its table needs; the rest of its results are the requests, and the settings that are recorded here.
 _KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
