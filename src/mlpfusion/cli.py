@@ -14,6 +14,7 @@ from mlpfusion.commands import (
     distill,
     dynamics,
     evaluate,
+    export,
     inspect,
     measure,
     methods,
@@ -36,6 +37,7 @@ COMMANDS = (
     demo.COMMAND,
     tune.COMMAND,
     distill.COMMAND,
+    export.COMMAND,
     dynamics.COMMAND,
     reproduce.COMMAND,
 )

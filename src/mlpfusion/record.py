@@ -78,7 +78,8 @@ class Record:
     class. `divergence` is that of a language model's predictions on short texts, in nats a token.
     `row` says where the MLPs are, for a model type that has no row in the table, `left_out` names the layers of the
     stacks that were not chosen. Of a streamed run `seconds` is the sum over the blocks, in all processes, and
-    `expected_peak_bytes` the memory that was expected, without pages of files.
+    `expected_peak_bytes` the memory that was expected, without pages of files. `no_stock_form` is the reason why a
+    compressed checkpoint, once folded, is not one of plain transformers; None if it is.
     """
 
     recipe: dict[str, Any]
@@ -98,6 +99,7 @@ class Record:
     row: dict[str, Any] | None = None
     left_out: tuple[str, ...] = ()
     expected_peak_bytes: int | None = None
+    no_stock_form: str | None = None
 
     def to_json(self) -> str:
         """Formats the record as indented JSON."""

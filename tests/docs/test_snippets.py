@@ -27,7 +27,7 @@ MODELS = {
     "HuggingFaceTB/SmolLM2-135M": ("llama", "AutoModelForCausalLM", 3),
 }
 # Pages whose snippets are run in less than three seconds; CI runs all.
-QUICK = ("README.md", "docs/concepts/saving.md", "docs/jobs/deploy.md", "docs/jobs/inspect.md")
+QUICK = ("README.md", "docs/concepts/saving.md", "docs/jobs/inspect.md")
 
 
 @pytest.fixture(scope="module")

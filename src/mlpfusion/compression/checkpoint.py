@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.files import carried_files, left_files
@@ -24,6 +24,8 @@ from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, Prepa
 from mlpfusion.data.unlabelled.random_tokens import random_texts
 from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError, shown
+from mlpfusion.kinds.key import model_key
+from mlpfusion.kinds.stock.fold import form_after_fold
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import RECORD_FILE, Record
@@ -154,9 +156,16 @@ def write_checkpoint(
     """
     with staged_folder(out, replaced) as folder:
         record = save_compressed(model, source.folder, read_config(source.folder), record, folder)
-        record = replace(record, model=source.origin)
+        record = replace(record, model=source.origin, no_stock_form=no_stock_form(source, model.config))
         write_about(folder, source, model, record, card)
     return record
+
+
+def no_stock_form(source: Checkpoint, config: PreTrainedConfig) -> str | None:
+    """Why the compressed model of `config`, once folded, is not one of plain transformers; None if it is."""
+    key = model_key(config)
+    assert key is not None
+    return form_after_fold(source.empty(), key).reason
 
 
 def write_about(folder: Path, source: Checkpoint, model: PreTrainedModel, record: Record, card: Card) -> None:

@@ -10,11 +10,11 @@ from mlpfusion.compression.plan import Plan
 from mlpfusion.compression.provenance import source_hash
 from mlpfusion.compression.run import check_finite_outcomes
 from mlpfusion.compression.settings import Settings
-from mlpfusion.kinds.folding import set_key
 from mlpfusion.kinds.key import FusionKey
 from mlpfusion.kinds.kind import InstalledSite
 from mlpfusion.kinds.narrow_experts import gathered
 from mlpfusion.kinds.outcome import Outcome
+from mlpfusion.kinds.stock.entries import set_key
 from mlpfusion.kinds.table import install, kind_of, put_back_on_error, site_size
 from mlpfusion.record import Record, SiteRecord, model_size, peak_bytes, versions, warn_if_degenerate
 from mlpfusion.sites.detect import left_out

@@ -1,5 +1,6 @@
 """What a cut of a checkpoint would give, from the config alone."""
 
+import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow import unscaled
+from mlpfusion.kinds.stock.form import stock_after_fold
 from mlpfusion.options.mlps import USUAL_MLPS, MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import model_size
@@ -65,7 +67,8 @@ class ExpertSummary:
 class Cut:
     """Numbers that keeping `keep_ratio` of the neurons of `layers` would leave.
 
-    `streamed_bytes` is the memory that `compress --stream` would take.
+    `streamed_bytes` is the memory that `compress --stream` would take. `no_stock_form` is the reason why the folded
+    model would not be one of plain transformers; None if it would.
     """
 
     layers: str
@@ -75,6 +78,7 @@ class Cut:
     mlp_parameters: int
     parameters: int
     streamed_bytes: int
+    no_stock_form: str | None
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def inspect_checkpoint(
         are_experts_found=not unnamed_mixtures(empty),
         visited_share=visited_share(empty, sites) if sites else 0.0,
         stacks=_summaries(empty, sites),
-        cut=_cut(empty, sites, selection) if sites and not compressed and not quantised else None,
+        cut=_cut(empty, row, sites, selection) if row and sites and not compressed and not quantised else None,
         compressed=compressed,
         proposed_row=_as_yaml(row) if row and is_found else None,
         left_out=left_out(empty, row) if row and not compressed else (),
@@ -203,7 +207,8 @@ def _mlp_parameters(model: PreTrainedModel, sites: list[Site]) -> int:
     return sum(parameter.numel() for parameter in unique.values())
 
 
-def _cut(model: PreTrainedModel, sites: list[Site], selection: Selection) -> Cut:
+def _cut(model: PreTrainedModel, row: Architecture, sites: list[Site], selection: Selection) -> Cut:
+    """The cut in numbers. `model` is on the meta device."""
     plan = make_plan(sites, selection)
     assert plan.keep_ratio is not None
     saved = 0
@@ -213,4 +218,5 @@ def _cut(model: PreTrainedModel, sites: list[Site], selection: Selection) -> Cut
     widths = tuple(width for _, width in plan.entries)
     mlp_left, left = _mlp_parameters(model, sites) - saved, model_size(model).parameters - saved
     streamed = expected_bytes(model, plan)
-    return Cut(selection.layers, plan.keep_ratio, len(plan.entries), widths, mlp_left, left, streamed)
+    form = stock_after_fold(copy.deepcopy(model), row, {site.holder: width for site, width in plan.entries})
+    return Cut(selection.layers, plan.keep_ratio, len(plan.entries), widths, mlp_left, left, streamed, form.reason)

@@ -17,7 +17,7 @@ from mlpfusion.kinds.outcome import Routed
 from mlpfusion.sites.sites import Part, Site, base_model, site_module
 from mlpfusion.sites.weights import Tensors, linear_shape, written
 
-_NO_STOCK_FORM = "`model` must have a stock form to be folded, got one with routed experts, which has none"
+_NO_STOCK_FORM = "its blocks are routed to experts, which no stock model does"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _check(model: PreTrainedModel, site: Site, entry: RoutedSite) -> None:
 
 
 def _fold(model: PreTrainedModel, site: Site) -> None:
-    raise InputError(_NO_STOCK_FORM)
+    raise AssertionError(_NO_STOCK_FORM)  # `no_stock_form` is asked before
 
 
 def _part(site: Site) -> Part:

@@ -59,7 +59,7 @@ def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
     before, after = record.original, record.compressed
     kind = KIND_NAMES[record.sites[0].kind]
     return _TEXT.format(
-        data=_front_matter(source, came_from),
+        data=front_matter(source, came_from),
         title=f"{plain(came_from.name.rpartition('/')[2])}, compressed",
         what=kind.blocks,
         without=kind.without_package,
@@ -104,7 +104,8 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _front_matter(source: Path, came_from: Origin) -> str:
+def front_matter(source: Path, came_from: Origin) -> str:
+    """The metadata block of a card: licence, language and tags are those of the card in `source`."""
     source_data = read_front_matter(source / "README.md")
     entries = {name: source_data[name] for name in _KEPT if _is_text(source_data.get(name))}
     is_sentence_model = (source / "modules.json").is_file()

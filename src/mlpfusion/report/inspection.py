@@ -6,7 +6,7 @@ from rich.text import Text
 from mlpfusion.compression.preview import Cut, ExpertSummary, Inspection
 from mlpfusion.errors import printable
 from mlpfusion.report.terminal.console import PlainConsole, bold, wide_console
-from mlpfusion.report.terminal.results import left_out_words
+from mlpfusion.report.terminal.results import after_fold_words, left_out_words
 
 
 def print_inspection(inspection: Inspection, title: str | None = None) -> None:
@@ -77,6 +77,7 @@ def _print_cut(console: PlainConsole, inspection: Inspection, cut: Cut) -> None:
         f"({cut.num_sites} MLPs, width {widths})",
         f"leaves {cut.parameters:,} parameters ({100 * left:.1f} %), {100 * mlp_left:.1f} % of those in MLPs.",
     )
+    console.print(after_fold_words(cut.no_stock_form), highlight=False)
     console.print(
         f"`compress --stream`, without texts, would take at most {cut.streamed_bytes / 2**30:.1f} GiB of memory."
     )

@@ -19,7 +19,7 @@ from mlpfusion.checkpoint.save import CutFiles, base_prefix
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.checks import check_ids
 from mlpfusion.compression.calibration.traces import passed_calibration
-from mlpfusion.compression.checkpoint import Card, Work, with_origin, write_about
+from mlpfusion.compression.checkpoint import Card, Work, no_stock_form, with_origin, write_about
 from mlpfusion.compression.install import new_record, site_record
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.provenance import hash_site
@@ -30,11 +30,11 @@ from mlpfusion.compression.streaming.launch import Launch
 from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.folding import set_key
 from mlpfusion.kinds.key import FusionKey
 from mlpfusion.kinds.narrow_experts import gathered
 from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.kinds.rebuild import rebuild_sites
+from mlpfusion.kinds.stock.entries import set_key
 from mlpfusion.kinds.table import rebuild, site_size, stored_form
 from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import method_name
@@ -268,6 +268,7 @@ class Stream:
             model=self.source.origin,
             left_out=left_out(self.source.empty(), row),
             expected_peak_bytes=expected,
+            no_stock_form=no_stock_form(self.source, model.config),
         )
         if self.texts is not None:
             record = with_origin(record, self.texts, self.work.seed)

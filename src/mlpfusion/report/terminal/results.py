@@ -72,6 +72,7 @@ def print_record(record: Record, model: str, out: str) -> None:
         console.print(f"streamed, a block at a time: at most {gigabytes:.1f} GiB of memory expected", highlight=False)
     if record.divergence is not None:
         console.print(f"predictions moved by {record.divergence:.2f} nats a token", highlight=False)
+    console.print(after_fold_words(record.no_stock_form), highlight=False)
     loading = " is complete. `import mlpfusion`, then load it by any Auto class of transformers."
     console.print(Text.assemble(bold(out), loading))
     source, target = shlex.quote(model), shlex.quote(out)
@@ -83,6 +84,13 @@ def print_record(record: Record, model: str, out: str) -> None:
         looking = f"`mlpfusion evaluate {target} --data TEXTS` gives the perplexity"
         training = f"`mlpfusion distill {source} {target} DISTILLED --data TEXTS --objective logits` trains it"
     console.print(f"Next: {looking}, {training}.", highlight=False)
+
+
+def after_fold_words(no_stock_form: str | None) -> str:
+    """What the folded model will be."""
+    if no_stock_form is None:
+        return "After folding: a stock model, which plain transformers and other engines load."
+    return f"After folding: no stock model, for {no_stock_form}. See `mlpfusion export --help`: padding, graphs."
 
 
 def left_out_words(layers: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""Folded models in the forms that other engines load: one file a target."""

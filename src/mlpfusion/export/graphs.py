@@ -1,0 +1,49 @@
+"""Graphs of ONNX and OpenVINO, made by the exporters of transformers. Layers may have different widths."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mlpfusion.checkpoint.files import copy_carried
+from mlpfusion.errors import InputError
+from mlpfusion.export.fresh import outputs_of
+from mlpfusion.export.target import ExportWork, Target, first_output
+from mlpfusion.extras import ONNX, OPENVINO
+from mlpfusion.kinds.stock.entries import set_entries
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A kind of graph: where transformers keeps its exporter, and the script that runs it."""
+
+    module: str
+    exporter: str
+    config: str
+    runner: str
+
+    def write(self, model: PreTrainedModel, work: ExportWork, folder: Path) -> None:
+        """Writes the graph for batches of any size and length. Raises `InputError` for an older transformers."""
+        try:
+            module: Any = importlib.import_module(f"transformers.exporters.{self.module}")
+        except ModuleNotFoundError as error:
+            raise InputError("`to` needs transformers 5.23 or newer for graphs: pip install -U transformers") from error
+        config = getattr(module, self.config)(dynamic=True)
+        set_entries(model, {}, None)  # a graph needs no key: the widths are in it
+        getattr(module, self.exporter)().export(model, work.traced, config=config).save_pretrained(folder)
+        copy_carried(work.source.folder, folder)
+
+    def found(self, work: ExportWork, folder: Path) -> Tensor:
+        """The first output of the graph."""
+        return outputs_of(self.runner, folder, work.compared)
+
+
+_ONNX = _Graph("exporter_onnx", "OnnxExporter", "OnnxConfig", "onnx_runtime")
+_OPENVINO = _Graph("exporter_openvino", "OpenVINOExporter", "OpenVINOConfig", "open_vino")
+TARGETS = (
+    Target("onnx", "ONNX Runtime", _ONNX.write, first_output, _ONNX.found, needs=ONNX),
+    Target("openvino", "OpenVINO", _OPENVINO.write, first_output, _OPENVINO.found, needs=OPENVINO),
+)

@@ -1,0 +1,152 @@
+"""From a compressed checkpoint to a form that other engines load: checked first, written whole or not at all."""
+
+import inspect
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mlpfusion.checkpoint.files import carried_files
+from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.read import check_fit
+from mlpfusion.errors import InputError, shown
+from mlpfusion.export.target import GGUF_TYPES, ExportWork, Target
+from mlpfusion.kinds.key import model_key
+from mlpfusion.kinds.stock.fold import fold, form_after_fold
+from mlpfusion.record import Origin, model_size, versions
+from mlpfusion.seeds import site_generator
+from mlpfusion.sites.parts import vocabulary_size
+from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
+from mlpfusion.storage.output import Occupant, staged_folder
+
+EXPORT_RECORD_FILE = "mlp_fusion_export_record.json"
+# Largest difference of the outputs, over their largest number, by the numbers that the weights are stored in: fp32
+# differs by the order of sums; folding a scale into fewer bits rounds once more.
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "f32": 1e-4, "float16": 0.02, "f16": 0.02, "bfloat16": 0.05}
+_TOLERANCE |= {"bf16": 0.05, "q8_0": 0.1}
+_TRACED, _COMPARED = (2, 16), (3, 9)  # texts and tokens: of another size, to see that a graph takes any
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What was written, and how near its outputs are: `difference` is the largest one over the largest number.
+
+    `engine` computed them in a process without this package. `padding` counts parameters of zeros that were added.
+    """
+
+    to: str
+    engine: str
+    dtype: str
+    model: Origin
+    source_sha256: str
+    pad_to: int | None
+    parameters: int
+    padding: int
+    bytes: int
+    seconds: float
+    difference: float
+    versions: dict[str, str]
+
+
+def check_export(source: Checkpoint, target: Target, pad_to: int | None, dtype: str | None) -> None:
+    """Raises `InputError`, before any weight is read, for all that can be known.
+
+    That is a checkpoint that is not compressed, one that the target cannot hold, files that are
+    missing, and packages that are.
+    """
+    if target.needs is not None:
+        target.needs.check()
+    if dtype is not None and target.name != "gguf":
+        raise InputError(f"`dtype` must be left out but for `to` gguf, got {shown(dtype)}")
+    if dtype is not None and dtype not in GGUF_TYPES:
+        raise InputError(f"`dtype` must be one of {', '.join(GGUF_TYPES)}, got {shown(dtype)}")
+    if pad_to is not None and pad_to < 1:
+        raise InputError(f"`pad_to` must be at least 1, got {pad_to}")
+    key = model_key(source.config)
+    if key is None:
+        raise InputError(f"`model` must be compressed by mlpfusion, got {shown(source.name)}, which needs no folding")
+    form = form_after_fold(source.empty(), key, pad_to)
+    if (reason := target.refusal(source.config, form)) is not None:
+        cure = "; --pad-to gives them one" if form.is_uneven else ""
+        raise InputError(f"`to` {target.name} must find a stock form of the model, but {reason}{cure}")
+    check_fit(source.folder, source.config)
+    carried_files(source.folder)
+
+
+def export_checkpoint(
+    source: Checkpoint,
+    target: Target,
+    out: Path,
+    replaced: Occupant | None,
+    card: Callable[[ExportRecord, Path], str],
+    pad_to: int | None = None,
+    dtype: str | None = None,
+) -> ExportRecord:
+    """Writes the folded model of a checkpoint into the new folder `out`, complete or not at all.
+
+    What was written is run by its engine, in a process without this package, and compared. `card` makes the text of the
+    model card. The time of the record is that of writing. Raises `InputError` if the target cannot write the model, if
+    its engine does not run what was written, or if the outputs differ by more than their numbers allow.
+    """
+    reference = source.load().float()
+    work = ExportWork(source, _inputs(reference, _TRACED), _inputs(reference, _COMPARED), dtype or "f16")
+    expected = target.expected(reference, work)
+    model = source.load() if target.keeps_dtype else reference
+    del reference
+    key, unpadded = model_key(model.config), source.empty()
+    assert key is not None
+    form_after_fold(unpadded, key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the form: it was asked before
+        fold(model, pad_to=pad_to)
+    stored = work.dtype if target.name == "gguf" else str(model.dtype).removeprefix("torch.")
+    with staged_folder(out, replaced) as folder:
+        started = time.perf_counter()
+        target.write(model, work, folder)
+        seconds = time.perf_counter() - started
+        found = target.found(work, folder)
+        record = ExportRecord(
+            to=target.name,
+            engine=target.engine,
+            dtype=stored,
+            model=source.origin,
+            source_sha256=key.source_sha256,
+            pad_to=pad_to,
+            parameters=model_size(model).parameters,
+            padding=model_size(model).parameters - model_size(unpadded).parameters,
+            bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+            seconds=round(seconds, 1),
+            difference=_difference(found, expected),
+            versions=versions(),
+        )
+        if not record.difference <= _TOLERANCE[stored]:
+            raise InputError(
+                f"`to` {target.name} must give the outputs of the model within {_TOLERANCE[stored]:g} of their size, "
+                f"{target.engine} differs by {record.difference:.2g}"
+            )
+        (folder / "README.md").write_text(card(record, source.folder), encoding="utf-8")
+        (folder / EXPORT_RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest number; infinite for another shape."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found.float() - expected).abs().max() / expected.abs().max())
+
+
+def _inputs(model: PreTrainedModel, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Random texts for a model of language, one made-up input for another."""
+    taken, size = inspect.signature(model.forward).parameters, vocabulary_size(model)
+    if "input_ids" not in taken or size is None:
+        return next(made_up_inputs(model))
+    ids = torch.randint(size, shape, generator=site_generator(0, "export inputs"))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    return {name: tensor for name, tensor in inputs.items() if name in taken}

@@ -1,0 +1,1 @@
+"""Scripts that run an exported model in a process without this package."""

@@ -1,0 +1,66 @@
+"""An export in words: on the terminal, and as the card of the folder."""
+
+from pathlib import Path
+
+from rich.text import Text
+
+from mlpfusion.export.run import ExportRecord
+from mlpfusion.report.card import code, front_matter, plain
+from mlpfusion.report.terminal.console import PlainConsole, bold
+
+_WHAT = {
+    "hf": "a stock checkpoint of transformers",
+    "onnx": "a graph for ONNX Runtime, `model.onnx`",
+    "openvino": "a graph for OpenVINO, `openvino_model.xml`",
+    "gguf": "a file for llama.cpp, `model.gguf`",
+}
+_CARD = """\
+---
+{data}
+---
+
+# {title}
+
+{source}, whose MLPs were made narrower by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}, as {what}:
+{parameters:,} parameters, {bytes:,} bytes, weights in {dtype}. It needs no mlpfusion.
+
+{compared}
+
+The licence is that of the source model. The full record is in `mlp_fusion_export_record.json`.
+"""
+
+
+def print_export(record: ExportRecord, out: str) -> None:
+    """Prints what was written and how near it is."""
+    console = PlainConsole()
+    console.print(Text.assemble(bold(out), f" is complete: {_WHAT[record.to]}, {record.bytes:,} bytes."))
+    if record.padding:
+        console.print(_padding_words(record), highlight=False)
+    console.print(_compared_words(record), highlight=False)
+
+
+def export_card(record: ExportRecord, source: Path) -> str:
+    """Text of README.md; licence, language and tags from the card in `source`."""
+    return _CARD.format(
+        data=front_matter(source, record.model),
+        title=f"{plain(record.model.name.rpartition('/')[2])}, exported",
+        source=code(record.model.name),
+        version=record.versions["mlpfusion"],
+        what=_WHAT[record.to],
+        parameters=record.parameters,
+        bytes=record.bytes,
+        dtype=record.dtype,
+        compared=" ".join([_compared_words(record), *([_padding_words(record)] if record.padding else [])]),
+    )
+
+
+def _compared_words(record: ExportRecord) -> str:
+    return (
+        f"Run by {record.engine} without this package, its outputs differ from those of the compressed model by "
+        f"{record.difference:.1g} of their size."
+    )
+
+
+def _padding_words(record: ExportRecord) -> str:
+    share = 100 * record.padding / record.parameters
+    return f"Neurons of zeros, which make all layers as wide, are {record.padding:,} parameters of it ({share:.1f} %)."

@@ -1,0 +1,80 @@
+"""Graphs and GGUF files, run by their engines. `make test-exports` has the packages; elsewhere these tests skip."""
+
+import json
+import warnings
+
+import pytest
+from click.testing import CliRunner
+from command import call, refused
+from pico import pico_model
+from scripts import load_script
+
+from mlpfusion.export.run import EXPORT_RECORD_FILE
+from mlpfusion.export.table import TARGETS
+
+GRAPHS = ("onnx", "openvino")
+
+
+def needs(target):
+    """Skips where a package of the target is missing."""
+    if TARGETS[target].needs.missing():
+        pytest.skip(f"needs {TARGETS[target].needs.missing()}")
+
+
+def export(tmp_path, name, target, *flags, layers="all", method=("fusion",), **how):
+    """The record of an export of a pico model that was cut."""
+    model = pico_model(name, **how)
+    model.save_pretrained(tmp_path / "model")
+    cut = ("--layers", layers, "--width", 14, "--method", *method)
+    assert call("compress", tmp_path / "model", tmp_path / "cut", *cut).exit_code == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, which are marked experimental
+        done = call("export", tmp_path / "cut", tmp_path / "out", "--to", target, *flags)
+    assert done.exit_code == 0, done.output
+    return json.loads((tmp_path / "out" / EXPORT_RECORD_FILE).read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", GRAPHS)
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5"])
+def test_a_graph_holds_uneven_layers_and_takes_any_batch(name, target, tmp_path):
+    needs(target)
+    record = export(tmp_path, name, target, layers="last:1")
+    assert 0 < record["difference"] < 1e-4
+    assert "mlp_fusion" not in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_diagonals_of_any_numbers_are_folded_into_a_graph(tmp_path):
+    needs("onnx")
+    assert export(tmp_path, "bert", "onnx", method=("ntk-match",))["difference"] < 1e-4
+
+
+@pytest.fixture(scope="module")
+def stories(evaluation_data, tmp_path_factory):
+    """The checkpoint of stories260K, whose tokenizer the converter of llama.cpp knows."""
+    out = tmp_path_factory.mktemp("stories") / "out"
+    source = evaluation_data / "checkpoints" / "stories260K"
+    assert CliRunner().invoke(load_script("examples/stories260k.py").main, [str(source), str(out)]).exit_code == 0
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "most"), [("f32", 1e-5), ("f16", 2e-3), ("q8_0", 2e-2)])
+@pytest.mark.parametrize("layers", ["all", "last:2"])  # in the second case each layer has a width of its own
+def test_llama_cpp_gives_the_next_token_the_same_probabilities(layers, dtype, most, stories, tmp_path):
+    needs("gguf")
+    cut = ("--layers", layers, "--keep-ratio", 0.75, "--method", "random-neurons")
+    assert call("compress", stories, tmp_path / "cut", *cut).exit_code == 0
+    done = call("export", tmp_path / "cut", tmp_path / "out", "--to", "gguf", "--dtype", dtype)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "out" / EXPORT_RECORD_FILE).read_text())
+    assert 0 < record["difference"] < most
+    assert {file.name for file in (tmp_path / "out").iterdir()} > {"model.gguf", "README.md"}
+
+
+def test_a_gguf_of_uneven_layers_is_refused_but_for_llama(tmp_path):
+    needs("gguf")
+    pico_model("bert").save_pretrained(tmp_path / "model")
+    assert call("compress", tmp_path / "model", tmp_path / "cut", "--layers", "last:1", "--width", 14).exit_code == 0
+    assert "different widths" in refused("export", tmp_path / "cut", tmp_path / "out", "--to", "gguf")
