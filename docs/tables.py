@@ -32,6 +32,7 @@ from decoders import cost_by_shape, decoder_table, decoding_table, draw_perplexi
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_mixture import draw_mixtures, mixture_experts, mixture_table, tasks_table
+from small_gpt2 import pretraining_table
 from streaming import streamed_summary, streaming_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 
@@ -338,6 +339,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "paper-order": fine_tuning(paper_order, "minilm-table2"),
     "streamed-types": lambda: streamed_summary(read_result("streamed_types")),
     "streaming": lambda: streaming_table(read_result("streaming")),
+    "small-gpt2": lambda: pretraining_table(read_result("small_gpt2")),
     "small-moe": lambda: mixture_table(read_result("small_moe"), MIXTURES["small_moe"]),
     "small-moe-experts": lambda: mixture_experts(small_mixtures()),
     "small-moe-tasks": lambda: tasks_table(read_result("small_moe_tasks"), MIXTURES["small_moe"]),

@@ -148,5 +148,5 @@ def _inputs(model: PreTrainedModel, shape: tuple[int, int]) -> dict[str, Tensor]
     if "input_ids" not in taken or size is None:
         return next(made_up_inputs(model))
     ids = torch.randint(size, shape, generator=site_generator(0, "export inputs"))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids.clone()}
     return {name: tensor for name, tensor in inputs.items() if name in taken}
