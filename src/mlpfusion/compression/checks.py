@@ -43,11 +43,11 @@ def check_sizes(method: Any, selection: Selection) -> None:
         raise InputError(f"`{wrong[0]}` must be left out for {name}, which {reason}: give `keep_ratio`")
 
 
-def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, sequential: bool = False) -> None:
+def check_experts(method: Any, sites: Sequence[Site], selection: Selection) -> None:
     """Raises `InputError` for what experts cannot have yet.
 
-    That is a budget, a second step, blocks that see what those before them leave, and learning on a task; calibrated,
-    or where they share their tensors, also other kinds and widths of their own.
+    That is a budget, a second step, and learning on a task; calibrated, or where they share their tensors, also other
+    kinds and widths of their own.
     """
     row, name = METHODS[type(method)], method_name(type(method))
     expert = next((site for site in sites if site.expert is not None), None)
@@ -60,8 +60,6 @@ def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, s
         raise InputError(f"`method` must be one that narrows each block by itself {where}, got {name}")
     if row.second_step(method) is not None:
         raise InputError(f"`method` must have no second step {where}, as ntk-match with `match=none`, got {name}")
-    if sequential:
-        raise InputError(f"`sequential` must be left out {where}")
     if selection.budget is not None:
         raise InputError(f"`budget` must be left out {where}: give `keep_ratio`")
 

@@ -46,13 +46,13 @@ def run_method(
     run: MethodRun,
     calibration: Provider | None = None,
     *,
-    finished: Callable[[MLP, Outcome], None] = lambda original, outcome: None,
+    finished: Callable[[Site, MLP, Outcome], None] = lambda site, original, outcome: None,
 ) -> list[Outcome]:
     """Returns the outcome of every block of the plan, on the device of the block.
 
     `calibration` returns the inputs of a site for a calibrated method. An expert without inputs is
     fused, P folded in, whatever the method. The second step of a method, if any, is not taken
-    (`finish_blocks`). `finished` gets every original block with its outcome before the
+    (`finish_blocks`). `finished` gets every site, original block and outcome before the
     next calibration is asked for. Raises `InputError` for weights or options the method refuses.
     """
     entries = run.plan.entries
@@ -74,7 +74,7 @@ def run_method(
                 tokens = 0 if block.calibration is None else block.calibration.trace.num_tokens
                 outcome = replace(outcome, metrics=outcome.metrics | {"tokens": float(tokens)})
             outcomes.append(outcome)
-            finished(mlp, outcome)
+            finished(site, mlp, outcome)
     run.progress(len(entries), len(entries), "")
     return outcomes
 

@@ -1,10 +1,13 @@
 """What a calibrated method gets of one expert, from the record of its mixture."""
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.methods.calibrated.calibration import Calibration
+from mlpfusion.mlp import MLP, forward, in_compute_dtype
 from mlpfusion.sites.mixtures.routing import RoutedTokens
 from mlpfusion.sites.sites import Site
 
@@ -25,6 +28,29 @@ def expert_calibration(
     if token_weights is not None:
         weights = weights * token_weights[tokens.routing.of_expert(site.expert)[0]].to(weights.dtype)
     return Calibration(trace, weights=weights)
+
+
+def sequential_calibration(
+    original: RoutedTokens,
+    cut: RoutedTokens,
+    site: Site,
+    expert: MLP,
+    token_weights: Float[Tensor, " tokens"] | None = None,
+) -> Calibration | None:
+    """The same where the blocks before the mixture are compressed.
+
+    `cut` and `original` are what enters the mixture with those blocks and without. A state that has moved may be routed
+    elsewhere, so the router of the cut run says which tokens reach the expert, and with what weight. The inputs are
+    those of the cut run; the target at a token is what the original `expert` makes of that token's input in the
+    original run, whether or not it was sent to the expert there. Cotangents and `token_weights` are the original's.
+    """
+    assert site.expert is not None
+    moved = replace(cut.to(original.samples.device), cotangents=original.cotangents)
+    seen = expert_calibration(moved, site, token_weights)
+    if seen is None:
+        return None
+    block, (tokens, _) = in_compute_dtype(expert), moved.routing.of_expert(site.expert)
+    return replace(seen, targets=forward(block, original.routing.inputs[tokens].to(block.up)))
 
 
 def routed_size(tokens: RoutedTokens) -> CalibrationSize:
