@@ -235,7 +235,6 @@ def test_what_experts_cannot_have_is_refused_and_changes_nothing(method, options
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (mlpfusion.NTKMatch(), "`method` must have no second step for experts .*, as ntk-match with `match=none`"),
         (mlpfusion.NIRVANA(), "`method` must be one that narrows each block by itself for experts"),
         (mlpfusion.WhitenedSVD(), "`method` must be one that narrows each block by itself for experts"),
     ],

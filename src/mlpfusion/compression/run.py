@@ -1,6 +1,6 @@
 """Runs a method on the blocks of a plan, in one loop for all methods; the model is not changed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,19 +84,24 @@ def finish_blocks(
     run: MethodRun,
     step: SecondStep,
     narrowed: Sequence[Narrowed],
-    before: Mapping[str, BlockTrace],
-    after: Mapping[str, BlockTrace],
+    traces: Callable[[Site], tuple[BlockTrace, BlockTrace] | None],
 ) -> list[Outcome]:
     """Returns the blocks after the second step of the method.
 
-    `before` are traces of `model` by path, `after` traces of the same samples with the blocks `narrowed` in place.
+    `traces` are those of a site in `model`, and of the same samples with the blocks `narrowed` in place; None for an
+    expert that no sample reaches in both, which stays as it is.
     """
     finished: list[Outcome] = []
     for done, (site, outcome) in enumerate(zip(run.plan.sites, narrowed, strict=True)):
         run.progress(done, len(narrowed), f"{site.path}, second step")
+        found = traces(site)
+        if found is None:
+            finished.append(outcome)
+            continue
+        before, after = (trace.to(run.device) for trace in found)
         original = on_device(read_mlp(model, site), run.device)
         small = replace(outcome, mlp=on_device(outcome.mlp, run.device))
-        result = step(original, before[site.path].to(run.device), small, after[site.path].to(run.device))
+        result = step(original, before, small, after)
         finished.append(result.on(outcome.mlp.up.device))
     run.progress(len(narrowed), len(narrowed), "")
     return finished

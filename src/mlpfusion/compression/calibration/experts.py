@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.compression.settings import CalibrationSize
+from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
 from mlpfusion.sites.mixtures.routing import RoutedTokens
@@ -51,6 +53,21 @@ def sequential_calibration(
         return None
     block, (tokens, _) = in_compute_dtype(expert), moved.routing.of_expert(site.expert)
     return replace(seen, targets=forward(block, original.routing.inputs[tokens].to(block.up)))
+
+
+def common_traces(before: RoutedTokens, after: RoutedTokens, site: Site) -> tuple[BlockTrace, BlockTrace] | None:
+    """The traces of one expert in two runs of the same samples; None if no sample reaches it in both.
+
+    Of the samples with a token that reaches it in both: a kernel has an entry for every pair of samples. Which tokens
+    these are may differ.
+    """
+    assert site.expert is not None
+    first, second = (one.trace_of(site.expert) for one in (before, after))
+    if first is None or second is None:
+        return None
+    by_run = [one.samples[one.routing.of_expert(site.expert)[0]].unique_consecutive().cpu() for one in (before, after)]
+    common = [torch.isin(samples, other).nonzero().squeeze(1) for samples, other in (by_run, by_run[::-1])]
+    return (first[0].select(common[0]), second[0].select(common[1])) if len(common[0]) else None
 
 
 def routed_size(tokens: RoutedTokens) -> CalibrationSize:

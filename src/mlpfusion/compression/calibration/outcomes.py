@@ -9,17 +9,20 @@ from typing import cast
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
+from mlpfusion.compression.calibration.experts import common_traces
 from mlpfusion.compression.calibration.passes import block_passes, computed_by
 from mlpfusion.compression.calibration.traces import TracedCalibration, calibration_head, needed_traces
 from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
 from mlpfusion.compression.settings import CalibrationSize
 from mlpfusion.kernel import BlockTrace, alternating_logit
+from mlpfusion.kinds.narrow_experts import gathered
 from mlpfusion.kinds.outcome import Narrowed, Outcome
 from mlpfusion.kinds.table import install
 from mlpfusion.mlp import MLP
+from mlpfusion.sites.mixtures.traces import RecordedTraces
 from mlpfusion.sites.recording import recording
 from mlpfusion.sites.sites import Site
-from mlpfusion.sites.traces import block_traces
+from mlpfusion.sites.traces import recorded_traces
 from mlpfusion.sites.waiting import in_run_order
 
 
@@ -32,7 +35,8 @@ def calibrated_outcomes(
     block, or of one mixture, at a time are in memory, for the others, and with a `TracedCalibration`, the traces of all
     blocks, or a file of them. An expert that no token reaches gets no calibration (`run_method`). With `sequential` a
     second forward pass gives the inputs that the outcomes before a block leave. The second step of a method uses the
-    gradients of a copy with all outcomes in place: one forward and one backward pass more. Raises `InputError` for no
+    gradients of a copy with all outcomes in place: one forward and one backward pass more. An expert is matched on the
+    samples that reach it in both models. Raises `InputError` for no
     batch, too many tokens, and for traces with another seed, pooling or scalar, or without one of the sites.
     """
     batches, traced = needed_traces(model, run, calibration)
@@ -53,7 +57,13 @@ def calibrated_outcomes(
         assert traced is not None
         run.progress(0, len(outcomes), "recording the compressed model")
         after = _compressed_traces(model, run, outcomes, batches)
-        outcomes = finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traced.traces, after)
+
+        def traces(site: Site) -> tuple[BlockTrace, BlockTrace] | None:
+            if site.mixture is None:
+                return traced.traces[site.path], after.blocks[site.path]
+            return common_traces(traced.mixtures[site.mixture], after.mixtures[site.mixture], site)
+
+        outcomes = finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traces)
     return outcomes, passes.sizes[0]
 
 
@@ -74,10 +84,10 @@ def _in_order(
 
 def _compressed_traces(
     model: PreTrainedModel, run: MethodRun, outcomes: Sequence[Outcome], batches: Sequence[Batch]
-) -> dict[str, BlockTrace]:
+) -> RecordedTraces:
     """Records the traces of the same samples in a copy with all blocks in place."""
     work = copy.deepcopy(model)
-    for site, outcome in zip(run.plan.sites, outcomes, strict=True):
+    for site, outcome in gathered(run.plan.sites, outcomes):
         install(work, site, outcome)
     with recording(work):
-        return block_traces(work, run.plan.sites, batches, alternating_logit, calibration_head(model, run.seed))
+        return recorded_traces(work, run.plan.sites, batches, alternating_logit, calibration_head(model, run.seed))
