@@ -28,9 +28,14 @@ import mlpfusion
 from mlpfusion.checkpoint.config import read_config
 from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.stored_model import StoredModel
+from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.streaming.block_files import BlockFiles
+from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.errors import InputError
+from mlpfusion.options.selection import Selection
+from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
+from mlpfusion.sites.sites import find_sites
 
 QUICK = (*SEVERAL, "mixtral", "deepseek_v3", "gpt_oss", "falcon", "gemma3")
 # The time, and what only a model that is in memory can be asked.
@@ -414,3 +419,11 @@ def test_the_memory_is_said_beforehand(tmp_path):
     result = stream(source, out)
     assert "streamed, a block at a time: at most 0.5 GiB of memory expected" in result.output
     assert "`mlpfusion evaluate" in result.output
+
+
+def test_passes_through_the_cut_model_are_part_of_the_memory():
+    """Four states more for every token, and the experts that they go on with, in fp32."""
+    model = mixture_model("mixtral").to(torch.bfloat16)
+    plan = make_plan(find_sites(model, find_architecture(model)), Selection(width=24))
+    once, twice = (expected_bytes(model, plan, 1000, sequential=sequential) for sequential in (False, True))
+    assert twice - once == 4 * (4 * 1000 * 32 + 4 * 3 * 24 * 32)
