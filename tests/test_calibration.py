@@ -10,11 +10,8 @@ from pico import HIDDEN, others_slow, pico_inputs, pico_model, pico_outputs, sit
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import mlpfusion
-from mlpfusion.compression.calibration.traces import (
-    calibrated_outcomes,
-    calibration_head,
-    trace_calibration,
-)
+from mlpfusion.compression.calibration.outcomes import calibrated_outcomes
+from mlpfusion.compression.calibration.traces import calibration_head, trace_calibration
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.run import MethodRun
 from mlpfusion.errors import InputError

@@ -19,7 +19,7 @@ from click.testing import Result
 from command import call, refused
 from detected import DETECTED, detected_model
 from kill import Ending, contents, forked
-from mixtures import MIXTURES, mixture_logits, mixture_model, slow_but
+from mixtures import MIXTURES, mixture_logits, mixture_model, slow_but, switch_model
 from pico import PICO, SEVERAL, others_slow, pico_model
 from safetensors.torch import load_file, save_file
 from tiny_task import sentences, tiny_tokenizer
@@ -28,9 +28,14 @@ import mlpfusion
 from mlpfusion.checkpoint.config import read_config
 from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.stored_model import StoredModel
+from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.streaming.block_files import BlockFiles
+from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.errors import InputError
+from mlpfusion.options.selection import Selection
+from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
+from mlpfusion.sites.sites import find_sites
 
 QUICK = (*SEVERAL, "mixtral", "deepseek_v3", "gpt_oss", "falcon", "gemma3")
 # The time, and what only a model that is in memory can be asked.
@@ -54,11 +59,8 @@ each = pytest.mark.parametrize(
 
 def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A tiny checkpoint in several files."""
-    make = next(
-        make
-        for known, make in ((PICO, pico_model), (MIXTURES, mixture_model), (DETECTED, detected_model))
-        if name in known
-    )
+    known = {"switch": lambda _: switch_model()} | dict.fromkeys(PICO, pico_model)
+    make = (known | dict.fromkeys(MIXTURES, mixture_model) | dict.fromkeys(DETECTED, detected_model))[name]
     make(name).to(dtype).save_pretrained(folder, max_shard_size="40KB")
     return folder
 
@@ -96,11 +98,12 @@ def test_every_kind_of_outcome_is_streamed(method, tmp_path):
     assert cut(source, tmp_path / "streamed", "--stream", *flags) == cut(source, tmp_path / "whole", *flags)
 
 
-def text_flags(source: Path, texts: Path) -> tuple[object, ...]:
+def text_flags(source: Path, texts: Path, method: str = "ntk-match") -> tuple[object, ...]:
     """Flags of a calibrated cut; gives the checkpoint a tokenizer and writes the texts."""
     tiny_tokenizer().save_pretrained(source)
     texts.write_text("\n".join(sentences(64, seed=0)[0]))
-    return "--method", "ntk-match", "--option", "match=none", "--calibration", texts, "--calibration-samples", 40
+    options = ("--option", "match=none") if method == "ntk-match" else ()
+    return "--method", method, *options, "--calibration", texts, "--calibration-samples", 40
 
 
 def written_and_interrupted(write: Callable[..., None]) -> Callable[..., None]:
@@ -133,6 +136,40 @@ def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path
     assert "`--calibration` must be" in told.stderr
     assert "to resume the run" in told.stderr
     assert cut(source, out, "--stream", "--resume", *flags) == expected
+
+
+# A dense model with matrices that lie the other way, products of two factors, and both ways to keep experts.
+SEQUENTIAL = {"gpt2": "ntk-match", "bert": "whitened-svd", "mixtral": "ntk-match", "switch": "ntk-match"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*SEQUENTIAL, *(pytest.param(one, marks=pytest.mark.slow) for one in CALIBRATED if one not in SEQUENTIAL)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_blocks_that_see_what_the_cut_ones_before_them_leave_have_the_same_bytes(name, dtype, tmp_path, monkeypatch):
+    """Also those of a run that died behind its first block, and once more behind the next."""
+    source, out = save(name, tmp_path / "source", dtype), tmp_path / "streamed"
+    flags = text_flags(source, tmp_path / "texts.txt", SEQUENTIAL.get(name, "ntk-match"))
+    expected = cut(source, tmp_path / "whole", *flags, "--sequential")
+    assert expected != cut(source, tmp_path / "plain", *flags)
+    for resume in ((), ("--resume",)):
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockFiles, "write", written_and_interrupted(BlockFiles.write))
+            assert stream(source, out, *flags, "--sequential", *resume).exit_code == 130
+    assert len(list(tmp_path.glob("streamed.unfinished/block-*"))) == 2
+    told = stream(source, out, "--resume", *flags)
+    assert "`--sequential` must be True to resume the run" in told.stderr
+    assert cut(source, out, "--stream", "--resume", *flags, "--sequential") == expected
+
+
+def test_processes_that_share_the_blocks_cannot_wait_for_those_before_them(tmp_path, monkeypatch):
+    source = save("mixtral", tmp_path / "source")
+    flags = (*text_flags(source, tmp_path / "texts.txt"), "--stream", "--sequential", "--keep-ratio", 0.5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = refused("compress", source, tmp_path / "out", *flags)
+    assert "`--sequential` must be left out for 2 processes" in told
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("name", [*others_slow(PICO), *slow_but("mixtral", "deepseek_v3")])
@@ -382,3 +419,11 @@ def test_the_memory_is_said_beforehand(tmp_path):
     result = stream(source, out)
     assert "streamed, a block at a time: at most 0.5 GiB of memory expected" in result.output
     assert "`mlpfusion evaluate" in result.output
+
+
+def test_passes_through_the_cut_model_are_part_of_the_memory():
+    """Four states more for every token, and the experts that they go on with, in fp32."""
+    model = mixture_model("mixtral").to(torch.bfloat16)
+    plan = make_plan(find_sites(model, find_architecture(model)), Selection(width=24))
+    once, twice = (expected_bytes(model, plan, 1000, sequential=sequential) for sequential in (False, True))
+    assert twice - once == 4 * (4 * 1000 * 32 + 4 * 3 * 24 * 32)

@@ -233,17 +233,15 @@ def test_what_experts_cannot_have_is_refused_and_changes_nothing(method, options
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "message"),
+    ("method", "message"),
     [
-        (mlpfusion.NTKMatch(), {}, "`method` must have no second step for experts .*, as ntk-match with `match=none`"),
-        (mlpfusion.NIRVANA(), {}, "`method` must be one that narrows each block by itself for experts"),
-        (mlpfusion.WhitenedSVD(), {}, "`method` must be one that narrows each block by itself for experts"),
-        (mlpfusion.FLAP(), {"sequential": True}, "`sequential` must be left out for experts"),
+        (mlpfusion.NIRVANA(), "`method` must be one that narrows each block by itself for experts"),
+        (mlpfusion.WhitenedSVD(), "`method` must be one that narrows each block by itself for experts"),
     ],
 )
-def test_a_calibration_that_experts_cannot_have_is_refused_mixture(method, options, message):
+def test_a_calibration_that_experts_cannot_have_is_refused_mixture(method, message):
     with pytest.raises(InputError, match=message):
-        mlpfusion.compress(mixture_model("mixtral"), method, keep_ratio=0.5, calibration=TEXTS, **options)
+        mlpfusion.compress(mixture_model("mixtral"), method, keep_ratio=0.5, calibration=TEXTS)
 
 
 REFIT = mlpfusion.NTKMatch(match="none", refine_epochs=0)

@@ -129,7 +129,6 @@ def test_experts_are_calibrated_on_the_tokens_that_reach_them(stacks, tmp_path):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (mlpfusion.NTKMatch(), "`method` must have no second step for experts"),
         (mlpfusion.WhitenedSVD(), "`method` must be one that narrows each block by itself for experts"),
         (mlpfusion.NIRVANA(), "`method` must be one that narrows each block by itself for experts"),
     ],

@@ -1,13 +1,15 @@
 """Forward passes that wait at every MLP."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from pico import others_slow, pico_inputs, pico_model, sites_of
 
 from mlpfusion.errors import InputError
-from mlpfusion.mlp import select_neurons
+from mlpfusion.mlp import forward, select_neurons
+from mlpfusion.sites import waiting
 from mlpfusion.sites.recording import recording
 from mlpfusion.sites.sites import read_mlp
 from mlpfusion.sites.traces import mlp_inputs, replaced_block
@@ -44,11 +46,26 @@ def test_passes_go_on_with_the_outputs_of_another_block(name):
         expected = mlp_inputs(model, [last], batches)[last.path]
     with waiting_passes(model, [first, last], batches) as passes:
         passes.inputs_at(first)
-        passes.go_on_with(small)
+        passes.go_on_with([small])
         found = passes.inputs_at(last).inputs
     torch.testing.assert_close(found, expected)
     with torch.no_grad():
         assert (found - mlp_inputs(model, [last], batches)[last.path]).abs().max() > 1e-4
+
+
+def test_a_block_that_the_passes_go_on_with_lies_in_memory_in_one_way(monkeypatch):
+    """So that one read from a file, or transposed, gives the same bytes as one that was just made."""
+    model, batches = pico_model("llama"), batches_of("llama")
+    first, *_, last = sites_of(model)
+    small, used = select_neurons(read_mlp(model, first), torch.arange(3)), []
+    monkeypatch.setattr(waiting, "forward", lambda block, x: used.append(block) or forward(block, x))
+    with waiting_passes(model, [first, last], batches) as passes:
+        passes.inputs_at(first)
+        passes.go_on_with([replace(small, up=small.up.T.contiguous().T)])
+        passes.inputs_at(last)
+    assert len(used) == len(batches)
+    assert all(one.up.is_contiguous() and torch.equal(one.up, small.up) for one in used)
+    assert not any(one.down.data_ptr() == small.down.data_ptr() for one in used)
 
 
 def test_another_pass_through_the_model_does_not_wait():

@@ -97,7 +97,7 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     method = _method(options)
     seed_number("seed", options.seed)
     if options.stream:
-        check_streamed(method, options.selection, sequential=options.texts.sequential, data_free=options.data_free)
+        check_streamed(method, options.selection, data_free=options.data_free)
     texts = None
     if type(method) in ON_TASK:
         _check_learning(options)
@@ -106,15 +106,15 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
         texts = _calibration_source(options, method)
     check_device(options.device)
     source = open_checkpoint(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
-    check_source(source, method, options.selection, sequential=options.texts.sequential)
-    work = Work(method, options.selection, options.seed, options.device, progress)
+    check_source(source, method, options.selection)
+    work = Work(method, options.selection, options.seed, options.device, progress, options.texts.sequential)
     if options.stream:
         unfinished = Unfinished(options.resume, options.overwrite, reads)
         return stream_checkpoint(source, work, texts, out, unfinished, model_card)
     if type(method) in ON_TASK:
         model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:
-        model, record = compress_checkpoint(source, work, texts, sequential=options.texts.sequential)
+        model, record = compress_checkpoint(source, work, texts)
     return write_checkpoint(source, model, record, out, replaced, model_card)
 
 

@@ -38,22 +38,26 @@ Card = Callable[[Record, Path, PreTrainedModel], str]
 
 @dataclass(frozen=True)
 class Work:
-    """How a checkpoint is compressed: method and size, and where the random steps and the arithmetic are done."""
+    """How a checkpoint is compressed: method and size, and where the random steps and the arithmetic are done.
+
+    With `sequential` each block is calibrated on what the compressed blocks before it leave.
+    """
 
     method: object
     selection: Selection
     seed: int
     device: str
     progress: Progress
+    sequential: bool = False
 
 
-def check_source(source: Checkpoint, method: Any, selection: Selection, *, sequential: bool) -> None:
+def check_source(source: Checkpoint, method: Any, selection: Selection) -> None:
     """Raises `InputError` for a bad layer or size, a row that does not fit, and a damaged checkpoint; reads no weight.
 
     Also for a method that cannot cut what the row names. Warns of files that are left out.
     """
     empty = source.empty()
-    check_experts(method, find_sites(empty, source.row), selection, sequential=sequential)
+    check_experts(empty, method, find_sites(empty, source.row), selection)
     check_cut(empty, source.row, selection)
     check_fit(source.folder, source.config)
     carried_files(source.folder)
@@ -63,7 +67,7 @@ def check_source(source: Checkpoint, method: Any, selection: Selection, *, seque
 
 
 def compress_checkpoint(
-    source: Checkpoint, work: Work, texts: CalibrationSource | None, *, sequential: bool
+    source: Checkpoint, work: Work, texts: CalibrationSource | None
 ) -> tuple[PreTrainedModel, Record]:
     """Returns the compressed model and the record. Raises `InputError` as `compress` does.
 
@@ -84,7 +88,7 @@ def compress_checkpoint(
         round_to=work.selection.round_to,
         seed=work.seed,
         calibration=batches,
-        sequential=sequential,
+        sequential=work.sequential,
         architecture=source.row,
         device=work.device,
         progress=work.progress,

@@ -15,7 +15,7 @@ from mlpfusion.methods.names import known_methods, method_name
 from mlpfusion.methods.table import METHODS, Method
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.proof.row_check import check_visited
-from mlpfusion.sites.sites import Site, check_transformers_model, find_sites
+from mlpfusion.sites.sites import Site, check_transformers_model, find_sites, has_gating
 from mlpfusion.sites.table import Architecture
 from mlpfusion.sites.traces import check_no_expert
 
@@ -43,11 +43,11 @@ def check_sizes(method: Any, selection: Selection) -> None:
         raise InputError(f"`{wrong[0]}` must be left out for {name}, which {reason}: give `keep_ratio`")
 
 
-def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, sequential: bool = False) -> None:
+def check_experts(model: PreTrainedModel, method: Any, sites: Sequence[Site], selection: Selection) -> None:
     """Raises `InputError` for what experts cannot have yet.
 
-    That is a budget, a second step, blocks that see what those before them leave, and learning on a task; calibrated,
-    or where they share their tensors, also other kinds and widths of their own.
+    That is a budget, and learning on a task; calibrated, or where they share their tensors, also other kinds and widths
+    of their own; a second step where gate and up enter one function. `model` may be on the meta device.
     """
     row, name = METHODS[type(method)], method_name(type(method))
     expert = next((site for site in sites if site.expert is not None), None)
@@ -58,10 +58,9 @@ def check_experts(method: Any, sites: Sequence[Site], selection: Selection, *, s
         raise InputError(f"`method` must be one that learns on no task {where}, got {name}; `stacks` leaves them out")
     if (is_shared or row.sees == "inputs") and (row.makes is not Narrowed or row.ranked_together):
         raise InputError(f"`method` must be one that narrows each block by itself {where}, got {name}")
-    if row.second_step(method) is not None:
-        raise InputError(f"`method` must have no second step {where}, as ntk-match with `match=none`, got {name}")
-    if sequential:
-        raise InputError(f"`sequential` must be left out {where}")
+    if row.second_step(method) is not None and has_gating(model, expert):
+        told = f"{where}, which take gate and up together, as ntk-match with `match=none`"
+        raise InputError(f"`method` must have no second step {told}, got {name}")
     if selection.budget is not None:
         raise InputError(f"`budget` must be left out {where}: give `keep_ratio`")
 

@@ -12,7 +12,8 @@ from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number, usable_device, yes_or_no
 from mlpfusion.compression.budget import Spread, spread_budget
 from mlpfusion.compression.calibration.checks import check_calibration, check_taken
-from mlpfusion.compression.calibration.traces import TracedCalibration, calibrated_outcomes, checked_batches
+from mlpfusion.compression.calibration.outcomes import calibrated_outcomes
+from mlpfusion.compression.calibration.traces import TracedCalibration, checked_batches
 from mlpfusion.compression.checks import check_experts, check_model, check_sizes, known_method
 from mlpfusion.compression.install import install_outcomes
 from mlpfusion.compression.on_task import install_learned, learn
@@ -110,7 +111,7 @@ def compress(
         if batches is not None and not isinstance(calibration, TracedCalibration):
             check_taken(model, batches)
         architecture, sites = checked_sites(model, architecture, stacks)
-        check_experts(method, sites, selection, sequential=sequential)
+        check_experts(model, method, sites, selection)
         place, progress = usable_device(model.device if device is None else device), shown_progress(progress)
         plan, spread = _plan(model, sites, selection, MethodRun(Plan(()), method, seed, place, progress), batches)
         run = MethodRun(plan, method, seed, place, progress)

@@ -1,6 +1,6 @@
 """Runs a method on the blocks of a plan, in one loop for all methods; the model is not changed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,13 +46,13 @@ def run_method(
     run: MethodRun,
     calibration: Provider | None = None,
     *,
-    finished: Callable[[MLP, Outcome], None] = lambda original, outcome: None,
+    finished: Callable[[Site, MLP, Outcome], None] = lambda site, original, outcome: None,
 ) -> list[Outcome]:
     """Returns the outcome of every block of the plan, on the device of the block.
 
     `calibration` returns the inputs of a site for a calibrated method. An expert without inputs is
     fused, P folded in, whatever the method. The second step of a method, if any, is not taken
-    (`finish_blocks`). `finished` gets every original block with its outcome before the
+    (`finish_blocks`). `finished` gets every site, original block and outcome before the
     next calibration is asked for. Raises `InputError` for weights or options the method refuses.
     """
     entries = run.plan.entries
@@ -74,7 +74,7 @@ def run_method(
                 tokens = 0 if block.calibration is None else block.calibration.trace.num_tokens
                 outcome = replace(outcome, metrics=outcome.metrics | {"tokens": float(tokens)})
             outcomes.append(outcome)
-            finished(mlp, outcome)
+            finished(site, mlp, outcome)
     run.progress(len(entries), len(entries), "")
     return outcomes
 
@@ -84,19 +84,24 @@ def finish_blocks(
     run: MethodRun,
     step: SecondStep,
     narrowed: Sequence[Narrowed],
-    before: Mapping[str, BlockTrace],
-    after: Mapping[str, BlockTrace],
+    traces: Callable[[Site], tuple[BlockTrace, BlockTrace] | None],
 ) -> list[Outcome]:
     """Returns the blocks after the second step of the method.
 
-    `before` are traces of `model` by path, `after` traces of the same samples with the blocks `narrowed` in place.
+    `traces` are those of a site in `model`, and of the same samples with the blocks `narrowed` in place; None for an
+    expert that no sample reaches in both, which stays as it is.
     """
     finished: list[Outcome] = []
     for done, (site, outcome) in enumerate(zip(run.plan.sites, narrowed, strict=True)):
         run.progress(done, len(narrowed), f"{site.path}, second step")
+        found = traces(site)
+        if found is None:
+            finished.append(outcome)
+            continue
+        before, after = (trace.to(run.device) for trace in found)
         original = on_device(read_mlp(model, site), run.device)
         small = replace(outcome, mlp=on_device(outcome.mlp, run.device))
-        result = step(original, before[site.path].to(run.device), small, after[site.path].to(run.device))
+        result = step(original, before, small, after)
         finished.append(result.on(outcome.mlp.up.device))
     run.progress(len(narrowed), len(narrowed), "")
     return finished

@@ -88,7 +88,7 @@ class Kind:
     # In words, with the numbers that the method left in the record.
     size_words: Callable[[BlockSize, Mapping[str, float]], str]
 
-    # Ends of the names of buffers that only blocks of this kind have, all of them, and whose they are.
+    # Ends of the names of the buffers of such blocks, which no stock model has, and whose they are.
     buffers: tuple[str, ...] = ()
     buffers_of: str = ""
     # Whether a tensor parallel plan may cut the block, and what is to be done once it has.

@@ -71,7 +71,7 @@ class MatchedActivation(nn.Module):
         super().__init__()
         self.activation = activation
         for name in ("input_scale_bits", "output_scale_bits"):
-            self.register_buffer(name, _as_bits(torch.ones(num_neurons, dtype=torch.float32, device=device)))
+            self.register_buffer(name, as_bits(torch.ones(num_neurons, dtype=torch.float32, device=device)))
 
     @property
     def input_scale(self) -> Float[Tensor, " neurons"]:
@@ -144,9 +144,7 @@ def _tensors(site: Site, outcome: Narrowed, original: Tensors) -> dict[str, Tens
         assert mlp.output_scale is not None
         tensors[f"{activation}.output_scale"] = mlp.output_scale
     elif scale == "matched":
-        ones = mlp.up.new_ones(mlp.num_neurons, dtype=torch.float32)
-        tensors[f"{activation}.input_scale_bits"] = _as_bits(ones if mlp.input_scale is None else mlp.input_scale)
-        tensors[f"{activation}.output_scale_bits"] = _as_bits(ones if mlp.output_scale is None else mlp.output_scale)
+        tensors[f"{activation}.input_scale_bits"], tensors[f"{activation}.output_scale_bits"] = scale_bits(mlp)
     return tensors
 
 
@@ -201,8 +199,7 @@ def _check(model: PreTrainedModel, site: Site, entry: NarrowSite) -> None:
         return
     if isinstance(activation, MatchedActivation):
         for name, scale in (("input_scale", activation.input_scale), ("output_scale", activation.output_scale)):
-            if not bool(((scale > 0) & torch.isfinite(scale)).all()):
-                raise InputError(f"the `{name}` at {site.path} must be positive and finite, got {float(scale.min())}")
+            check_diagonal(scale, name, site.path)
     elif isinstance(activation, ScaledActivation):
         smallest, total = int(activation.output_scale.min()), int(activation.output_scale.sum())
         if smallest < 1 or total != entry.original_size:
@@ -279,9 +276,23 @@ def _local_part(scale: Tensor, local: slice | None) -> Tensor:
     return scale if local is None else scale[local]
 
 
-def _as_bits(scale: Tensor) -> Int[Tensor, " neurons"]:
+def as_bits(scale: Tensor) -> Int[Tensor, " neurons"]:
     """The bits of the numbers, rounded to fp32, as whole numbers."""
     return scale.to(torch.float32).contiguous().view(torch.int32)
+
+
+def scale_bits(mlp: MLP) -> tuple[Int[Tensor, " neurons"], Int[Tensor, " neurons"]]:
+    """The bits of the two diagonals of a block, ones where it has none."""
+    ones = mlp.up.new_ones(mlp.num_neurons, dtype=torch.float32)
+    scales = (mlp.input_scale, mlp.output_scale)
+    input_bits, output_bits = (as_bits(ones if scale is None else scale) for scale in scales)
+    return input_bits, output_bits
+
+
+def check_diagonal(scale: Tensor, name: str, path: str) -> None:
+    """Raises `InputError` for a scale that is not positive and finite."""
+    if not bool(((scale > 0) & torch.isfinite(scale)).all()):
+        raise InputError(f"the `{name}` at {path} must be positive and finite, got {float(scale.min())}")
 
 
 def scale_of(mlp: MLP) -> str:

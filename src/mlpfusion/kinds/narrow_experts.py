@@ -1,8 +1,9 @@
-"""The narrow kind for experts that share one tensor a matrix: all of a mixture get one width, P stands beside them.
+"""The narrow kind for experts that share one tensor a matrix: all of a mixture get one width, scales stand beside them.
 
 transformers computes all experts at once, by kernels that know of no scale, so P enters as a factor of `down`: the
 module runs its own forward pass on a view of itself in which `down` is multiplied. The stored `down` stays what it is,
-its gradient is that of MLP Fusion.
+its gradient is that of MLP Fusion. Of two matched diagonals the first enters as a factor of the map before the
+activation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +21,23 @@ from mlpfusion.errors import InputError
 from mlpfusion.kinds.kind import BlockSize, Kind, replace_module
 from mlpfusion.kinds.narrow import (
     NarrowSite,
+    as_bits,
+    check_diagonal,
     is_narrow_there,
     narrow_size,
     original_width,
     read_narrow_entry,
+    scale_bits,
     scale_of,
 )
 from mlpfusion.kinds.outcome import Narrowed, NarrowedExperts, Outcome
-from mlpfusion.mlp import scale_neurons
+from mlpfusion.mlp import MLP, scale_neurons
 from mlpfusion.sites.sites import Site, base_model, by_holder, read_mlp
 from mlpfusion.sites.weights import Tensors, Weight, written
 
-SCALES = ("none", "cluster-sizes")
+_BITS = ("input_scale_bits", "output_scale_bits")
+# What the key of a saved model calls the scales of a mixture -> the buffers that hold them.
+SCALES: dict[str, tuple[str, ...]] = {"none": (), "cluster-sizes": ("cluster_sizes",), "matched": _BITS}
 
 
 def gathered(sites: Sequence[Site], outcomes: Sequence[Outcome]) -> list[tuple[Site, Outcome]]:
@@ -52,26 +58,69 @@ class NarrowExpertsSite(NarrowSite):
     """Narrower experts of one mixture: the width of each now and before, their scales, the parameters of all."""
 
 
+@dataclass(frozen=True)
+class ScaledTensors:
+    """Names of the tensors that scales are multiplied into, and how these hold the neurons.
+
+    `first` is the map before the activation: of the gate, or of `up` without one; in the `first_half` alone of its
+    neurons where it holds both. `in_turns`: gate and up take turns there.
+    """
+
+    down: str
+    first: str
+    first_half: bool
+    in_turns: bool
+    neuron_axis: int  # of `down`; the neurons of `first` are on the other one
+
+    @classmethod
+    def of(cls, site: Site) -> "ScaledTensors":
+        """Those of the mixture that the expert at `site` is in."""
+        field = "up" if site.stack.gate is None else "gate"
+        first = next(weight for weight in site.weights if weight.field == field)
+        axis = 2 if site.stack.layout == "rows" else 1
+        name = first.name.rpartition(".")[2]
+        return cls(site.stack.down, name, first.half is not None, first.interleaved, axis)
+
+
 class ScaledExperts(nn.Module):
     """What is mixed into the class of a module of experts that has scales; `scaled_class` makes the whole class.
 
-    `cluster_sizes` are those of the clusters by expert, an int32 buffer: never trained, exact under any dtype.
+    The scales are int32 buffers (experts x neurons), never trained, exact under any dtype: `cluster_sizes`, or the bits
+    of two diagonals of positive fp32 numbers.
     """
 
     cluster_sizes: Int[Tensor, "experts neurons"]
+    input_scale_bits: Int[Tensor, "experts neurons"]
+    output_scale_bits: Int[Tensor, "experts neurons"]
     stock: type[nn.Module]
-    down: str
-    neuron_axis: int
+    places: ScaledTensors
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether there are two diagonals, not P."""
+        return _BITS[0] in self._buffers
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.stock.forward(_Scaled(self), *args, **kwargs)
 
-    def scaled_down(self) -> Tensor:
-        """`down` of all experts times P."""
-        return times_neurons(getattr(self, self.down), self.cluster_sizes, self.neuron_axis)
+    def scaled(self, name: str) -> Tensor | None:
+        """The tensor `name` of all experts with its scales multiplied in; None where it has none."""
+        places = self.places
+        if name == places.down:
+            scale = self.output_scale_bits.view(torch.float32) if self.is_matched else self.cluster_sizes
+            return times_neurons(getattr(self, name), scale, places.neuron_axis)
+        if not self.is_matched or name not in (places.first, f"{places.first}_bias"):
+            return None
+        scale = self.input_scale_bits.view(torch.float32)
+        if places.first_half:
+            both = (scale, torch.ones_like(scale))
+            scale = torch.stack(both, dim=2).flatten(1) if places.in_turns else torch.cat(both, dim=1)
+        if name != places.first:
+            return scale_neurons(getattr(self, name), scale)
+        return times_neurons(getattr(self, name), scale, 3 - places.neuron_axis)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _unpickled, (self.stock, self.down, self.neuron_axis), self.__dict__
+        return _unpickled, (self.stock, self.places), self.__dict__
 
 
 class _Scaled:
@@ -81,29 +130,28 @@ class _Scaled:
         self._experts = experts
 
     def __getattr__(self, name: str) -> Any:
-        experts = self._experts
-        return experts.scaled_down() if name == experts.down else getattr(experts, name)
+        scaled = self._experts.scaled(name)
+        return getattr(self._experts, name) if scaled is None else scaled
 
 
 @cache
-def scaled_class(stock: type[nn.Module], down: str, neuron_axis: int) -> type[nn.Module]:
-    """The class of modules of experts of class `stock` that have scales. `neuron_axis` is that of the tensor `down`."""
-    own = {"stock": stock, "down": down, "neuron_axis": neuron_axis}
-    return type(f"Scaled{stock.__name__}", (ScaledExperts, stock), own)
+def scaled_class(stock: type[nn.Module], places: ScaledTensors) -> type[nn.Module]:
+    """The class of modules of experts of class `stock` that have scales."""
+    return type(f"Scaled{stock.__name__}", (ScaledExperts, stock), {"stock": stock, "places": places})
 
 
-def _unpickled(stock: type[nn.Module], down: str, neuron_axis: int) -> nn.Module:
-    kind = scaled_class(stock, down, neuron_axis)
+def _unpickled(stock: type[nn.Module], places: ScaledTensors) -> nn.Module:
+    kind = scaled_class(stock, places)
     return kind.__new__(kind)
 
 
-def times_neurons(down: Tensor, scale: Tensor, neuron_axis: int) -> Tensor:
-    """`down` of all experts, every neuron multiplied by its number in `scale` (experts, neurons).
+def times_neurons(matrices: Tensor, scale: Tensor, neuron_axis: int) -> Tensor:
+    """A matrix of every expert, every neuron multiplied by its number in `scale` (experts, neurons).
 
     >>> times_neurons(torch.ones(1, 2, 3), torch.tensor([[1, 2, 3]]), neuron_axis=2)[0, 0].tolist()
     [1.0, 2.0, 3.0]
     """
-    return scale_neurons(down, scale.unsqueeze(1 if neuron_axis == 2 else 2))
+    return scale_neurons(matrices, scale.unsqueeze(3 - neuron_axis))
 
 
 def _holder(model: PreTrainedModel, site: Site) -> nn.Module:
@@ -117,11 +165,16 @@ def _read_entry(path: str, data: Mapping[str, Any]) -> NarrowExpertsSite:
 
 def _entry_of(site: Site, outcome: NarrowedExperts, original: Tensors) -> NarrowExpertsSite:
     mlps = [expert.mlp for expert in outcome.experts]
-    widths, scales = {mlp.num_neurons for mlp in mlps}, {scale_of(mlp) for mlp in mlps}
-    assert len(widths) == len(scales) == 1
-    assert scales <= set(SCALES)
+    widths = {mlp.num_neurons for mlp in mlps}
+    assert len(widths) == 1
     size = sum(mlp.num_parameters for mlp in mlps)
-    return NarrowExpertsSite(widths.pop(), site.intermediate_size, scales.pop(), size)
+    return NarrowExpertsSite(widths.pop(), site.intermediate_size, _scale_of_all(mlps), size)
+
+
+def _scale_of_all(experts: Sequence[MLP]) -> str:
+    """The name in `SCALES` for what holds the scales of all: two diagonals hold any, where experts differ."""
+    scales = {scale_of(mlp) for mlp in experts}
+    return scales.pop() if len(scales) == 1 else "matched"
 
 
 def _tensors(site: Site, outcome: NarrowedExperts, original: Tensors) -> dict[str, Tensor]:
@@ -130,20 +183,27 @@ def _tensors(site: Site, outcome: NarrowedExperts, original: Tensors) -> dict[st
     for number, mlp in enumerate(mlps):  # one after the other, for they may be large
         for name, tensor in written(site.weights, mlp.tensors()).items():
             tensors.setdefault(name, tensor.new_empty(len(mlps), *tensor.shape))[number] = tensor
-    sizes = [mlp.output_scale for mlp in mlps if mlp.output_scale is not None]
-    return tensors | ({f"{site.holder}.cluster_sizes": torch.stack(sizes)} if sizes else {})
+    scale = _scale_of_all(mlps)
+    if scale == "cluster-sizes":
+        sizes = [mlp.output_scale for mlp in mlps if mlp.output_scale is not None]
+        tensors[f"{site.holder}.cluster_sizes"] = torch.stack(sizes)
+    elif scale == "matched":
+        for name, bits in zip(_BITS, zip(*map(scale_bits, mlps), strict=True), strict=True):
+            tensors[f"{site.holder}.{name}"] = torch.stack(bits)
+    return tensors
 
 
 def _is_there(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> bool:
-    installed = "cluster-sizes" if isinstance(_holder(model, site), ScaledExperts) else "none"
+    holder, installed = _holder(model, site), "none"
+    if isinstance(holder, ScaledExperts):
+        installed = "matched" if holder.is_matched else "cluster-sizes"
     return is_narrow_there(site, entry, installed, SCALES)
 
 
 def _make_room(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> None:
     """A new module of experts with narrower tensors. Device, dtype and `requires_grad` are kept."""
     old = _holder(model, site)
-    axis = 2 if site.stack.layout == "rows" else 1
-    kind = type(old) if entry.scale == "none" else scaled_class(type(old), site.stack.down, axis)
+    kind = type(old) if entry.scale == "none" else scaled_class(type(old), ScaledTensors.of(site))
     new, num_experts = _twin(old, kind), len(old.get_parameter(site.stack.down))
     for weight in site.weights:
         name = weight.name.rpartition(".")[2]
@@ -151,10 +211,9 @@ def _make_room(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> 
             like = old.get_parameter(name)
             empty = like.new_empty(num_experts, *_new_shape(site, weight, entry.intermediate_size))
             new.register_parameter(name, nn.Parameter(empty, requires_grad=like.requires_grad))
-    if entry.scale != "none":
-        device = new.get_parameter(site.stack.down).device
-        ones = torch.ones(num_experts, entry.intermediate_size, dtype=torch.int32, device=device)
-        new.register_buffer("cluster_sizes", ones)
+    ones = new.get_parameter(site.stack.down).new_ones(num_experts, entry.intermediate_size, dtype=torch.float32)
+    for name in SCALES[entry.scale]:
+        new.register_buffer(name, as_bits(ones).clone() if name in _BITS else ones.int())
     replace_module(base_model(model), site.holder, new)
 
 
@@ -176,26 +235,34 @@ def _twin(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
 
 
 def _check(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> None:
-    """The cluster sizes of every expert must be a partition of its original neurons."""
+    """The cluster sizes of every expert must be a partition of its original neurons, diagonals positive."""
     holder = _holder(model, site)
-    if isinstance(holder, ScaledExperts) and not holder.cluster_sizes.is_meta:
-        smallest, totals = int(holder.cluster_sizes.min()), set(holder.cluster_sizes.sum(1).tolist())
-        if smallest < 1 or totals != {entry.original_size}:
-            raise InputError(
-                f"the `cluster_sizes` at {site.holder} must be at least 1 and sum up to {entry.original_size} in every "
-                f"expert, got a minimum of {smallest} and sums from {min(totals)} to {max(totals)}"
-            )
+    if not isinstance(holder, ScaledExperts) or any(buffer.is_meta for buffer in holder.buffers()):
+        return
+    if holder.is_matched:
+        for name in _BITS:
+            check_diagonal(holder.get_buffer(name).view(torch.float32), name.removesuffix("_bits"), site.holder)
+        return
+    smallest, totals = int(holder.cluster_sizes.min()), set(holder.cluster_sizes.sum(1).tolist())
+    if smallest < 1 or totals != {entry.original_size}:
+        raise InputError(
+            f"the `cluster_sizes` at {site.holder} must be at least 1 and sum up to {entry.original_size} in every "
+            f"expert, got a minimum of {smallest} and sums from {min(totals)} to {max(totals)}"
+        )
 
 
 @torch.no_grad()
 def _fold(model: PreTrainedModel, site: Site) -> None:
-    """Multiplies the scales into `down`."""
+    """Multiplies the scales into the maps around the activation."""
     holder = _holder(model, site)
     if isinstance(holder, ScaledExperts):
-        new, down = _twin(holder, holder.stock), getattr(holder, site.stack.down)
-        del new._buffers["cluster_sizes"]
-        folded = nn.Parameter(holder.scaled_down().detach(), requires_grad=down.requires_grad)
-        new.register_parameter(site.stack.down, folded)
+        new = _twin(holder, holder.stock)
+        for name in SCALES["matched" if holder.is_matched else "cluster-sizes"]:
+            del new._buffers[name]
+        for name, parameter in holder.named_parameters(recurse=False):
+            scaled = holder.scaled(name)
+            if scaled is not None:
+                new.register_parameter(name, nn.Parameter(scaled.detach(), requires_grad=parameter.requires_grad))
         replace_module(base_model(model), site.holder, new)
 
 
@@ -219,8 +286,8 @@ KIND = Kind(
     trained_block=read_mlp,
     size=narrow_size,
     size_words=_size_words,
-    buffers=(".cluster_sizes",),
-    buffers_of="the cluster sizes of the experts",
+    buffers=tuple(f".{name}" for names in SCALES.values() for name in names),
+    buffers_of="the scales of the experts",
     can_be_cut=False,
     original_width=original_width,
 )

@@ -126,7 +126,7 @@ def site_module(model: PreTrainedModel, site: Site, part: Part) -> nn.Module:
 def read_mlp(model: PreTrainedModel, site: Site) -> MLP:
     """The MLP at `site`; its tensors share memory with the model (transposed where the model keeps a `Conv1D`).
 
-    Scales that the model keeps in the activation are part of `activation`, those beside experts are `output_scale`.
+    Scales that the model keeps in the activation are part of `activation`, those beside experts are scales here too.
     Raises `InputError` for anything but plain linear maps or parameters and those that a kind of outcome put in place.
     """
     if site.stack.layout is None:
@@ -134,10 +134,23 @@ def read_mlp(model: PreTrainedModel, site: Site) -> MLP:
     holder = base_model(model).get_submodule(site.holder)
     activation = getattr(holder, site.stack.activation)
     mlp = mlp_in(ModelTensors(base_model(model)), site, activation)
-    sizes = dict(holder.named_buffers(recurse=False)).get("cluster_sizes")
-    if not isinstance(activation, nn.Module):
+    buffers = dict(holder.named_buffers(recurse=False))
+    if has_gating(model, site):
         mlp = replace(mlp, gating=partial(_gated, activation, interleaved=site.stack.layout == "interleaved"))
-    return mlp if sizes is None else replace(mlp, output_scale=sizes[site.expert])
+    if "cluster_sizes" in buffers:
+        return replace(mlp, output_scale=buffers["cluster_sizes"][site.expert])
+    if "input_scale_bits" in buffers:
+        names = ("input_scale_bits", "output_scale_bits")
+        input_scale, output_scale = (buffers[name][site.expert].view(torch.float32) for name in names)
+        return replace(mlp, input_scale=input_scale, output_scale=output_scale)
+    return mlp
+
+
+def has_gating(model: PreTrainedModel, site: Site) -> bool:
+    """Whether the experts in the module of `site` make their hidden activations by a method of gate and up together."""
+    if site.stack.layout is None:
+        return False
+    return not isinstance(getattr(base_model(model).get_submodule(site.holder), site.stack.activation), nn.Module)
 
 
 def _gated(method: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, *, interleaved: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,8 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import Batch, num_tokens
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
-from mlpfusion.mlp import MLP, forward, in_compute_dtype
-from mlpfusion.sites.mixtures.routing import RoutedTokens, called_routing
+from mlpfusion.mlp import MLP, forward, in_compute_dtype, map_tensors
+from mlpfusion.sites.mixtures.routing import RoutedTokens, called_routing, mixture_output
 from mlpfusion.sites.mixtures.traces import routed_tokens
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, by_block, linear_maps, site_module
@@ -37,7 +38,7 @@ class WaitingPasses:
         self._model, self._batches = model, batches
         self._passes = [greenlet(partial(run_base, model, batch)) for batch in batches]
         self._entered: Tensor | None = None  # of the pass that is inside an MLP; no other pass runs meanwhile
-        self._block: MLP | None = None
+        self._blocks: list[MLP] = []  # that the passes go on with
         self._mixture: tuple[str, RoutedTokens] | None = None
 
     def inputs_at(self, site: Site) -> BlockTrace:
@@ -49,7 +50,6 @@ class WaitingPasses:
         parts = [
             visible_inputs(self._model, site, batch, one) for batch, one in zip(self._batches, reached, strict=True)
         ]
-        self._block = None
         inputs, lengths = joined_inputs(parts)
         return BlockTrace(inputs, inputs.new_zeros(1, 1).expand_as(inputs), lengths)
 
@@ -77,11 +77,13 @@ class WaitingPasses:
                 where = "the end" if reached is None else reached[0]
                 raise InputError(f"`sites` must run once a forward pass, in their order, got {where} for {path}")
             found.append(reached[1])
+        self._blocks = []
         return found
 
-    def go_on_with(self, block: MLP) -> None:
-        """Lets the passes go on with the outputs of `block` instead of those of the block where they wait."""
-        self._block = in_compute_dtype(block)
+    def go_on_with(self, blocks: Sequence[MLP]) -> None:
+        """Lets the passes go on with what `blocks` compute: the MLP for the one where they wait, or all experts."""
+        # a copy: a product of matrices may depend on how they lie in memory, and these may be views of a file
+        self._blocks = [map_tensors(in_compute_dtype(one), _copied) for one in blocks]
 
     def watch(self, site: Site) -> Iterator[RemovableHandle]:
         """Adds the hooks that make the passes wait at `site`, or behind the mixture that it is in."""
@@ -101,13 +103,19 @@ class WaitingPasses:
             one.throw()
 
     def _wait_at_mixture(
-        self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor
-    ) -> None:
-        """Leaves the pass that is running."""
+        self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        """Leaves the pass that is running. Returns what it then goes on with, None for `output`."""
         current = greenlet.getcurrent()
-        if current in self._passes:
-            assert current.parent is not None
-            current.parent.switch((path, called_routing(path, args, kwargs)))
+        if current not in self._passes:
+            return None
+        assert current.parent is not None
+        routing = called_routing(path, args, kwargs)
+        current.parent.switch((path, routing))
+        if not self._blocks:
+            return None
+        routing = replace(routing, inputs=routing.inputs.to(self._blocks[0].up))
+        return mixture_output(self._blocks, routing).to(output.dtype).reshape(output.shape)
 
     def _wait(self, site: Site, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Leaves the pass that is running, unless it waited at the other of `up` and `gate`."""
@@ -124,7 +132,14 @@ class WaitingPasses:
             return None
         inputs, self._entered = self._entered, None
         assert inputs is not None
-        return None if self._block is None else forward(self._block, inputs.to(self._block.up)).to(output.dtype)
+        if not self._blocks:
+            return None
+        (block,) = self._blocks
+        return forward(block, inputs.to(block.up)).to(output.dtype)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _check_memory(sites: Sequence[Site], batches: Sequence[Batch]) -> None:

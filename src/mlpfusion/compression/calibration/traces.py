@@ -1,36 +1,28 @@
-"""Calibrates the blocks of a model on batches, and compresses them by a calibrated method."""
+"""Traces of the blocks of a model on batches, recorded all at once."""
 
-import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any, cast, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checks import seed_number
 from mlpfusion.compression.calibration.checks import check_some, check_taken
-from mlpfusion.compression.calibration.experts import expert_calibration, routed_size
-from mlpfusion.compression.run import MethodRun, Provider, finish_blocks, run_method
-from mlpfusion.compression.settings import CalibrationSize
+from mlpfusion.compression.calibration.experts import expert_calibration
+from mlpfusion.compression.run import MethodRun
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, alternating_logit, mean_logit
-from mlpfusion.kinds.outcome import LowRank, Narrowed, Outcome
-from mlpfusion.kinds.table import install
 from mlpfusion.methods.block import CalibrationNeeds, CalibrationScalar
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.needs import calibration_needs
-from mlpfusion.mlp import MLP
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.mixtures.routing import RoutedTokens
 from mlpfusion.sites.recording import recordable, recording
-from mlpfusion.sites.sites import Site, check_transformers_model, read_mlp
-from mlpfusion.sites.traces import block_traces, random_head, recorded_traces
-from mlpfusion.sites.waiting import WaitingPasses, in_run_order, waiting_passes
+from mlpfusion.sites.sites import Site, check_transformers_model
+from mlpfusion.sites.traces import random_head, recorded_traces
 
 # The scalars f of a calibration. Of one alone, diagonals matched to its kernel fit the kernels of others badly.
 NUM_LOGITS = 4
@@ -78,14 +70,12 @@ class TracedCalibration:
     def at(self, site: Site) -> Calibration | None:
         """Returns the calibration of a site; None for an expert that no token reaches."""
         if site.mixture is None:
-            return Calibration(self.traces[site.path], weights=self.weights.get(site.path))
+            return self.of_mlp(site)
         return expert_calibration(self.mixtures[site.mixture], site, self.weights.get(site.mixture))
 
-    def size_at(self, site: Site) -> CalibrationSize:
-        """Returns how much enters the MLP or the mixture of a site."""
-        if site.mixture is None:
-            return CalibrationSize(self.traces[site.path].num_samples, self.traces[site.path].num_tokens)
-        return routed_size(self.mixtures[site.mixture])
+    def of_mlp(self, site: Site) -> Calibration:
+        """Returns the calibration of a site that every token goes through."""
+        return Calibration(self.traces[site.path], weights=self.weights.get(site.path))
 
     def check(self, sites: Sequence[Site], seed: int, needs: CalibrationNeeds) -> None:
         """Raises `InputError` for traces with another seed, pooling or scalar, or without one of `sites`."""
@@ -130,85 +120,7 @@ def trace_calibration(
     return _traced(model, sites, batches, seed, CalibrationNeeds(pooling=pooling, scalar=scalar))
 
 
-def calibrated_outcomes(
-    model: PreTrainedModel, run: MethodRun, calibration: Sequence[Batch] | TracedCalibration, *, sequential: bool
-) -> tuple[list[Outcome], CalibrationSize]:
-    """Computes the outcomes of a calibrated method, and how much it saw; the model is not changed.
-
-    Batches must be checked already (`checked_batches`, `check_taken`). For a method without gradients the inputs of one
-    block, or of one mixture, at a time are in memory, for the others, and with a `TracedCalibration`, the traces of all
-    blocks, or a file of them. An expert that no token reaches gets no calibration (`run_method`). With `sequential` a
-    second forward pass gives the inputs that the outcomes before a block leave. The second step of a method uses the
-    gradients of a copy with all outcomes in place: one forward and one backward pass more. Raises `InputError` for no
-    batch, too many tokens, and for traces with another seed, pooling or scalar, or without one of the sites.
-    """
-    sizes = list[CalibrationSize]()
-    batches, traced = _needed_traces(model, run, calibration)
-    with ExitStack() as contexts:
-        sites = run.plan.sites
-        if traced is None or sequential:
-            contexts.enter_context(recording(model, gradients=False))
-            sites = in_run_order(model, sites, batches[0])
-        passes = contexts.enter_context(waiting_passes(model, sites, batches)) if traced is None else None
-        cut = contexts.enter_context(waiting_passes(model, sites, batches)) if sequential else None
-
-        def calibrate(site: Site) -> Calibration | None:
-            if traced is None:
-                assert passes is not None
-                seen = passed_calibration(passes, site, sizes)
-            else:
-                seen = traced.at(site)
-                sizes.append(traced.size_at(site))
-            seen = None if seen is None else seen.to(model.device)
-            if cut is None or seen is None:
-                return seen
-            targets = seen.targets_of(read_mlp(model, site))
-            return replace(seen, trace=replace(seen.trace, inputs=cut.inputs_at(site).inputs), targets=targets)
-
-        def finished(mlp: MLP, outcome: Outcome) -> None:
-            if cut is not None:
-                cut.go_on_with(_dense(mlp, outcome))
-
-        outcomes = _in_order(model, run, sites, calibrate, finished)
-    step = run.second_step()
-    if step is not None:
-        assert traced is not None
-        run.progress(0, len(outcomes), "recording the compressed model")
-        after = _compressed_traces(model, run, outcomes, batches)
-        outcomes = finish_blocks(model, run, step, cast("list[Narrowed]", outcomes), traced.traces, after)
-    return outcomes, sizes[0]
-
-
-def passed_calibration(passes: WaitingPasses, site: Site, sizes: list[CalibrationSize]) -> Calibration | None:
-    """What enters the block at `site`; of an expert the tokens that reach it, weighted as the router does, or None.
-
-    Adds to `sizes` how much enters the MLP or the mixture.
-    """
-    if site.expert is None:
-        trace = passes.inputs_at(site)
-        sizes.append(CalibrationSize(trace.num_samples, trace.num_tokens))
-        return Calibration(trace)
-    tokens = passes.tokens_at(site)
-    sizes.append(routed_size(tokens))
-    return expert_calibration(tokens, site)
-
-
-def _in_order(
-    model: PreTrainedModel,
-    run: MethodRun,
-    sites: Sequence[Site],
-    calibrate: Provider,
-    finished: Callable[[MLP, Outcome], None],
-) -> list[Outcome]:
-    """The outcomes in the order of the plan, computed in that of `sites`."""
-    widths = dict(run.plan.entries)
-    plan = replace(run.plan, entries=tuple((site, widths[site]) for site in sites))
-    outcomes = run_method(model, replace(run, plan=plan), calibrate, finished=finished)
-    by_path = {site.path: outcome for site, outcome in zip(sites, outcomes, strict=True)}
-    return [by_path[site.path] for site in run.plan.sites]
-
-
-def _needed_traces(
+def needed_traces(
     model: PreTrainedModel, run: MethodRun, calibration: Sequence[Batch] | TracedCalibration
 ) -> tuple[Sequence[Batch], TracedCalibration | None]:
     """The batches on the device of the model, and the traces of all sites; None where no gradient is needed.
@@ -246,27 +158,6 @@ def _home(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:
     return [recordable(batch, model.device) for batch in batches]
 
 
-def _dense(mlp: MLP, outcome: Outcome) -> MLP:
-    """What the outcome of a calibrated method computes in the place of `mlp`."""
-    if isinstance(outcome, LowRank):
-        compute = torch.promote_types(mlp.up.dtype, torch.float32)
-        pairs = ((name, left.to(compute), right.to(compute)) for name, (left, right) in outcome.factors.items())
-        return replace(mlp, **{name: left @ right for name, left, right in pairs})
-    assert isinstance(outcome, Narrowed)
-    return outcome.mlp
-
-
 def calibration_head(model: PreTrainedModel, seed: int, pooling: str = "mean") -> RandomHead:
     """Draws the random head of calibration; the same seed measures with another head."""
     return random_head(model, site_generator(seed, "calibration head"), NUM_LOGITS, pooling)
-
-
-def _compressed_traces(
-    model: PreTrainedModel, run: MethodRun, outcomes: Sequence[Outcome], batches: Sequence[Batch]
-) -> dict[str, BlockTrace]:
-    """Records the traces of the same samples in a copy with all blocks in place."""
-    work = copy.deepcopy(model)
-    for site, outcome in zip(run.plan.sites, outcomes, strict=True):
-        install(work, site, outcome)
-    with recording(work):
-        return block_traces(work, run.plan.sites, batches, alternating_logit, calibration_head(model, run.seed))

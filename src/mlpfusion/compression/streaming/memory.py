@@ -4,13 +4,13 @@ from transformers import PreTrainedModel
 
 from mlpfusion.compression.plan import Plan
 from mlpfusion.sites.recording import layers_of, outside_of
-from mlpfusion.sites.sites import Site, base_model, by_holder, site_parameters
+from mlpfusion.sites.sites import Site, base_model, by_block, by_holder, site_parameters
 
 _PROCESS = 2**29  # Python with torch and transformers
 _TOKENS_AT_ONCE = 4096  # of a batch of 32 windows of 128, and of one step of a refit
 
 
-def expected_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int = 0) -> int:
+def expected_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int = 0, *, sequential: bool = False) -> int:
     """The memory of the process in a streamed run, pages of files not counted; `model` may be on the meta device.
 
     A rough bound, measured on the shapes of `benchmarks/streaming.py`. `num_tokens` are those of a calibration.
@@ -18,7 +18,8 @@ def expected_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int = 0) -> i
     base, widths = base_model(model), dict(plan.entries)
     blocks = by_holder(plan.sites).values()
     largest = max(_block_bytes(base, block, widths[block[0]]) for block in blocks)
-    return _PROCESS + largest + (_running_bytes(model, plan, num_tokens) if num_tokens else 0)
+    running = _running_bytes(model, plan, num_tokens) if num_tokens else 0
+    return _PROCESS + largest + running + (_cut_bytes(base, plan, num_tokens) if sequential else 0)
 
 
 def _block_bytes(base: PreTrainedModel, block: list[Site], width: int) -> int:
@@ -43,3 +44,12 @@ def _running_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
     states = 4 * num_tokens * 8 * site.hidden_size
     inside = 4 * min(num_tokens, _TOKENS_AT_ONCE) * 6 * site.intermediate_size
     return sum(outside.values()) + largest + states + inside
+
+
+def _cut_bytes(base: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
+    """What passes through the cut model add: their states, the targets, and the block that they go on with, in fp32."""
+    widths, sizes = dict(plan.entries), list[int]()
+    for block in by_block(plan.sites).values():
+        parameters = {id(one): one.numel() for site in block for one in site_parameters(base, site)}
+        sizes.append(sum(parameters.values()) * widths[block[0]] // block[0].intermediate_size)
+    return 4 * num_tokens * 4 * max(site.hidden_size for site in plan.sites) + 4 * max(sizes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.config import CONFIG, read_config
@@ -18,13 +19,13 @@ from mlpfusion.checkpoint.read import check_finite
 from mlpfusion.checkpoint.save import CutFiles, base_prefix
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.checks import check_ids
-from mlpfusion.compression.calibration.traces import passed_calibration
+from mlpfusion.compression.calibration.passes import BlockPasses, block_passes, computed_by
 from mlpfusion.compression.checkpoint import Card, Work, no_stock_form, with_origin, write_about
 from mlpfusion.compression.install import new_record, site_record
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.provenance import hash_site
-from mlpfusion.compression.run import MethodRun, Provider, check_finite_outcomes, run_method
-from mlpfusion.compression.settings import CalibrationSize, Settings
+from mlpfusion.compression.run import MethodRun, check_finite_outcomes, run_method
+from mlpfusion.compression.settings import Settings
 from mlpfusion.compression.streaming.block_files import BlockFiles, FinishedBlock
 from mlpfusion.compression.streaming.launch import Launch
 from mlpfusion.compression.streaming.memory import expected_bytes
@@ -40,14 +41,15 @@ from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.methods.table import METHODS
+from mlpfusion.mlp import MLP
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import RECORD_FILE, Record, record_from_dict, versions, warn_if_degenerate
 from mlpfusion.sites.detect import left_out
 from mlpfusion.sites.proof.row_check import check_visited, checked_sites
 from mlpfusion.sites.recording import recording
-from mlpfusion.sites.sites import base_model, by_holder
-from mlpfusion.sites.waiting import in_run_order, waiting_passes
+from mlpfusion.sites.sites import Site, base_model, by_holder, read_mlp
+from mlpfusion.sites.waiting import in_run_order
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.output import Occupant, staged_folder
 from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
@@ -64,14 +66,14 @@ class Unfinished:
     reads: tuple[str | None, ...]
 
 
-def check_streamed(method: Any, selection: Selection, *, sequential: bool, data_free: bool) -> None:
+def check_streamed(method: Any, selection: Selection, *, data_free: bool) -> None:
     """Raises `InputError` for what needs more than one block at a time."""
     row, name = METHODS[type(method)], method_name(type(method))
     if row.sees == "labels" or row.ranked_together:
         raise InputError(f"`method` must be one that looks at each block by itself with `stream`, got {name}")
     if needs_batches(method) and calibration_needs(method) != CalibrationNeeds(gradients=False):
         raise InputError(f"`method` must need no gradients with `stream`, as ntk-match with `match=none`, got {name}")
-    given = {"budget": selection.budget is not None, "sequential": sequential, "data_free": data_free}
+    given = {"budget": selection.budget is not None, "data_free": data_free}
     for field in (field for field, is_given in given.items() if is_given):
         raise InputError(f"`{field}` must be left out with `stream`")
 
@@ -91,8 +93,12 @@ def stream_checkpoint(
     returns the record. Finished blocks are kept in `OUT.unfinished` until all are there, with `resume` they are not
     computed again. Raises `InputError` as `compress` does, and for weights that changed since the run began.
     """
-    prepared = None if texts is None else texts.prepare(source.folder, source.empty(), work.seed)
     launch = Launch.of_this_process()
+    if work.sequential and launch.size > 1:
+        raise InputError(
+            f"`sequential` must be left out for {launch.size} processes: a block waits for those before it"
+        )
+    prepared = None if texts is None else texts.prepare(source.folder, source.empty(), work.seed)
     with StoredModel(source.folder, source.config) as stored:
         stream = Stream(source, work, prepared, stored, BlockFiles(work_folder(out)), launch)
         if not launch.is_first:
@@ -165,12 +171,12 @@ class Stream:
     def expected_bytes(self) -> int:
         """The memory that the run is expected to take, at most."""
         tokens = sum(batch["input_ids"].numel() for batch in self.batches)
-        return expected_bytes(self.stored.model, self.plan, tokens)
+        return expected_bytes(self.stored.model, self.plan, tokens, sequential=self.work.sequential)
 
     @property
     def settings(self) -> Settings:
         """What the record says of the run."""
-        return Settings(self.work.method, self.work.selection, self.work.seed)
+        return Settings(self.work.method, self.work.selection, self.work.seed, self.work.sequential)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on with the blocks of another."""
@@ -218,36 +224,51 @@ class Stream:
     def _compress_calibrated(self, missing: Sequence[int]) -> None:
         """The same with what enters each block; the passes go through all blocks up to the last that is missing."""
         numbers = {site.path: number for number, block in enumerate(self.blocks) for site in block.sites}
-        running, sizes = StoredModel(self.source.folder, read_config(self.source.folder)), list[CalibrationSize]()
+        running = StoredModel(self.source.folder, read_config(self.source.folder))
         with running, running.runnable(recorded=True), recording(running.model, gradients=False):
             sites = in_run_order(running.model, self.plan.sites, self.batches[0])
             order = list(dict.fromkeys(numbers[site.path] for site in sites))
-            with waiting_passes(running.model, sites, self.batches) as passes:
+            with block_passes(running.model, sites, self.batches, sequential=self.work.sequential) as passes:
                 for number in order[: 1 + max(order.index(one) for one in missing)]:
                     if number in missing:
-                        self._compress(number, lambda site: passed_calibration(passes, site, sizes), sizes)
+                        self._compress(number, passes)
                     else:
-                        passed_calibration(passes, self.blocks[number].sites[0], sizes)
+                        self._pass(number, passes, running.model)
 
-    def _compress(
-        self, number: int, calibration: Provider | None = None, sizes: Sequence[CalibrationSize] = ()
-    ) -> None:
+    def _pass(self, number: int, passes: BlockPasses, running: PreTrainedModel) -> None:
+        """Lets the passes go on behind a block that is there already."""
+        sites = self.blocks[number].sites
+        passes.at(sites[0])
+        if self.work.sequential:
+            originals = [read_mlp(running, site) for site in sites]
+            for site, block in zip(sites, self.files.computed(number, originals), strict=True):
+                passes.go_on_with(site, block)
+
+    def _compress(self, number: int, passes: BlockPasses | None = None) -> None:
         block, started, model = self.blocks[number], time.perf_counter(), self.stored.model
         base, progress = base_model(model), _of_block(self.work.progress, number, len(self.blocks))
         device, module = torch.device(self.work.device), base.get_submodule(block.sites[0].holder)
-        outcomes = list[Outcome]()
+        outcomes, computed = list[Outcome](), list[MLP]()
+
+        def finished(site: Site, original: MLP, outcome: Outcome) -> None:
+            if passes is not None and self.work.sequential:
+                computed.append(computed_by(original, outcome))
+                passes.go_on_with(site, computed[-1])
+
+        calibration = None if passes is None else passes.at
         for entry in block.entries:  # one expert of a mixture after the other
             run = MethodRun(replace(block, entries=(entry,)), self.work.method, self.work.seed, device, progress)
             with self.stored.in_memory(module, entry[0].expert):
-                outcomes += run_method(model, run, calibration)
+                outcomes += run_method(model, run, calibration, finished=finished)
         check_finite_outcomes(block, outcomes, self.settings.method_name)
         ((site, outcome),) = gathered(block.sites, outcomes)
         with self.stored.in_memory(module, site.expert):
             before, (entry, tensors) = site_size(base, site), stored_form(model, site, outcome)
         rebuild(model, site, entry)
         named = self.cut_files.named(model, {base_prefix(model) + name: one for name, one in tensors.items()})
-        record, seen = site_record(site, before, entry, outcome.metrics), next(iter(sizes), None)
-        self.files.write(number, FinishedBlock(entry, record, time.perf_counter() - started, seen), named)
+        record, seen = site_record(site, before, entry, outcome.metrics), passes.sizes[0] if passes else None
+        finished_block = FinishedBlock(entry, record, time.perf_counter() - started, seen)
+        self.files.write(number, finished_block, named, computed)
 
     def put_together(self, digest: str, out: Path, replaced: Occupant | None, card: Card) -> Record:
         """Writes `out`, complete or not at all, of the blocks of all processes."""

@@ -50,6 +50,12 @@ class RoutedTokens:
     samples: Int[Tensor, " tokens"]
     cotangents: Float[Tensor, "tokens hidden"] | None = None
 
+    def to(self, device: torch.device) -> "RoutedTokens":
+        """The same on `device`."""
+        cotangents = None if self.cotangents is None else self.cotangents.to(device)
+        routing = Routing(*(one.to(device) for one in self.routing.tensors()))
+        return RoutedTokens(routing, self.samples.to(device), cotangents)
+
     def trace_of(self, expert: int) -> tuple[BlockTrace, Float[Tensor, " reached"]] | None:
         """The trace of one expert, and its weight for each of the tokens; None if no token reaches it.
 
