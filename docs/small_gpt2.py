@@ -12,11 +12,11 @@ def pretraining_table(record: Mapping[str, Any]) -> str:
     """The command, the loss by step, and what came out."""
     losses = dict(map(tuple, record["training_loss"]))
     steps = [*(step for step in _SHOWN if step in losses), max(losses)]
-    validation = record["validation"]
+    head, validation = ["step", *(f"{step:,}" for step in steps)], record["validation"]
     return "\n\n".join(
         [
             f"```text\n{record['command']}\n```",
-            markdown(["step", *(f"{step:,}" for step in steps)], [["loss", *(f"{losses[step]:.2f}" for step in steps)]]),
+            markdown(head, [["loss", *(f"{losses[step]:.2f}" for step in steps)]]),
             f"{record['windows']:,} windows of {record['window']} tokens, {record['parameters']:,} parameters, "
             f"{record['steps']:,} steps. Perplexity of the validation text {validation['perplexity']:.1f}. SHA-256 of "
             f"`model.safetensors`: `{record['weights_sha256']}`.",

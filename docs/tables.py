@@ -31,8 +31,8 @@ from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, decoding_table, draw_perplexity, language_table, perplexity_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
-from small_mixture import draw_mixtures, mixture_experts, mixture_table, tasks_table
 from small_gpt2 import pretraining_table
+from small_mixture import draw_mixtures, mixture_experts, mixture_table, tasks_table
 from streaming import streamed_summary, streaming_table
 from verdict import paper_order, shares_of_tasks, verdict_on
 

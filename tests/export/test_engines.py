@@ -18,8 +18,10 @@ GRAPHS = ("onnx", "openvino")
 
 def needs(target):
     """Skips where a package of the target is missing."""
-    if TARGETS[target].needs.missing():
-        pytest.skip(f"needs {TARGETS[target].needs.missing()}")
+    extra = TARGETS[target].needs
+    assert extra is not None
+    if extra.missing():
+        pytest.skip(f"needs {extra.missing()}")
 
 
 def export(tmp_path, name, target, layers):

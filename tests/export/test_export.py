@@ -15,6 +15,9 @@ from mlpfusion.export import table
 from mlpfusion.export.fresh import run_module
 from mlpfusion.export.hf import TARGET
 from mlpfusion.export.run import EXPORT_RECORD_FILE
+from mlpfusion.extras import ONNX
+
+LACKING = replace(ONNX, modules=("no_such_module",))
 
 
 @pytest.fixture
@@ -111,7 +114,6 @@ def test_a_model_that_is_not_compressed_is_one_line(tmp_path):
 
 
 def test_a_missing_package_names_the_extra(cut, tmp_path, monkeypatch):
-    lacking = replace(table.TARGETS["onnx"].needs, modules=("no_such_module",))
-    monkeypatch.setitem(table.TARGETS, "onnx", replace(table.TARGETS["onnx"], needs=lacking))
+    monkeypatch.setitem(table.TARGETS, "onnx", replace(table.TARGETS["onnx"], needs=LACKING))
     message = refused("export", cut(), tmp_path / "out", "--to", "onnx")
     assert "needs no_such_module: pip install 'mlpfusion[onnx]'" in message
