@@ -10,23 +10,23 @@ from mlpfusion.sites.sites import Site
 
 
 def expert_calibration(
-    tokens: RoutedTokens, site: Site, token_weights: Float[Tensor, " tokens"] | None = None
+    tokens: RoutedTokens, site: Site, row_weights: Float[Tensor, " rows"] | None = None
 ) -> Calibration | None:
     """The tokens that reach one expert, weighted as its router does; None if there are none.
 
-    An error of the expert enters the output of the mixture times the weight of the router. `token_weights`, by which
-    errors of the mixture count, multiply that.
+    An error of the expert enters the output of the mixture times the weight of the router, or as it is where that
+    multiplies what enters the expert. `row_weights`, by which errors of the mixture count, multiply that.
     """
     assert site.expert is not None
     found = tokens.trace_of(site.expert)
     if found is None:
         return None
     trace, weights = found
-    if token_weights is not None:
-        weights = weights * token_weights[tokens.routing.of_expert(site.expert)[0]].to(weights.dtype)
+    if row_weights is not None:
+        weights = weights * row_weights[tokens.routing.of_expert(site.expert)[0]].to(weights.dtype)
     return Calibration(trace, weights=weights)
 
 
 def routed_size(tokens: RoutedTokens) -> CalibrationSize:
     """How much enters the mixture: its samples and tokens."""
-    return CalibrationSize(int(tokens.samples.max()) + 1, len(tokens.samples))
+    return CalibrationSize(len(tokens.lengths), int(tokens.lengths.sum()))
