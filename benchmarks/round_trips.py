@@ -63,6 +63,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "llama4": {"vision_config": {"hidden_size": 1408, "projector_input_dim": 256}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
     "xmod": {"default_language": "en_XX"},
     **dict.fromkeys(("glm4v_text", "glm4v_moe_text", "glm_image_text"), MROPE),

@@ -27,6 +27,9 @@ _MROPE = {**_LLAMA, "rope_parameters": {"rope_type": "default", "mrope_section":
 _QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
 _QWEN_VISION |= {"patch_size": 4}
 _EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_LLAMA4 = {**_LLAMA, **_EXPERTS, "moe_layers": [1], "intermediate_size_mlp": 40}
+_LLAMA4_VISION = {**_VISION, "intermediate_size": 64, "vision_output_dim": 16}  # 4 patches are joined to one
+_LLAMA4_VISION |= {"projector_input_dim": 16, "projector_output_dim": 16}
 
 # Model type -> overrides of the config.
 DETECTED: dict[str, dict[str, Any]] = {
@@ -97,8 +100,11 @@ DETECTED: dict[str, dict[str, Any]] = {
 }
 # Types whose width stands in no entry of their config.
 WITHOUT_KEY = ("bloom", "dinov2", "flaubert", "mpt", "swin", "xlm")
-# Mixtures of experts: the first has shared experts beside them, in the next two and the last some layers have none.
+# Mixtures of experts: the first three have shared experts beside them; in all but Qwen2 and Mixtral some layers have
+# none.
 EXPERTS: dict[str, dict[str, Any]] = {
+    "llama4": {"text_config": _LLAMA4, "vision_config": _LLAMA4_VISION, "image_token_index": 66},
+    "llama4_text": _LLAMA4,
     "qwen2_moe": {**_LLAMA, **_EXPERTS, "shared_expert_intermediate_size": 40},
     "qwen3_moe": {**_LLAMA, **_EXPERTS, "decoder_sparse_step": 2},
     "switch_transformers": {**_T5, "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},

@@ -59,6 +59,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "granitemoe": {**_USUAL, "num_local_experts": 4},
     "jamba": {**_USUAL, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
     | {"mamba_d_state": 4, "mamba_dt_rank": 4},
+    # dense, then two mixtures with shared experts; a router weighs tokens before they enter
+    "llama4_text": {**_USUAL, "num_local_experts": 4, "intermediate_size_mlp": 40, "moe_layers": [1, 2]},
     "mixtral": {**_USUAL, "num_local_experts": 4},
     "olmoe": {**_USUAL, "num_experts": 4},
     "phimoe": {**_USUAL, "num_local_experts": 4},

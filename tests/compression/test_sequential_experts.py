@@ -79,7 +79,8 @@ def routed_in(model: Any, batches: Sequence[Any], mixture: str) -> Routing:
             model(**batch)
         shown = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool().reshape(-1)
         parts.append([one[shown] for one in seen[mixture].routing.tensors()])
-    return Routing(*(torch.cat(one) for one in zip(*parts, strict=True)))
+    inputs, chosen, weights = (torch.cat(one) for one in zip(*parts, strict=True))
+    return Routing(inputs, chosen, weights)
 
 
 NAMES = ["mixtral", "switch", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gpt_oss", "deepseek_v3"))]

@@ -46,6 +46,7 @@ CALIBRATED = (
     "gemma2",
     "gpt2",
     "gpt_oss",
+    "llama4_text",
     "qwen3_moe",
     "t5-gated",
     "falcon",

@@ -9,6 +9,7 @@ import torch
 from mixtures import MIXTURES, WIDTH, fused_mixture, mixture_config, mixture_logits, mixture_model, slow_but
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 
 import mlpfusion
 from mlpfusion.compression.calibration.traces import trace_calibration
@@ -37,7 +38,7 @@ TEXTS = [
     )
 ]
 
-each_type = pytest.mark.parametrize("name", slow_but("aria_text", "deepseek_v3", "gpt_oss", "mixtral"))
+each_type = pytest.mark.parametrize("name", slow_but("aria_text", "deepseek_v3", "gpt_oss", "llama4_text", "mixtral"))
 
 
 def mixtures_of(model) -> dict[str, list[Site]]:
@@ -100,6 +101,8 @@ def run_experts(module: torch.nn.Module, seed: int = 1) -> torch.Tensor:
     """The output of a module of four experts for tokens that reach all of them."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(12, 32, generator=generator, dtype=torch.float64)
+    if isinstance(module, Llama4TextExperts):  # it is given what enters each expert, one after the other
+        return module(inputs)
     chosen = torch.arange(24).reshape(12, 2) % 4
     return module(inputs, chosen, torch.rand(12, 2, generator=generator, dtype=torch.float64))
 
@@ -119,7 +122,7 @@ def gradient(module: torch.nn.Module, weight: Weight) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", sorted({"aria_text", "gpt_oss", "mixtral"} & set(MIXTURES)))
+@pytest.mark.parametrize("name", sorted({"aria_text", "gpt_oss", "llama4_text", "mixtral"} & set(MIXTURES)))
 def test_fused_experts_are_the_expanded_ones_in_outputs_and_gradients(name):
     """In float64: outputs equal, and every stored gradient is the sum over its cluster; `down` carries P."""
     model = mixture_model(name, torch.float64)
@@ -165,9 +168,10 @@ def test_all_implementations_of_the_experts_agree():
     torch.testing.assert_close(logits[2], logits[0])
 
 
-def test_lora_on_the_tensors_of_narrow_experts_changes_all_of_them_when_it_is_merged(tmp_path):
+@pytest.mark.parametrize("name", ["llama4_text", "mixtral"])
+def test_lora_on_the_tensors_of_narrow_experts_changes_all_of_them_when_it_is_merged(name, tmp_path):
     """Twice the width is less than the hidden size here: elsewhere a merge was known to drop most experts."""
-    model = mixture_model("mixtral")
+    model = mixture_model(name)
     mlpfusion.compress(model, mlpfusion.Fusion(), width=8)
     cut = copy.deepcopy(model.state_dict())
     lora = LoraConfig(r=2, target_parameters=["experts.gate_up_proj", "experts.down_proj"], target_modules=[])
@@ -184,7 +188,7 @@ def test_lora_on_the_tensors_of_narrow_experts_changes_all_of_them_when_it_is_me
     assert losses[-1] < losses[0]
     logits = mixture_logits(tuned)
     tuned.save_pretrained(tmp_path)
-    fresh = mixture_model("mixtral")
+    fresh = mixture_model(name)
     mlpfusion.compress(fresh, mlpfusion.Fusion(), width=8)
     loaded = PeftModel.from_pretrained(fresh, tmp_path)
     torch.testing.assert_close(mixture_logits(loaded), logits)
@@ -197,8 +201,9 @@ def test_lora_on_the_tensors_of_narrow_experts_changes_all_of_them_when_it_is_me
             assert torch.equal(tensor, cut[key])
 
 
-def test_a_training_step_with_checkpointing_reaches_every_tensor_and_no_size():
-    model = fused_mixture("mixtral").train()
+@pytest.mark.parametrize("name", ["llama4_text", "mixtral"])
+def test_a_training_step_with_checkpointing_reaches_every_tensor_and_no_size(name):
+    model = fused_mixture(name).train()
     # the name before transformers 5.16 or so
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     ids = torch.randint(3, 67, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -311,8 +316,9 @@ def test_experts_learn_the_gradients_of_the_mixture(name, method):
         assert site.metrics["gradient_error"] < site.metrics["gradient_error_start"]
 
 
-def test_a_pooling_multiplies_the_weights_of_the_router():
-    model = mixture_model("mixtral")
+@pytest.mark.parametrize("name", ["llama4_text", "mixtral"])
+def test_a_pooling_multiplies_the_weights_of_the_router(name):
+    model = mixture_model(name)
     sites = find_sites(model, find_architecture(model))
     plain = trace_calibration(model, sites, TEXTS, 0)
     last = trace_calibration(model, sites, TEXTS, 0, pooling="last")
@@ -376,10 +382,14 @@ def test_other_mlps_of_a_mixture_are_cut_by_choice(choice, tmp_path):
 
 
 @pytest.mark.parametrize(("stacks", "is_stock"), [("experts,shared", True), ("experts", False)])
-def test_experts_and_a_shared_one_cut_alike_fold_to_a_stock_model(stacks, is_stock):
-    """The shared expert is twice as wide as an expert, by the same entry of the config."""
-    config = mixture_config("deepseek_v3")
-    config.n_shared_experts = 2
+@pytest.mark.parametrize(
+    ("name", "key"), [("deepseek_v3", "moe_intermediate_size"), ("llama4_text", "intermediate_size")]
+)
+def test_experts_and_a_shared_one_cut_alike_fold_to_a_stock_model(name, key, stacks, is_stock):
+    """The same entry of the config gives both widths; in DeepSeek the shared expert is twice as wide."""
+    config = mixture_config(name)
+    if name == "deepseek_v3":
+        config.n_shared_experts = 2
     model: Any = AutoModelForCausalLM.from_config(config).eval()
     mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=0.5, stacks=stacks)
     logits = mixture_logits(model)
@@ -387,5 +397,5 @@ def test_experts_and_a_shared_one_cut_alike_fold_to_a_stock_model(stacks, is_sto
         warnings.simplefilter("error" if is_stock else "ignore")
         mlpfusion.fold(model)
     assert hasattr(model.config, "mlp_fusion") == (not is_stock)
-    assert model.config.moe_intermediate_size == (HALF if is_stock else WIDTH)
+    assert getattr(model.config, key) == (HALF if is_stock else WIDTH)
     torch.testing.assert_close(mixture_logits(model), logits)

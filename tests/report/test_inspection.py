@@ -112,7 +112,7 @@ def test_a_mixture_of_experts_is_shown_and_proposed_for_a_cut(name, tmp_path):
     assert shown.expert_parameters > 0
     output = CliRunner().invoke(main, ["inspect", str(tmp_path)]).stdout
     share = 100 * shown.expert_parameters / shown.parameters
-    experts, width = (2, 56) if name in ("switch_transformers", "nllb-moe") else (4, 56 if name == "mixtral" else 24)
+    experts, width = (2, 56) if name in ("switch_transformers", "nllb-moe") else (4, 24 if "qwen" in name else 56)
     assert [(one.experts, one.width) for one in shown.experts] == [(experts, width)]
     of = f"{shown.experts[0].mixtures} mixtures of {experts} experts of width {width}"
     assert f"({share:.1f} %) are in experts: {of}." in output

@@ -99,7 +99,7 @@ def assert_gradients_are_those_of_autograd(model: Any, batches: Sequence[Any]) -
     assert reached > len(sites) / 2
 
 
-@pytest.mark.parametrize("name", slow_but("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"))
+@pytest.mark.parametrize("name", slow_but("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3", "llama4_text"))
 def test_gradients_from_the_traces_are_those_of_autograd(name):
     assert_gradients_are_those_of_autograd(float64_mixture(name), TEXTS)
 

@@ -1,15 +1,15 @@
 """Model types without a row, composites among them: one tiny model of each through the whole pipeline."""
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from detected import DETECTED, detected_model, detected_outputs
+from detected import DETECTED, detected_config, detected_model, detected_outputs
 from peft import LoraConfig, get_peft_model
 from pico import pico_inputs, pico_model
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, SiglipConfig, SiglipForImageClassification
 
 import mlpfusion
 from mlpfusion.compression.preview import inspect_checkpoint
@@ -98,6 +98,14 @@ def test_a_model_of_images_is_its_own_base_model_where_its_encoder_takes_hidden_
     batch = next(made_up_inputs(model))
     record = mlpfusion.compress(model, mlpfusion.NTKMatch(refine_epochs=1), keep_ratio=0.5, calibration=[batch])
     assert [site.path for site in record.sites] == ["model.layer.0", "model.layer.1"]
+
+
+def test_a_tower_inside_is_no_base_model():
+    """The class names a base that it has not; its tower has another config, and paths under it would not be those of
+    the whole model."""
+    model = SiglipForImageClassification(cast("SiglipConfig", detected_config("siglip")))
+    assert model.base_model is model
+    assert base_model(model) is model
 
 
 class OtherLibrary(PreTrainedModel):

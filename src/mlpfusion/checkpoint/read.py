@@ -24,6 +24,7 @@ from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.record import Origin
 from mlpfusion.sites.mixtures.experts import check_kernel, expert_modules
+from mlpfusion.sites.sites import base_prefix
 
 __all__ = [
     "check_finite",
@@ -161,7 +162,7 @@ def load_model(
     config, a missing weight of the base model, and experts in a dtype that their kernel refuses.
     """
     model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out, device)
-    poolers = [name for name in drawn if _is_pooler(name.removeprefix(f"{model.base_model_prefix}."))]
+    poolers = [name for name in drawn if _is_pooler(name.removeprefix(base_prefix(model)))]
     if kind is None and len(drawn) > len(poolers) and type(model) is not base_class(config):
         model, _ = _load(folder, config, base_class(config), dtype, device=device)
     for path, experts in expert_modules(model).items():
@@ -194,7 +195,7 @@ def _load(
         reason = _misfit(folder, config, kind) or one_line(error)
         raise InputError(f"the weights in {folder} must fit its config.json: {reason}") from error
     model, info = loaded
-    prefix = f"{model.base_model_prefix}."
+    prefix = base_prefix(model)
     missing = {name: name.removeprefix(prefix) for name in info["missing_keys"]}
     base = _base_names(config)
     lost = sorted(name for name, short in missing.items() if short in base and not _is_pooler(short))

@@ -31,7 +31,7 @@ from mlpfusion.kinds.key import FusionKey, key_from_dict, key_to_dict
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.record import Record, Size
-from mlpfusion.sites.sites import Site, base_model, linear_maps, module_paths
+from mlpfusion.sites.sites import Site, base_prefix, linear_maps, module_paths
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -73,11 +73,6 @@ class CutFiles:
         _make_readable(folder)
         copy_carried(self._source, folder)
         return stored_size(stored_tensors(weight_files(folder)), model)
-
-
-def base_prefix(model: PreTrainedModel) -> str:
-    """What stands in the names of `model` before those from its base model."""
-    return "" if base_model(model) is model else f"{model.base_model_prefix}."
 
 
 def _starts(model: PreTrainedModel, sites: Sequence[Site], paths: Callable[[Site], Iterable[str]]) -> tuple[str, ...]:

@@ -88,13 +88,27 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its head; site paths start there.
 
     It takes what the whole model does: where `base_model` of transformers is an encoder of hidden states inside a model
-    of images, it is the model itself. So it is where `base_model` is a module of another library, as timm's.
+    of images, it is the model itself. So it is where `base_model` is a module of another library, as timm's. A
+    Llama4ForCausalLM names as its base what it is itself in a model of images; its base is the model of its config.
     """
     base = model.base_model
+    if base is model:
+        base = next((one for name, one in model.named_children() if _is_base(model, name, one)), model)
     if not isinstance(base, PreTrainedModel):
         return model
     is_inside = not _takes_main_input(type(base)) and _takes_main_input(type(model))
     return model if is_inside else base
+
+
+def base_prefix(model: PreTrainedModel) -> str:
+    """What stands in the names of `model` before those from its base model."""
+    base = base_model(model)
+    return next(f"{path}." if path else "" for path, module in model.named_modules() if module is base)
+
+
+def _is_base(model: PreTrainedModel, name: str, child: nn.Module) -> bool:
+    """Whether `child` is the whole model of the config of `model`, under the name that its class gives a base model."""
+    return isinstance(child, PreTrainedModel) and child.config is model.config and child.base_model_prefix == name
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,7 +15,7 @@ from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, random_trace
 from mlpfusion.mlp import MLP, forward
-from mlpfusion.sites.mixtures.routing import watch_mixtures
+from mlpfusion.sites.mixtures.routing import Routing, watch_mixtures
 from mlpfusion.sites.mixtures.traces import RecordedTraces, check_mixtures_ran, routed_tokens
 from mlpfusion.sites.over_batches import joined_over_batches
 from mlpfusion.sites.parts import text_config
@@ -77,11 +77,12 @@ def recorded_traces(
             check_mixtures_ran(mixtures, mixed)
             outputs = [*(one.outputs[0] for one in seen), *(mixed[path].output for path in mixtures)]
             gradients = torch.autograd.grad(values.sum(), outputs, allow_unused=True, materialize_grads=True)
-        entered = [*([one.inputs[0]] for one in seen), *(mixed[path].routing.tensors() for path in mixtures)]
-        found = []
-        for site, values, gradient in zip([*alone, *mixtures.values()], entered, gradients, strict=True):
-            visible = [visible_inputs(model, site, batch, one.detach()) for one in (*values, gradient)]
-            found.append([*(one for one, _ in visible), visible[0][1]])
+        found = list[list[Tensor]]()
+        for site, one, gradient in zip(alone, seen, gradients, strict=False):
+            inputs, lengths = visible_inputs(model, site, batch, one.inputs[0].detach())
+            found.append([inputs, visible_tokens(model, site, batch, gradient), lengths])
+        for path, gradient in zip(mixtures, gradients[len(alone) :], strict=True):
+            found.append(visible_rows(model, mixtures[path], batch, mixed[path].routing, gradient))
         return found
 
     recorded = joined_over_batches(list(batches), recorded_in)
@@ -235,6 +236,20 @@ def visible_inputs(
         return flat[mask.reshape(-1).bool()], mask.bool().sum(1)
     num_samples = len(next(iter(batch.values())))
     return flat, torch.full((num_samples,), len(flat) // num_samples, device=flat.device)
+
+
+def visible_rows(
+    model: PreTrainedModel, site: Site, batch: Batch, routing: Routing, *beside: Shaped[Tensor, "rows width"]
+) -> list[Tensor]:
+    """The rows of a mixture that no mask hides, as `routed_tokens` takes them.
+
+    `site` is one of its experts; `beside` has a row for each of those of `routing`. Of tokens that enter several times
+    only the rows of an expert are taken.
+    """
+    rows, lengths = visible_inputs(model, site, batch, routing.rows_of_tokens())
+    is_taken = routing.is_of_expert(rows)
+    taken = [values.detach()[rows[is_taken]] for values in (*routing.tensors(), *beside)]
+    return [*taken, is_taken.sum(1), lengths]
 
 
 def joined_inputs(

@@ -21,10 +21,12 @@ from mlpfusion.sites.mixtures.routing import RoutedTokens, called_routing, mixtu
 from mlpfusion.sites.mixtures.traces import routed_tokens
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, by_block, linear_maps, site_module
-from mlpfusion.sites.traces import joined_inputs, run_base, visible_inputs
+from mlpfusion.sites.traces import joined_inputs, run_base, visible_inputs, visible_rows
 
 # Tensors of tokens x hidden size for all batches: what enters the layer, what enters its MLP, and the latter joined.
 _STATES = 3
+# The same where tokens enter a mixture once for every expert: what enters its module and what that gives.
+_STATES_OF_COPIES = 2
 
 
 class WaitingPasses:
@@ -60,10 +62,11 @@ class WaitingPasses:
         """
         assert site.mixture is not None
         if self._mixture is None or self._mixture[0] != site.mixture:
-            parts: list[list[Tensor]] = []
-            for batch, routing in zip(self._batches, self._go_on_to(site.mixture), strict=True):
-                visible = [visible_inputs(self._model, site, batch, value) for value in routing.tensors()]
-                parts.append([*(value for value, _ in visible), visible[0][1]])
+            reached = self._go_on_to(site.mixture)
+            parts = [
+                visible_rows(self._model, site, batch, routing)
+                for batch, routing in zip(self._batches, reached, strict=True)
+            ]
             joined = [torch.cat(one) for one in zip(*parts, strict=True)]
             self._mixture = site.mixture, routed_tokens(joined)
         return self._mixture[1]
@@ -103,14 +106,16 @@ class WaitingPasses:
             one.throw()
 
     def _wait_at_mixture(
-        self, path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         """Leaves the pass that is running. Returns what it then goes on with, None for `output`."""
         current = greenlet.getcurrent()
         if current not in self._passes:
             return None
         assert current.parent is not None
-        routing = called_routing(path, args, kwargs)
+        routing = called_routing(path, module, args, kwargs)
+        if routing.copies > 1 and current is self._passes[0]:
+            _check_memory(self._batches[1:], _STATES_OF_COPIES * routing.copies * routing.inputs.shape[1])
         current.parent.switch((path, routing))
         if not self._blocks:
             return None
@@ -142,9 +147,10 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _check_memory(sites: Sequence[Site], batches: Sequence[Batch]) -> None:
+def _check_memory(batches: Sequence[Batch], numbers: int) -> None:
+    """Raises `InputError` if memory is too small for so many numbers a token."""
     tokens = sum(map(num_tokens, batches))
-    needed = _STATES * 4 * tokens * max(site.hidden_size for site in sites)  # fp32
+    needed = 4 * tokens * numbers  # fp32
     free = psutil.virtual_memory().available
     if needed > free:
         raise InputError(
@@ -174,7 +180,7 @@ def waiting_passes(model: PreTrainedModel, sites: Sequence[Site], batches: Seque
     Every batch goes through the model once, whatever the number of sites. In memory is what enters one layer and its
     MLP, for all batches. Gradients are off. Raises `InputError` if the memory of the machine is too small for that.
     """
-    _check_memory(sites, batches)
+    _check_memory(batches, _STATES * max(site.hidden_size for site in sites))
     passes = WaitingPasses(model, batches)
     with torch.no_grad(), hooks() as handles:
         for first, *_others in by_block(sites).values():

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.sites.parts import parts_of, text_config
-from mlpfusion.sites.sites import Site, base_model, by_holder, linear_maps
+from mlpfusion.sites.sites import Site, base_prefix, by_holder, linear_maps
 from mlpfusion.sites.table import Architecture, Stack
 
 # What the `__init__` of a model class may raise for a config that it does not like.
@@ -136,7 +136,7 @@ def _moved_stacks(
         after = stock_shapes(type(model), with_width(model.config, name, wanted))
     except (InputError, StrictDataclassError):
         return frozenset()
-    prefix = "" if base_model(model) is model else f"{model.base_model_prefix}."
+    prefix = base_prefix(model)
     maps = {site.path: tuple(f"{prefix}{path}." for path in linear_maps(site)) for site in sites}
     changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     if any(not any(key.startswith(paths) for paths in maps.values()) for key in changed):

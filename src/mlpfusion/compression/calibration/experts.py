@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.compression.settings import CalibrationSize
+from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
@@ -15,20 +16,20 @@ from mlpfusion.sites.sites import Site
 
 
 def expert_calibration(
-    tokens: RoutedTokens, site: Site, token_weights: Float[Tensor, " tokens"] | None = None
+    tokens: RoutedTokens, site: Site, row_weights: Float[Tensor, " rows"] | None = None
 ) -> Calibration | None:
     """The tokens that reach one expert, weighted as its router does; None if there are none.
 
-    An error of the expert enters the output of the mixture times the weight of the router. `token_weights`, by which
-    errors of the mixture count, multiply that.
+    An error of the expert enters the output of the mixture times the weight of the router, or as it is where that
+    multiplies what enters the expert. `row_weights`, by which errors of the mixture count, multiply that.
     """
     assert site.expert is not None
     found = tokens.trace_of(site.expert)
     if found is None:
         return None
     trace, weights = found
-    if token_weights is not None:
-        weights = weights * token_weights[tokens.routing.of_expert(site.expert)[0]].to(weights.dtype)
+    if row_weights is not None:
+        weights = weights * row_weights[tokens.routing.of_expert(site.expert)[0]].to(weights.dtype)
     return Calibration(trace, weights=weights)
 
 
@@ -37,18 +38,23 @@ def sequential_calibration(
     cut: RoutedTokens,
     site: Site,
     expert: MLP,
-    token_weights: Float[Tensor, " tokens"] | None = None,
+    row_weights: Float[Tensor, " rows"] | None = None,
 ) -> Calibration | None:
     """The same where the blocks before the mixture are compressed.
 
     `cut` and `original` are what enters the mixture with those blocks and without. A state that has moved may be routed
     elsewhere, so the router of the cut run says which tokens reach the expert, and with what weight. The inputs are
     those of the cut run; the target at a token is what the original `expert` makes of that token's input in the
-    original run, whether or not it was sent to the expert there. Cotangents and `token_weights` are the original's.
+    original run, whether or not it was sent to the expert there. Cotangents and `row_weights` are the original's.
+    Raises `InputError` for experts that get their tokens already weighted: of one that went elsewhere they saw zeros.
     """
     assert site.expert is not None
+    if original.routing.copies > 1:
+        raise InputError(
+            f"`sequential` must be left out at {site.mixture}, whose experts get their tokens multiplied by the router"
+        )
     moved = replace(cut.to(original.samples.device), cotangents=original.cotangents)
-    seen = expert_calibration(moved, site, token_weights)
+    seen = expert_calibration(moved, site, row_weights)
     if seen is None:
         return None
     block, (tokens, _) = in_compute_dtype(expert), moved.routing.of_expert(site.expert)
@@ -72,4 +78,4 @@ def common_traces(before: RoutedTokens, after: RoutedTokens, site: Site) -> tupl
 
 def routed_size(tokens: RoutedTokens) -> CalibrationSize:
     """How much enters the mixture: its samples and tokens."""
-    return CalibrationSize(int(tokens.samples.max()) + 1, len(tokens.samples))
+    return CalibrationSize(len(tokens.lengths), int(tokens.lengths.sum()))

@@ -16,7 +16,7 @@ from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.config import CONFIG, read_config
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_finite
-from mlpfusion.checkpoint.save import CutFiles, base_prefix
+from mlpfusion.checkpoint.save import CutFiles
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.checks import check_ids
 from mlpfusion.compression.calibration.passes import BlockPasses, block_passes, computed_by
@@ -48,7 +48,7 @@ from mlpfusion.record import RECORD_FILE, Record, record_from_dict, versions, wa
 from mlpfusion.sites.detect import left_out
 from mlpfusion.sites.proof.row_check import check_visited, checked_sites
 from mlpfusion.sites.recording import recording
-from mlpfusion.sites.sites import Site, base_model, by_holder, read_mlp
+from mlpfusion.sites.sites import Site, base_model, base_prefix, by_holder, read_mlp
 from mlpfusion.sites.waiting import in_run_order
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.output import Occupant, staged_folder

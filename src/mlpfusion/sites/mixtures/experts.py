@@ -27,6 +27,12 @@ def expert_parameters(module: nn.Module) -> list[nn.Parameter]:
     return list({id(parameter): parameter for one in experts for parameter in one.parameters()}.values())
 
 
+def num_experts(experts: nn.Module) -> int:
+    """The first axis of the tensors that hold all experts, or how many modules there are."""
+    together = [len(parameter) for parameter in experts.parameters() if parameter.ndim == 3]
+    return together[0] if together else sum(any(True for _ in one.parameters()) for one in experts.children())
+
+
 def check_kernel(name: str, experts: nn.Module) -> None:
     """Raises `InputError` for experts in a dtype that their kernel refuses; `name` is their path, for the message."""
     kernel = getattr(getattr(experts, "config", None), "_experts_implementation", None)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from mlpfusion.errors import InputError
-from mlpfusion.sites.mixtures.experts import expert_modules, expert_parameters
+from mlpfusion.sites.mixtures.experts import expert_modules, expert_parameters, num_experts
 from mlpfusion.sites.sites import is_beside_mlp
 
 
@@ -22,7 +22,7 @@ def router_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             part = name.partition(".")[0]
             if not (id(parameter) in no_router or "shared" in part or is_beside_mlp(part)):
                 parts.setdefault(part, {})[f"{around}.{name}".removeprefix(".")] = parameter
-        routers = [part for part in parts.values() if _has_places(part, _num_experts(experts))]
+        routers = [part for part in parts.values() if _has_places(part, num_experts(experts))]
         if not routers:
             raise InputError(f"`freeze_router` must be left out: no router is found beside the experts at {path}")
         for part in routers:
@@ -30,12 +30,6 @@ def router_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def _num_experts(experts: nn.Module) -> int:
-    """The first axis of the tensors that hold all experts, or how many modules there are."""
-    together = [len(parameter) for parameter in experts.parameters() if parameter.ndim == 3]
-    return together[0] if together else sum(any(True for _ in one.parameters()) for one in experts.children())
-
-
-def _has_places(part: dict[str, nn.Parameter], num_experts: int) -> bool:
+def _has_places(part: dict[str, nn.Parameter], number: int) -> bool:
     """Whether an axis has a place for every expert, and a few more where shared experts or none can be chosen too."""
-    return any(num_experts <= size < 2 * num_experts for parameter in part.values() for size in parameter.shape)
+    return any(number <= size < 2 * number for parameter in part.values() for size in parameter.shape)

@@ -37,15 +37,17 @@ class RecordedTraces:
 
 
 def routed_tokens(tensors: Sequence[Tensor]) -> RoutedTokens:
-    """The tokens of a mixture from inputs, numbers and weights of the experts, cotangents if any, and lengths.
+    """The tokens of a mixture from their rows and the numbers of rows a token and of tokens a sample.
+
+    The rows are inputs, numbers and weights of the experts, and cotangents, if any.
 
     >>> ones = torch.ones(3, 1)
-    >>> routed_tokens([ones, ones.int(), ones, torch.tensor([2, 1])]).samples.tolist()
-    [0, 0, 1]
+    >>> routed_tokens([ones, ones.int(), ones, torch.tensor([1, 0, 2]), torch.tensor([2, 1])]).samples.tolist()
+    [0, 1, 1]
     """
-    inputs, chosen, weights, *cotangents, lengths = tensors
-    samples = torch.arange(len(lengths), device=inputs.device).repeat_interleave(lengths.to(inputs.device))
-    return RoutedTokens(Routing(inputs, chosen, weights), samples, *cotangents)
+    inputs, chosen, weights, *cotangents, rows, lengths = tensors
+    tokens = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths.to(rows.device))
+    return RoutedTokens(Routing(inputs, chosen, weights), tokens.repeat_interleave(rows), lengths, *cotangents)
 
 
 def check_mixtures_ran(paths: Iterable[str], seen: Mapping[str, SeenMixture]) -> None:
