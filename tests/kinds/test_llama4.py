@@ -214,5 +214,5 @@ def test_a_model_of_texts_and_images_is_calibrated_where_transformers_runs_it():
 
 def test_calibration_in_sequence_is_refused():
     model = mixture_model("llama4_text")
-    with pytest.raises(InputError, match="`sequential` must be left out at layers.0.feed_forward.experts"):
+    with pytest.raises(InputError, match="`sequential` must be left out at layers.1.feed_forward.experts"):
         mlpfusion.compress(model, REFIT, keep_ratio=0.5, calibration=TEXTS, sequential=True)

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlpfusion.compression.settings import CalibrationSize
-from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP, forward, in_compute_dtype
@@ -46,13 +45,8 @@ def sequential_calibration(
     elsewhere, so the router of the cut run says which tokens reach the expert, and with what weight. The inputs are
     those of the cut run; the target at a token is what the original `expert` makes of that token's input in the
     original run, whether or not it was sent to the expert there. Cotangents and `row_weights` are the original's.
-    Raises `InputError` for experts that get their tokens already weighted: of one that went elsewhere they saw zeros.
     """
     assert site.expert is not None
-    if original.routing.copies > 1:
-        raise InputError(
-            f"`sequential` must be left out at {site.mixture}, whose experts get their tokens multiplied by the router"
-        )
     moved = replace(cut.to(original.samples.device), cotangents=original.cotangents)
     seen = expert_calibration(moved, site, row_weights)
     if seen is None:

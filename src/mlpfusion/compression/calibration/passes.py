@@ -13,11 +13,13 @@ from mlpfusion.batch import Batch
 from mlpfusion.compression.calibration.experts import expert_calibration, routed_size, sequential_calibration
 from mlpfusion.compression.calibration.traces import TracedCalibration
 from mlpfusion.compression.settings import CalibrationSize
+from mlpfusion.errors import InputError
 from mlpfusion.kinds.outcome import LowRank, Narrowed, Outcome
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.mlp import MLP
+from mlpfusion.sites.mixtures.experts import takes_tokens_alone
 from mlpfusion.sites.mixtures.routing import RoutedTokens
-from mlpfusion.sites.sites import Site, by_block, read_mlp
+from mlpfusion.sites.sites import Site, base_model, by_block, read_mlp
 from mlpfusion.sites.waiting import WaitingPasses, waiting_passes
 
 
@@ -90,8 +92,13 @@ def block_passes(
 ) -> Iterator[BlockPasses]:
     """Passes of `batches` that wait at `sites`, a context; with `sequential` also those of the cut model.
 
-    `traced` stands for the passes through the original model. Raises `InputError` as `waiting_passes` does.
+    `traced` stands for the passes through the original model. Raises `InputError` as `waiting_passes` does, and with
+    `sequential` for experts that get tokens alone: of those that go elsewhere they see zeros, and no target is known.
     """
+    for path in {site.mixture: None for site in sites if sequential and site.mixture is not None}:
+        if takes_tokens_alone(base_model(model).get_submodule(path)):
+            told = f"at {path}, whose tokens are multiplied by the router before they enter"
+            raise InputError(f"`sequential` must be left out {told}")
     with ExitStack() as contexts:
         original = contexts.enter_context(waiting_passes(model, sites, batches)) if traced is None else traced
         cut = contexts.enter_context(waiting_passes(model, sites, batches)) if sequential else None

@@ -21,4 +21,5 @@ def main() -> None:
     save_file({"outputs": numpy.array([found[token] for token in sorted(found)], dtype=numpy.float32)}, outputs)
 
 
-main()
+if __name__ == "__main__":
+    main()

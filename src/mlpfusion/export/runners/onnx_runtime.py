@@ -14,4 +14,5 @@ def main() -> None:
     save_file({"outputs": session.run(None, given)[0]}, outputs)
 
 
-main()
+if __name__ == "__main__":
+    main()

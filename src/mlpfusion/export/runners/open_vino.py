@@ -16,4 +16,5 @@ def main() -> None:
     save_file({"outputs": next(iter(model(given).values()))}, outputs)
 
 
-main()
+if __name__ == "__main__":
+    main()

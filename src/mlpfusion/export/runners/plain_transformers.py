@@ -15,4 +15,5 @@ def main() -> None:
         save_file({"outputs": model(**load_file(inputs))[0].contiguous()}, outputs)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,7 @@
 """Mixtures of experts in a model: which modules they are, and how those keep their experts."""
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -31,6 +33,11 @@ def num_experts(experts: nn.Module) -> int:
     """The first axis of the tensors that hold all experts, or how many modules there are."""
     together = [len(parameter) for parameter in experts.parameters() if parameter.ndim == 3]
     return together[0] if together else sum(any(True for _ in one.parameters()) for one in experts.children())
+
+
+def takes_tokens_alone(experts: nn.Module) -> bool:
+    """Whether the router weighs the tokens before they enter: Llama 4's, which calls its experts with nothing else."""
+    return len(inspect.signature(experts.forward).parameters) == 1
 
 
 def check_kernel(name: str, experts: nn.Module) -> None:
