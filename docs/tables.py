@@ -29,6 +29,7 @@ from census import (
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, decoding_table, draw_perplexity, language_table, perplexity_table
+from exports import exports_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_gpt2 import pretraining_table
@@ -330,6 +331,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "layer-output-errors": errors("block_output_error"),
     "llama-kernel-errors": llama_errors("adam_kernel_error"),
     "llama-output-errors": llama_errors("output_error"),
+    "exports": lambda: exports_table(read_result("exports")),
     "headlines": headlines,
     "mean-errors": mean_errors,
     "method-options": method_options,

