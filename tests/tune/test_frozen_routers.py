@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 import mlpfusion
 from mlpfusion.data.encode import encode_texts
+from mlpfusion.options.adapters.lora import Lora
 from mlpfusion.options.distill import Distill
-from mlpfusion.options.training import Finetune, Lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.sites.mixtures.routers import router_parameters
 from mlpfusion.tune.distill import distill
 from mlpfusion.tune.finetune import finetune
