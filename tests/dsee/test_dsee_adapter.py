@@ -105,6 +105,24 @@ def test_a_layer_computes_what_its_formula_says(name, parts):
         torch.testing.assert_close(delta.T if isinstance(base, Conv1D) else delta, 6.0 / 4 * dense, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("omega", ["magnitude", "gradient"])
+def test_each_part_of_a_map_has_entries_of_its_own(omega):
+    gradients = {
+        f"transformer.h.{layer}.attn.c_attn": torch.randn(
+            3 * HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(layer)
+        )
+        for layer in range(3)
+    }
+    model = adapted("gpt2", support=Support(sparse=8, omega=omega), gradients=gradients)
+    for path, layer in layers(model).items():
+        scores = gradients[path.removeprefix("base_model.model.")] if omega == "gradient" else layer.dense_weight()
+        rows, columns = layer.update_of("default").omega
+        largest = [scores.abs()[start : start + HIDDEN].flatten().topk(8).indices for start in (0, 2 * HIDDEN)]
+        expected = {*largest[0].tolist(), *(largest[1] + 2 * HIDDEN * HIDDEN).tolist()}
+        assert set((rows * HIDDEN + columns).tolist()) == expected
+    assert "gradients" not in model.peft_config["default"].to_dict()
+
+
 def test_only_values_of_omega_and_factors_get_gradients_and_the_right_ones():
     model = trained(adapted("gpt2", torch.float64))
     layer = next(iter(layers(model).values()))
@@ -189,7 +207,9 @@ def test_several_adapters_are_added_chosen_switched_off_and_deleted(tmp_path):
     model = trained(adapted())
     first = logits(model)
     second = config(r=2, support=Support(sparse=5, omega="random", omega_seed=1))
+    trainable = model.get_nb_trainable_parameters()[0]
     model.add_adapter("second", second)
+    assert model.get_nb_trainable_parameters()[0] == trainable
     assert torch.equal(logits(model), first)
     model.set_adapter("second")
     base = logits(model)
@@ -209,6 +229,19 @@ def test_several_adapters_are_added_chosen_switched_off_and_deleted(tmp_path):
     model.merge_adapter()
     with model.disable_adapter():
         torch.testing.assert_close(logits(model), base, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_on_other_maps_waits_until_it_is_chosen():
+    model = trained(adapted())
+    before, trainable = logits(model), model.get_nb_trainable_parameters()[0]
+    model.add_adapter("second", config(target_modules=["key"]))
+    assert model.get_nb_trainable_parameters()[0] == trainable
+    for layer in layers(model).values():
+        if "second" in layer.dsee_update:
+            layer.update_of("second").S.data.fill_(1.0)
+    assert torch.equal(logits(model), before)
+    model.set_adapter("second")
+    assert not torch.allclose(logits(model), logits(classifier()))
 
 
 def test_an_adapter_lies_on_a_fused_model_and_leaves_its_scales_alone():
@@ -261,6 +294,17 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_parts_of_gpt2_are_those_of_its_own_map_alone():
+    for path, module, parts in (
+        ("transformer.h.0.attn.c_attn", Conv1D(6, 2), [True, False, True]),
+        ("transformer.h.0.crossattention.c_attn", Conv1D(4, 2), [True]),  # key and value
+        ("transformer.h.0.attn.c_proj", Conv1D(2, 2), [True]),
+        ("transformer.h.0.attn.c_attn", nn.Linear(2, 6), [True]),  # GPT-BigCode: one key for all heads
+    ):
+        assert config().parts_of(path, module, 6) == parts
+    assert config(parts={}).parts_of("attn.c_attn", Conv1D(6, 2), 6) == [True]
+
+
 def test_values_that_no_config_has_are_refused():
     for changes, message in (
         ({"r": 0}, "`dsee rank` must be a whole number of at least 1, got 0"),
@@ -297,7 +341,6 @@ USED = {
     tuners_utils.BaseTuner._replace_module: ("self", "parent", "child_name", "new_module", "child"),
     tuners_utils.BaseTunerLayer._move_adapter_to_device_of_base_layer: ("self", "adapter_name", "device"),
     tuners_utils.BaseTunerLayer._cast_input_dtype: ("self", "x", "dtype"),
-    tuners_utils.BaseTunerLayer.set_adapter: ("self", "adapter_names", "inference_mode"),
     tuners_utils.check_adapters_to_merge: ("module", "adapter_names"),
 }
 

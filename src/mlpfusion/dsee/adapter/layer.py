@@ -48,7 +48,6 @@ class DseeLayer(nn.Module, BaseTunerLayer):
         self.dsee_update[adapter_name] = Update(self.out_features, self.in_features, config.r, parts, omega)
         self.scaling[adapter_name] = config.alpha / config.r
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _omega(self, parts: list[bool], config: DseeConfig, path: str) -> Tensor:
         """Rows and columns of the entries of all covered parts."""

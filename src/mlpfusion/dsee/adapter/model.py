@@ -45,8 +45,6 @@ class DseeModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         layer = DseeLayer(target, adapter_name, peft_config, current_key)
-        if adapter_name not in self.active_adapters:  # one more, which does not train by itself
-            layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
