@@ -153,6 +153,15 @@ def test_unmerged_merged_and_unmerged_again_give_the_same_logits(name):
     torch.testing.assert_close(logits(whole), expected, rtol=0, atol=1e-6)
 
 
+def test_autocast_takes_a_layer_as_it_takes_the_map_under_it():
+    layer = next(iter(layers(trained(adapted())).values()))
+    inputs = torch.randn(2, 5, HIDDEN)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(inputs)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), layer(inputs), rtol=0, atol=0.1)
+
+
 def test_the_merged_weight_of_bfloat16_is_rounded_once():
     model = trained(adapted(dtype=torch.bfloat16))
     sums = {

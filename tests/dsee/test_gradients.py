@@ -47,6 +47,11 @@ def test_the_targets_are_those_of_the_adapter(model):
     assert all(torch.equal(every[path], gradient) for path, gradient in some.items())
 
 
+def test_a_map_that_no_example_reaches_has_the_gradient_zero(model):
+    model.spare = torch.nn.Linear(3, 2).double()
+    assert loss_gradients(model, [BATCH], ["spare"])["spare"].tolist() == [[0.0] * 3] * 2
+
+
 def test_the_model_stays_as_it_was(model):
     model.train()
     for parameter in model.parameters():
