@@ -210,6 +210,36 @@ def test_loading_draws_nothing_and_an_adapter_finds_its_model(tmp_path, monkeypa
     monkeypatch.setattr("mlpfusion.dsee.omega.draw_omega", None)
     loaded = AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "adapter"))
     assert torch.equal(logits(loaded.eval()), logits(model.eval()))
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    plain.load_adapter(str(tmp_path / "adapter"))  # transformers' own way
+    assert torch.equal(logits(plain.eval()), logits(model.eval()))
+    thrifty = PeftModel.from_pretrained(classifier(), str(tmp_path / "adapter"), low_cpu_mem_usage=True)
+    assert same(thrifty, loaded)
+
+
+def test_an_adapter_by_gradients_is_loaded_to_train_on(tmp_path):
+    gradients = {path: torch.rand(HIDDEN, HIDDEN) for path in describe(adapted()).in_largest}
+    model = trained(adapted(support=Support(sparse=8, omega="gradient"), gradients=gradients))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(classifier(), str(tmp_path), is_trainable=True)
+    assert same(model, again)
+    assert torch.equal(logits(again), logits(model))
+    assert again.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
+
+
+def test_the_config_of_a_file_makes_no_adapter_without_the_file(tmp_path):
+    adapted().save_pretrained(tmp_path)
+    read: Any = PeftConfig.from_pretrained(str(tmp_path))
+    fresh = get_peft_model(classifier(), read)
+    message = "the adapter must be loaded from its file before it is used; for a new one .* `is_drawn=False`"
+    with pytest.raises(InputError, match=message):
+        logits(fresh)
+    with pytest.raises(InputError, match=message):
+        fresh.merge_adapter()
+    fresh.load_state_dict(adapted().state_dict())
+    logits(fresh)
+    again = adapted(support=read.support, is_drawn=False)
+    assert torch.equal(logits(again), logits(classifier()))
 
 
 def test_several_adapters_are_added_chosen_switched_off_and_deleted(tmp_path):

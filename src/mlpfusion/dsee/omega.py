@@ -42,15 +42,6 @@ def check_size(weight: Float[Tensor, "outputs inputs"], support: Support, path: 
         )
 
 
-def first_entries(weight: Float[Tensor, "outputs inputs"], support: Support) -> Int[Tensor, "2 positions"]:
-    """Returns rows and columns of the first entries: places to be filled from a file.
-
-    >>> first_entries(torch.zeros(2, 2), Support(sparse=3)).tolist()
-    [[0, 0, 1], [0, 1, 0]]
-    """
-    return _rows_and_columns(torch.arange(support.sparse), weight.shape[1])
-
-
 def in_largest(weight: Float[Tensor, "outputs inputs"], omega: Int[Tensor, "2 positions"]) -> int:
     """Counts the entries of `omega` among as many of the largest |W|.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.errors import InputError, one_line
-from mlpfusion.extras import DSEE, LORA
+from mlpfusion.extras import DSEE, LORA, Extra
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.table import kind_of
 from mlpfusion.options.adapters.dsee import Dsee
@@ -32,7 +32,8 @@ def add_adapter(
     random stream. Raises `InputError` without peft, without a linear map to adapt, for a masked model (merging would
     fill the zeros), and as `draw_omega` does.
     """
-    name = check_adapter(model.config, adapter)
+    name, extra = ("lora", LORA) if isinstance(adapter, Lora) else ("dsee", DSEE)
+    _check(model.config, name, extra)
     from peft import get_peft_model
 
     _check_targets(model, name, adapter.targets)
@@ -64,16 +65,13 @@ def merge_adapter(model: Any) -> PreTrainedModel:
     return model.merge_and_unload()
 
 
-def check_adapter(config: PreTrainedConfig, adapter: Lora | Dsee) -> str:
-    """Returns the name of the option. Raises `InputError` without peft, and for a masked model."""
-    extra = LORA if isinstance(adapter, Lora) else DSEE
+def _check(config: PreTrainedConfig, name: str, extra: Extra) -> None:
+    """Raises `InputError` without peft, and for a masked model."""
     extra.check()
-    name = extra.user.strip("`")
     key = model_key(config)
     for entry in {} if key is None else key.sites.values():
         if kind_of(entry).no_adapter is not None:
             raise InputError(f"`{name}` must be left out for {kind_of(entry).no_adapter}")
-    return name
 
 
 def _peft_config(

@@ -28,7 +28,7 @@ class DseeConfig(PeftConfig):
 
     Without `target_modules` query and value. `parts` says of maps, by the end of their path, which of equal parts of
     their outputs are covered; not given, of GPT-2's `attn.c_attn` query and value. `gradients` by path are what
-    `omega=gradient` needs; they are not saved.
+    `omega=gradient` needs; they are not saved. `is_drawn` stands in files: the positions lie beside the values there.
     """
 
     r: int = 16
@@ -42,6 +42,7 @@ class DseeConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     gradients: dict[str, Tensor] | None = field(default=None, repr=False)
+    is_drawn: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +59,7 @@ class DseeConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """Returns the values that are saved."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "gradients"}
-        return values | {"support": dict(vars(self.support))}
+        return values | {"support": dict(vars(self.support)), "is_drawn": True}
 
     def parts_of(self, path: str, module: nn.Module, outputs: int) -> list[bool]:
         """Returns which parts of the outputs of a map are covered. Raises `InputError` unless they are equal."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.dsee.adapter.config import DseeConfig
-from mlpfusion.dsee.update import Update, part_rows
+from mlpfusion.dsee.update import NOWHERE, Update, part_rows
 from mlpfusion.errors import InputError
 
 
@@ -35,8 +35,7 @@ class DseeLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: DseeConfig, path: str) -> None:
         """Adds an adapter. Raises `InputError` if another is merged, and as `draw_omega` does.
 
-        Omega is drawn from W, but not for weights without numbers, nor for an adapter that is only to be used
-        (`inference_mode`): its file holds it.
+        Omega is drawn from W, but not for weights without numbers, nor for an adapter from a file, which holds it.
         """
         if self.merged:
             raise InputError(
@@ -52,7 +51,7 @@ class DseeLayer(nn.Module, BaseTunerLayer):
     def _omega(self, parts: list[bool], config: DseeConfig, path: str) -> Tensor:
         """Rows and columns of the entries of all covered parts."""
         # here, because transformers imports PEFT, which imports this file by way of the hook, before it is whole
-        from mlpfusion.dsee.omega import check_size, draw_omega, first_entries
+        from mlpfusion.dsee.omega import check_size, draw_omega
 
         weight, support = self.dense_weight(), config.support
         gradient = None if config.gradients is None else config.gradients.get(path)
@@ -60,10 +59,10 @@ class DseeLayer(nn.Module, BaseTunerLayer):
         for rows in part_rows(self.out_features, parts):
             own, name = weight[rows], path if len(parts) == 1 else f"{path}[{rows.start}:{rows.stop}]"
             check_size(own, support, name)
-            if weight.is_meta or config.inference_mode:
-                omega = first_entries(own, support)
-            else:
-                omega = draw_omega(own, support, name, None if gradient is None else gradient[rows])
+            if weight.is_meta or config.is_drawn:
+                found.append(torch.full((2, support.sparse), NOWHERE))
+                continue
+            omega = draw_omega(own, support, name, None if gradient is None else gradient[rows])
             found.append(omega + torch.tensor([[rows.start], [0]], device=omega.device))
         return torch.cat(found, dim=1)
 
