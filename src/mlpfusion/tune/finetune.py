@@ -132,9 +132,11 @@ def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, ev
     )
 
 
-def _gradients(model: Any, dsee: Dsee | None, data: EncodedTask, train: EncodedExamples) -> dict[str, Tensor] | None:
+def _gradients(
+    model: PreTrainedModel, dsee: Dsee, data: EncodedTask, train: EncodedExamples
+) -> dict[str, Tensor] | None:
     """What `omega=gradient` reads, from the first examples to train on; None for any other."""
-    if dsee is None or dsee.support.omega != "gradient":
+    if dsee.support.omega != "gradient":
         return None
     from mlpfusion.dsee.gradients import loss_gradients
 
