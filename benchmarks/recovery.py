@@ -35,7 +35,8 @@ from mlpfusion.measure.language import language_loss
 from mlpfusion.methods.names import method_label, parse_method
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import METHODS
-from mlpfusion.options.training import Finetune, Lora
+from mlpfusion.options.adapters.lora import Lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.record import versions
 from mlpfusion.report.numbers import FULL
 from mlpfusion.seeds import seeded
@@ -251,7 +252,7 @@ def cut_model(bench: Bench, start: Start) -> tuple[PreTrainedModel, float]:
 def with_lora(model: PreTrainedModel) -> Any:
     """`model` with factors of LoRA beside the linear maps of its layers; only they train.
 
-    The product's `add_lora` is for classifiers, whose head trains too.
+    The product's `add_adapter` is for classifiers, whose head trains too.
     """
     lora = Lora()
     config = LoraConfig(r=lora.r, lora_alpha=int(lora.alpha), target_modules="all-linear", task_type=TaskType.CAUSAL_LM)

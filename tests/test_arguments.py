@@ -18,10 +18,12 @@ from mlpfusion.compression.calibration.traces import trace_calibration
 from mlpfusion.errors import InputError
 from mlpfusion.measure.dynamics import Dynamics
 from mlpfusion.methods.table import ON_TASK, ONE_SHOT
-from mlpfusion.options.training import Finetune, Lora
+from mlpfusion.options.adapters.dsee import Dsee, Support
+from mlpfusion.options.adapters.lora import Lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.tune.distill import Distill
 
-CONFIGS: tuple[type, ...] = (*ONE_SHOT, *ON_TASK, Finetune, Lora, Distill, Dynamics)
+CONFIGS: tuple[type, ...] = (*ONE_SHOT, *ON_TASK, Finetune, Lora, Dsee, Support, Distill, Dynamics)
 IDS = torch.ones(2, 5, dtype=torch.long)
 BATCH = {"input_ids": IDS, "attention_mask": IDS}
 

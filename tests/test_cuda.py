@@ -1,13 +1,22 @@
 """What must hold on a GPU; skipped where there is none."""
 
+from typing import Any
+
 import pytest
 import torch
+from peft import PeftModel
 from pico import pico_inputs, pico_model
+from tiny_task import make_task, save_checkpoint
 from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
+from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.cluster import kmeans
+from mlpfusion.data.task_model import load_for_task
 from mlpfusion.measure.speed import seconds_in_turns, training_step
+from mlpfusion.options.adapters.dsee import Dsee, Support
+from mlpfusion.options.training import Finetune
+from mlpfusion.tune.finetune import RunContext, finetune
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -64,3 +73,19 @@ def test_a_training_step_runs_on_the_gpu(autocast):
     step = training_step(model, batch, autocast=autocast)
     assert all(second > 0 for second in seconds_in_turns([step], repeats=3)[0])
     assert torch.isfinite(step())
+
+
+@pytest.mark.parametrize("omega", ["decompose", "gradient", "random"])
+def test_dsee_draws_trains_and_merges_on_the_gpu(omega, tmp_path):
+    data = make_task()
+    model: Any = load_for_task(open_for_training(str(save_checkpoint(tmp_path / "model"))), data.task, 0)
+    config = Finetune(learning_rate=2e-3, epochs=1, precision="bf16", dsee=Dsee(2, support=Support(8, omega)))
+    tuned, record = finetune(model, data, config, RunContext(tmp_path / "run"))
+    assert {parameter.device.type for parameter in tuned.parameters()} == {"cuda"}
+    assert record.dsee is not None
+    assert record.dsee.sparse_parameters == 6 * 8
+    base: Any = load_for_task(open_for_training(str(tmp_path / "model")), data.task, 0)
+    adapted = PeftModel.from_pretrained(base.cuda(), str(tmp_path / "run" / "adapter")).eval()
+    batch = {name: tensor.cuda() for name, tensor in data.collate(data.train.items[:8]).items()}
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(**batch).logits, adapted(**batch).logits, rtol=1e-4, atol=1e-5)

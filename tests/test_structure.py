@@ -23,6 +23,7 @@ ROOMS = [
     ("loop",),
     ("methods",),
     ("compression",),
+    ("dsee",),
     ("generation",),
     ("tune",),
     ("measure",),

@@ -1,11 +1,12 @@
 """Makes the MLPs of language models narrower in one shot, without data, and keeps how they fine-tune.
 
-Importing the package is cheap (no torch) and lets transformers load compressed checkpoints.
+Importing the package is cheap (no torch) and lets transformers load compressed checkpoints, and PEFT adapters of DSEE.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mlpfusion.dsee.hook import register as _register_adapter
 from mlpfusion.kinds.hook import register as _register
 
 if TYPE_CHECKING:
@@ -79,3 +80,4 @@ def __dir__() -> list[str]:
 
 
 _register()
+_register_adapter()

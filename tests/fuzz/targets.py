@@ -24,11 +24,12 @@ from mlpfusion.data.labelled.load import load_files
 from mlpfusion.measure.method_list import parse_methods, parse_seeds
 from mlpfusion.methods.names import method_from_name, method_name
 from mlpfusion.methods.table import ONE_SHOT
+from mlpfusion.options.adapters.dsee import parse_dsee
+from mlpfusion.options.adapters.lora import parse_lora
 from mlpfusion.options.distill import DistillOptions
 from mlpfusion.options.dynamics import DynamicsOptions
 from mlpfusion.options.fields import read_options
 from mlpfusion.options.selection import Selection
-from mlpfusion.options.training import parse_lora
 from mlpfusion.options.tune import TuneOptions
 from mlpfusion.reproduce.experiment import parse_table_row, read_experiment
 from mlpfusion.sites.table import read_architecture
@@ -40,6 +41,7 @@ _STRINGS: tuple[tuple[Callable[[str], object], tuple[str, ...]], ...] = (
     (parse_option, ("refine=false", "num_init=3", "variant=code", "x=[1, 2]", "y={a: 1}")),
     (parse_methods, ("all", "fusion,svd", "fusion:refine=false", "ntk-match:pooling=first:match_ridge=3.0")),
     (parse_seeds, ("0", "0,1,2", "17")),
+    (parse_dsee, ("rank=16", "rank=4,alpha=8,sparse=16,omega=random,omega_seed=3", "rounds=9,power=1,tau=1e-3")),
     (parse_lora, ("r=8", "r=8,alpha=16,dropout=0.1", "r=4,targets=query+value")),
     (
         lambda text: parse_table_row(text, "model"),

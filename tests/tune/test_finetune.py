@@ -14,7 +14,8 @@ import mlpfusion
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedTask
 from mlpfusion.errors import InputError
-from mlpfusion.options.training import Finetune, Lora, parse_lora
+from mlpfusion.options.adapters.lora import Lora, parse_lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.trainer import DivergenceError, LengthGroupedOrder
 
@@ -89,7 +90,7 @@ def test_lora_leaves_the_base_untouched_bit_by_bit(targets, task, monkeypatch):
     """Until the adapter is merged, every weight under it is what it was; the head alone trains beside the factors."""
     model = fused()
     before = {name: value.clone() for name, value in model.named_parameters()}
-    monkeypatch.setattr(sys.modules["mlpfusion.tune.finetune"], "merge_lora", lambda adapted: adapted)
+    monkeypatch.setattr(sys.modules["mlpfusion.tune.finetune"], "merge_adapter", lambda adapted: adapted)
     adapted, _ = finetune(model, task, with_fields(FAST, epochs=1, lora=Lora(r=2, targets=targets)))
     after = {
         name.removeprefix("base_model.model.").replace("base_layer.", ""): value

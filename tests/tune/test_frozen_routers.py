@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 import mlpfusion
 from mlpfusion.data.encode import encode_texts
+from mlpfusion.options.adapters.dsee import Dsee, Support
+from mlpfusion.options.adapters.lora import Lora
 from mlpfusion.options.distill import Distill
-from mlpfusion.options.training import Finetune, Lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.sites.mixtures.routers import router_parameters
 from mlpfusion.tune.distill import distill
 from mlpfusion.tune.finetune import finetune
@@ -48,11 +50,18 @@ def test_all_but_the_routers_is_fine_tuned_and_counted(name):
     assert all(value.requires_grad for value in model.parameters())
 
 
-def test_with_lora_no_router_gets_factors():
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": Lora(targets="all-linear")},
+    "dsee": {"dsee": Dsee(2, targets="all-linear", support=Support(4, "random"))},
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_with_an_adapter_no_router_is_adapted(adapter):
     """Those of JetMoe are linear maps, which `all-linear` names; that of its mixture in attention trains."""
     model = classifier("jetmoe")
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    tuned, _ = finetune(model, make_task(), Finetune(epochs=1, lora=Lora(targets="all-linear"), **FAST))
+    tuned, _ = finetune(model, make_task(), Finetune(epochs=1, **ADAPTERS[adapter], **FAST))
     linear = {name for name in before if "_proj.weight" in name or "router.layer" in name}
     assert moved(tuned, before) == {*linear, "score.weight"} - router_parameters(model).keys()
 

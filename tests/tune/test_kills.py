@@ -121,6 +121,7 @@ class Chains:
     [
         pytest.param(["--seeds", "0,1"], id="plain"),
         pytest.param(["--lora", "r=2", "--epochs", "3"], id="lora"),
+        pytest.param(["--dsee", "rank=2,sparse=8", "--epochs", "3"], id="dsee"),
         pytest.param(["--layerwise", "2"], id="layerwise"),
     ],
 )

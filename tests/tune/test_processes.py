@@ -68,11 +68,12 @@ sys.exit(cli.main())
 
 
 @pytest.mark.slow
-def test_two_processes_tune_layer_by_layer_and_then_all_without_a_word(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--dsee", "rank=2,sparse=8,omega=gradient"]], ids=["all", "dsee"])
+def test_two_processes_tune_layer_by_layer_and_then_all_without_a_word(more, tmp_path):
     model, files = save_checkpoint(tmp_path / "model"), write_files(tmp_path)
     assert call("compress", model, tmp_path / "cut", "--keep-ratio", 0.5).exit_code == 0
     flags = ["--train", files[0], "--validation", files[1], "--text-column", "sentence", "--label-column", "label"]
-    flags += ["--epochs", 1, "--layerwise", 1, "--teacher", model]
+    flags += ["--epochs", 1, "--layerwise", 1, "--teacher", model, *more]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     (tmp_path / "late.py").write_text(LATE)
     job = [tmp_path / "late.py", "tune", tmp_path / "cut", tmp_path / "out", *flags]

@@ -61,6 +61,7 @@ def results(out: Path, name: str) -> Any:
             id="lora, patience",
             marks=pytest.mark.slow,
         ),
+        pytest.param("tune", ["--dsee", "rank=2,sparse=8"], (0.3, 0.6), id="dsee", marks=pytest.mark.slow),
         pytest.param(
             "tune",
             ["--seeds", "0,1", "--learning-rate", "1e-3,5e-3"],

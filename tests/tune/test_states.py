@@ -17,7 +17,9 @@ from tiny_task import make_task
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from mlpfusion.errors import DamageWarning
-from mlpfusion.options.training import Finetune, Lora
+from mlpfusion.options.adapters.dsee import Dsee, Support
+from mlpfusion.options.adapters.lora import Lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.storage.manifest import damage, seal
 from mlpfusion.storage.states import newest_state
 from mlpfusion.tune.finetune import RunContext, finetune
@@ -84,8 +86,16 @@ def test_the_whole_record_of_a_resumed_run_is_that_of_an_unbroken_one(step, whol
 
 
 @pytest.mark.slow
-def test_a_lora_run_is_resumed_to_the_same_record(tmp_path):
-    config = replace(CONFIG, lora=Lora(r=2, dropout=0.1))
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(CONFIG, lora=Lora(r=2, dropout=0.1)),
+        replace(CONFIG, dsee=Dsee(2, support=Support(8))),
+        replace(CONFIG, dsee=Dsee(2, support=Support(8, "gradient"))),
+    ],
+    ids=["lora", "dsee", "dsee, gradient"],
+)
+def test_a_run_with_an_adapter_is_resumed_to_the_same_record(config, tmp_path):
     stopped(tmp_path / "run", config, 13)
     assert train(tmp_path / "run", config) == train(config=config)
 

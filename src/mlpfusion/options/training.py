@@ -1,34 +1,16 @@
 """What a fine-tuning run is told, checked when it is made."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from mlpfusion.checks import check_fields
 from mlpfusion.errors import InputError, shown
+from mlpfusion.options.adapters.dsee import Dsee
+from mlpfusion.options.adapters.lora import Lora
 from mlpfusion.options.fields import key, option, own
 
 SELECT_ON = ("holdout", "validation", "last")
 PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """LoRA by PEFT (Hu et al. 2022): `r` rows a factor, scale `alpha` / `r`.
-
-    `targets` is `all-linear`, or names of linear maps divided by +, or nothing for PEFT's choice for the model type
-    (query and value for BERT and its kin). In the end the factors are multiplied into the weights.
-    """
-
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: str | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        _check(self.r >= 1, "lora r", "a whole number of at least 1", self.r)
-        _check(self.alpha > 0, "lora alpha", "above 0", self.alpha)
-        _check(0 <= self.dropout < 1, "lora dropout", "at least 0 and below 1", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -59,6 +41,7 @@ class Finetune:
     patience: int | None = option(None, "Stop after as many epochs without a better score.")
     max_train_samples: int | None = option(None, "Random part of train, the same for all seeds.")
     lora: Lora | None = own(None)
+    dsee: Dsee | None = own(None)
     precision: str = option("fp32", "fp32, bf16 or fp16 autocast; weights stay fp32.")
     device: str = option("auto", "auto, cpu or cuda.")
     save_steps: int | None = option(None, "Save the state for --resume this often, not only after epochs.")
@@ -94,29 +77,13 @@ class Finetune:
         _check(
             self.patience is None or self.select_on != "last", "patience", "left out for select_on=last", self.patience
         )
+        if self.lora is not None and self.dsee is not None:
+            raise InputError("`dsee` must be left out with `lora`, got both")
 
-
-def parse_lora(text: str) -> Lora:
-    """`r=8,alpha=16` as a config. Raises `InputError` for anything unknown or malformed."""
-    known = {item.name: item for item in fields(Lora)}
-    values: dict[str, Any] = {}
-    for pair in text.split(","):
-        name, separator, value = (part.strip() for part in pair.partition("="))
-        if not separator or name not in known:
-            raise InputError(
-                f"`lora` must be NAME=VALUE among {', '.join(known)}, divided by commas, got {shown(pair)}"
-            )
-        values[name] = _lora_value(name, value)
-    return Lora(**values)
-
-
-def _lora_value(name: str, value: str) -> Any:
-    if name == "targets":
-        return value
-    try:
-        return int(value) if name == "r" else float(value)
-    except ValueError as error:
-        raise InputError(f"`lora {name}` must be a number, got {shown(value)}") from error
+    @property
+    def adapter(self) -> Lora | Dsee | None:
+        """What trains in place of the weights, None if these do."""
+        return self.dsee if self.lora is None else self.lora
 
 
 def _check(condition: bool, name: str, allowed: str, value: Any) -> None:

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from mlpfusion.options.adapters.dsee import parse_dsee
+from mlpfusion.options.adapters.lora import parse_lora
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.fields import argument, option, part
 from mlpfusion.options.run import RunOptions
 from mlpfusion.options.task import TaskOptions
-from mlpfusion.options.training import Finetune, parse_lora
+from mlpfusion.options.training import Finetune
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class TuneOptions:
     lora: str | None = option(
         None, "Train LoRA factors and the head only; also dropout, targets.", metavar="r=8[,alpha=16]"
     )
+    dsee: str | None = option(
+        None,
+        "Train low-rank updates, few entries of each matrix and the head only; also omega, targets, "
+        "omega_seed, rank_step, rounds, power, tau, samples.",
+        metavar="rank=16[,alpha=32,sparse=64]",
+    )
     layerwise: int = option(0, "Layer-wise tuning of the blocks first (Eq. 6).", metavar="EPOCHS")
     layerwise_learning_rate: float | None = option(None, "Of --layerwise, if not the first --learning-rate.")
     teacher: str | None = option(None, "The model before compression, for --layerwise.", metavar="ORIGINAL", free=True)
@@ -41,7 +49,8 @@ class TuneOptions:
     def finetune(self, learning_rate: float, seed: int) -> Finetune:
         """Returns the config of one run. Raises `InputError` for a value out of range."""
         lora = None if self.lora is None else parse_lora(self.lora)
-        return replace(self.training, learning_rate=learning_rate, seed=seed, lora=lora)
+        dsee = None if self.dsee is None else parse_dsee(self.dsee)
+        return replace(self.training, learning_rate=learning_rate, seed=seed, lora=lora, dsee=dsee)
 
     def layerwise_config(self) -> Distill:
         """Returns the config of the layer-wise stage. Raises `InputError` for a value out of range."""

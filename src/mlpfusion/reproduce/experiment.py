@@ -11,11 +11,12 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
 from mlpfusion.methods.names import method_label, parse_method
 from mlpfusion.methods.table import METHODS
+from mlpfusion.options.adapters.lora import Lora, parse_lora
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.fields import from_plain, key, part, plain, read_values
 from mlpfusion.options.mlps import MLPOptions
-from mlpfusion.options.training import Finetune, Lora, parse_lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.report.numbers import FULL
 from mlpfusion.reproduce.named import named_experiments
 

@@ -42,10 +42,10 @@ from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.processes import of_first
 from mlpfusion.storage.unfinished import give_back, take_lock
+from mlpfusion.tune.adapter import add_adapter
 from mlpfusion.tune.distill import distill, split_examples
 from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.frozen import frozen_routers
-from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.start import compressed_start, trained_parameters
 
 Row = dict[str, Any]
@@ -111,7 +111,7 @@ class Grid:
             check_cut(empty, source.row, selection)
         routers = frozen_routers(empty, freeze=config.freeze_router)
         if row.lora is not None:
-            add_lora(empty, row.lora, kind_of_task(data.task).names(empty.config).adapter, routers)
+            add_adapter(empty, row.lora, kind_of_task(data.task).names(empty.config).adapter, routers)
         for rate in self.experiment.rates(row):
             for seed in self.experiment.seeds:
                 file = self._file(self.identity(cell, rate, seed))

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from mlpfusion.checkpoint.stage import ADAPTER, GENERATED
@@ -16,17 +17,21 @@ from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration
 from mlpfusion.data.language.labels import is_shifted
 from mlpfusion.data.tasks import check_metric, kind_of_task, merit
+from mlpfusion.dsee.record import DseeRecord
 from mlpfusion.generation.run import generate_and_score
+from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import check_in_memory
 from mlpfusion.storage.processes import of_first
+from mlpfusion.tune.adapter import add_adapter, merge_adapter, split_targets
 from mlpfusion.tune.frozen import frozen, frozen_routers
-from mlpfusion.tune.lora import add_lora, merge_lora
 from mlpfusion.tune.record import EpochRecord, GeneratedRecord, RunRecord
 from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
+
+_TOGETHER = 8  # examples a batch of the pass for gradients: their sum is the same for any
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def finetune(
     """Fine-tunes `model` in place and returns (model, record of the run).
 
     The model needs the head of the task, and ends in eval mode with the weights of the best epoch.
-    With LoRA the adapter is saved as `adapter` in the folder of `context`, if given, and merged. On
+    With LoRA or DSEE the adapter is saved as `adapter` in the folder of `context`, if given, and merged. On
     the CPU the same seed gives the same bytes, also after a kill and a resumed run. Global random
     streams are restored. Raises `InputError`, before any change, for a head of another size, an
     offloaded model, `freeze_router` without a mixture, too few examples to hold some out, an unknown
@@ -68,8 +73,12 @@ def finetune(
             context.folder or Path(scratch), config, metric, together, evaluated=selection is not None
         )
         trained, new_tokens = model, data.added_ids if isinstance(data, EncodedGeneration) else ()
-        if config.lora is not None:
-            trained = add_lora(model, config.lora, kind.names(model.config).adapter, routers, new_tokens)
+        if config.adapter is not None:
+            task_type, gradients = kind.names(model.config).adapter, None
+            if config.dsee is not None:
+                model.to(arguments.device)  # pyright: ignore[reportArgumentType]  # Omega is drawn there
+                gradients = _gradients(model, config.dsee, data, train)
+            trained = add_adapter(model, config.adapter, task_type, routers, new_tokens, gradients)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
@@ -89,13 +98,13 @@ def finetune(
             _generated(model, trainer.folder, data, context, scores) if isinstance(data, EncodedGeneration) else None
         )
         record = _run_record(trainer, config, metric, kind.choices(data.task), scores, seconds, watch)
-        record = replace(record, generated=generated)
+        record = replace(record, generated=generated, dsee=None if config.dsee is None else _dsee_record(trained))
     if use_cache is not None:  # the Trainer switches it off
         model.config.use_cache = use_cache
-    if config.lora is not None:
+    if config.adapter is not None:
         if context.folder is not None and trainer.is_world_process_zero():
             trained.save_pretrained(context.folder / ADAPTER, save_embedding_layers=bool(new_tokens))
-        model = merge_lora(trained)
+        model = merge_adapter(trained)
     return model.eval(), record
 
 
@@ -121,6 +130,25 @@ def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, ev
         metric_for_best_model=f"eval_{metric}" if evaluated else None,
         greater_is_better=merit(metric, 1.0) > 0 if evaluated else None,
     )
+
+
+def _gradients(
+    model: PreTrainedModel, dsee: Dsee, data: EncodedTask, train: EncodedExamples
+) -> dict[str, Tensor] | None:
+    """What `omega=gradient` reads, from the first examples to train on; None for any other."""
+    if dsee.support.omega != "gradient":
+        return None
+    from mlpfusion.dsee.gradients import loss_gradients
+
+    items = train.items[: dsee.support.samples]
+    batches = (data.collate(items[start : start + _TOGETHER]) for start in range(0, len(items), _TOGETHER))
+    return loss_gradients(model, batches, split_targets(dsee))
+
+
+def _dsee_record(adapted: Any) -> DseeRecord:
+    from mlpfusion.dsee.adapter.describe import describe
+
+    return describe(adapted)
 
 
 def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlpfusion.data.task_kind import SEQUENCE_CLASSIFIER, ModelNames
+from mlpfusion.dsee.record import DseeRecord
 from mlpfusion.generation.scores import Signatures
 from mlpfusion.record import Size
 
@@ -44,7 +45,7 @@ class RunRecord:
     `selected_on`: split for choosing the best epoch (None: the last epoch was taken), with
     `selection_score` there. `scores`: metrics by reported split. `training_loss`: pairs (step, mean
     loss since the last pair). `seconds_per_step`: median of forward, backward and update; None if
-    not measured.
+    not measured. `dsee`: what DSEE trained, None without it.
     """
 
     learning_rate: float
@@ -63,6 +64,7 @@ class RunRecord:
     seconds_per_step: float | None
     peak_bytes: int
     generated: GeneratedRecord | None = None
+    dsee: DseeRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def run_from_dict(data: dict[str, Any]) -> RunRecord:
     generated = data.get("generated")
     if generated is not None:
         generated = GeneratedRecord(Signatures(**generated["signatures"]), generated["cut"])
-    return RunRecord(**data | {"epochs": epochs, "training_loss": losses, "generated": generated})
+    dsee = None if data.get("dsee") is None else DseeRecord(**data["dsee"])
+    return RunRecord(**data | {"epochs": epochs, "training_loss": losses, "generated": generated, "dsee": dsee})
 
 
 def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:

@@ -29,10 +29,10 @@ from mlpfusion.record import model_size, versions
 from mlpfusion.storage.output import Occupant, check_output
 from mlpfusion.storage.processes import join_processes
 from mlpfusion.storage.unfinished import check_flags, normalised, opened_work, work_folder
+from mlpfusion.tune.adapter import add_adapter
 from mlpfusion.tune.distill import check_pair, distill, split_examples
 from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.frozen import frozen_routers
-from mlpfusion.tune.lora import add_lora
 from mlpfusion.tune.record import (
     TUNE_RECORD_FILE,
     DistillRun,
@@ -64,8 +64,8 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     data = with_decoding(data, options.decoding)
     empty = empty_for_task(source, data.task)
     routers = frozen_routers(empty, freeze=options.training.freeze_router)
-    if configs[0].lora is not None:
-        add_lora(empty, configs[0].lora, kind_of_task(data.task).names(empty.config).adapter, routers)
+    if (adapter := configs[0].adapter) is not None:
+        add_adapter(empty, adapter, kind_of_task(data.task).names(empty.config).adapter, routers)
     check_metric(data.task, options.training.metric_for_best_model)
     train, _ = split_train(data, configs[0])
     pair = _layerwise_pair(options, source)

@@ -21,7 +21,8 @@ from mlpfusion.methods.on_task.experts import balanced_clusters
 from mlpfusion.methods.on_task.moefication import MoEfication
 from mlpfusion.methods.on_task.router import expert_scores, train_router
 from mlpfusion.mlp import forward, select_neurons
-from mlpfusion.options.training import Finetune, Lora
+from mlpfusion.options.adapters.lora import Lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.sites.sites import base_model, read_mlp
 from mlpfusion.sites.traces import mlp_inputs
 from mlpfusion.tune.finetune import finetune
