@@ -13,10 +13,11 @@ def exports_table(record: Mapping[str, Any]) -> str:
         target = row["target"] + ("" if row["pad"] is None else f" --pad-to {row['pad']}")
         start = [row["model"], row["case"], target]
         if "refused" in row:
-            reason = row["refused"].partition("model, ")[2]
+            reason = row["refused"].partition("model, ")[2].removeprefix("but ")
             rows.append([*start, "", "", f"refused: {reason}"])
             continue
         padding = f", {100 * row['padding'] / row['parameters']:.0f} % of it zeros" if row["padding"] else ""
         size = f"{row['bytes'] / 1e6:.1f} MB{padding}"
-        rows.append([*start, size, f"{row['seconds']:.0f}", f"{row['difference']:.0e} ({row['engine']}, {row['dtype']})"])
+        difference = f"{row['difference']:.0e} ({row['engine']}, {row['dtype']})"
+        rows.append([*start, size, f"{row['seconds']:.0f}", difference])
     return markdown(["model", "cut", "`--to`", "size", "seconds", "difference of the outputs"], rows)
