@@ -140,12 +140,14 @@ def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path
 
 
 # A dense model with matrices that lie the other way, products of two factors, and both ways to keep experts.
+# Llama 4's experts cannot be calibrated in sequence.
+IN_SEQUENCE = [name for name in CALIBRATED if name != "llama4_text"]
 SEQUENTIAL = {"gpt2": "ntk-match", "bert": "whitened-svd", "mixtral": "ntk-match", "switch": "ntk-match"}
 
 
 @pytest.mark.parametrize(
     "name",
-    [*SEQUENTIAL, *(pytest.param(one, marks=pytest.mark.slow) for one in CALIBRATED if one not in SEQUENTIAL)],
+    [*SEQUENTIAL, *(pytest.param(one, marks=pytest.mark.slow) for one in IN_SEQUENCE if one not in SEQUENTIAL)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_blocks_that_see_what_the_cut_ones_before_them_leave_have_the_same_bytes(name, dtype, tmp_path, monkeypatch):

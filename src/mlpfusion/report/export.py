@@ -63,4 +63,4 @@ def _compared_words(record: ExportRecord) -> str:
 
 def _padding_words(record: ExportRecord) -> str:
     share = 100 * record.padding / record.parameters
-    return f"Neurons of zeros, which make all layers as wide, are {record.padding:,} parameters of it ({share:.1f} %)."
+    return f"Neurons of zeros, for widths that fit, are {record.padding:,} of its parameters ({share:.1f} %)."
