@@ -18,6 +18,6 @@ def exports_table(record: Mapping[str, Any]) -> str:
             continue
         padding = f", {100 * row['padding'] / row['parameters']:.0f} % of it zeros" if row["padding"] else ""
         size = f"{row['bytes'] / 1e6:.1f} MB{padding}"
-        difference = f"{row['difference']:.0e} ({row['engine']}, {row['dtype']})"
+        difference = f"{row['difference']:.0e}".removesuffix("e+00") + f" ({row['engine']}, {row['dtype']})"
         rows.append([*start, size, f"{row['seconds']:.0f}", difference])
     return markdown(["model", "cut", "`--to`", "size", "seconds", "difference of the outputs"], rows)

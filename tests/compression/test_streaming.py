@@ -139,9 +139,9 @@ def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path
     assert cut(source, out, "--stream", "--resume", *flags) == expected
 
 
-# A dense model with matrices that lie the other way, products of two factors, and both ways to keep experts.
 # Llama 4's experts cannot be calibrated in sequence.
 IN_SEQUENCE = [name for name in CALIBRATED if name != "llama4_text"]
+# A dense model with matrices that lie the other way, products of two factors, and both ways to keep experts.
 SEQUENTIAL = {"gpt2": "ntk-match", "bert": "whitened-svd", "mixtral": "ntk-match", "switch": "ntk-match"}
 
 
