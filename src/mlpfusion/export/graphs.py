@@ -1,6 +1,9 @@
 """Graphs of ONNX and OpenVINO, made by the exporters of transformers. Layers may have different widths."""
 
 import importlib
+import sys
+import warnings
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,10 @@ class _Graph:
             raise InputError("`to` needs transformers 5.23 or newer for graphs: pip install -U transformers") from error
         config = getattr(module, self.config)(dynamic=True)
         set_entries(model, {}, None)  # a graph needs no key: the widths are in it
-        getattr(module, self.exporter)().export(model, work.traced, config=config).save_pretrained(folder)
+        # What the exporters print of their steps is no result, and what they warn of is theirs to mend.
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            getattr(module, self.exporter)().export(model, work.traced, config=config).save_pretrained(folder)
         copy_carried(work.source.folder, folder)
 
     def found(self, work: ExportWork, folder: Path) -> Tensor:

@@ -90,7 +90,7 @@ def after_fold_words(no_stock_form: str | None) -> str:
     """What the folded model will be."""
     if no_stock_form is None:
         return "After folding: a stock model, which plain transformers and other engines load."
-    return f"After folding: no stock model, for {no_stock_form}. See `mlpfusion export --help`: padding, graphs."
+    return f"After folding: no stock model: {no_stock_form}. See `mlpfusion export --help`: padding, graphs."
 
 
 def left_out_words(layers: Sequence[str]) -> str:
