@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from edit_key import change_key
-from mixtures import MIXTURES, WIDTH, mixture_logits, mixture_model, switch_model
-from peft import LoraConfig, PeftModel, get_peft_model
+from mixtures import MIXTURES, WIDTH, mixture_logits, mixture_model, switch_model, trained_by_lora
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -299,18 +299,7 @@ def test_the_samples_of_a_kernel_reach_the_expert_in_both_runs():
 def test_lora_on_the_tensors_of_matched_experts_is_merged_and_leaves_the_diagonals(tmp_path):
     model = matched("mixtral", width=8)
     cut = copy.deepcopy(model.state_dict())
-    lora = LoraConfig(r=2, target_parameters=["experts.gate_up_proj", "experts.down_proj"], target_modules=[])
-    tuned = get_peft_model(model, lora)
-    ids = IDS[0, :4, :12]
-    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.2)
-    losses = []
-    for _ in range(4):
-        loss = tuned(input_ids=ids, labels=ids).loss
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[-1] < losses[0]
+    tuned = trained_by_lora(model, IDS[0, :4, :12], rate=0.2)
     logits = mixture_logits(tuned)
     tuned.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(matched("mixtral", width=8), tmp_path)

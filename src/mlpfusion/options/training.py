@@ -1,10 +1,9 @@
 """What a fine-tuning run is told, checked when it is made."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from mlpfusion.checks import check_fields
-from mlpfusion.errors import InputError, shown
+from mlpfusion.checks import check_fields, check_that
+from mlpfusion.errors import InputError
 from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.adapters.lora import Lora
 from mlpfusion.options.fields import key, option, own
@@ -49,32 +48,32 @@ class Finetune:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
+        check_that(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
         for name in ("epochs", "batch_size"):
-            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            check_that(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("patience", "max_train_samples", "save_steps"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, name, "at least 1", value)
+            check_that(value is None or value >= 1, name, "at least 1", value)
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
-            _check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
-        _check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
-        _check(0 < self.holdout < 1, "holdout", "above 0 and below 1", self.holdout)
-        _check(self.select_on in SELECT_ON, "select_on", f"one of {', '.join(SELECT_ON)}", self.select_on)
-        _check(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
-        _check(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", self.device)
-        _check(
+            check_that(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        check_that(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        check_that(0 < self.holdout < 1, "holdout", "above 0 and below 1", self.holdout)
+        check_that(self.select_on in SELECT_ON, "select_on", f"one of {', '.join(SELECT_ON)}", self.select_on)
+        check_that(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", self.precision)
+        check_that(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", self.device)
+        check_that(
             self.holdout == type(self).holdout or self.select_on == "holdout",
             "holdout",
             f"left out for select_on={self.select_on}, which holds nothing out",
             self.holdout,
         )
-        _check(
+        check_that(
             self.metric_for_best_model is None or self.select_on != "last",
             "metric_for_best_model",
             "left out for select_on=last, which chooses nothing",
             self.metric_for_best_model,
         )
-        _check(
+        check_that(
             self.patience is None or self.select_on != "last", "patience", "left out for select_on=last", self.patience
         )
         if self.lora is not None and self.dsee is not None:
@@ -84,8 +83,3 @@ class Finetune:
     def adapter(self) -> Lora | Dsee | None:
         """What trains in place of the weights, None if these do."""
         return self.dsee if self.lora is None else self.lora
-
-
-def _check(condition: bool, name: str, allowed: str, value: Any) -> None:
-    if not condition:
-        raise InputError(f"`{name}` must be {allowed}, got {shown(value)}")

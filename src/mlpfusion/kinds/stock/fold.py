@@ -38,9 +38,8 @@ def fold(model: PreTrainedModel, *, pad_to: int | None = None) -> PreTrainedMode
         raise InputError("`model` must be compressed by mlpfusion, got one without the config key `mlp_fusion`")
     check_in_memory(model)
     sites = installed_sites(model, key)
-    for entry in key.sites.values():
-        if (reason := kind_of(entry).no_stock_form) is not None:
-            raise InputError(f"`model` must have a stock form to be folded, but {reason}")
+    if (reason := _no_stock_form(key)) is not None:
+        raise InputError(f"`model` must have a stock form to be folded, but {reason}")
     check_readable(model, sites)
     with put_back_on_error(model):
         form = _fold_blocks(model, key, multiple)
@@ -61,12 +60,17 @@ def fold(model: PreTrainedModel, *, pad_to: int | None = None) -> PreTrainedMode
 
 def form_after_fold(empty: PreTrainedModel, key: FusionKey, pad_to: int | None = None) -> StockForm:
     """What `fold` will make of a model with `key`. `empty` is on the meta device, compressed or not; it is changed."""
-    for entry in key.sites.values():
-        if (reason := kind_of(entry).no_stock_form) is not None:
-            return StockForm(reason=reason)
+    if (reason := _no_stock_form(key)) is not None:
+        return StockForm(reason=reason)
     for site in installed_sites(empty, key):
         rebuild(empty, site, key.sites[site.holder])
     return _fold_blocks(empty, key, pad_to)
+
+
+def _no_stock_form(key: FusionKey) -> str | None:
+    """Why blocks of one of the kinds in `key` cannot be folded; None if all can."""
+    reasons = (kind_of(entry).no_stock_form for entry in key.sites.values())
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _fold_blocks(model: PreTrainedModel, key: FusionKey, pad_to: int | None) -> StockForm:
