@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from mlpfusion.batch import to_device
 from mlpfusion.data.encode import Collate, EncodedExamples
 from mlpfusion.data.language.labels import is_shifted, num_predicted
+from mlpfusion.data.language.predicted import head_at_predicted
 from mlpfusion.errors import DivergenceError
 from mlpfusion.options.training import Finetune
 from mlpfusion.seeds import site_generator
@@ -48,7 +49,8 @@ def backward(model: PreTrainedModel, batch: Sequence[Mapping[str, Tensor]], step
     counts = [num_predicted(part["labels"], shifted=shifted) for part in batch]
     total = 0.0
     for part, count in zip(batch, counts, strict=True):
-        loss = model(**to_device(part, model.device)).loss * (count / sum(counts))
+        with head_at_predicted(model, to_device(part, model.device)) as inputs:
+            loss = model(**inputs).loss * (count / sum(counts))
         loss.backward()
         total += loss.item()
     if not math.isfinite(total):

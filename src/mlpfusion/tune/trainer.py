@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mlpfusion.checks import num_not_finite, user_path
 from mlpfusion.data.encode import EncodedExamples
+from mlpfusion.data.language.predicted import head_at_predicted
 from mlpfusion.data.tasks import merit
 from mlpfusion.errors import DivergenceError as DivergenceError
 from mlpfusion.errors import InputError
@@ -90,7 +91,8 @@ class StageTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Loss of one batch: `loss` if given, else the model's own."""
         if self.loss is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            with head_at_predicted(cast(PreTrainedModel, self.network), inputs) as predicted:
+                return super().compute_loss(model, predicted, *args, **kwargs)
         model.train(self.dropout)  # training_step has called train()
         return self.loss(model, inputs)
 

@@ -23,7 +23,12 @@ from mlpfusion.data.generation.entries import GenerationExamples, Pair
 from mlpfusion.data.generation.rows import GenerationColumns, read_generation
 from mlpfusion.data.generation.task import GenerationTask
 from mlpfusion.data.generation.webnlg import SEGMENT_TOKENS, read_webnlg
-from mlpfusion.data.language.causal import check_causal, check_head_stored, check_sees_no_future
+from mlpfusion.data.language.causal import (
+    check_causal,
+    check_head_stored,
+    check_loss_is_of_the_next,
+    check_sees_no_future,
+)
 from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.language.tokens import TokenKind
 from mlpfusion.data.task import Parts, TaskData, unused_option
@@ -74,10 +79,11 @@ class Generation(TokenKind):
         return checkpoint.training_config
 
     def check_model(self, model: PreTrainedModel, task: GenerationTask) -> None:
-        """Raises `InputError` unless `model` predicts a token from those before it alone."""
+        """Raises `InputError` unless `model` predicts a token from those before it alone, and trains on that."""
         check_writes(model)
         if not model.config.is_encoder_decoder:
             check_sees_no_future(model)
+            check_loss_is_of_the_next(model)
 
     def encode(
         self,

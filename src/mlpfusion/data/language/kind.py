@@ -13,7 +13,12 @@ from mlpfusion.data.files.folder import data_folder
 from mlpfusion.data.files.hub import PREFIX
 from mlpfusion.data.files.rows import short_name
 from mlpfusion.data.files.text import read_texts
-from mlpfusion.data.language.causal import check_causal, check_head_stored, check_sees_no_future
+from mlpfusion.data.language.causal import (
+    check_causal,
+    check_head_stored,
+    check_loss_is_of_the_next,
+    check_sees_no_future,
+)
 from mlpfusion.data.language.labels import PadRight
 from mlpfusion.data.language.task import LanguageData, LanguageTask, Texts
 from mlpfusion.data.language.tokens import TokenKind
@@ -53,9 +58,10 @@ class LanguageModelling(TokenKind):
         return checkpoint.training_config
 
     def check_model(self, model: PreTrainedModel, task: LanguageTask) -> None:
-        """Raises `InputError` unless `model` predicts a token from those before it alone."""
+        """Raises `InputError` unless `model` predicts a token from those before it alone, and trains on that."""
         check_causal(model)
         check_sees_no_future(model)
+        check_loss_is_of_the_next(model)
 
     def encode(
         self,

@@ -37,10 +37,19 @@ class TokenKind(TaskKind):
         return batch_size
 
     def kept(self, logits: Any, labels: Tensor, *, shifted: bool) -> Tensor:
-        """Sum of the losses and number of the predicted tokens: (samples, 2)."""
-        logits, targets = aligned(logits[0] if isinstance(logits, tuple) else logits, labels, shifted=shifted)
-        losses = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=NOT_PREDICTED, reduction="none")
-        return torch.stack([losses.double().sum(1), (targets != NOT_PREDICTED).sum(1).double()], dim=1)
+        """Sum of the losses and number of the predicted tokens: (samples, 2).
+
+        With `shifted` the logits are those of `head_at_predicted`.
+        """
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        targets = labels[:, 1:] if shifted else labels
+        there = targets != NOT_PREDICTED
+        count = int(there.sum())
+        losses = torch.zeros(targets.shape, dtype=torch.float64, device=labels.device)
+        losses[there] = cross_entropy(
+            (logits[0, :count] if shifted else logits[there]).float(), targets[there], reduction="none"
+        ).double()
+        return torch.stack([losses.sum(1), there.sum(1).double()], dim=1)
 
     def score(self, task: Task, kept: NDArray, labels: NDArray) -> dict[str, float]:
         """Perplexity, and the mean loss in nats a token."""

@@ -19,6 +19,7 @@ from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration
 from mlpfusion.data.labelled.heads import has_head
 from mlpfusion.data.language.labels import is_shifted
+from mlpfusion.data.language.predicted import head_at_predicted
 from mlpfusion.data.task import TaskData
 from mlpfusion.data.task_model import encode_for, load_for_task
 from mlpfusion.data.tasks import kind_of_task
@@ -136,7 +137,8 @@ def task_scores(model: PreTrainedModel, data: EncodedTask, examples: EncodedExam
     kind, kept, labels = kind_of_task(data.task), [], []
     for batch in labelled_batches(examples, data.collate, max(1, BATCH_SIZE // kind.answers)):
         placed = to_device(batch, model.device)
-        logits = model(**placed).logits
+        with head_at_predicted(model, placed) as inputs:
+            logits = model(**inputs).logits
         kept.append(kind.kept(logits, placed["labels"], shifted=is_shifted(model.config)).cpu())
         labels.append(batch["labels"].flatten())
     return kind.score(data.task, torch.cat(kept).numpy(), torch.cat(labels).numpy())
