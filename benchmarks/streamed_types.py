@@ -18,7 +18,7 @@ from round_trips import tiny_model
 from transformers import PreTrainedModel
 
 from mlpfusion.commands.command import not_told
-from mlpfusion.commands.compress import CompressOptions, run
+from mlpfusion.commands.models.compress import CompressOptions, run
 from mlpfusion.errors import InputError, one_line
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import RECORD_FILE

@@ -21,7 +21,7 @@ from typing import Any
 import click
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from mlpfusion.commands.tune import run, show
+from mlpfusion.commands.models.tune import run, show
 from mlpfusion.errors import InputError
 from mlpfusion.options.run import RunOptions
 from mlpfusion.options.task import TaskOptions

@@ -36,8 +36,8 @@ import transformers
 from transformers import modeling_utils
 
 from mlpfusion.commands.command import not_told
-from mlpfusion.commands.compress import CompressOptions
-from mlpfusion.commands.compress import run as run_compress
+from mlpfusion.commands.models.compress import CompressOptions
+from mlpfusion.commands.models.compress import run as run_compress
 from mlpfusion.options.selection import Selection
 from mlpfusion.storage import atomic
 from mlpfusion.storage.output import check_output

@@ -8,20 +8,9 @@ from typing import Any
 
 import click
 
-from mlpfusion.commands import (
-    compare,
-    compress,
-    distill,
-    dynamics,
-    evaluate,
-    export,
-    inspect,
-    measure,
-    methods,
-    reproduce,
-    tune,
-)
 from mlpfusion.commands.command import Command, not_told
+from mlpfusion.commands.models import compress, distill, export, tune
+from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, measure, methods, reproduce
 from mlpfusion.demo import command as demo
 from mlpfusion.options.fields import from_plain, read_values
 from mlpfusion.options.flags import given_values, merged, parameters

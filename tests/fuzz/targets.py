@@ -15,7 +15,7 @@ from tiny_task import save_checkpoint
 
 from mlpfusion.commands import compress
 from mlpfusion.commands.command import not_told
-from mlpfusion.commands.compress import CompressOptions
+from mlpfusion.commands.models.compress import CompressOptions
 from mlpfusion.compression.budget.amount import parse_budget
 from mlpfusion.compression.plan import parse_layers
 from mlpfusion.data.files.text import read_texts

@@ -251,7 +251,7 @@ def test_the_calibrated_methods_share_one_calibration_a_seed_pooling_and_scalar(
 
 def test_out_of_compare_is_looked_at_before_any_work(tmp_path, monkeypatch):
     """And what it holds is not replaced."""
-    monkeypatch.setattr("mlpfusion.commands.compare.run_comparison", lambda *_, **__: pytest.fail("it worked"))
+    monkeypatch.setattr("mlpfusion.commands.results.compare.run_comparison", lambda *_, **__: pytest.fail("it worked"))
     (tmp_path / "text.txt").write_text("w1 w2\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "comparison.md").write_text("mine")

@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from mlpfusion.checkpoint.open import open_checkpoint
 from mlpfusion.commands import compress
-from mlpfusion.commands.compress import CompressOptions, command_line
+from mlpfusion.commands.models.compress import CompressOptions, command_line
 from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.demo.authors import LABEL, TEXT, author_rows, write_authors
 from mlpfusion.demo.model import demo_batch, demo_checkpoint, demo_sentences, embeddings, last_hidden_state
