@@ -13,8 +13,8 @@ from fuzzing import Target, damaged, damaged_bytes
 from safetensors.torch import load_file
 from tiny_task import save_checkpoint
 
-from mlpfusion.commands import compress
 from mlpfusion.commands.command import not_told
+from mlpfusion.commands.models import compress
 from mlpfusion.commands.models.compress import CompressOptions
 from mlpfusion.compression.budget.amount import parse_budget
 from mlpfusion.compression.plan import parse_layers

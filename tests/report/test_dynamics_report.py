@@ -16,8 +16,8 @@ from tiny_task import TASK, examples, save_checkpoint, sentences
 
 from mlpfusion.checkpoint.open import open_for_training
 from mlpfusion.cli import main
-from mlpfusion.commands import dynamics
 from mlpfusion.commands.command import not_told
+from mlpfusion.commands.results import dynamics
 from mlpfusion.data.task import TaskData
 from mlpfusion.data.task_model import load_for_task
 from mlpfusion.data.tasks import encode_task

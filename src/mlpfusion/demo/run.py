@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, PreTrainedModel
 
 from mlpfusion.checkpoint.open import open_checkpoint
-from mlpfusion.commands import compress
+from mlpfusion.commands.models import compress
 from mlpfusion.commands.models.compress import CompressOptions, command_line
 from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.demo.authors import LABEL, TEXT, author_rows, write_authors
