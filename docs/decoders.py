@@ -9,6 +9,7 @@ from page import markdown
 from mlpfusion.report.numbers import method_colors
 
 TOKENS, STEPS = 32_768, 512  # of a calibration of 256 windows; of its refinement
+GPU_OPERATIONS = 67e12  # a second in fp32 without tensor cores: data sheet of NVIDIA's H200 SXM
 TITLES = {"ntk-match refine_epochs=0 match=none": "ntk-match, refit alone"}
 # Methods of the chart with their styles: solid where they see text.
 DRAWN = {
@@ -118,15 +119,40 @@ def cost_by_shape(record: dict[str, Any]) -> str:
     head += ["all layers, refit", "all stages"]
     rows = []
     for row in record["rows"]:
-        seconds, share = row["seconds"], TOKENS / row["tokens"]
-        floor = share * (seconds["activations"] + seconds["gram_product"])
-        refit = share * seconds["moments"] + seconds["refit"]
-        later = [STEPS * seconds["refinement_step"], seconds["kernel_of_original"] + seconds["match"]]
+        floor, refit, *later = _seconds_by_stage(row)
         shape = f"{row['hidden_size']:,} / {row['num_neurons']:,}" + (", gated" if row["gated"] else "")
         ratio, whole = f"{refit / floor:.1f}x", [_hours(row["layers"] * one) for one in (refit, refit + sum(later))]
         first = [row["shape"], shape, _seconds(floor), _seconds(refit), ratio, *map(_seconds, later)]
         rows.append([*first, f"{row['layers']} x = {whole[0]}", whole[1]])
     return markdown(head, rows)
+
+
+def cost_on_gpu(record: dict[str, Any]) -> str:
+    """What the largest shape would take on a GPU: arithmetic from its operations and a data sheet, nothing measured."""
+    row = max(record["rows"], key=lambda row: row["hidden_size"] * row["num_neurons"])
+    floor, refit, *later = _seconds_by_stage(row)
+    maps = 2 if row["gated"] else 1
+    operations = 2 * TOKENS * row["num_neurons"] * (maps * row["hidden_size"] + row["num_neurons"])
+    times = GPU_OPERATIONS * floor / operations
+    products, first, every = (row["layers"] * one / times for one in (floor, refit, refit + sum(later)))
+    return (
+        f"On one GPU, computed and not run: the two products of all {row['layers']} layers of {row['shape']} are "
+        f"{row['layers'] * operations / 1e12:.0f} TFLOP, {products:.0f} s at the {GPU_OPERATIONS / 1e12:.0f} TFLOP/s "
+        f"in fp32 of an H200's data sheet, {times:.0f} times what a core did here. If all else keeps its share, "
+        f"choice and refit take {first:.0f} s, all stages {_hours(every)}. A GPU will not reach its peak in all of it, "
+        "and calibration data and the model's own passes come on top."
+    )
+
+
+def _seconds_by_stage(row: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Of a block for a whole calibration: the two products, choice and refit, refinement, match."""
+    seconds, share = row["seconds"], TOKENS / row["tokens"]
+    return (
+        share * (seconds["activations"] + seconds["gram_product"]),
+        share * seconds["moments"] + seconds["refit"],
+        STEPS * seconds["refinement_step"],
+        seconds["kernel_of_original"] + seconds["match"],
+    )
 
 
 def _by_start(rows: Rows, column: str) -> dict[tuple[str, str], dict[float, float]]:

@@ -28,7 +28,15 @@ from census import (
 )
 from chart import draw_errors
 from click.testing import CliRunner
-from decoders import cost_by_shape, decoder_table, decoding_table, draw_perplexity, language_table, perplexity_table
+from decoders import (
+    cost_by_shape,
+    cost_on_gpu,
+    decoder_table,
+    decoding_table,
+    draw_perplexity,
+    language_table,
+    perplexity_table,
+)
 from exports import exports_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
@@ -348,6 +356,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "small-qwen3-moe": lambda: mixture_table(read_result("small_qwen3_moe"), MIXTURES["small_qwen3_moe"]),
     "small-qwen3-moe-tasks": lambda: tasks_table(read_result("small_qwen3_moe_tasks"), MIXTURES["small_qwen3_moe"]),
     "ntk-match-cost": lambda: cost_by_shape(read_result("ntk_match_cost")),
+    "ntk-match-cost-on-gpu": lambda: textwrap.fill(cost_on_gpu(read_result("ntk_match_cost")), 140),
     "perplexity": lambda: perplexity_table(read_result("smollm2_perplexity"), "perplexity", "SmolLM2-135M"),
     "perplexity-of-middle-layers": lambda: perplexity_table(
         read_result("smollm2_perplexity"), "perplexity_of_middle_layers", "SmolLM2-135M"
