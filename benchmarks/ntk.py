@@ -37,7 +37,7 @@ from mlpfusion.mlp import MLP, forward
 from mlpfusion.record import versions
 from mlpfusion.sites.sites import find_sites
 from mlpfusion.sites.table import ARCHITECTURES
-from mlpfusion.sites.traces import block_traces
+from mlpfusion.sites.traces import recorded_traces
 
 BATCH_SIZE = 32
 GIB = 1 << 30
@@ -58,7 +58,7 @@ def minilm_block(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     model = AutoModel.from_pretrained(get_model_path()).eval()
     site = find_sites(model, ARCHITECTURES[model.config.model_type])[0]
     head = RandomHead.draw(model.config.hidden_size, torch.Generator().manual_seed(0))
-    return as_table(read_block(model, site), block_traces(model, [site], batches, logit, head)[site.path])
+    return as_table(read_block(model, site), recorded_traces(model, [site], batches, logit, head).blocks[site.path])
 
 
 def wide_block(batches: list[dict[str, Tensor]], hidden_size: int = 768, num_neurons: int = 3072) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from mlpfusion.mlp import forward
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.recording import recording
 from mlpfusion.sites.sites import read_mlp, site_module
-from mlpfusion.sites.traces import block_traces, mlp_inputs
+from mlpfusion.sites.traces import mlp_inputs, recorded_traces
 
 METHOD = mlpfusion.MaintainOutput()
 
@@ -66,7 +66,7 @@ def watched(
 def test_every_site_is_calibrated_on_what_the_original_model_sees(name, monkeypatch):
     model, batches = pico_model(name), batches_of(name)
     found, _ = watched(model, batches, sequential=False, monkeypatch=monkeypatch)
-    traces = block_traces(model, sites_of(model), batches, alternating_logit, calibration_head(model, 5))
+    traces = recorded_traces(model, sites_of(model), batches, alternating_logit, calibration_head(model, 5)).blocks
     for site in sites_of(model):
         assert torch.equal(found[site.path].trace.inputs, traces[site.path].inputs)
         assert torch.equal(found[site.path].trace.cotangents, traces[site.path].cotangents)

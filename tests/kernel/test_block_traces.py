@@ -16,7 +16,7 @@ from mlpfusion.kernel import SCALARS, RandomHead, adam_kernel, logit, loss, plai
 from mlpfusion.kinds.narrow import read_block
 from mlpfusion.methods.data_free.fusion import Fusion
 from mlpfusion.sites.sites import Site, base_model
-from mlpfusion.sites.traces import block_traces, random_traces
+from mlpfusion.sites.traces import random_traces, recorded_traces
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 SEEDS = (0, 1, 2)
@@ -83,7 +83,7 @@ def test_the_kernel_of_every_architecture_is_that_of_torch_func(name):
     model = make_model(name)
     head, batch = head_of(model), inputs_of(name)
     sites = sites_of(model)
-    traces = block_traces(model, sites, split(batch, 2), logit, head)
+    traces = recorded_traces(model, sites, split(batch, 2), logit, head).blocks
 
     def value(call: Any, sample: dict[str, Tensor]) -> Tensor:
         return head.logits(call(**sample)[0], None)[0, 0]
@@ -105,7 +105,7 @@ def test_every_scalar_of_a_classifier_is_that_of_torch_func(name, scalar):
     batch = inputs_of(name)
     labels = torch.tensor([0, 1, 1, 0, 1])
     site = sites_of(model)[1]
-    traces = block_traces(model, [site], split(batch | {"labels": labels}, 3), SCALARS[scalar])
+    traces = recorded_traces(model, [site], split(batch | {"labels": labels}, 3), SCALARS[scalar]).blocks
     wanted = {
         "logit": lambda logits, label: logits[0, 0],
         "prob0": lambda logits, label: logits.softmax(1)[0, 0],
@@ -126,7 +126,7 @@ def test_fp32_agrees_with_float64_on_a_real_pipeline():
     for dtype in (torch.float32, torch.float64):
         model = pico_model("llama", dtype=dtype)
         site = sites_of(model)[1]
-        traces = block_traces(model, [site], [inputs_of("llama", dtype)], logit, head_of(model))
+        traces = recorded_traces(model, [site], [inputs_of("llama", dtype)], logit, head_of(model)).blocks
         kernels.append(adam_kernel(read_block(model, site), traces[site.path]).total)
     assert (kernels[0] - kernels[1]).norm() < 5e-3 * kernels[1].norm()
 
@@ -149,9 +149,9 @@ def test_padding_and_batching_change_nothing(name):
         sizes = {key: decoder if key.startswith("decoder") else sample["attention_mask"].sum() for key in sample}
         alone.append({key: x[:, : int(sizes[key])] for key, x in sample.items()})
     sites = sites_of(model)
-    wanted = block_traces(model, sites, alone, logit, head)
+    wanted = recorded_traces(model, sites, alone, logit, head).blocks
     for size in (2, 5):
-        found = block_traces(model, sites, split(batch, size), logit, head)
+        found = recorded_traces(model, sites, split(batch, size), logit, head).blocks
         for site in sites:
             one, other = found[site.path], wanted[site.path]
             assert one.lengths.tolist() == other.lengths.tolist()
@@ -164,11 +164,11 @@ def test_the_model_is_left_as_it_was(trained):
     model = pico_model("bert").requires_grad_(trained)
     sites, batch = sites_of(model), inputs_of("bert")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    traces = block_traces(model, sites, [batch], logit, head_of(model))
+    traces = recorded_traces(model, sites, [batch], logit, head_of(model)).blocks
     assert all(float(trace.cotangents.norm()) > 0 for trace in traces.values())
     assert not any(trace.cotangents.requires_grad or trace.inputs.requires_grad for trace in traces.values())
     with pytest.raises(InputError, match="hand over a `head`"):
-        block_traces(model, sites, [batch], logit)
+        recorded_traces(model, sites, [batch], logit)
     assert all(p.grad is None and p.requires_grad == trained for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -177,9 +177,9 @@ def test_the_model_is_left_as_it_was(trained):
 def test_frozen_parameters_give_the_same_traces():
     model, batch = pico_model("gpt2"), inputs_of("gpt2")
     sites = sites_of(model)
-    wanted = block_traces(model, sites, [batch], logit, head_of(model))
+    wanted = recorded_traces(model, sites, [batch], logit, head_of(model)).blocks
     with torch.no_grad():
-        found = block_traces(model.requires_grad_(False), sites, [batch], logit, head_of(model))
+        found = recorded_traces(model.requires_grad_(False), sites, [batch], logit, head_of(model)).blocks
     for path, trace in wanted.items():
         assert torch.equal(trace.cotangents, found[path].cotangents)
 
@@ -188,7 +188,7 @@ def test_random_traces_do_not_depend_on_the_batches_and_draw_standard_normals():
     model, batch = pico_model("llama"), inputs_of("llama")
     sites = sites_of(model)
     one, other = (random_traces(model, sites, split(batch, size), torch.Generator().manual_seed(0)) for size in (5, 2))
-    task = block_traces(model, sites, [batch], logit, head_of(model))
+    task = recorded_traces(model, sites, [batch], logit, head_of(model)).blocks
     for path, trace in one.items():
         assert torch.equal(trace.cotangents, other[path].cotangents)
         torch.testing.assert_close(trace.inputs, other[path].inputs)
@@ -203,7 +203,7 @@ def test_the_block_of_a_compressed_model_has_its_scale_and_the_kernel_of_the_mod
     mlp = read_block(model, site)
     assert mlp.output_scale is not None
     assert int(mlp.output_scale.sum()) == 56
-    found = adam_kernel(mlp, block_traces(model, [site], [batch], logit, head)[site.path])
+    found = adam_kernel(mlp, recorded_traces(model, [site], [batch], logit, head).blocks[site.path])
 
     def value(call: Any, sample: dict[str, Tensor]) -> Tensor:
         return head.logits(call(**sample)[0], None)[0, 0]
@@ -245,20 +245,20 @@ def test_bad_input_is_refused_in_one_line():
     model, batch = pico_model("bert"), inputs_of("bert")
     sites, head = sites_of(model), head_of(model)
     with pytest.raises(InputError, match="`batches` must hold at least one batch"):
-        block_traces(model, sites, [], logit, head)
+        recorded_traces(model, sites, [], logit, head)
     with pytest.raises(InputError, match="`batches` must hold at least one batch"):
         random_traces(model, sites, [], torch.Generator())
     with pytest.raises(InputError, match="`labels` must be in every batch"):
-        block_traces(model, sites, [batch], loss, head)
+        recorded_traces(model, sites, [batch], loss, head)
     with pytest.raises(InputError, match="at least 2 classes, got 1"):
-        block_traces(model, sites, [batch], prob0, RandomHead(head.weight[:1]))
+        recorded_traces(model, sites, [batch], prob0, RandomHead(head.weight[:1]))
     with pytest.raises(InputError, match="`head` must have hidden size 32, got 8"):
-        block_traces(model, sites, [batch], logit, RandomHead.draw(8, torch.Generator()))
+        recorded_traces(model, sites, [batch], logit, RandomHead.draw(8, torch.Generator()))
     with pytest.raises(InputError, match=f"shape \\(samples, classes\\), got shape \\(5, 7, {VOCAB}\\)"):
-        block_traces(pico_model("gpt2", AutoModelForCausalLM), sites_of(pico_model("gpt2")), [batch], logit)
+        recorded_traces(pico_model("gpt2", AutoModelForCausalLM), sites_of(pico_model("gpt2")), [batch], logit)
     model.train()
     for call in (
-        lambda: block_traces(model, sites, [batch], logit, head),
+        lambda: recorded_traces(model, sites, [batch], logit, head).blocks,
         lambda: random_traces(model, sites, [batch], torch.Generator()),
     ):
         with pytest.raises(InputError, match="`model` must be in eval mode"):

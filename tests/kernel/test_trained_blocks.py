@@ -33,7 +33,7 @@ from mlpfusion.kinds.low_rank import LowRankLinear
 from mlpfusion.measure.approximation import trained_block
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.sites.sites import base_model, linear_maps, site_parameters
-from mlpfusion.sites.traces import block_traces
+from mlpfusion.sites.traces import recorded_traces
 
 assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 any_seed = given(seed=st.integers(0, 10**6))
@@ -123,7 +123,7 @@ def test_the_kernels_of_every_kind_are_those_of_torch_func_on_the_installed_modu
     mlpfusion.compress(model, method, layers="1", keep_ratio=0.25)
     site = next(s for s in sites_of(model) if s.layer == 1)
     head, batch = RandomHead.draw(HIDDEN, torch.Generator().manual_seed(0)), pico_inputs(name)
-    trace = block_traces(model, [site], [batch], logit, head)[site.path]
+    trace = recorded_traces(model, [site], [batch], logit, head).blocks[site.path]
     block = trained_block(model, site)
     assert_kernels_of(module_gradients(model, site, head, batch), block, trace)
 

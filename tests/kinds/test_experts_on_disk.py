@@ -33,17 +33,6 @@ def test_the_command_cuts_the_experts_of_a_checkpoint_in_shards(name, tmp_path):
     assert changed
 
 
-def test_commands_that_look_at_single_blocks_say_so_in_one_line(tmp_path):
-    source, out, texts = tmp_path / "source", tmp_path / "out", tmp_path / "texts.txt"
-    mixture_model("mixtral").save_pretrained(source)
-    tiny_tokenizer().save_pretrained(source)
-    call("compress", source, out, "--keep-ratio", "0.5")
-    texts.write_text("one two three\n" * 20)
-    expected = "got the expert layers.0.mlp.experts.0: experts are not measured one by one yet"
-    assert expected in refused("compare", source, "--data", texts, "--methods", "fusion")
-    assert expected in refused("measure", source, out, "--data", texts)
-
-
 def test_a_cut_mixture_is_tuned_and_keeps_what_it_learned(tmp_path):
     """The Trainer saves and reads states by names; on disk the experts have others, which it would pass over."""
     source, out, tuned = tmp_path / "source", tmp_path / "out", tmp_path / "tuned"

@@ -15,7 +15,7 @@ from mlpfusion.mlp import MLP, forward
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.mixtures.traces import RecordedTraces
 from mlpfusion.sites.sites import Site, base_model, find_sites, read_mlp
-from mlpfusion.sites.traces import block_traces, random_head, recorded_traces
+from mlpfusion.sites.traces import random_head, random_traces, recorded_traces
 
 # Two batches of texts, the second with padding.
 IDS = torch.randint(3, 67, (2, 4, 12), generator=torch.Generator().manual_seed(5))
@@ -112,7 +112,7 @@ def test_mlps_beside_the_experts_are_recorded_with_them_as_by_themselves():
     model = float64_mixture("deepseek_v3")
     sites = find_sites(model, find_architecture(model, "all"))
     alone = [site for site in sites if site.expert is None]
-    expected = block_traces(model, alone, TEXTS, alternating_logit, head_of(model))
+    expected = recorded_traces(model, alone, TEXTS, alternating_logit, head_of(model)).blocks
     found = recorded(model, sites)
     assert set(found.blocks) == set(expected)
     assert len(found.mixtures) == 2
@@ -137,8 +137,8 @@ def test_an_expert_without_tokens_has_no_trace_and_the_others_hold_every_choice(
 
 def test_an_expert_is_refused_where_one_trace_a_site_is_wanted():
     model = float64_mixture("mixtral")
-    with pytest.raises(InputError, match="must have MLPs that every token goes through, got the expert layers.0"):
-        block_traces(model, experts_of(model), TEXTS, alternating_logit, head_of(model))
+    with pytest.raises(InputError, match="must be MLPs that every token goes through, got the expert layers.0"):
+        random_traces(model, experts_of(model), TEXTS, torch.Generator())
 
 
 def test_a_mixture_must_run_once_a_pass():

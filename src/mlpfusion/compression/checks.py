@@ -17,7 +17,6 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.sites.proof.row_check import check_visited
 from mlpfusion.sites.sites import Site, check_transformers_model, find_sites, has_gating
 from mlpfusion.sites.table import Architecture
-from mlpfusion.sites.traces import check_no_expert
 
 
 def known_method(method: Any) -> Method:
@@ -93,9 +92,3 @@ def check_cut(model: PreTrainedModel, row: Architecture, selection: Selection) -
     else:
         check_budget(model, sites, selection)
     check_visited(model, choose_sites(sites, selection.layers))
-
-
-def check_cut_of_single_blocks(model: PreTrainedModel, row: Architecture, selection: Selection) -> None:
-    """Raises `InputError` as `check_cut` does, and for experts, which are not measured one by one yet."""
-    check_cut(model, row, selection)
-    check_no_expert(find_sites(model, row))

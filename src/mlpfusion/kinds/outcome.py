@@ -1,5 +1,6 @@
 """What a method hands back, one class a kind of outcome."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Protocol, Self
@@ -43,6 +44,18 @@ class Narrowed:
         return replace(self, mlp=on_device(self.mlp, device))
 
 
+def metrics_of_all(experts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means of the numbers of experts, each over those that have it, and the fewest tokens that reach one.
+
+    >>> metrics_of_all([{"tokens": 2.0}, {"tokens": 4.0}, {"inertia": 1.0}])
+    {'tokens': 3.0, 'inertia': 1.0, 'fewest_tokens': 2.0}
+    """
+    names = dict.fromkeys(name for one in experts for name in one)
+    numbers = {name: [one[name] for one in experts if name in one] for name in names}
+    fewest = {"fewest_tokens": min(numbers["tokens"])} if "tokens" in numbers else {}
+    return {name: fmean(values) for name, values in numbers.items()} | fewest
+
+
 @dataclass(frozen=True)
 class NarrowedExperts:
     """The narrower experts of one mixture, all of one width."""
@@ -51,11 +64,8 @@ class NarrowedExperts:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The means of their numbers, each over the experts that have it, and the fewest tokens that reach one."""
-        names = dict.fromkeys(name for one in self.experts for name in one.metrics)
-        numbers = {name: [one.metrics[name] for one in self.experts if name in one.metrics] for name in names}
-        fewest = {"fewest_tokens": min(numbers["tokens"])} if "tokens" in numbers else {}
-        return {name: fmean(values) for name, values in numbers.items()} | fewest
+        """Those of all together."""
+        return metrics_of_all([one.metrics for one in self.experts])
 
     def tensors(self) -> dict[str, Tensor]:
         """All numbers by the number of the expert and the name: `3.up`."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
@@ -13,24 +14,22 @@ from mlpfusion.kernel import (
     SCALARS,
     Block,
     BlockKernels,
-    BlockTrace,
     KernelComparison,
     KernelError,
     RandomHead,
     adam_and_plain_kernel,
-    adam_kernel,
     compare_kernels,
 )
 from mlpfusion.kinds.key import model_key
-from mlpfusion.kinds.narrow import read_block
 from mlpfusion.kinds.table import kind_of
 from mlpfusion.measure.output_error import output_error
 from mlpfusion.measure.outputs import SiteOutputs, recorded_outputs
 from mlpfusion.measure.paper_numbers import SCALAR, AuthorsError, AuthorsReference, authors_error, padded_outputs
 from mlpfusion.measure.whole_model import ModelError, model_error_from_dict
-from mlpfusion.sites.sites import Site, find_sites
+from mlpfusion.sites.mixtures.traces import RecordedTraces
+from mlpfusion.sites.sites import Site, by_block, find_sites, read_mlp
 from mlpfusion.sites.table import Architecture
-from mlpfusion.sites.traces import block_traces, random_head
+from mlpfusion.sites.traces import random_head, recorded_traces
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,14 @@ class Probe:
             return None
         return random_head(model, torch.Generator().manual_seed(self.seed))
 
-    def traces(self, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]) -> dict[str, BlockTrace]:
-        """Records inputs and gradients of f at the sites, by path."""
-        return block_traces(model, sites, batches, SCALARS[self.scalar], self.head(model))
+    def traces(self, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]) -> RecordedTraces:
+        """Records inputs and gradients of f at the sites."""
+        return recorded_traces(model, sites, batches, SCALARS[self.scalar], self.head(model))
 
 
 @dataclass(frozen=True)
 class BlockReference:
-    """The original block, for comparison: kernels, MLP output, layer output.
+    """The original block, one MLP or a mixture, for comparison: kernels, MLP output, layer output.
 
     `authors` holds the extra inputs of the two error numbers in the paper authors' code.
     """
@@ -75,10 +74,11 @@ class BlockReference:
 class BlockError:
     """Errors of a compressed block against the original block.
 
-    - `output_error` (relative), `output_absolute`: the raw MLP output; `block_output_error`, `block_output_absolute`:
-      the hidden state after the layer. Inputs are the layer's inputs in the original model, without padding.
+    - `output_error` (relative), `output_absolute`: the raw MLP output, of a mixture that of its experts together;
+      `block_output_error`, `block_output_absolute`: the hidden state after the layer. Inputs are the layer's inputs in
+      the original model, without padding.
     - `adam_kernel_error`, `plain_kernel_error`: ||K_c - K||_F / ||K||_F over the samples, b2 included, every kernel
-      with the gradients of its own model. `adam_trace_ratio`: tr K_c / tr K.
+      with the gradients of its own model; of a mixture the sums over its experts. `adam_trace_ratio`: tr K_c / tr K.
     - `adam`, `plain`: all measures, by tensor and in total, with and without b2.
     - `authors`: the numbers of the paper authors' code, if measured.
     - `whole_model`: its outputs with this block alone replaced; None in records from before it was measured.
@@ -144,7 +144,7 @@ def references(
     probe: Probe,
     authors_batch: Batch | None = None,
 ) -> dict[str, BlockReference]:
-    """Kernels and outputs of every site, by path.
+    """Kernels and outputs of every single MLP and of every mixture, by path.
 
     `authors_batch`, the last batch of the authors' evaluation, adds the inputs of their numbers.
     Raises `InputError` for a scalar unknown to the model, and with `authors_batch` for fewer than
@@ -152,8 +152,8 @@ def references(
     """
     with recorded_outputs(model, sites, batches) as recorder:
         traces = probe.traces(model, sites, batches)
-    blocks = {site.path: trained_block(model, site) for site in sites}
-    kernels = {path: adam_and_plain_kernel(block, traces[path].to(model.device)) for path, block in blocks.items()}
+    blocks = by_block(sites)
+    kernels = {path: _kernels(model, members, traces) for path, members in blocks.items()}
     blocks_before = {path: BlockReference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
     if authors_batch is None:
         return blocks_before
@@ -161,7 +161,7 @@ def references(
     adam = {path: both[0] for path, both in kernels.items()}
     if probe.scalar != SCALAR:
         traces = Probe(SCALAR, probe.seed).traces(model, sites, batches)
-        adam = {path: adam_kernel(block, traces[path].to(model.device)) for path, block in blocks.items()}
+        adam = {path: _kernels(model, members, traces)[0] for path, members in blocks.items()}
     return {
         path: replace(block, authors=AuthorsReference(adam[path], hidden[path]))
         for path, block in blocks_before.items()
@@ -184,11 +184,11 @@ def block_errors(
     `compressed` on the original's inputs (`outputs_on_inputs_of`); not needed if only one block is
     compressed, because its layer has the original's inputs anyway.
     """
-    sites = [site for site in find_sites(compressed, architecture) if site.path in originals]
+    sites = [site for site in find_sites(compressed, architecture) if site.block_path in originals]
     after = references(compressed, sites, batches, probe, authors_batch)
     if outputs is not None:
         after = {path: replace(block, outputs=outputs[path]) for path, block in after.items()}
-    return [_block_error(originals[site.path], after[site.path], site) for site in sites]
+    return [_block_error(originals[path], after[path], members[0]) for path, members in by_block(sites).items()]
 
 
 def _block_error(before: BlockReference, after: BlockReference, site: Site) -> BlockError:
@@ -199,7 +199,7 @@ def _block_error(before: BlockReference, after: BlockReference, site: Site) -> B
     if before.authors is not None and after.authors is not None:
         authors = authors_error(before.authors, after.authors)
     return BlockError(
-        path=site.path,
+        path=site.block_path,
         layer=site.layer,
         output_error=mlp.relative,
         output_absolute=mlp.absolute,
@@ -220,5 +220,28 @@ def trained_block(model: PreTrainedModel, site: Site) -> Block:
     Dense weights share memory with the model; products of factors are new.
     """
     key = model_key(model.config)
-    entry = None if key is None else key.sites.get(site.path)
-    return read_block(model, site) if entry is None else kind_of(entry).trained_block(model, site)
+    entry = None if key is None else key.sites.get(site.holder)
+    return read_mlp(model, site) if entry is None else kind_of(entry).trained_block(model, site)
+
+
+def _kernels(
+    model: PreTrainedModel, members: Sequence[Site], traces: RecordedTraces
+) -> tuple[BlockKernels, BlockKernels]:
+    """The Adam and the plain kernel of one MLP, or of all experts of a mixture, by matrix.
+
+    The parameters of a mixture are those of its experts, so its kernel is the sum of theirs. An expert has no gradient
+    of a sample none of whose tokens reaches it.
+    """
+    number = traces.num_samples(members[0])
+    sums: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    for site in members:
+        trace = traces.at(site)
+        if trace is None:
+            continue
+        samples = traces.samples_at(site).cpu()
+        both = adam_and_plain_kernel(trained_block(model, site), trace.to(model.device))
+        for found, kernels in zip(sums, both, strict=True):
+            for name, kernel in kernels.blocks.items():
+                whole = found.setdefault(name, kernel.new_zeros(number, number))
+                whole[samples[:, None], samples] += kernel
+    return BlockKernels(sums[0]), BlockKernels(sums[1])

@@ -16,6 +16,7 @@ from mlpfusion.compression.compress import compress
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.provenance import check_source
 from mlpfusion.errors import DegenerateClusteringWarning
+from mlpfusion.kinds.outcome import metrics_of_all
 from mlpfusion.measure.approximation import BlockError, Probe, block_errors, references
 from mlpfusion.measure.outputs import outputs_on_inputs_of
 from mlpfusion.measure.whole_model import ModelError, layer_of_other, model_error, model_outputs
@@ -27,9 +28,8 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import Record, SiteRecord
 from mlpfusion.sites.proof.row_check import checked_sites
-from mlpfusion.sites.sites import Site, find_sites
+from mlpfusion.sites.sites import Site, by_block, by_holder, find_sites
 from mlpfusion.sites.table import Architecture
-from mlpfusion.sites.traces import check_no_expert
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,23 @@ def compare_methods(
     row, all_sites = checked_sites(model, architecture)
     plan = make_plan(all_sites, Selection(layers, keep_ratio))
     sites = plan.sites
-    check_no_expert(sites)
-    total, rows = len(seeds) * len(sites) * len(methods), []
+    blocks = by_block(sites)
+    total, rows = len(seeds) * len(blocks) * len(methods), []
     before = model_outputs(model, batches)
     for seed in seeds:
         probe = Probe(scalar, seed)
         originals = references(model, sites, batches, probe, authors_batch)
         traced = _traced(model, sites, methods, calibration[seed], seed) if calibration else {}
-        for site in sites:
+        for path, members in blocks.items():
             for method in methods:
-                progress(len(rows), total, f"{method_name(type(method))}, {site.path}, seed {seed}")
+                progress(len(rows), total, f"{method_name(type(method))}, {path}, seed {seed}")
                 traces = traced.get(_traced_as(method)) if needs_batches(method) else None
-                small, record = _cut(model, method, Selection(str(site.layer), keep_ratio), seed, traces, architecture)
-                block = next(block for block in record.sites if block.path == site.path)
-                outputs = outputs_on_inputs_of(model, small, [site], batches) if len(record.sites) > 1 else None
-                original = {site.path: originals[site.path]}
+                layer = Selection(str(members[0].layer), keep_ratio)
+                small, record = _cut(model, method, layer, seed, traces, architecture)
+                block = _together(path, [one for one in record.sites if one.path in {site.holder for site in members}])
+                is_alone = len(record.sites) == len(by_holder(members))
+                outputs = None if is_alone else outputs_on_inputs_of(model, small, members, batches)
+                original = {path: originals[path]}
                 (error,) = block_errors(
                     original, small, row, batches, probe, outputs=outputs, authors_batch=authors_batch
                 )
@@ -133,14 +135,13 @@ def measure_checkpoint(
     before, after = (checkpoint.load() for checkpoint in (original, compressed))
     key = check_source(before, after, (original.name, compressed.name))
     sites = [site for site in find_sites(before, key.architecture) if site.holder in key.sites]
-    check_no_expert(sites)
     originals = references(before, sites, batches, probe, authors_batch)
     outputs = outputs_on_inputs_of(before, after, sites, batches)
     errors = block_errors(
         originals, after, key.architecture, batches, probe, outputs=outputs, authors_batch=authors_batch
     )
     whole, blocks = model_outputs(before, batches), []
-    for site, error in zip(sites, errors, strict=True):
+    for (site, *_), error in zip(by_block(sites).values(), errors, strict=True):
         with layer_of_other(before, after, site):
             alone = model_outputs(before, batches)
         blocks.append(replace(error, whole_model=model_error(whole, alone)))
@@ -186,6 +187,21 @@ def _cut(
             architecture=architecture,
         )
     return small, replace(record, seconds=record.seconds + (0 if traces is None else traces.seconds))
+
+
+def _together(path: str, records: Sequence[SiteRecord]) -> SiteRecord:
+    """The record of one block, from those of all experts where they are modules of their own."""
+    first = records[0]
+    if len(records) == 1:
+        return first
+    return replace(
+        first,
+        path=path,
+        original_parameters=sum(one.original_parameters for one in records),
+        parameters=sum(one.parameters for one in records),
+        nonzero_parameters=sum(one.nonzero_parameters for one in records),
+        metrics=metrics_of_all([one.metrics for one in records]),
+    )
 
 
 def _row(method: Any, seed: int, seconds: float, block: SiteRecord, error: BlockError) -> ComparisonRow:

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError
+from mlpfusion.sites.mixtures.routing import called_routing
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, base_model, site_module
+from mlpfusion.sites.sites import Site, base_model, by_block, site_module
 from mlpfusion.sites.traces import run_base, visible_tokens
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -23,8 +24,9 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 class SiteOutputs:
     """Outputs at all visible tokens of all batches, concatenated.
 
-    `mlp` is the raw output of `down`; `block` is the hidden state after the layer, the next layer's
-    input (with the residual, and in a post-LayerNorm model the LayerNorm).
+    `mlp` is the raw output of `down`, or the sum of what all experts of a mixture give, each times its weight; `block`
+    is the hidden state after the layer, the next layer's input (with the residual, and in a post-LayerNorm model the
+    LayerNorm).
     """
 
     mlp: Float[Tensor, "tokens hidden"]
@@ -32,20 +34,20 @@ class SiteOutputs:
 
 
 class OutputRecorder:
-    """Collects the outputs of sites, batch by batch, inside `recorded_outputs`."""
+    """Collects the outputs of MLPs and mixtures, batch by batch, inside `recorded_outputs`."""
 
     def __init__(self, model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]):
         self._model, self._batches = model, batches
-        self._parts: dict[str, tuple[list[Tensor], list[Tensor]]] = {site.path: ([], []) for site in sites}
+        self._parts: dict[str, tuple[list[Tensor], list[Tensor]]] = {path: ([], []) for path in by_block(sites)}
 
     def take(self, site: Site, part: int, output: Any) -> None:
-        """Adds an output of the MLP (`part` 0) or the layer (1)."""
-        parts = self._parts[site.path][part]
+        """Adds an output of the MLP or the mixture (`part` 0) or the layer (1)."""
+        parts = self._parts[site.block_path][part]
         hidden = first_tensor(output).detach()
         parts.append(visible_tokens(self._model, site, self._batches[len(parts)], hidden).clone())
 
     def outputs(self) -> dict[str, SiteOutputs]:
-        """Outputs by path. Raises `InputError` without any batch."""
+        """Outputs by the path of the MLP or the mixture. Raises `InputError` without any batch."""
         if not self._batches:
             raise InputError("`batches` must hold at least one batch, got none")
         return {path: SiteOutputs(torch.cat(mlp), torch.cat(block)) for path, (mlp, block) in self._parts.items()}
@@ -55,16 +57,21 @@ class OutputRecorder:
 def recorded_outputs(
     model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch]
 ) -> Iterator[OutputRecorder]:
-    """Records the outputs of sites while open.
+    """Records the outputs of single MLPs, mixtures and their layers while open.
 
     Run the model once on each of `batches`, in order. Memory: two tensors of tokens x hidden size
-    per site. The hooks are removed on exit, also after an exception.
+    per block. The hooks are removed on exit, also after an exception.
     """
-    recorder = OutputRecorder(model, sites, batches)
+    recorder, base = OutputRecorder(model, sites, batches), base_model(model)
     with hooks() as handles:
-        for site in sites:
-            modules = site_module(model, site, "down"), base_model(model).get_submodule(site.path)
-            handles += [module.register_forward_hook(_take(recorder, site, i)) for i, module in enumerate(modules)]
+        for site, *_others in by_block(sites).values():
+            if site.mixture is None:
+                handles.append(site_module(model, site, "down").register_forward_hook(_take(recorder, site, 0)))
+            else:
+                module = base.get_submodule(site.mixture)
+                handles.append(module.register_forward_hook(_take_summed(recorder, site), with_kwargs=True))
+            layer = base.get_submodule(site.layer_path)
+            handles.append(layer.register_forward_hook(_take(recorder, site, 1)))
         yield recorder
 
 
@@ -102,6 +109,18 @@ def _take(recorder: OutputRecorder, site: Site, part: int) -> Any:
     return lambda _module, _args, output: recorder.take(site, part, output)
 
 
+def _take_summed(recorder: OutputRecorder, site: Site) -> Any:
+    """Takes the output of a mixture; Llama 4 gives that of every expert for all tokens, one after the other."""
+    assert site.mixture is not None
+    path = site.mixture
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        copies = called_routing(path, module, args, kwargs).copies
+        recorder.take(site, 0, output.reshape(copies, -1, output.shape[-1]).sum(0))
+
+    return hook
+
+
 @contextmanager
 def _layer_inputs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dict[str, Inputs]]:
     """Arguments of every site's layer in the next forward pass, by path."""
@@ -113,7 +132,7 @@ def _layer_inputs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[dic
 
         return hook
 
-    with _layer_hooks(model, {site.path: keep(site.path) for site in sites}):
+    with _layer_hooks(model, {site.layer_path: keep(site.layer_path) for site in sites}):
         yield inputs
 
 
@@ -133,7 +152,7 @@ def _forced_inputs(model: PreTrainedModel, sites: Sequence[Site], inputs: Mappin
 
         return hook
 
-    with _layer_hooks(model, {site.path: put(site.path) for site in sites}):
+    with _layer_hooks(model, {site.layer_path: put(site.layer_path) for site in sites}):
         yield
 
 

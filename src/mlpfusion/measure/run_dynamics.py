@@ -18,7 +18,7 @@ from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import is_whole
 from mlpfusion.checks import check_given, user_path
 from mlpfusion.compression.calibration.checks import check_sequential
-from mlpfusion.compression.checks import check_cut_of_single_blocks, known_method
+from mlpfusion.compression.checks import check_cut, known_method
 from mlpfusion.data.chosen import chosen_data
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
@@ -64,7 +64,7 @@ def run_dynamics(
         options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head, new_tokens=tokens
     )
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length)
-    check_cut_of_single_blocks(empty_for_task(source, data.task), source.row, options.selection())
+    check_cut(empty_for_task(source, data.task), source.row, options.selection())
     told, texts = options.texts, None
     if told.calibration is not None:
         texts = CalibrationTexts.read(told.calibration, told.column, told.calibration_samples)

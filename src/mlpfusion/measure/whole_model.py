@@ -77,10 +77,10 @@ def model_error_from_dict(data: dict[str, Any]) -> ModelError:
 @contextmanager
 def layer_of_other(model: PreTrainedModel, other: PreTrainedModel, site: Site) -> Iterator[None]:
     """`model` with the layer of `site` from `other`, a compressed copy of it, while the context is open."""
-    list_path, _, name = site.path.rpartition(".")
+    list_path, _, name = site.layer_path.rpartition(".")
     layers = base_model(model).get_submodule(list_path)
     own = getattr(layers, name)
-    setattr(layers, name, base_model(other).get_submodule(site.path))
+    setattr(layers, name, base_model(other).get_submodule(site.layer_path))
     try:
         yield
     finally:

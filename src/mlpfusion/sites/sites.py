@@ -56,6 +56,16 @@ class Site:
             return None
         return ".".join(self.path.split(".")[: len(self.stack.mixture.split("."))])
 
+    @property
+    def block_path(self) -> str:
+        """Path of what tokens enter at once: of the layer, or of the mixture."""
+        return self.mixture or self.path
+
+    @property
+    def layer_path(self) -> str:
+        """Path of the layer that the MLP, or the mixture, is in."""
+        return ".".join(self.path.split(".")[: self.stack.layer.split(".").index("{}") + 1])
+
     def module_path(self, part: Part) -> str:
         """Path of `up`, `gate`, `down` or `activation` from the base model."""
         stack = self.stack
@@ -70,7 +80,7 @@ def by_holder(sites: Sequence[Site]) -> dict[str, list[Site]]:
 
 def by_block(sites: Sequence[Site]) -> dict[str, list[Site]]:
     """The sites by the path of what tokens enter at once: one MLP each, or all experts of a mixture, in their order."""
-    return _grouped(sites, lambda site: site.mixture or site.path)
+    return _grouped(sites, lambda site: site.block_path)
 
 
 def _grouped(sites: Sequence[Site], place: Callable[[Site], str]) -> dict[str, list[Site]]:

@@ -31,21 +31,6 @@ class Seen:
     outputs: list[Tensor]
 
 
-def block_traces(
-    model: PreTrainedModel,
-    sites: Sequence[Site],
-    batches: Iterable[Batch],
-    scalar: Scalar,
-    head: RandomHead | PeakHead | None = None,
-) -> dict[str, BlockTrace]:
-    """The trace of every site, by path, for f = `scalar` of the logits; one forward and one backward pass a batch.
-
-    As `recorded_traces`, of sites that every token goes through. Raises `InputError` for an expert too.
-    """
-    check_no_expert(sites)
-    return recorded_traces(model, sites, batches, scalar, head).blocks
-
-
 def recorded_traces(
     model: PreTrainedModel,
     sites: Sequence[Site],
@@ -164,20 +149,12 @@ def check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
             raise InputError(f"`sites` must run once a forward pass, got {len(one.outputs)} runs of {site.path}")
 
 
-def check_no_expert(sites: Sequence[Site]) -> None:
-    """Raises `InputError` for an expert, which only some tokens reach: it is not measured by itself yet."""
-    experts = [site.path for site in sites if site.expert is not None]
-    if experts:
-        raise InputError(
-            f"`model` must have MLPs that every token goes through, got the expert {experts[0]}: experts are not "
-            "measured one by one yet; `stacks` chooses other MLPs, and `mlpfusion evaluate` measures a whole model"
-        )
-
-
 @contextmanager
 def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
     """Records what enters and what leaves the sites while the context is open. Raises `InputError` for an expert."""
-    check_no_expert(sites)
+    experts = [site.path for site in sites if site.expert is not None]
+    if experts:
+        raise InputError(f"`sites` must be MLPs that every token goes through, got the expert {experts[0]}")
     seen = [Seen([], []) for _ in sites]
     with hooks() as handles:
         for site, one in zip(sites, seen, strict=True):

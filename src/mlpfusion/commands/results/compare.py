@@ -78,7 +78,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     import torch
 
     from mlpfusion.checkpoint.open import open_checkpoint
-    from mlpfusion.compression.checks import check_cut_of_single_blocks
+    from mlpfusion.compression.checks import check_cut
     from mlpfusion.data.files.rows import has_columns
     from mlpfusion.measure.approximation import Probe
     from mlpfusion.measure.comparison import compare_methods
@@ -101,7 +101,7 @@ def run_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any
     checkpoint = open_checkpoint(options.model, mlps=options.mlps)
     measured = _measured(options, checkpoint, texts)
     empty, seen = checkpoint.empty(), seeds if is_calibrated else []
-    check_cut_of_single_blocks(empty, checkpoint.row, Selection(options.layers, options.keep_ratio))
+    check_cut(empty, checkpoint.row, Selection(options.layers, options.keep_ratio))
     prepared = {seed: source.prepare(checkpoint.folder, empty, seed) for seed in seen}
     folder, model = checkpoint.folder, checkpoint.load()
     rows = compare_methods(

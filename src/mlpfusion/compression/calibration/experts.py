@@ -65,7 +65,7 @@ def common_traces(before: RoutedTokens, after: RoutedTokens, site: Site) -> tupl
     first, second = (one.trace_of(site.expert) for one in (before, after))
     if first is None or second is None:
         return None
-    by_run = [one.samples[one.routing.of_expert(site.expert)[0]].unique_consecutive().cpu() for one in (before, after)]
+    by_run = [one.samples_of(site.expert).cpu() for one in (before, after)]
     common = [torch.isin(samples, other).nonzero().squeeze(1) for samples, other in (by_run, by_run[::-1])]
     return (first[0].select(common[0]), second[0].select(common[1])) if len(common[0]) else None
 

@@ -76,6 +76,10 @@ class RoutedTokens:
         routing = Routing(*(one.to(device) for one in self.routing.tensors()), copies=self.routing.copies)
         return RoutedTokens(routing, self.samples.to(device), self.lengths.to(device), cotangents)
 
+    def samples_of(self, expert: int) -> Int[Tensor, " reached"]:
+        """The samples with a token that reaches one expert, ascending: those of its trace."""
+        return self.samples[self.routing.of_expert(expert)[0]].unique_consecutive()
+
     def trace_of(self, expert: int) -> tuple[BlockTrace, Float[Tensor, " reached"]] | None:
         """The trace of one expert, and its weight for each of the tokens; None if no token reaches it.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mlpfusion.errors import InputError
@@ -29,6 +30,19 @@ class RecordedTraces:
         assert site.mixture is not None
         found = self.mixtures[site.mixture].trace_of(site.expert)
         return None if found is None else found[0]
+
+    def samples_at(self, site: Site) -> Int[Tensor, " reached"]:
+        """The numbers of the samples of the trace at `site`, ascending."""
+        if site.expert is None:
+            return torch.arange(self.blocks[site.path].num_samples)
+        assert site.mixture is not None
+        return self.mixtures[site.mixture].samples_of(site.expert)
+
+    def num_samples(self, site: Site) -> int:
+        """All samples that were recorded at `site`, or at the mixture that it is in."""
+        if site.mixture is None:
+            return self.blocks[site.path].num_samples
+        return len(self.mixtures[site.mixture].lengths)
 
     def cotangents(self) -> dict[str, Tensor]:
         """The gradients of f at every token, by the path of the MLP or the mixture."""
