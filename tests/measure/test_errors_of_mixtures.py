@@ -17,8 +17,9 @@ from mlpfusion.measure.approximation import Probe, block_errors, references
 from mlpfusion.measure.comparison import compare_methods
 from mlpfusion.measure.outputs import outputs_on_inputs_of
 from mlpfusion.sites.detect import find_architecture
+from mlpfusion.sites.mixtures.routing import mixture_output, watch_mixtures
 from mlpfusion.sites.recording import hooks
-from mlpfusion.sites.sites import Site, base_model, by_block, find_sites
+from mlpfusion.sites.sites import Site, base_model, by_block, find_sites, read_mlp
 
 IDS = torch.randint(3, 67, (2, 4, 12), generator=torch.Generator().manual_seed(5))
 TEXTS = [{"input_ids": IDS[0]}, {"input_ids": IDS[1], "attention_mask": (torch.arange(12) < 7).long().expand(4, 12)}]
@@ -72,11 +73,15 @@ def test_outputs_are_those_of_the_mixture_and_of_its_layer(name):
         for site, *_ in by_block(sites).values():
             layer = base_model(model).get_submodule(site.layer_path)
             handles.append(layer.register_forward_hook(lambda *call: states.append(call[2])))
-        model(input_ids=IDS[0])
-    for block, expected in zip(found.values(), states, strict=True):
-        assert torch.equal(block.outputs.block, expected.reshape(-1, 32))
-        assert block.outputs.mlp.shape == block.outputs.block.shape
-        assert block.outputs.mlp.abs().max() > 0
+        with watch_mixtures(base_model(model), found) as seen:
+            model(input_ids=IDS[0])
+    for (path, members), state in zip(by_block(sites).items(), states, strict=True):
+        assert torch.equal(found[path].outputs.block, state.reshape(-1, 32))
+        routing = seen[path].routing
+        given = mixture_output([read_mlp(model, site) for site in members], routing)
+        torch.testing.assert_close(
+            found[path].outputs.mlp, given.reshape(routing.copies, -1, 32).sum(0), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_copy_has_no_error_and_a_cut_one_has():
