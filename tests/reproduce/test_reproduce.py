@@ -86,10 +86,16 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
         ({"methods": ["fuson"]}, "`method` must be one of"),
         ({"methods": ["fusion", "fusion"]}, "`methods` must not repeat"),
         ({"methods": ["all"]}, "`method` must be one of"),
-        ({"methods": ["full+layerwise"]}, "`methods` must have additions among lora[=R]"),
-        ({"methods": ["fusion+layerwise=x"]}, "`methods` must have additions among lora[=R], layerwise[=EPOCHS]"),
-        ({"methods": ["magnitude+lora"]}, "`methods` must have lora with methods that mask nothing"),
+        ({"methods": ["full+layerwise"]}, "`methods` must have additions among lora[=R], dsee[=RANK]"),
+        (
+            {"methods": ["fusion+layerwise=x"]},
+            "`methods` must have additions among lora[=R], dsee[=RANK], layerwise[=EPOCHS]",
+        ),
+        ({"methods": ["magnitude+lora"]}, "`methods` must have lora and dsee with methods that mask nothing"),
         ({"methods": ["fusion+lora=0"]}, "`lora r` must be a whole number of at least 1"),
+        ({"methods": ["fusion+dsee=0"]}, "`dsee rank` must be a whole number of at least 1"),
+        ({"methods": ["full+dsee=4:omega=best"]}, "`dsee omega` must be one of decompose"),
+        ({"methods": ["magnitude+dsee"]}, "`methods` must have lora and dsee with methods that mask nothing"),
         ({"tasks": ["sst3"]}, "`task` must be one of"),
         ({"tasks": []}, "`tasks` must be given"),
         ({"tasks": ["cola"]}, "CoLA"),
@@ -109,6 +115,16 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
 def test_what_is_wrong_is_told_before_the_first_run(recipe, tmp_path, changed, part):
     assert part in refused("reproduce", recipe(**changed), "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_dsee_trains_its_updates_only_and_says_what_they_are(recipe, tmp_path):
+    path = recipe(methods=["full+dsee=2:sparse=8:omega=random"], seeds=[0], lora_learning_rate=[1e-2])
+    assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0
+    (row,) = json.loads((tmp_path / "out" / "small.json").read_text())["rows"]
+    assert (row["label"], row["learning_rate"]) == ("full + DSEE sparse=8 omega=random", 1e-2)
+    assert (row["lora"], row["dsee"]["support"]["sparse"]) == (None, 8)
+    assert row["run"]["dsee"]["sparse_parameters"] == 8 * 6  # query and value of three layers
 
 
 def test_a_model_type_without_targets_of_lora_is_told_as_that(recipe, tmp_path):

@@ -11,10 +11,11 @@ from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
 from mlpfusion.methods.names import method_label, parse_method
 from mlpfusion.methods.table import METHODS
+from mlpfusion.options.adapters.dsee import Dsee, parse_dsee
 from mlpfusion.options.adapters.lora import Lora, parse_lora
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.distill import Distill
-from mlpfusion.options.fields import from_plain, key, part, plain, read_values
+from mlpfusion.options.fields import changed, from_plain, key, part, plain, read_values
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.training import Finetune
 from mlpfusion.report.numbers import FULL
@@ -28,13 +29,13 @@ CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
 class Experiment:
     """A grid: methods x tasks x `layers` x `keep_ratio` x `seeds`.
 
-    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora=R]`, or `full` (nothing
-    compressed) with the same additions. `references` are other models, fine-tuned in full. Every
-    cell chooses its learning rate with the first seed, among `learning_rate` (with LoRA
-    `lora_learning_rate`, if given). Calibrated methods see `calibration_samples` training texts
-    without labels, layer-wise tuning sees all of them. `chart` is `scores`, `layers` or
-    `keep_ratio` (scores over either), or `training_loss`. `name` begins the file names of the
-    report. `max_length` and `new_head` are options of `tune`, all other fields of `Finetune`.
+    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora[=R]]`, or `full` (nothing compressed) with the same
+    additions; `+dsee[=RANK[:OPTION=VALUE..]]` stands in the place of LoRA. `references` are other models, fine-tuned in
+    full. Every cell chooses its learning rate with the first seed, among `learning_rate` (with LoRA or DSEE
+    `lora_learning_rate`, if given). Calibrated methods see `calibration_samples` training texts without labels,
+    layer-wise tuning sees all of them. `chart` is `scores`, `layers` or `keep_ratio` (scores over either), or
+    `training_loss`. `name` begins the file names of the report. `max_length` and `new_head` are options of `tune`, all
+    other fields of `Finetune`.
     """
 
     name: str = key("", free=True)
@@ -71,9 +72,9 @@ class Experiment:
 
     def rates(self, row: "TableRow") -> tuple[float, ...]:
         """Learning rates to try for one row of the table."""
-        return self.lora_learning_rate if row.lora and self.lora_learning_rate else self.learning_rate
+        return self.lora_learning_rate if row.adapter and self.lora_learning_rate else self.learning_rate
 
-    def finetune(self, learning_rate: float, seed: int, lora: Lora | None) -> Finetune:
+    def finetune(self, learning_rate: float, seed: int, adapter: Lora | Dsee | None) -> Finetune:
         """Config of one run. Raises `InputError` for a value out of range."""
         return Finetune(
             learning_rate=learning_rate,
@@ -86,7 +87,8 @@ class Experiment:
             holdout=self.holdout,
             select_on=self.select_on,
             max_train_samples=self.max_train_samples,
-            lora=lora,
+            lora=adapter if isinstance(adapter, Lora) else None,
+            dsee=adapter if isinstance(adapter, Dsee) else None,
             precision=self.precision,
             device=self.device,
             freeze_router=self.freeze_router,
@@ -106,7 +108,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of the table: a method, epochs of layer-wise tuning, LoRA.
+    """One row of the table: a method, epochs of layer-wise tuning, an adapter.
 
     `method` is None for a model in which nothing is compressed.
     """
@@ -114,7 +116,7 @@ class TableRow:
     model: str
     method: Any = None
     layerwise: int = 0
-    lora: Lora | None = None
+    adapter: Lora | Dsee | None = None
 
     @property
     def label(self) -> str:
@@ -122,10 +124,12 @@ class TableRow:
 
         >>> parse_table_row("fusion+layerwise=2+lora=8", "model").label
         'fusion + layer-wise, 2 epochs + LoRA'
+        >>> parse_table_row("full+dsee=16:omega=random", "model").label
+        'full + DSEE omega=random'
         """
         name = FULL if self.method is None else method_label(self.method)
         epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
-        return name + (f" + layer-wise{epochs}" if self.layerwise else "") + (" + LoRA" if self.lora else "")
+        return name + (f" + layer-wise{epochs}" if self.layerwise else "") + _adapter_label(self.adapter)
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ def check_experiment(experiment: Experiment) -> None:
     for row in table_rows(experiment):
         for rate in experiment.rates(row):
             for seed in experiment.seeds:
-                experiment.finetune(rate, seed, row.lora)
+                experiment.finetune(rate, seed, row.adapter)
             if row.layerwise:
                 experiment.distill(rate, experiment.seeds[0], row.layerwise)
 
@@ -208,16 +212,26 @@ def parse_table_row(text: str, model: str) -> TableRow:
     """
     name, *additions = (part.strip() for part in text.split("+"))
     method = None if name == FULL else parse_method(name, METHODS)
-    layerwise, lora = 0, None
+    layerwise, adapter = 0, None
     for addition in additions:
         kind, _, value = addition.partition("=")
         if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
             layerwise = int(value or 1)
         elif kind == "lora":
-            lora = parse_lora(f"r={value}" if value else "r=8")
+            adapter = parse_lora(f"r={value}" if value else "r=8")
+        elif kind == "dsee":
+            rank, *options = value.split(":")
+            adapter = parse_dsee(",".join((f"rank={rank or 16}", *options)))
         else:
-            allowed = "lora[=R]" + ("" if method is None else ", layerwise[=EPOCHS]")
+            allowed = "lora[=R], dsee[=RANK]" + ("" if method is None else ", layerwise[=EPOCHS]")
             raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
-    if lora is not None and method is not None and METHODS[type(method)].makes is Masked:
-        raise InputError(f"`methods` must have lora with methods that mask nothing, got {shown(text)}")
-    return TableRow(model, method, layerwise, lora)
+    if adapter is not None and method is not None and METHODS[type(method)].makes is Masked:
+        raise InputError(f"`methods` must have lora and dsee with methods that mask nothing, got {shown(text)}")
+    return TableRow(model, method, layerwise, adapter)
+
+
+def _adapter_label(adapter: Lora | Dsee | None) -> str:
+    if not isinstance(adapter, Dsee):
+        return "" if adapter is None else " + LoRA"
+    told = (f"{name}={value}" for name, value in changed(adapter).items() if name != "rank")
+    return " ".join((" + DSEE", *told))

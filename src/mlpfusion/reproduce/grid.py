@@ -31,6 +31,8 @@ from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import ON_TASK
+from mlpfusion.options.adapters.dsee import Dsee
+from mlpfusion.options.adapters.lora import Lora
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.fields import bound, leaves
 from mlpfusion.options.selection import Selection
@@ -101,7 +103,7 @@ class Grid:
         """
         row, source, (data, _) = cell.row, self.source(cell), self.data(cell)
         empty = empty_for_task(source, data.task)
-        config = self.experiment.finetune(self.experiment.rates(row)[0], self.experiment.seeds[0], row.lora)
+        config = self.experiment.finetune(self.experiment.rates(row)[0], self.experiment.seeds[0], row.adapter)
         train, _ = split_train(data, config)
         if row.layerwise:
             split_examples(train, self.experiment.distill(config.learning_rate, config.seed, row.layerwise))
@@ -110,8 +112,8 @@ class Grid:
             check_experts(empty, row.method, find_sites(empty, source.row), selection)
             check_cut(empty, source.row, selection)
         routers = frozen_routers(empty, freeze=config.freeze_router)
-        if row.lora is not None:
-            add_adapter(empty, row.lora, kind_of_task(data.task).names(empty.config).adapter, routers)
+        if row.adapter is not None:
+            add_adapter(empty, row.adapter, kind_of_task(data.task).names(empty.config).adapter, routers)
         for rate in self.experiment.rates(row):
             for seed in self.experiment.seeds:
                 file = self._file(self.identity(cell, rate, seed))
@@ -140,8 +142,10 @@ class Grid:
             "method": None if row.method is None else method_name(type(row.method)),
             "options": {} if row.method is None else asdict(row.method),
             "layerwise": row.layerwise,
-            "lora": None if row.lora is None else asdict(row.lora),
+            "lora": asdict(row.adapter) if isinstance(row.adapter, Lora) else None,
         }
+        if isinstance(row.adapter, Dsee):  # younger than recorded runs, which keep their names
+            own |= {"dsee": asdict(row.adapter)}
         if row.method is not None:
             own |= self.source(cell).row_for_identity()
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
@@ -187,7 +191,7 @@ class Grid:
 
     def _train(self, cell: GridCell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
         table_row, (data, _) = cell.row, self.data(cell)
-        config = self.experiment.finetune(rate, seed, table_row.lora)
+        config = self.experiment.finetune(rate, seed, table_row.adapter)
         train, _ = split_train(data, config)
         model, row = self._start(cell, seed, train, progress)
         if table_row.layerwise:

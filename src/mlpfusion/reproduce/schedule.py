@@ -43,8 +43,8 @@ def run_experiment(experiment: Experiment, progress: Progress = lambda done, tot
     _check_out(grid.out)
     training_arguments(grid.out, device=experiment.device, precision=experiment.precision)
     join_processes(experiment.device)
-    # LoRA last: without a row for the model type its error would come before the one with the cure.
-    for cell in sorted(grid_cells, key=lambda cell: cell.row.lora is not None):
+    # adapters last: without a row for the model type their error would come before the one with the cure
+    for cell in sorted(grid_cells, key=lambda cell: cell.row.adapter is not None):
         grid.check(cell)
     (grid.out / "runs").mkdir(parents=True, exist_ok=True)
     rows: dict[ScheduledRun, Row] = {}
