@@ -29,7 +29,7 @@ from census import (
 from chart import draw_errors
 from click.testing import CliRunner
 from decoders import cost_by_shape, decoder_table, decoding_table, draw_perplexity, language_table, perplexity_table
-from exports import exports_table
+from exports import exports_table, gguf_perplexity_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_gpt2 import pretraining_table
@@ -332,6 +332,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "llama-kernel-errors": llama_errors("adam_kernel_error"),
     "llama-output-errors": llama_errors("output_error"),
     "exports": lambda: exports_table(read_result("exports")),
+    "gguf-perplexity": lambda: gguf_perplexity_table(read_result("gguf_perplexity")),
     "headlines": headlines,
     "mean-errors": mean_errors,
     "method-options": method_options,
