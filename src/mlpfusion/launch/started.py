@@ -14,6 +14,7 @@ def main() -> None:
         sys.path[0] = str(Path(tool).resolve().parent)
         runpy.run_path(tool, run_name="__main__")
     elif kind == "command":
+        sys.modules["__main__"].__package__ = None  # click names a program by it
         (command, *_) = entry_points(group="console_scripts", name=tool)
         sys.exit(command.load()())
     else:
