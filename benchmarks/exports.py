@@ -1,17 +1,18 @@
 """Real checkpoints, compressed and exported to every target: outputs, bytes and seconds, or why not.
 
-    python benchmarks/exports.py SMOLLM2 MIXTURE [--out benchmarks/results/exports.json] [--only MODEL]
+    python benchmarks/exports.py SMOLLM2 MIXTURE [--out benchmarks/results/exports.json] [--only MODEL] [--to TARGET]
 
 SMOLLM2 is SmolLM2-135M-Instruct, MIXTURE a folder of examples/small_moe.py. Needs the packages of `make test-exports`.
 Every case is cut by Fusion on all layers, evenly, and on some, unevenly. An export whose outputs differ does not come
 about; what a target refuses is in the record in its own words. Seconds are those of writing, without the comparison.
-Rows of the record for other models stay.
+Rows of the record for other models and targets stay.
 """
 
 import argparse
 import json
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,13 @@ def exported(cut: Path, out: Path, target: str, pad_to: int | None) -> dict[str,
     return {name: value for name, value in asdict(record).items() if name != "model"}
 
 
-def rows(case: Case, model: str) -> list[dict[str, Any]]:
-    """The exports of one cut to every target."""
+def rows(case: Case, model: str, targets: Sequence[str]) -> list[dict[str, Any]]:
+    """The exports of one cut to the targets."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         cut = Path(folder) / "cut"
         compress(CompressOptions(model, str(cut), selection=case.selection), lambda done, total, what: None)
-        for target in TARGETS:
+        for target in targets:
             for pad_to in case.paddings:
                 if pad_to is not None and target in ("onnx", "openvino"):
                     continue  # graphs hold uneven layers as they are
@@ -73,20 +74,29 @@ def rows(case: Case, model: str) -> list[dict[str, Any]]:
     return found
 
 
+def place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row stands in the record."""
+    cases = [(case.model, case.cut) for case in CASES]
+    return cases.index((row["model"], row["case"])), list(TARGETS).index(row["target"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("smollm2")
     parser.add_argument("mixture")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/exports.json"))
     parser.add_argument("--only", help="of the models")
+    parser.add_argument("--to", help="of the targets")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # of damaged models: nothing is trained here
     models = {"MiniLM": get_model_path(), "SmolLM2-135M": arguments.smollm2, "small Mixtral": arguments.mixture}
     kept = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
+    targets = [name for name in TARGETS if arguments.to in (None, name)]
     for name in models:
         if arguments.only in (None, name):
-            made = [row for case in CASES if case.model == name for row in rows(case, str(models[name]))]
-            kept = [row for row in kept if row["model"] != name] + made
+            made = [row for case in CASES if case.model == name for row in rows(case, str(models[name]), targets)]
+            kept = [row for row in kept if row["model"] != name or row["target"] not in targets] + made
+            kept.sort(key=place)
             write_file(arguments.out, json.dumps({"rows": kept}, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The record of benchmarks/exports.py as a table."""
+"""The records of benchmarks/exports.py and gguf_perplexity.py as tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +18,18 @@ def exports_table(record: Mapping[str, Any]) -> str:
             continue
         padding = f", {100 * row['padding'] / row['parameters']:.0f} % of it zeros" if row["padding"] else ""
         size = f"{row['bytes'] / 1e6:.1f} MB{padding}"
-        difference = f"{row['difference']:.0e}".removesuffix("e+00") + f" ({row['engine']}, {row['dtype']})"
+        unit = " nats" if "nats" in row.get("compared", "") else ""
+        difference = f"{row['difference']:.0e}".removesuffix("e+00") + f"{unit} ({row['engine']}, {row['dtype']})"
         rows.append([*start, size, f"{row['seconds']:.0f}", difference])
     return markdown(["model", "cut", "`--to`", "size", "seconds", "difference of the outputs"], rows)
+
+
+def gguf_perplexity_table(record: Mapping[str, Any]) -> str:
+    """Cut and file x perplexity: in torch, in llama.cpp, and how far the two are apart."""
+    rows = []
+    for row in record["rows"]:
+        file = row["dtype"] + ("" if row["pad"] is None else f", --pad-to {row['pad']}")
+        apart = 100 * (row["in_llama_cpp"] / row["in_torch"] - 1)
+        numbers = [f"{row['in_torch']:.2f}", f"{row['in_llama_cpp']:.2f}", f"{apart:+.3f} %"]
+        rows.append([row["case"], file, f"{row['bytes'] / 1e6:.0f} MB", *numbers])
+    return markdown(["cut", "file", "size", "in torch, fp32", "in llama.cpp", "apart"], rows)

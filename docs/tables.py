@@ -37,7 +37,7 @@ from decoders import (
     language_table,
     perplexity_table,
 )
-from exports import exports_table
+from exports import exports_table, gguf_perplexity_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_gpt2 import pretraining_table
@@ -340,6 +340,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "llama-kernel-errors": llama_errors("adam_kernel_error"),
     "llama-output-errors": llama_errors("output_error"),
     "exports": lambda: exports_table(read_result("exports")),
+    "gguf-perplexity": lambda: gguf_perplexity_table(read_result("gguf_perplexity")),
     "headlines": headlines,
     "mean-errors": mean_errors,
     "method-options": method_options,

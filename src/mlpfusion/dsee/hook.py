@@ -6,12 +6,12 @@ is imported. Without this package PEFT refuses such an adapter by its name.
 
 from types import ModuleType
 
-import wrapt
+from mlpfusion.after_import import after_import
 
 
 def register() -> None:
     """Adds the rows as soon as PEFT is imported, at once if it is."""
-    wrapt.register_post_import_hook(_add_rows, "peft")
+    after_import("peft", _add_rows)
 
 
 def _add_rows(peft: ModuleType) -> None:

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.export.fresh import outputs_of, run_module
+from mlpfusion.export.nearness import LARGEST, NEXT_TOKEN, Nearness
 from mlpfusion.export.target import ExportWork, Target
 from mlpfusion.extras import GGUF
 from mlpfusion.kinds.key import model_key
@@ -89,20 +90,24 @@ def _refusal(config: PreTrainedConfig, form: StockForm) -> str | None:
 
 @torch.no_grad()
 def _expected(model: PreTrainedModel, work: ExportWork) -> Tensor:
-    """Of the first text the log-probabilities of the token after it; of an encoder its mean state, of length 1."""
-    output = model(input_ids=work.compared["input_ids"][:1])[0][0].float()
+    """Log-probabilities of the token after each text; of an encoder the mean state of the first, of length 1."""
     if _writes_text(work.source.config):
-        return torch.log_softmax(output[-1], dim=-1)
-    return torch.nn.functional.normalize(output.mean(0), dim=0)
+        return torch.log_softmax(model(input_ids=work.compared["input_ids"])[0][:, -1].float(), dim=-1)
+    states = model(input_ids=work.compared["input_ids"][:1])[0][0].float()
+    return torch.nn.functional.normalize(states.mean(0), dim=0)
 
 
 def _found(work: ExportWork, folder: Path) -> Tensor:
     runner = "llama_cpp" if _writes_text(work.source.config) else "llama_cpp_encoder"
-    return outputs_of(runner, folder / FILE, {"input_ids": work.compared["input_ids"][:1]})
+    return outputs_of(runner, folder / FILE, {"input_ids": work.compared["input_ids"]})
+
+
+def _nearness(config: PreTrainedConfig) -> Nearness:
+    return NEXT_TOKEN if _writes_text(config) else LARGEST
 
 
 def _writes_text(config: PreTrainedConfig) -> bool:
     return any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in config.architectures or ())
 
 
-TARGET = Target("gguf", "llama.cpp", _write, _expected, _found, _refusal, needs=GGUF)
+TARGET = Target("gguf", "llama.cpp", _write, _expected, _found, _refusal, _nearness, needs=GGUF)

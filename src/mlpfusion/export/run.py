@@ -26,17 +26,12 @@ from mlpfusion.sites.proof.made_up_inputs import made_up_inputs
 from mlpfusion.storage.output import Occupant, staged_folder
 
 EXPORT_RECORD_FILE = "mlp_fusion_export_record.json"
-# Largest difference of the outputs, over their largest number, by the numbers that the weights are stored in: fp32
-# differs by the order of sums; folding a scale into fewer bits rounds once more. llama.cpp (f32, f16, bf16, q8_0) reads
-# GELU from a table of fp16.
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 0.02, "bfloat16": 0.05}
-_TOLERANCE |= {"f32": 5e-3, "f16": 0.02, "bf16": 0.05, "q8_0": 0.1}
 _TRACED, _COMPARED = (2, 16), (3, 9)  # texts and tokens: of another size, to see that a graph takes any
 
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What was written, and how near its outputs are: `difference` is the largest one over the largest number.
+    """What was written, and how near its outputs are: `compared` says it in words, `difference` is the number in them.
 
     `engine` computed them in a process without this package. `padding` counts parameters of zeros that were added.
     """
@@ -51,6 +46,7 @@ class ExportRecord:
     padding: int
     bytes: int
     seconds: float
+    compared: str
     difference: float
     versions: dict[str, str]
 
@@ -97,7 +93,7 @@ def export_checkpoint(
     """
     reference = source.load().float()
     work = ExportWork(source, _inputs(reference, _TRACED), _inputs(reference, _COMPARED), dtype or "f16")
-    expected = target.expected(reference, work)
+    expected, nearness = target.expected(reference, work), target.nearness(source.config)
     model = source.load() if target.keeps_dtype else reference
     del reference
     key, unpadded = model_key(model.config), source.empty()
@@ -112,6 +108,7 @@ def export_checkpoint(
         target.write(model, work, folder)
         seconds = time.perf_counter() - started
         found = target.found(work, folder)
+        difference = nearness.of(found, expected) if found.shape == expected.shape else float("inf")
         record = ExportRecord(
             to=target.name,
             engine=target.engine,
@@ -123,24 +120,18 @@ def export_checkpoint(
             padding=model_size(model).parameters - model_size(unpadded).parameters,
             bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
             seconds=round(seconds, 1),
-            difference=_difference(found, expected),
+            compared=nearness.words.format(difference),
+            difference=difference,
             versions=versions(),
         )
-        if not record.difference <= _TOLERANCE[stored]:
+        if not difference <= nearness.most[stored]:
             raise InputError(
-                f"`to` {target.name} must give the outputs of the model within {_TOLERANCE[stored]:g} of their size, "
-                f"{target.engine} differs by {record.difference:.2g}"
+                f"`to` {target.name} must give the outputs of the model, to {nearness.most[stored]:g}, but run by "
+                f"{target.engine} {record.compared}"
             )
         (folder / "README.md").write_text(card(record, source.folder), encoding="utf-8")
         (folder / EXPORT_RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     return record
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest number; infinite for another shape."""
-    if found.shape != expected.shape:
-        return float("inf")
-    return float((found.float() - expected).abs().max() / expected.abs().max())
 
 
 def _inputs(model: PreTrainedModel, shape: tuple[int, int]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.export.nearness import LARGEST, Nearness
 from mlpfusion.extras import Extra
 from mlpfusion.kinds.stock.form import StockForm
 
@@ -39,6 +40,11 @@ def holds_any(config: PreTrainedConfig, form: StockForm) -> str | None:
     return None
 
 
+def by_largest_difference(config: PreTrainedConfig) -> Nearness:
+    """The usual way to compare: the largest difference over the largest number."""
+    return LARGEST
+
+
 @dataclass(frozen=True)
 class Target:
     """One row of `TARGETS`: a form that other engines load. `engine` names what is run to compare."""
@@ -52,6 +58,8 @@ class Target:
     found: Callable[[ExportWork, Path], Tensor]
     # Why it cannot hold a model of this stock form, None if it can.
     refusal: Callable[[PreTrainedConfig, StockForm], str | None] = holds_any
+    # How the two are compared.
+    nearness: Callable[[PreTrainedConfig], Nearness] = by_largest_difference
     # Whether weights are written in the dtype of the checkpoint; else the folded model comes in fp32.
     keeps_dtype: bool = False
     needs: Extra | None = None

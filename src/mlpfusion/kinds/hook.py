@@ -12,7 +12,7 @@ import functools
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import wrapt
+from mlpfusion.after_import import after_import
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,7 +24,7 @@ _MARK = "_mlpfusion_hook"
 
 def register() -> None:
     """Patches `PreTrainedModel.post_init` as soon as transformers' modelling code is imported, at once if it is."""
-    wrapt.register_post_import_hook(_patch, "transformers.modeling_utils")
+    after_import("transformers.modeling_utils", _patch)
 
 
 def _patch(module: ModuleType) -> None:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError
+from mlpfusion.kinds.foreign_forward import guard, unguard
 from mlpfusion.kinds.kind import BlockSize, Kind, entry_place, number_at, replace_module, text_at
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.mlp import MLP, scale_neurons
@@ -178,6 +179,7 @@ def _make_room(model: PreTrainedModel, site: Site, entry: NarrowSite) -> None:
         device = next(site_module(model, site, "down").parameters()).device
         activation = scaled(site_module(model, site, "activation"), entry.intermediate_size, device)
         replace_module(base_model(model), site.module_path("activation"), activation)
+        guard(_runs_activation(model, site))
 
 
 def resize_maps(model: PreTrainedModel, site: Site, num_neurons: int) -> None:
@@ -217,8 +219,14 @@ def _fold(model: PreTrainedModel, site: Site) -> None:
         folded = written(site.weights, fold_mlp(read_block(model, site)).tensors())
         resize_maps(model, site, site.intermediate_size)
         replace_module(base, site.module_path("activation"), unscaled(activation))
+        unguard(_runs_activation(model, site))
         for name, tensor in folded.items():
             base.get_parameter(name).copy_(tensor)
+
+
+def _runs_activation(model: PreTrainedModel, site: Site) -> nn.Module:
+    """The module that calls the activation in its forward pass."""
+    return base_model(model).get_submodule(site.module_path("activation").rpartition(".")[0])
 
 
 def narrow_size(site: Site, entry: NarrowSite) -> BlockSize:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError
+from mlpfusion.kinds.foreign_forward import guard, unguard
 from mlpfusion.kinds.kind import BlockSize, Kind, replace_module
 from mlpfusion.kinds.narrow import (
     NarrowSite,
@@ -215,6 +216,8 @@ def _make_room(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> 
     for name in SCALES[entry.scale]:
         new.register_buffer(name, as_bits(ones).clone() if name in _BITS else ones.int())
     replace_module(base_model(model), site.holder, new)
+    if entry.scale != "none":
+        guard(new)
 
 
 def _new_shape(site: Site, weight: Weight, width: int) -> tuple[int, ...]:
@@ -257,6 +260,7 @@ def _fold(model: PreTrainedModel, site: Site) -> None:
     holder = _holder(model, site)
     if isinstance(holder, ScaledExperts):
         new = _twin(holder, holder.stock)
+        unguard(new)
         for name in SCALES["matched" if holder.is_matched else "cluster-sizes"]:
             del new._buffers[name]
         for name, parameter in holder.named_parameters(recurse=False):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,18 +77,21 @@ def _own_tensors(base: PreTrainedModel, site: Site) -> dict[str, Tensor]:
 
 @contextmanager
 def put_back_on_error(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, modules may be replaced and the config edited; any exception puts back what stood there.
+    """Inside, modules may be replaced, hooks added and the config edited; any exception puts back what stood there.
 
     Tensors are not copied: new values must go into new modules, not into those of the model.
     """
-    modules = [(module, dict(module._modules)) for module in model.modules()]
+    dicts: list[dict[Any, Any]] = []
+    for module in model.modules():
+        dicts += [module._modules, module._forward_pre_hooks]
+    before = [(one, dict(one)) for one in dicts]
     configs = [(config, dict(vars(config))) for config in _configs(model)]
     try:
         yield
     except BaseException:
-        for module, children in modules:
-            module._modules.clear()
-            module._modules.update(children)
+        for one, entries in before:
+            one.clear()
+            one.update(entries)
         for config, entries in configs:
             vars(config).clear()
             vars(config).update(entries)

@@ -85,9 +85,9 @@ def key(default: Any, *, free: bool = False) -> Any:
     return _field(default, About(has_flag=False, free=free))
 
 
-def argument(metavar: str, *, required: bool = True, free: bool = False) -> Any:
+def argument(metavar: str, *, required: bool = True, default: Any = None, free: bool = False) -> Any:
     """Field given by its place on the command line, or in YAML."""
-    return _field("" if required else None, About("", metavar, is_argument=True, required=required, free=free))
+    return _field("" if required else default, About("", metavar, is_argument=True, required=required, free=free))
 
 
 def own(default: Any) -> Any:

@@ -57,7 +57,7 @@ def merged(in_file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, An
 def _argument(leaf: Leaf, in_file: bool) -> click.Argument:
     if leaf.about.required:  # click would put what may stand in a file between brackets
         return click.Argument([leaf.name], required=not in_file, metavar=leaf.about.metavar)
-    return click.Argument([leaf.name], required=False)
+    return click.Argument([leaf.name], required=False, nargs=-1 if leaf.is_tuple else 1)
 
 
 def _flag(leaf: Leaf, in_file: bool) -> click.Option:

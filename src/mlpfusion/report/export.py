@@ -55,10 +55,7 @@ def export_card(record: ExportRecord, source: Path) -> str:
 
 
 def _compared_words(record: ExportRecord) -> str:
-    return (
-        f"Run by {record.engine} without this package, its outputs differ from those of the compressed model by "
-        f"{record.difference:.1g} of their size."
-    )
+    return f"Run by {record.engine} without this package, {record.compared}."
 
 
 def _padding_words(record: ExportRecord) -> str:

@@ -274,6 +274,7 @@ def _stack_sites(base: PreTrainedModel, architecture: Architecture, template: st
                 sites.append(_make_site(base, fitting[0], path, number, expert))
         number += 1
     if number and not sites:
+        _check_activation(base, stacks[0], f"{inside}0")
         raise InputError(
             f"a layer of {template} must have {' or '.join(stack.up for stack in stacks)} as `up`, none of {number} has"
         )
@@ -302,6 +303,20 @@ def _fits(base: nn.Module, stack: Stack, path: str) -> bool:
     holder = base.get_submodule(_holder(stack, path))
     parts = [getattr(holder, part, None) for part in _paths(stack)]
     return all(isinstance(part, Tensor) or callable(part) for part in parts)
+
+
+def _check_activation(base: nn.Module, stack: Stack, path: str) -> None:
+    """Raises `InputError` for an MLP that lacks its activation alone, as one by a fused kernel does."""
+    paths = _paths(stack)
+    if stack.layout is None and [part for part in paths if not has_module(base, f"{path}.{part}")] == [
+        stack.activation
+    ]:
+        block = base.get_submodule(f"{path}.{stack.activation}".rpartition(".")[0])
+        name = f"{type(block).__module__.partition('.')[0]}.{type(block).__name__}"
+        raise InputError(
+            f"`model` must have the MLPs of its class, got {name} without {stack.activation}: compress and fold "
+            "without fused kernels, and put them in after it"
+        )
 
 
 def _make_site(base: PreTrainedModel, stack: Stack, path: str, layer: int, expert: int | None) -> Site:

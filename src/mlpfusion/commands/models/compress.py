@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """Compresses MODEL (a folder or a Hub id) into the new folder OUT.
+    """Compresses MODEL (a folder, a Hub id or a GGUF file) into the new folder OUT.
 
     One size must be given: --keep-ratio, --width or --budget. All of it can stand in the file of --config.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Shows the MLPs of MODEL (a folder or a Hub id), their share of the parameters, and what a cut would give.
+    """Shows the MLPs of MODEL (a folder, a Hub id or a GGUF file), their share of the parameters, and what a cut gives.
 
     Only the config is needed, no weights. In a model type without a row in the table the MLPs are found by their
     shapes.
