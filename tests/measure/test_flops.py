@@ -8,11 +8,12 @@ from detected import detected_model
 from peft import LoraConfig, get_peft_model
 from pico import HIDDEN, VOCAB, WIDTH, pico_model, pico_outputs
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel
 
 import mlpfusion
 from mlpfusion.dsee.adapter.config import DseeConfig
 from mlpfusion.errors import InputError
+from mlpfusion.heads.key import KEY, HeadsKey, key_to_dict
 from mlpfusion.measure.flops import Flops, forward_flops
 from mlpfusion.options.adapters.dsee import Support
 
@@ -87,3 +88,35 @@ def test_narrower_mlps_cost_less_and_a_model_without_numbers_the_same():
 def test_a_model_without_ids_is_refused_by_name():
     with pytest.raises(InputError, match="`model` must be a model of text for its FLOPs to be counted, got 'vit'"):
         forward_flops(pico_model("vit"), T)
+
+
+def bert_base(heads: int, width: int) -> Any:
+    """Two layers of BERT-base with fewer heads, or neurons, without numbers: shares of FLOPs are those of twelve."""
+    config = BertConfig(intermediate_size=width, num_hidden_layers=2)
+    kept = {f"encoder.layer.{layer}.attention.self": list(range(heads)) for layer in range(2)}
+    setattr(config, KEY, key_to_dict(HeadsKey(kept, "0" * 64)))
+    with torch.device("meta"):
+        return BertModel(config, add_pooling_layer=False)
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "saved", "saved_of_adapted"),
+    [
+        (9, 3072, 8.2, 8.8),
+        (9, 2304, 24.4, 24.9),
+        (12, 1843, 25.3, 25.8),
+        (9, 1843, 34.1, 34.6),
+        (8, 1843, 37.1, 37.5),
+    ],
+)
+def test_the_share_that_dsee_saves_of_bert_base(heads, width, saved, saved_of_adapted):
+    """Of the original model, which has no adapter, and of that with the adapter of before; it stays unmerged."""
+
+    def adapted(model: Any) -> Any:
+        return get_peft_model(model, DseeConfig(r=16, support=Support(sparse=64, omega="magnitude")))
+
+    small = forward_flops(adapted(bert_base(heads, width)), 128).dense
+    whole = bert_base(12, 3072)
+    assert forward_flops(whole, 128).dense == 2 * layer_flops(768, 3072, 128)
+    assert round(100 * (1 - small / forward_flops(whole, 128).dense), 1) == saved
+    assert round(100 * (1 - small / forward_flops(adapted(whole), 128).dense), 1) == saved_of_adapted
