@@ -128,6 +128,5 @@ def _cut(linear: nn.Module, cut: Cut) -> nn.Module:
 
 def _own_bias(place: int, kept: list[int], _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The inputs of an attention with the bias of its own heads alone."""
-    bias: Tensor | None = inputs[place]
-    own = None if bias is None else bias[:, kept]
-    return (*inputs[:place], own, *inputs[place + 1 :])
+    bias: Tensor = inputs[place]
+    return (*inputs[:place], bias[:, kept], *inputs[place + 1 :])
