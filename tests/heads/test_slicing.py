@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,13 +10,20 @@ import torch
 from detected import detected_model, detected_outputs
 from pico import others_slow, pico_model, pico_outputs
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.errors import InputError
 from mlpfusion.heads.key import KEY, heads_key, key_to_dict
 from mlpfusion.heads.sites import find_heads
-from mlpfusion.heads.slicing import slice_heads
+from mlpfusion.heads.slicing import rebuild_heads, slice_heads
 from mlpfusion.heads.table import ATTENTIONS
 from mlpfusion.sites.sites import base_model
 
@@ -174,6 +182,30 @@ def test_heads_that_are_not_there_are_refused_before_anything_changes(kept, mess
 def test_an_architecture_whose_heads_cannot_go_is_named_with_the_reason(name, reason):
     with pytest.raises(InputError, match=reason):
         find_heads(pico_model(name))
+
+
+def test_what_is_no_whole_model_in_memory_is_refused():
+    model = model_of("bert")
+    for wrong, message in (
+        (model.encoder, "`model` must be a model of transformers, got a BertEncoder"),
+        (copy.deepcopy(model).to("meta"), "`model` must hold its weights in memory"),
+    ):
+        with pytest.raises(InputError, match=message):
+            slice_heads(wrong, {ONE: [0]})
+    with pytest.raises(InputError, match="`model` must have an attention to lose heads, got BertModel"):
+        find_heads(BertModel(BertConfig(num_hidden_layers=0)))
+
+
+def test_heads_are_not_spread_over_processes():
+    model, sliced = model_of("bert"), model_of("bert")
+    key = heads_key(slice_heads(sliced, {ONE: [0]}).config)
+    assert key is not None
+    model.config.distributed_config = SimpleNamespace(tp_size=2)
+    with pytest.raises(InputError, match="`tp_plan` must be left out for a model that lost heads"):
+        rebuild_heads(model, key)
+    model.config.distributed_config = SimpleNamespace(tp_size=1)
+    rebuild_heads(model, key)
+    assert [site.num_heads for site in find_heads(model)] == [1, 4, 4]
 
 
 def test_heads_go_once():
