@@ -16,6 +16,7 @@ ROOMS = [
     ("options",),
     ("batch", "cluster", "kernel"),
     ("sites",),
+    ("heads",),
     ("kinds",),
     ("record",),
     ("checkpoint",),

@@ -1,7 +1,7 @@
 """Writes checkpoints: unchanged tensors keep the names and bytes of the source."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -27,7 +27,9 @@ from mlpfusion.checkpoint.weights import (
     weight_files,
 )
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import FusionKey, key_from_dict, key_to_dict
+from mlpfusion.heads.key import KEY as HEADS
+from mlpfusion.heads.sites import find_heads
+from mlpfusion.kinds.key import key_from_dict, key_to_dict
 from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.record import Record, Size
@@ -44,17 +46,17 @@ def save_model(model: PreTrainedModel, source: Path, folder: Path) -> None:
 
 
 class CutFiles:
-    """The files of `source` when other blocks take the places of those at `sites`.
+    """The files of `source` when other tensors take the places of those of the modules at `paths` from the base model.
 
-    All other tensors stay as they are, byte for byte, in the same files. `original` is the model of `source` as its
-    class makes it; it may be on the meta device.
+    All others stay as they are, byte for byte, in the same files. `original` is the model of `source` as its class
+    makes it; it may be on the meta device.
     """
 
-    def __init__(self, original: PreTrainedModel, source: Path, sites: Sequence[Site]):
+    def __init__(self, original: PreTrainedModel, source: Path, paths: Iterable[str]):
         self._original, self._source = original, source
         self._stored = stored_tensors(weight_files(source))
         self.size = stored_size(self._stored, original)
-        starts = _starts(original, sites, module_paths)
+        starts = _starts(original, paths)
         names = loaded_names(original, self._stored)
         self._cut = {name: loaded for name, loaded in names.items() if loaded is not None and loaded.startswith(starts)}
 
@@ -63,21 +65,28 @@ class CutFiles:
         named = _file_names(model, tensors, self._cut)
         return {name: _as_stored(tensor, self._stored[_nearest(name, self._cut)]) for name, tensor in named.items()}
 
-    def write(self, folder: Path, new: Mapping[str, Tensor], key: FusionKey, model: PreTrainedModel) -> Size:
-        """Writes the files with `new`, all tensors of the sites, into `folder`; config.json gains the key.
+    def write(
+        self, folder: Path, new: Mapping[str, Tensor], entries: Mapping[str, Any], model: PreTrainedModel
+    ) -> Size:
+        """Writes the files with `new`, all tensors of the modules, into `folder`; config.json gains `entries`.
 
         Returns the size of the files. `model` may be on the meta device.
         """
         _write_tensors(folder, self._stored, self._cut.keys(), new)
-        _write_config(folder, config_data(self._source) | {KEY: key_to_dict(key)})
+        _write_config(folder, config_data(self._source) | dict(entries))
         _make_readable(folder)
         copy_carried(self._source, folder)
         return stored_size(stored_tensors(weight_files(folder)), model)
 
 
-def _starts(model: PreTrainedModel, sites: Sequence[Site], paths: Callable[[Site], Iterable[str]]) -> tuple[str, ...]:
-    """How the names of the tensors start in `model` that are in the modules at `paths` of each site."""
-    return tuple({f"{base_prefix(model)}{path}.": None for site in sites for path in paths(site)})
+def _starts(model: PreTrainedModel, paths: Iterable[str]) -> tuple[str, ...]:
+    """How the names of the tensors start in `model` that are in the modules at `paths`."""
+    return tuple(dict.fromkeys(f"{base_prefix(model)}{path}." for path in paths))
+
+
+def block_paths(sites: Iterable[Site]) -> list[str]:
+    """Paths of the modules with the numbers of the blocks at `sites`."""
+    return [path for site in sites for path in module_paths(site)]
 
 
 def save_compressed(
@@ -90,12 +99,30 @@ def save_compressed(
     """
     key = key_from_dict(getattr(model.config, KEY))
     sites = installed_sites(model, key)
-    files = CutFiles(empty_model(config, type(model)), source, sites)
-    starts = _starts(model, sites, module_paths)
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(starts)}
-    assert all(any(name.startswith(path) for name in tensors) for path in _starts(model, sites, linear_maps))
-    compressed = files.write(folder, files.named(model, tensors), key, model)
+    assert all(_tensors_at(model, [path]) for site in sites for path in linear_maps(site))
+    paths = block_paths(sites)
+    files = CutFiles(empty_model(config, type(model)), source, paths)
+    tensors = files.named(model, _tensors_at(model, paths))
+    compressed = files.write(folder, tensors, {KEY: key_to_dict(key)}, model)
     return replace(record, original=files.size, compressed=compressed)
+
+
+def save_sliced(model: PreTrainedModel, source: Path, config: PreTrainedConfig, folder: Path) -> tuple[Size, Size]:
+    """Writes `source` without the heads that `model` lost into `folder`; returns the sizes before and after.
+
+    `config` is that of `source`. All other tensors are those of `source`, byte for byte, in the same files; config.json
+    gains the key `mlp_fusion_heads`.
+    """
+    paths = [path for site in find_heads(model) for path in site.maps]
+    files = CutFiles(empty_model(config, type(model)), source, paths)
+    tensors = files.named(model, _tensors_at(model, paths))
+    return files.size, files.write(folder, tensors, {HEADS: getattr(model.config, HEADS)}, model)
+
+
+def _tensors_at(model: PreTrainedModel, paths: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of the modules at `paths` from the base model, by their names in `model`."""
+    starts = _starts(model, paths)
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(starts)}
 
 
 def save_trained(model: PreTrainedModel, source: Path, folder: Path, *, new_head: bool) -> None:

@@ -51,6 +51,8 @@ class Update(nn.Module):
         return low_rank.index_put((rows, columns), self.S, accumulate=True)
 
     def _positions(self) -> Tensor:
+        if self.omega.is_meta:  # shapes alone: nothing is computed
+            return self.omega
         if not self.is_placed:
             self.is_placed = bool((self.omega >= 0).all())  # a look at numbers on a GPU, so once and not in every pass
         if not self.is_placed:

@@ -17,8 +17,11 @@ from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_fit
 from mlpfusion.errors import InputError, shown
 from mlpfusion.export.target import GGUF_TYPES, ExportWork, Target
-from mlpfusion.kinds.key import model_key
+from mlpfusion.heads.key import NO_STOCK_FORM, HeadsKey, heads_key
+from mlpfusion.heads.slicing import set_heads_key
+from mlpfusion.kinds.key import FusionKey, model_key
 from mlpfusion.kinds.stock.fold import fold, form_after_fold
+from mlpfusion.kinds.stock.form import StockForm
 from mlpfusion.record import Origin, model_size, versions
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.parts import vocabulary_size
@@ -66,9 +69,11 @@ def check_export(source: Checkpoint, target: Target, pad_to: int | None, dtype: 
     if pad_to is not None and pad_to < 1:
         raise InputError(f"`pad_to` must be at least 1, got {pad_to}")
     key = model_key(source.config)
-    if key is None:
+    if key is None and heads_key(source.config) is None:
         raise InputError(f"`model` must be compressed by mlpfusion, got {shown(source.name)}, which needs no folding")
-    form = form_after_fold(source.empty(), key, pad_to)
+    if key is None and pad_to is not None:
+        raise InputError(f"`pad_to` must be left out for a model whose MLPs have one width, got {pad_to}")
+    form = StockForm(reason=NO_STOCK_FORM) if key is None else form_after_fold(source.empty(), key, pad_to)
     if (reason := target.refusal(source.config, form)) is not None:
         cure = "; --pad-to gives them one" if form.is_uneven else ""
         raise InputError(f"`to` {target.name} must find a stock form of the model, but {reason}{cure}")
@@ -96,12 +101,13 @@ def export_checkpoint(
     expected, nearness = target.expected(reference, work), target.nearness(source.config)
     model = source.load() if target.keeps_dtype else reference
     del reference
-    key, unpadded = model_key(model.config), source.empty()
-    assert key is not None
-    form_after_fold(unpadded, key)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the form: it was asked before
-        fold(model, pad_to=pad_to)
+    key, heads, unpadded = model_key(model.config), heads_key(model.config), source.empty()
+    if key is not None:
+        form_after_fold(unpadded, key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the form: it was asked before
+            fold(model, pad_to=pad_to)
+    set_heads_key(model, None)  # the forms that hold such a model hold its shapes
     stored = work.dtype if target.name == "gguf" else str(model.dtype).removeprefix("torch.")
     with staged_folder(out, replaced) as folder:
         started = time.perf_counter()
@@ -114,7 +120,7 @@ def export_checkpoint(
             engine=target.engine,
             dtype=stored,
             model=source.origin,
-            source_sha256=key.source_sha256,
+            source_sha256=_source_sha256(key, heads),
             pad_to=pad_to,
             parameters=model_size(model).parameters,
             padding=model_size(model).parameters - model_size(unpadded).parameters,
@@ -132,6 +138,13 @@ def export_checkpoint(
         (folder / "README.md").write_text(card(record, source.folder), encoding="utf-8")
         (folder / EXPORT_RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def _source_sha256(key: FusionKey | None, heads: HeadsKey | None) -> str:
+    """The hash of the original MLPs, or where none was cut that of the attentions that lost heads."""
+    known = heads if key is None else key
+    assert known is not None
+    return known.source_sha256
 
 
 def _inputs(model: PreTrainedModel, shape: tuple[int, int]) -> dict[str, Tensor]:

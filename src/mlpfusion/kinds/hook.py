@@ -2,10 +2,11 @@
 
 `PreTrainedModel.post_init` runs at the end of the `__init__` of every model, before any weight is read. Where the
 config carries the key `mlp_fusion`, the linear maps get their narrower shape and the activations their scale there,
-so `from_pretrained` and `from_config` of every Auto class, dtypes, device maps and quantisers work on the right
-modules. `__init__` itself refuses a bad key before anything is built. At the end of `from_pretrained`, when
-transformers sorts out missing and unexpected weights, the loaded scales are checked. Without this package plain
-transformers fails on the shapes, because the config keeps the original width.
+and by the key `mlp_fusion_heads` attentions get the heads that are left, so `from_pretrained` and `from_config` of
+every Auto class, dtypes, device maps and quantisers work on the right modules. `__init__` itself refuses a bad key
+before anything is built. At the end of `from_pretrained`, when transformers sorts out missing and unexpected weights,
+the loaded scales are checked. Without this package plain transformers fails on the shapes, because the config keeps
+the original width and the original number of heads.
 """
 
 import functools
@@ -17,6 +18,7 @@ from mlpfusion.after_import import after_import
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from mlpfusion.heads.key import HeadsKey
     from mlpfusion.kinds.key import FusionKey
 
 _MARK = "_mlpfusion_hook"
@@ -38,11 +40,16 @@ def _patch(module: ModuleType) -> None:
     @functools.wraps(original_init)
     def init(self: "PreTrainedModel", config: Any, *inputs: Any, **options: Any) -> None:
         _key(config)
+        _heads(config)
         original_init(self, config, *inputs, **options)
 
     @functools.wraps(original_post_init)
     def post_init(self: "PreTrainedModel") -> None:
-        key = _key(self.config)
+        key, heads = _key(self.config), _heads(self.config)
+        if heads is not None:
+            from mlpfusion.heads.slicing import rebuild_heads
+
+            rebuild_heads(self, heads)
         if key is not None:
             from mlpfusion.kinds.rebuild import rebuild_sites
 
@@ -69,3 +76,10 @@ def _key(config: "PreTrainedConfig") -> "FusionKey | None":
     from mlpfusion.kinds.key import model_key
 
     return model_key(config)
+
+
+def _heads(config: "PreTrainedConfig") -> "HeadsKey | None":
+    """The parsed key `mlp_fusion_heads` of a config, None without one. Raises as `heads_key` does."""
+    from mlpfusion.heads.key import heads_key
+
+    return heads_key(config)

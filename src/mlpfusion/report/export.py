@@ -21,7 +21,7 @@ _CARD = """\
 
 # {title}
 
-{source}, whose MLPs were made narrower by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}, as {what}:
+{source}, made smaller by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}, as {what}:
 {parameters:,} parameters, {bytes:,} bytes, weights in {dtype}. It needs no mlpfusion.
 
 {compared}

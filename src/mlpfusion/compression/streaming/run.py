@@ -16,7 +16,7 @@ from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.config import CONFIG, read_config
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import check_finite
-from mlpfusion.checkpoint.save import CutFiles
+from mlpfusion.checkpoint.save import CutFiles, block_paths
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.checks import check_ids
 from mlpfusion.compression.calibration.passes import BlockPasses, block_passes, computed_by
@@ -31,7 +31,8 @@ from mlpfusion.compression.streaming.launch import Launch
 from mlpfusion.compression.streaming.memory import expected_bytes
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.errors import InputError
-from mlpfusion.kinds.key import FusionKey
+from mlpfusion.kinds.key import FusionKey, key_to_dict
+from mlpfusion.kinds.kind import KEY
 from mlpfusion.kinds.narrow_experts import gathered
 from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.kinds.rebuild import rebuild_sites
@@ -157,7 +158,7 @@ class Stream:
     @cached_property
     def cut_files(self) -> CutFiles:
         """The files of the checkpoint without the blocks."""
-        return CutFiles(self.source.empty(), self.source.folder, [block.sites[0] for block in self.blocks])
+        return CutFiles(self.source.empty(), self.source.folder, block_paths(block.sites[0] for block in self.blocks))
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -295,7 +296,7 @@ class Stream:
             record = with_origin(record, self.texts, self.work.seed)
         new = {name: one for number in range(len(finished)) for name, one in self.files.tensors(number).items()}
         with staged_folder(out, replaced) as folder:
-            record = replace(record, compressed=self.cut_files.write(folder, new, key, model))
+            record = replace(record, compressed=self.cut_files.write(folder, new, {KEY: key_to_dict(key)}, model))
             write_about(folder, self.source, model, record, card)
             expect_record(out, record.to_json())
         remove_work(out)

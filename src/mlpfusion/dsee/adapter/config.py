@@ -29,6 +29,7 @@ class DseeConfig(PeftConfig):
     Without `target_modules` query and value. `parts` says of maps, by the end of their path, which of equal parts of
     their outputs are covered; not given, of GPT-2's `attn.c_attn` query and value. `gradients` by path are what
     `omega=gradient` needs; they are not saved. `is_drawn` stands in files: the positions lie beside the values there.
+    `entries` says of maps, by the end of their path, how many there are, where heads took some of `support` with them.
     """
 
     r: int = 16
@@ -43,6 +44,7 @@ class DseeConfig(PeftConfig):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     gradients: dict[str, Tensor] | None = field(default=None, repr=False)
     is_drawn: bool = False
+    entries: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +62,11 @@ class DseeConfig(PeftConfig):
         """Returns the values that are saved."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "gradients"}
         return values | {"support": dict(vars(self.support)), "is_drawn": True}
+
+    def entries_of(self, path: str) -> int | None:
+        """Returns how many entries the file holds of a map, None for as many as `support` says a part."""
+        known = self.entries or {}
+        return next((count for name, count in known.items() if f".{path}".endswith(f".{name}")), None)
 
     def parts_of(self, path: str, module: nn.Module, outputs: int) -> list[bool]:
         """Returns which parts of the outputs of a map are covered. Raises `InputError` unless they are equal."""

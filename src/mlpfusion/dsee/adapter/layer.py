@@ -53,6 +53,8 @@ class DseeLayer(nn.Module, BaseTunerLayer):
         # here, because transformers imports PEFT, which imports this file by way of the hook, before it is whole
         from mlpfusion.dsee.omega import check_size, draw_omega
 
+        if (count := config.entries_of(path)) is not None:
+            return torch.full((2, count), NOWHERE)
         weight, support = self.dense_weight(), config.support
         gradient = None if config.gradients is None else config.gradients.get(path)
         found = []

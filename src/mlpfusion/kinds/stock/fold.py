@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.checks import whole_number
 from mlpfusion.errors import InputError
+from mlpfusion.heads.key import NO_STOCK_FORM, heads_key
 from mlpfusion.kinds.key import FusionKey, model_key
 from mlpfusion.kinds.narrow import NarrowSite
 from mlpfusion.kinds.rebuild import installed_sites
@@ -35,6 +36,8 @@ def fold(model: PreTrainedModel, *, pad_to: int | None = None) -> PreTrainedMode
     multiple = None if pad_to is None else whole_number("pad_to", pad_to, 1)
     key = model_key(model.config)
     if key is None:
+        if heads_key(model.config) is not None:
+            raise InputError(f"`model` must have a stock form to be folded, but {NO_STOCK_FORM}")
         raise InputError("`model` must be compressed by mlpfusion, got one without the config key `mlp_fusion`")
     check_in_memory(model)
     sites = installed_sites(model, key)

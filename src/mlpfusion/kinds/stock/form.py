@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError
+from mlpfusion.heads.key import NO_STOCK_FORM, heads_key
 from mlpfusion.kinds.stock.entries import base_part, write_entries
 from mlpfusion.kinds.stock.widths import set_widths
 from mlpfusion.sites.sites import find_sites
@@ -39,7 +40,10 @@ def stock_form(model: PreTrainedModel, row: Architecture) -> StockForm:
     """The stock form of `model`, whose blocks have neither scales nor factors.
 
     The class of the model is built on the meta device; all names and shapes that it saves must be those of `model`.
+    There is none for a model that lost heads.
     """
+    if heads_key(model.config) is not None:
+        return StockForm(reason=NO_STOCK_FORM)
     difference = _difference(model, {})
     if difference is None:
         return StockForm()

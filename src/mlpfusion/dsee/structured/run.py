@@ -1,0 +1,126 @@
+"""From a checkpoint to one without the heads of the lowest scores, and from its adapter to one that fits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mlpfusion.checkpoint.files import carried_files
+from mlpfusion.checkpoint.lengths import MAX_LENGTH
+from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.read import check_fit, display_name, read_config
+from mlpfusion.checkpoint.save import save_sliced
+from mlpfusion.checkpoint.stage import ADAPTER
+from mlpfusion.dsee.structured.choice import HeadChoice, head_scores, kept_heads
+from mlpfusion.dsee.structured.record import HEADS_RECORD_FILE, Costs, HeadsRecord, LayerHeads
+from mlpfusion.errors import InputError
+from mlpfusion.heads.key import heads_key
+from mlpfusion.heads.sites import HeadSite, find_heads
+from mlpfusion.heads.slicing import check_whole, slice_heads
+from mlpfusion.record import versions
+from mlpfusion.sites.sites import base_model
+from mlpfusion.sites.weights import linear_weight
+from mlpfusion.storage.output import Occupant, staged_folder
+
+if TYPE_CHECKING:  # it needs PEFT
+    from mlpfusion.dsee.structured.adapter import StoredAdapter
+
+
+@dataclass(frozen=True)
+class SliceWork:
+    """What is asked for: which heads, the adapter whose update scores them, and how a pass over a text is counted.
+
+    `flops` takes a model and a number of tokens.
+    """
+
+    choice: HeadChoice
+    adapter: "StoredAdapter | None"
+    flops: Callable[[PreTrainedModel, int], int]
+
+
+def check_sliceable(source: Checkpoint, choice: HeadChoice) -> None:
+    """Raises `InputError`, before any weight is read, for a model or a number of heads that cannot be."""
+    empty = source.empty()
+    check_whole(empty)
+    choice.check(find_heads(empty))
+    check_fit(source.folder, source.config)
+    carried_files(source.folder)
+
+
+def slice_checkpoint(
+    source: Checkpoint,
+    work: SliceWork,
+    out: Path,
+    replaced: Occupant | None,
+    card: Callable[[HeadsRecord, Path], str],
+) -> HeadsRecord:
+    """Writes `source` without heads, and `adapter` in it without them, into the new folder `out`, whole or not at all.
+
+    `card` makes the text of the model card. Raises `InputError` for an adapter that says nothing of an attention.
+    """
+    model = source.load()
+    base, sites = base_model(model), find_heads(model)
+    scores = {site.path: _scores(base, site, work.adapter) for site in sites}
+    kept = kept_heads(scores, work.choice)
+    adapter = None if work.adapter is None else work.adapter.cut(base, sites, kept)
+    slice_heads(model, kept)
+    key = heads_key(model.config)
+    assert key is not None
+    with staged_folder(out, replaced) as folder:
+        original, sliced = save_sliced(model, source.folder, read_config(source.folder), folder)
+        record = HeadsRecord(
+            recipe={
+                "model": display_name(source.name),
+                "drop_heads": work.choice.drop_heads,
+                "scope": work.choice.scope,
+            },
+            scored_by="weights" if adapter is None else "update",
+            model=source.origin,
+            source_sha256=key.source_sha256,
+            original=original,
+            sliced=sliced,
+            layers=_layers(sites, kept, scores),
+            costs=_costs(source.empty(), model, work, adapter),
+            versions=versions(),
+        )
+        if adapter is not None:
+            adapter.write(str(out), folder / ADAPTER)
+        (folder / "README.md").write_text(card(record, source.folder), encoding="utf-8")
+        (folder / HEADS_RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+    return record
+
+
+def _scores(base: PreTrainedModel, site: HeadSite, adapter: "StoredAdapter | None") -> Tensor:
+    """A number a head: of |(alpha / r) (B A + S)|, or of |W| without an adapter."""
+    if adapter is None:
+        query, value = (linear_weight(base.get_submodule(path)) for path in (site.query, site.value))
+        return head_scores(site, query, value)
+    updates = [adapter.update(base, path) for path in (site.query, site.value)]
+    known = next((update for update in updates if update is not None), None)
+    if known is None:
+        raise InputError(f"`adapter` must have an update of query or value at {site.path} to score its heads")
+    query, value = (
+        torch.zeros_like(linear_weight(base.get_submodule(path))) if update is None else update
+        for path, update in zip((site.query, site.value), updates, strict=True)
+    )
+    return head_scores(site, query, value)
+
+
+def _layers(sites: Sequence[HeadSite], kept: dict[str, list[int]], scores: dict[str, Tensor]) -> tuple[LayerHeads, ...]:
+    return tuple(
+        LayerHeads(site.path, site.layer, tuple(kept[site.path]), tuple(scores[site.path].tolist())) for site in sites
+    )
+
+
+def _costs(
+    empty: PreTrainedModel, model: PreTrainedModel, work: SliceWork, adapter: "StoredAdapter | None"
+) -> Costs | None:
+    if model.main_input_name != "input_ids":
+        return None
+    tokens = min(MAX_LENGTH, getattr(model.config, "max_position_embeddings", MAX_LENGTH))
+    before, after = (work.flops(base_model(one), tokens) for one in (empty, model))
+    return Costs(tokens, before, after, None if adapter is None else 2 * tokens * adapter.num_entries)
