@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlpfusion.commands.command import Command, not_told
-from mlpfusion.commands.models import compress, distill, export, tune
+from mlpfusion.commands.models import compress, distill, export, sparsify, tune
 from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, measure, methods, reproduce
 from mlpfusion.demo import command as demo
 from mlpfusion.options.fields import from_plain, read_values
@@ -25,6 +25,7 @@ COMMANDS = (
     methods.COMMAND,
     demo.COMMAND,
     tune.COMMAND,
+    sparsify.COMMAND,
     distill.COMMAND,
     export.COMMAND,
     dynamics.COMMAND,

@@ -11,7 +11,8 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
-from mlpfusion.checkpoint.stage import ADAPTER, GENERATED
+from mlpfusion.checkpoint.files import ADAPTER
+from mlpfusion.checkpoint.stage import GENERATED
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration

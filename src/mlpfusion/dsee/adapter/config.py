@@ -29,6 +29,7 @@ class DseeConfig(PeftConfig):
     Without `target_modules` query and value. `parts` says of maps, by the end of their path, which of equal parts of
     their outputs are covered; not given, of GPT-2's `attn.c_attn` query and value. `gradients` by path are what
     `omega=gradient` needs; they are not saved. `is_drawn` stands in files: the positions lie beside the values there.
+    `keep_zeros`: the weights have zeros, so merging is refused until it is set to False.
     """
 
     r: int = 16
@@ -43,6 +44,7 @@ class DseeConfig(PeftConfig):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     gradients: dict[str, Tensor] | None = field(default=None, repr=False)
     is_drawn: bool = False
+    keep_zeros: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
