@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from mlpfusion.checkpoint.files import adapter_beside
 from mlpfusion.checkpoint.open import open_checkpoint
 from mlpfusion.errors import InputError
@@ -23,3 +25,16 @@ def load_adapted(folder: str | Path, *, is_trainable: bool = False) -> Any:
         raise InputError(f"`folder` must hold a model with an adapter beside it, not merged, got {folder}")
     model = open_checkpoint(str(folder), with_adapter=True).load()
     return put_on(model, read_adapter(str(beside)), is_trainable=is_trainable)
+
+
+def put_beside_on(model: PreTrainedModel, folder: Path) -> None:
+    """Puts the adapter beside a checkpoint on its model, in place, if there is one.
+
+    Raises `InputError` without peft.
+    """
+    beside = adapter_beside(folder)
+    if beside is not None:
+        ADAPTER.check()
+        from mlpfusion.dsee.adapter.saved import put_on, read_adapter
+
+        put_on(model, read_adapter(str(beside)), is_trainable=False)

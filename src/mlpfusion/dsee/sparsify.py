@@ -22,7 +22,15 @@ from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.read import empty_model, model_class
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.data.task_model import load_with_config
-from mlpfusion.dsee.adapter.saved import AdapterBase, SavedAdapter, check_fits, put_on, save_adapter, weights_sha256
+from mlpfusion.dsee.adapter.saved import (
+    AdapterBase,
+    SavedAdapter,
+    check_fits,
+    check_not_merged,
+    put_on,
+    save_adapter,
+    weights_sha256,
+)
 from mlpfusion.dsee.masks import maskable_rows, set_zeros
 from mlpfusion.dsee.record import SPARSITY_RECORD_FILE, SparsityRecord
 from mlpfusion.errors import InputError
@@ -60,16 +68,6 @@ def check_sparsify(source: Checkpoint, saved: SavedAdapter, sparsity: Sparsity) 
     assert source.weight_files
     maskable_rows(check_fits(saved, form.empty()), sparsity)
     return form
-
-
-def check_not_merged(source: Checkpoint, saved: SavedAdapter) -> None:
-    """Raises `InputError` if `source` is the model that the adapter was merged into."""
-    above = saved.folder.resolve().parent
-    if saved.base is not None and not saved.base.is_beside and above == source.folder.resolve():
-        raise InputError(
-            f"`model` must be the one that the adapter was trained on, got {source.name}, into which it is merged: "
-            "give the model that was tuned"
-        )
 
 
 def sparsify_checkpoint(

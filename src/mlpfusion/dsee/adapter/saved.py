@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.checkpoint.files import ADAPTER_BASE, read_json
+from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.weights import StoredTensor, stored_tensors
 from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, one_line, shown
@@ -104,7 +105,7 @@ def check_fits(saved: SavedAdapter, empty: PreTrainedModel) -> Any:
             warnings.simplefilter("ignore")  # of PEFT, on layouts and names
             adapted = get_peft_model(empty, saved.config)
         expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, AttributeError) as error:  # AttributeError: a task_type of another class
         raise InputError(f"`adapter` must be one for this model: {one_line(error)}") from error
     for name, tensor in expected.items():
         found = saved.tensors.get(name)
@@ -116,6 +117,16 @@ def check_fits(saved: SavedAdapter, empty: PreTrainedModel) -> Any:
     if strange:
         raise InputError(f"`adapter` must be one for this model, which has no place for {strange[0]}")
     return adapted
+
+
+def check_not_merged(source: Checkpoint, saved: SavedAdapter) -> None:
+    """Raises `InputError` if `source` is the model that the adapter was merged into."""
+    above = saved.folder.resolve().parent
+    if saved.base is not None and not saved.base.is_beside and above == source.folder.resolve():
+        raise InputError(
+            f"`model` must be the one that the adapter was trained on, got {source.name}, into which it is merged: "
+            "give the model that was tuned"
+        )
 
 
 def put_on(model: PreTrainedModel, saved: SavedAdapter, *, is_trainable: bool) -> Any:
@@ -136,6 +147,9 @@ def put_on(model: PreTrainedModel, saved: SavedAdapter, *, is_trainable: bool) -
 
 def save_adapter(adapted: Any, folder: Path, base: AdapterBase, *, adds_tokens: bool) -> None:
     """Writes the adapter, and on which weights it lies, into `folder`."""
+    for config in adapted.peft_config.values():
+        if config.modules_to_save is not None:  # PEFT adds the names of heads each time it loads an adapter
+            config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
     adapted.save_pretrained(folder, save_embedding_layers=adds_tokens)
     (folder / ADAPTER_BASE).write_text(json.dumps(asdict(base), indent=2) + "\n", encoding="utf-8")
 
@@ -171,6 +185,5 @@ def _check_plain(config: LoraConfig) -> None:
     if config.use_dora:
         raise InputError("`adapter` must be a LoRA that only adds B A, got one with use_dora")
     if not (isinstance(config.init_lora_weights, bool) or config.init_lora_weights == "gaussian"):
-        raise InputError(
-            f"`adapter` must leave the weights as they are, got init_lora_weights={config.init_lora_weights}"
-        )
+        got = f"init_lora_weights={config.init_lora_weights}"
+        raise InputError(f"`adapter` must be a LoRA that left the weights as they were, got one with {got}")
