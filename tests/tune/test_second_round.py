@@ -11,9 +11,10 @@ import torch
 from adapted import dsee, logits, saved_adapter
 from command import call, refused
 from peft import LoraConfig
+from pico import HIDDEN
 from safetensors.torch import load_file
 from tiny_task import make_task, save_checkpoint
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 import mlpfusion
 from mlpfusion.checkpoint.open import open_checkpoint, open_for_training
@@ -215,3 +216,36 @@ def test_the_first_stage_says_on_which_weights_its_adapter_lies(checkpoint, data
     config = json.loads((tmp_path / "sparse" / "config.json").read_text())
     assert config["id2label"] == json.loads((tmp_path / "tuned" / "config.json").read_text())["id2label"]
     assert (tmp_path / "sparse" / TUNE_RECORD_FILE).exists()
+
+
+@pytest.mark.slow
+def test_a_decoder_with_new_tokens_goes_through_both_stages(tmp_path, monkeypatch):
+    from test_generation_tasks import webnlg_folder
+
+    webnlg_folder(tmp_path, monkeypatch)
+    model = save_checkpoint(tmp_path / "model", "gpt2", AutoModelForCausalLM)
+    flags = ["--epochs", 1, "--batch-size", 2, "--select-on", "last", "--max-new-tokens", 2, "--device", "cpu"]
+    flags += ["--task", "webnlg", "--learning-rate", 1e-2]
+    first, sparse, second = (tmp_path / name for name in ("first", "sparse", "second"))
+    result = call("tune", model, first, *flags, "--dsee", "rank=2,sparse=8")
+    assert result.exit_code == 0, result.output
+    result = call("sparsify", model, sparse, "--adapter", first / "adapter", "--updated-ratio", 0.5)
+    assert result.exit_code == 0, result.output
+    record = json.loads((sparse / SPARSITY).read_text())
+    assert {rows["stop"] - rows["start"] for rows in record["maps"] if rows["path"].endswith("c_attn")} == {HIDDEN}
+    # without zeros: the adapter, its new tokens too, computes what the merged model of the first stage does
+    flags_none = ("--updated-ratio", 1e-9, "--other-ratio", 0)
+    assert call("sparsify", model, tmp_path / "none", "--adapter", first / "adapter", *flags_none).exit_code == 0
+    merged, whole = AutoModelForCausalLM.from_pretrained(first), mlpfusion.load_adapted(tmp_path / "none")
+    ids = torch.arange(merged.config.vocab_size - 8, merged.config.vocab_size)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids).logits, merged.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+    result = call("tune", sparse, second, *flags, "--adapter", sparse / "adapter")
+    assert result.exit_code == 0, result.output
+    before, after = weights(sparse), weights(second)
+    for rows in record["maps"]:
+        name = f"{rows['path']}.weight"
+        assert torch.equal(before[name], after[name])
+    tokens = "base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"
+    old, new = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (sparse, second))
+    assert not torch.equal(old[tokens], new[tokens])

@@ -237,7 +237,7 @@ def print_tuning(record: TuneRecord, out: str) -> None:
     for rate in record.diverged:
         console.print(f"learning rate {rate:g}: the loss became NaN or Inf")
     for split in record.scores:
-        if record.before is not None:
+        if record.before is not None and split in record.before:  # no groups of generated texts
             console.print(f"{record.task} {split}, adapter as loaded: {_values(record, record.before[split])}")
         console.print(f"{record.task} {split}: {_values(record, record.scores[split])}")
     console.print(f"{record.note}")
