@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixtures import switch_model
 from peft import LoraConfig, get_peft_model
 from pico import HIDDEN, WIDTH, pico_model
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from mlpfusion.dsee.masks import maskable_rows, set_zeros
 from mlpfusion.errors import InputError
 from mlpfusion.options.adapters.dsee import Support
 from mlpfusion.options.adapters.sparsity import CRITERIA, Sparsity
+from mlpfusion.sites.mixtures.routers import router_parameters
 
 NAMES = ["bert", "gpt2"]
 UNDER = 3 * 2 * HIDDEN * HIDDEN  # query and value of three layers
@@ -183,3 +185,13 @@ def test_zeros_go_into_a_fused_model_too():
     narrow = {rows.path: rows.entries for rows in lost if rows.path.endswith("intermediate.dense")}
     assert set(narrow.values()) == {WIDTH // 4 * HIDDEN}
     assert sum(rows.masked for rows in lost) == round(0.5 * sum(rows.entries for rows in lost if not rows.is_updated))
+
+
+def test_routers_of_mixtures_are_left_alone():
+    support = Support(sparse=8, omega="random")
+    model: Any = get_peft_model(switch_model(), DseeConfig(r=2, support=support))
+    paths = {rows.path for rows in maskable_rows(model, Sparsity())}
+    routers = {name.removesuffix(".weight") for name in router_parameters(model.get_base_model())}
+    assert routers
+    assert not routers & paths
+    assert [path for path in paths if ".experts.expert_1.wi" in path]

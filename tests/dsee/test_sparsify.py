@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 import mlpfusion
 from mlpfusion.dsee.adapter.config import DseeConfig
+from mlpfusion.dsee.adapter.saved import weights_sha256
 from mlpfusion.dsee.masks import set_zeros
 from mlpfusion.dsee.record import SPARSITY_RECORD_FILE
 from mlpfusion.errors import InputError
@@ -34,6 +35,10 @@ def model(tmp_path) -> Path:
 @pytest.fixture
 def adapter(model, tmp_path) -> Path:
     return saved_adapter(model, tmp_path / "adapter-of-dsee")
+
+
+def with_entries(file: Path, **entries: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
 def sparsified(model: Path, adapter: Path, out: Path, *flags: object) -> dict[str, Any]:
@@ -55,6 +60,8 @@ def test_weights_with_zeros_and_the_adapter_lie_side_by_side_and_load_in_one_cal
     base = AutoModelForSequenceClassification.from_pretrained(out)
     assert torch.equal(logits(PeftModel.from_pretrained(base, str(out / "adapter"))), logits(loaded))
     assert json.loads((out / SPARSITY_RECORD_FILE).read_text()) == record
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["classifier", "score"]
     stored, original = load_file(out / "model.safetensors"), load_file(model / "model.safetensors")
     zeros = {rows["path"]: rows["zeros"] for rows in record["maps"]}
     assert {name: int((stored[f"{name}.weight"] == 0).sum()) for name in zeros} == zeros
@@ -140,9 +147,16 @@ def test_folders_that_are_no_adapter_for_the_model_are_refused(model, adapter, t
 
     message = "`--adapter` must be a folder with adapter_config.json and adapter_model.safetensors, got "
     assert message in said(model, model)
-    (tmp_path / "tuned").mkdir()
-    shutil.copytree(adapter, tmp_path / "tuned" / "adapter")
-    assert said(model, tmp_path / "tuned").endswith(f"; give {tmp_path / 'tuned' / 'adapter'}")
+    tuned = tmp_path / "tuned"
+    AutoModelForSequenceClassification.from_pretrained(model).save_pretrained(tuned)
+    shutil.copytree(adapter, tuned / "adapter")
+    assert said(model, tuned).endswith(f"; give {tuned / 'adapter'}")
+    with_entries(tuned / "adapter" / "adapter_config.json", task_type="CAUSAL_LM")
+    assert "`--adapter` must be one for this model: " in said(model, tuned / "adapter")
+    (tuned / "adapter" / "mlp_fusion_base.json").write_text("{}")
+    assert "mlp_fusion_base.json must hold what was written: " in said(model, tuned / "adapter")
+    with_entries(tuned / "adapter" / "adapter_config.json", r=-1)
+    assert "`--adapter` must have a config that PEFT reads: " in said(model, tuned / "adapter")
     under_adapter(model, IA3Config(task_type="SEQ_CLS")).save_pretrained(tmp_path / "ia3")  # pyright: ignore[reportArgumentType]
     assert "`--adapter` must be one of DSEE or LORA, got 'IA3'" in said(model, tmp_path / "ia3")
     dora = LoraConfig(r=4, task_type="SEQ_CLS", use_dora=True)  # pyright: ignore[reportArgumentType]
@@ -175,6 +189,48 @@ def test_an_adapter_of_another_model_or_a_merged_one_is_refused(model, adapter, 
     said = refused("sparsify", merged, tmp_path / "out", "--adapter", merged / "adapter")
     assert f"MODEL must be the one that the adapter was trained on, got {merged}, into which it is merged: give" in said
     sparsified(model, merged / "adapter", tmp_path / "out")
+
+
+def test_a_form_that_the_adapter_asks_for_and_the_model_lacks_is_refused(model, adapter, tmp_path):
+    for task_type, message in (
+        (
+            "TOKEN_CLS",
+            "`--adapter` must have a task_type among FEATURE_EXTRACTION, SEQ_CLS, CAUSAL_LM, SEQ_2_SEQ_LM, got",
+        ),
+        ("SEQ_2_SEQ_LM", "`--adapter` must fit the model, a bert has no SEQ_2_SEQ_LM form"),
+    ):
+        with_entries(adapter / "adapter_config.json", task_type=task_type)
+        assert message in refused("sparsify", model, tmp_path / "out", "--adapter", adapter)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint has no pooler")
+def test_what_the_checkpoint_lacks_is_drawn_as_for_the_training(tmp_path):
+    """DeBERTa's pooler does not train and is in neither file: its seed is kept."""
+    model = save_checkpoint(tmp_path / "deberta", "deberta-v2")
+    adapter = saved_adapter(model, tmp_path / "adapter", seed=3)
+    sparsified(model, adapter, tmp_path / "out", "--updated-ratio", 1e-9, "--other-ratio", 0)
+    assert torch.equal(logits(mlpfusion.load_adapted(tmp_path / "out")), logits(under_adapter(model, dsee(), seed=3)))
+    with_entries(adapter / "mlp_fusion_base.json", seed=4)
+    message = "`--adapter` must lie on the weights that it was trained on, got a model with other ones"
+    assert message in refused("sparsify", model, tmp_path / "x", "--adapter", adapter)
+
+
+def test_the_hash_is_that_of_the_frozen_maps_alone(model):
+    adapted = under_adapter(model, dsee())
+    found = weights_sha256(adapted)
+    assert weights_sha256(under_adapter(model, LoraConfig(r=2, task_type="SEQ_CLS"), 3, seed=1)) == found  # pyright: ignore[reportArgumentType]
+    base = adapted.get_base_model()
+    for parameter in (base.bert.embeddings.word_embeddings.weight, base.classifier.original_module.weight):
+        parameter.data += 1
+        assert weights_sha256(adapted) == found
+    for path in ("encoder.layer.1.attention.self.query.base_layer", "encoder.layer.2.output.dense", "pooler.dense"):
+        weight = base.bert.get_submodule(path).weight
+        weight.data[0, 0] += 1e-3
+        assert weights_sha256(adapted) != found
+        weight.data[0, 0] -= 1e-3
+    assert weights_sha256(under_adapter(model, dsee()).to(torch.float64)) == weights_sha256(
+        under_adapter(model, dsee())
+    )
 
 
 def test_shapes_that_do_not_fit_are_named(model, adapter, tmp_path):
