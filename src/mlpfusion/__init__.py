@@ -12,6 +12,7 @@ from mlpfusion.kinds.hook import register as _register
 if TYPE_CHECKING:
     from mlpfusion.compression.compress import compress as compress
     from mlpfusion.data.unlabelled.data_free import data_free_batches as data_free_batches
+    from mlpfusion.dsee.load import load_adapted as load_adapted
     from mlpfusion.errors import InputError as InputError
     from mlpfusion.kinds.stock.fold import fold as fold
     from mlpfusion.methods.calibrated.flap import FLAP as FLAP
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "compress": "mlpfusion.compression.compress",
     "data_free_batches": "mlpfusion.data.unlabelled.data_free",
+    "load_adapted": "mlpfusion.dsee.load",
     "fold": "mlpfusion.kinds.stock.fold",
     "Clustering": "mlpfusion.methods.data_free.clustering",
     "FoldedFusion": "mlpfusion.methods.data_free.folded_fusion",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlpfusion.commands.command import Command, not_told
-from mlpfusion.commands.models import compress, distill, export, slice_heads, tune
+from mlpfusion.commands.models import compress, distill, export, slice_heads, sparsify, tune
 from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, measure, methods, reproduce
 from mlpfusion.commands.tools import autoload
 from mlpfusion.commands.tools import run as run_tool
@@ -27,9 +27,10 @@ COMMANDS = (
     methods.COMMAND,
     demo.COMMAND,
     tune.COMMAND,
+    sparsify.COMMAND,
+    slice_heads.COMMAND,
     distill.COMMAND,
     export.COMMAND,
-    slice_heads.COMMAND,
     dynamics.COMMAND,
     reproduce.COMMAND,
     run_tool.COMMAND,

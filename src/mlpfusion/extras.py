@@ -41,6 +41,7 @@ class Extra:
 TRAINING = Extra("training", ("accelerate", "scipy", "sklearn"), "pip install 'mlpfusion[tune]'")
 LORA = Extra("`lora`", ("peft",), "pip install peft")
 DSEE = Extra("`dsee`", ("peft",), "pip install peft")
+ADAPTER = Extra("`adapter`", ("peft",), "pip install peft")
 TENSORBOARD = Extra("`log_dir`", ("tensorboard",), "pip install tensorboard")
 DATA_SETS = Extra("a data set of the Hub or a Parquet file", ("datasets",), "pip install 'mlpfusion[data]'")
 GENERATION_SCORES = Extra(

@@ -39,7 +39,7 @@ def fused(name: str = "bert") -> Any:
 
 def unmerged(monkeypatch: Any, model: Any, config: Finetune = FAST) -> Any:
     """The model and the record of a run, with the adapter still beside the weights."""
-    monkeypatch.setattr(sys.modules["mlpfusion.tune.finetune"], "merge_adapter", lambda adapted: adapted)
+    monkeypatch.setattr(sys.modules["mlpfusion.tune.adapter"], "merge_adapter", lambda adapted: adapted)
     return finetune(model, make_task(), config)
 
 

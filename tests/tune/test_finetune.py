@@ -90,7 +90,7 @@ def test_lora_leaves_the_base_untouched_bit_by_bit(targets, task, monkeypatch):
     """Until the adapter is merged, every weight under it is what it was; the head alone trains beside the factors."""
     model = fused()
     before = {name: value.clone() for name, value in model.named_parameters()}
-    monkeypatch.setattr(sys.modules["mlpfusion.tune.finetune"], "merge_adapter", lambda adapted: adapted)
+    monkeypatch.setattr(sys.modules["mlpfusion.tune.adapter"], "merge_adapter", lambda adapted: adapted)
     adapted, _ = finetune(model, task, with_fields(FAST, epochs=1, lora=Lora(r=2, targets=targets)))
     after = {
         name.removeprefix("base_model.model.").replace("base_layer.", ""): value

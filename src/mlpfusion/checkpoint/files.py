@@ -29,6 +29,8 @@ _KNOWN = (
 )
 _MAX_DEPTH = 32  # levels of a JSON file: real configs have below ten, and transformers walks them recursively
 _TEMPLATES = "additional_chat_templates"
+ADAPTER = "adapter"  # the folder of an adapter beside the model that it was trained for
+ADAPTER_BASE = "mlp_fusion_base.json"  # in it: on which weights the adapter lies
 # Patterns of files to fetch from the Hub beside the weights.
 FETCHED = (*CARRIED, *(f"*/{pattern}" for pattern in CARRIED), "README.md", "config.json", "*/config.json")
 
@@ -72,6 +74,16 @@ def copy_carried(source: Path, folder: Path) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+
+
+def adapter_beside(folder: Path) -> Path | None:
+    """Returns the folder of an adapter that belongs to the model in `folder` and is not merged; None without.
+
+    >>> adapter_beside(folder) is None
+    True
+    """
+    base = folder / ADAPTER / ADAPTER_BASE
+    return base.parent if base.is_file() and read_json(base).get("is_beside") is True else None
 
 
 def check_plain_file(folder: Path, file: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mlpfusion.checkpoint.config import CONFIG
+from mlpfusion.checkpoint.files import adapter_beside
 from mlpfusion.checkpoint.padding import agree_on_padding
 from mlpfusion.checkpoint.read import check_finite, check_weights, empty_model, load_model, origin, read_config, resolve
 from mlpfusion.checkpoint.tokenizer import add_tokens, load_tokenizer
 from mlpfusion.checkpoint.weights import stored_tensors
 from mlpfusion.checks import user_path
+from mlpfusion.errors import InputError
 from mlpfusion.options.mlps import USUAL_MLPS, MLPOptions
 from mlpfusion.record import Origin
 from mlpfusion.sites.detect import find_architecture
@@ -124,12 +126,20 @@ def open_checkpoint(
     mlps: MLPOptions = USUAL_MLPS,
     new_head: bool = False,
     new_tokens: tuple[str, ...] = (),
+    with_adapter: bool = False,
 ) -> Checkpoint:
     """Opens the folder or Hub id `name`; only its config is read.
 
-    Raises `InputError` if there is no such checkpoint, or a config that is malformed or that of quantised weights.
+    Raises `InputError` if there is no such checkpoint, or a config that is malformed or that of quantised weights, and
+    unless `with_adapter` for a model that computes with an adapter beside it.
     """
     folder = resolve(name, revision)
+    beside = None if with_adapter else adapter_beside(folder)
+    if beside is not None:
+        raise InputError(
+            f"`model` must hold all that it computes, got {name}, whose adapter is not merged: `mlpfusion tune` and "
+            f"`sparsify` take both with --adapter {beside}, `mlpfusion.load_adapted` loads both"
+        )
     return Checkpoint(name, revision, folder, read_config(folder), mlps, new_head, new_tokens)
 
 
@@ -140,11 +150,14 @@ def open_for_training(
     mlps: MLPOptions = USUAL_MLPS,
     new_head: bool = False,
     new_tokens: tuple[str, ...] = (),
+    with_adapter: bool = False,
 ) -> Checkpoint:
     """Opens a checkpoint as `open_checkpoint` does, and reads all that training needs of it.
 
     Raises `InputError` for damaged weights, NaN or Inf in a weight, and a missing tokenizer too.
     """
-    checkpoint = open_checkpoint(name, revision, mlps=mlps, new_head=new_head, new_tokens=new_tokens)
+    checkpoint = open_checkpoint(
+        name, revision, mlps=mlps, new_head=new_head, new_tokens=new_tokens, with_adapter=with_adapter
+    )
     checkpoint.read_for_training()
     return checkpoint

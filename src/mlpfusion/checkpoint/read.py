@@ -164,7 +164,7 @@ def load_model(
     config, a missing weight of the base model, and experts in a dtype that their kernel refuses.
     """
     model, drawn = _load(folder, config, kind or model_class(config), dtype, left_out, device)
-    poolers = [name for name in drawn if _is_pooler(name.removeprefix(base_prefix(model)))]
+    poolers = [name for name in drawn if is_pooler(name.removeprefix(base_prefix(model)))]
     if kind is None and len(drawn) > len(poolers) and type(model) is not base_class(config):
         model, _ = _load(folder, config, base_class(config), dtype, device=device)
     for path, experts in expert_modules(model).items():
@@ -200,7 +200,7 @@ def _load(
     prefix = base_prefix(model)
     missing = {name: name.removeprefix(prefix) for name in info["missing_keys"]}
     base = _base_names(config)
-    lost = sorted(name for name, short in missing.items() if short in base and not _is_pooler(short))
+    lost = sorted(name for name, short in missing.items() if short in base and not is_pooler(short))
     if lost:
         raise InputError(f"the checkpoint must hold all weights of the base model, it lacks {_some(lost)}")
     _check_unexpected(model, info["unexpected_keys"])
@@ -216,8 +216,12 @@ def _base_names(config: PreTrainedConfig) -> set[str]:
     return set(empty_model(config, base_class(config)).state_dict())
 
 
-def _is_pooler(name: str) -> bool:
-    """True for a pooler, which checkpoints of some heads lack."""
+def is_pooler(name: str) -> bool:
+    """True for a module of a pooler, or a tensor in one; checkpoints of some heads lack it.
+
+    >>> is_pooler("pooler.dense.weight")
+    True
+    """
     return "pooler" in name.partition(".")[0]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from mlpfusion.checkpoint.files import ADAPTER
 from mlpfusion.checkpoint.padding import save_padding
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.errors import DamageWarning, InputError
@@ -22,7 +23,7 @@ from mlpfusion.storage.states import keep_states, remove_state
 from mlpfusion.storage.unfinished import expect_record, remove_work
 
 STAGE_FILE = "stage.json"
-ADAPTER, GENERATED = "adapter", "generated"  # folders that a stage keeps beside its model
+GENERATED = "generated"  # the folder of the texts that a stage wrote, beside its model
 
 
 def run_stage(

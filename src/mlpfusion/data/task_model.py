@@ -47,7 +47,7 @@ def load_for_task(checkpoint: Checkpoint, task: Task, seed: int) -> PreTrainedMo
     head = kind.model_class(config)
     left_out = head_tensors(config, head) if checkpoint.new_head else ()
     with seeded(seed):
-        return _load(checkpoint, config, head, left_out)
+        return load_with_config(checkpoint, config, head, left_out)
 
 
 def load_in_own_class(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -56,7 +56,7 @@ def load_in_own_class(checkpoint: Checkpoint) -> PreTrainedModel:
     Missing tensors of a head are drawn from seed 0.
     """
     with seeded(0):
-        return _padded_alike(_load(checkpoint, checkpoint.training_config))
+        return _padded_alike(load_with_config(checkpoint, checkpoint.training_config))
 
 
 def load_like(checkpoint: Checkpoint, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -72,25 +72,18 @@ def load_like(checkpoint: Checkpoint, teacher: PreTrainedModel, seed: int) -> Pr
             setattr(config, name, getattr(teacher.config, name))
     config.problem_type = teacher.config.problem_type
     with seeded(seed):
-        return _padded_alike(_load(checkpoint, config, type(teacher)))
+        return _padded_alike(load_with_config(checkpoint, config, type(teacher)))
 
 
-def empty_for_task(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
-    """Builds the model of `load_for_task` on the meta device, without weights."""
-    kind = kind_of_task(task)
-    config = kind.config(checkpoint, task)
-    return empty_model(config, kind.model_class(config))
-
-
-def _load(
+def load_with_config(
     checkpoint: Checkpoint,
     config: PreTrainedConfig,
     kind: type[PreTrainedModel] | None = None,
     left_out: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """The model of `config` in fp32; the rows of new tokens are drawn from the global random stream.
+    """Loads the checkpoint as the model of `config`, in fp32.
 
-    They are drawn about the mean of the others, as transformers does.
+    What is missing is drawn from the global random stream, rows of new tokens about the mean of the others.
     """
     size, stored = config.get_text_config().vocab_size, checkpoint.config.get_text_config().vocab_size
     if size != stored:
@@ -100,6 +93,13 @@ def _load(
     if size != stored:
         model.resize_token_embeddings(size)
     return model
+
+
+def empty_for_task(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
+    """Builds the model of `load_for_task` on the meta device, without weights."""
+    kind = kind_of_task(task)
+    config = kind.config(checkpoint, task)
+    return empty_model(config, kind.model_class(config))
 
 
 def _padded_alike(model: PreTrainedModel) -> PreTrainedModel:

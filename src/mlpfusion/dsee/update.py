@@ -44,11 +44,14 @@ class Update(nn.Module):
         sparse = (inputs[..., columns] * self.S).to(outputs.dtype)
         return outputs.index_add(-1, rows, sparse)
 
+    def low_rank(self) -> Float[Tensor, "outputs inputs"]:
+        """B A, dense."""
+        return self._in_place([b @ a for a, b in zip(self.A, self.B, strict=True)], dim=0)
+
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
         """B A + S, dense. Raises `InputError` if the positions were never loaded."""
         rows, columns = self._positions()
-        low_rank = self._in_place([b @ a for a, b in zip(self.A, self.B, strict=True)], dim=0)
-        return low_rank.index_put((rows, columns), self.S, accumulate=True)
+        return self.low_rank().index_put((rows, columns), self.S, accumulate=True)
 
     def _positions(self) -> Tensor:
         if self.omega.is_meta:  # shapes alone: nothing is computed

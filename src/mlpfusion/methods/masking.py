@@ -22,10 +22,21 @@ def best_masks(
     >>> best_masks([{"up": torch.tensor([[3.0, 1.0], [2.0, 4.0]])}], 0.5)[0]["up"].tolist()
     [[True, False], [False, True]]
     """
-    flat = torch.cat([score.reshape(-1) for block in scores for score in block.values()])
-    mask = ~_smallest(flat, round((1 - keep_ratio) * flat.numel()))
-    pieces = iter(mask.split([score.numel() for block in scores for score in block.values()]))
-    return [{name: next(pieces).view(score.shape) for name, score in block.items()} for block in scores]
+    every = [score for block in scores for score in block.values()]
+    number = round((1 - keep_ratio) * sum(score.numel() for score in every))
+    pieces = iter(smallest(every, number))
+    return [{name: ~next(pieces) for name in block} for block in scores]
+
+
+def smallest(scores: Sequence[Float[Tensor, "..."]], number: int) -> list[Bool[Tensor, "..."]]:
+    """Marks the `number` smallest entries of all tensors together; of equal ones the first.
+
+    >>> [mask.tolist() for mask in smallest([torch.tensor([3.0, 1.0]), torch.tensor([[1.0], [0.0]])], 2)]
+    [[False, True], [[False], [True]]]
+    """
+    mask = _smallest(torch.cat([score.reshape(-1) for score in scores]), number)
+    pieces = mask.split([score.numel() for score in scores])
+    return [piece.view(score.shape) for piece, score in zip(pieces, scores, strict=True)]
 
 
 def apply_mask(mlp: MLP, mask: dict[str, Bool[Tensor, "out in"]]) -> Masked:

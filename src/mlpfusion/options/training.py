@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mlpfusion.checks import check_fields, check_that
 from mlpfusion.errors import InputError
+from mlpfusion.options.adapters.continued import Continued
 from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.adapters.lora import Lora
 from mlpfusion.options.fields import key, option, own
@@ -41,6 +42,7 @@ class Finetune:
     max_train_samples: int | None = option(None, "Random part of train, the same for all seeds.")
     lora: Lora | None = own(None)
     dsee: Dsee | None = own(None)
+    continued: Continued | None = own(None)
     precision: str = option("fp32", "fp32, bf16 or fp16 autocast; weights stay fp32.")
     device: str = option("auto", "auto, cpu or cuda.")
     save_steps: int | None = option(None, "Save the state for --resume this often, not only after epochs.")
@@ -78,8 +80,10 @@ class Finetune:
         )
         if self.lora is not None and self.dsee is not None:
             raise InputError("`dsee` must be left out with `lora`, got both")
+        if self.continued is not None and self.adapter is not None:
+            raise InputError("`adapter` must be left out with `lora` and `dsee`, which make a new one")
 
     @property
     def adapter(self) -> Lora | Dsee | None:
-        """What trains in place of the weights, None if these do."""
+        """The new adapter that trains in place of the weights, None without."""
         return self.dsee if self.lora is None else self.lora

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from mlpfusion.options.adapters.continued import Continued
 from mlpfusion.options.adapters.dsee import parse_dsee
 from mlpfusion.options.adapters.lora import parse_lora
 from mlpfusion.options.decoding import Decoding
@@ -36,6 +37,13 @@ class TuneOptions:
         "omega_seed, rank_step, rounds, power, tau, samples.",
         metavar="rank=16[,alpha=32,sparse=64]",
     )
+    adapter: str | None = option(
+        None,
+        "Train this adapter of DSEE or LoRA again; MODEL stays as it is, zeros too, OUT/adapter has the adapter.",
+        metavar="DIR",
+        free=True,
+    )
+    merge: bool = option(False, "With --adapter: add it to the weights in the end, which fills their zeros.")
     layerwise: int = option(0, "Layer-wise tuning of the blocks first (Eq. 6).", metavar="EPOCHS")
     layerwise_learning_rate: float | None = option(None, "Of --layerwise, if not the first --learning-rate.")
     teacher: str | None = option(None, "The model before compression, for --layerwise.", metavar="ORIGINAL", free=True)
@@ -50,7 +58,8 @@ class TuneOptions:
         """Returns the config of one run. Raises `InputError` for a value out of range."""
         lora = None if self.lora is None else parse_lora(self.lora)
         dsee = None if self.dsee is None else parse_dsee(self.dsee)
-        return replace(self.training, learning_rate=learning_rate, seed=seed, lora=lora, dsee=dsee)
+        continued = None if self.adapter is None else Continued(self.adapter, self.merge)
+        return replace(self.training, learning_rate=learning_rate, seed=seed, lora=lora, dsee=dsee, continued=continued)
 
     def layerwise_config(self) -> Distill:
         """Returns the config of the layer-wise stage. Raises `InputError` for a value out of range."""

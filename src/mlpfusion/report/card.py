@@ -205,7 +205,7 @@ epochs, learning rate {rate:g}, batch size {batch_size}; {parameters:,} paramete
 |---|---|---|---|
 {scores}
 
-{layerwise}How it was chosen: {note}. The weights are those of seed {saved_seed}.
+{layerwise}{adapter}How it was chosen: {note}. The weights are those of seed {saved_seed}.
 
 ## Runs
 
@@ -216,14 +216,20 @@ epochs, learning rate {rate:g}, batch size {batch_size}; {parameters:,} paramete
 ## How to load it
 
 ```python
-import mlpfusion  # needed if the MLPs are compressed
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("path/or/id")
+{loading}
 ```
 
 The full record is in `{record_file}`.
 """
+_LOADING = """\
+import mlpfusion  # needed if the MLPs are compressed
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/or/id")"""
+_LOADING_ADAPTED = """\
+import mlpfusion
+
+model = mlpfusion.load_adapted("path")"""
 
 
 def tune_card(record: TuneRecord) -> str:
@@ -252,7 +258,8 @@ def tune_card(record: TuneRecord) -> str:
         metric=first.selection_metric,
         selected_on=first.selected_on or "nothing",
         runs="\n".join(_run_row(run) for run in record.runs),
-        auto_class=names.auto_class,
+        adapter=_adapter(record),
+        loading=_LOADING_ADAPTED if _is_beside(record) else _LOADING.format(auto_class=names.auto_class),
         record_file=TUNE_RECORD_FILE,
     )
 
@@ -262,6 +269,25 @@ def _layerwise(record: TuneRecord) -> str:
         return ""
     before, after = record.layerwise.loss_before, record.layerwise.loss_after
     return f"Before that, the compressed blocks were tuned layer by layer: Eq. 6 from {before:.5g} to {after:.5g}.\n\n"
+
+
+def _is_beside(record: TuneRecord) -> bool:
+    """Whether an adapter stands beside the weights, not merged."""
+    return record.before is not None and not record.recipe["merge"]
+
+
+def _adapter(record: TuneRecord) -> str:
+    """What became of an adapter that trained again."""
+    if record.before is None:
+        return ""
+    metric = record.runs[0].selection_metric
+    changes = ", ".join(
+        f"{metric} on {split} from {scores[metric][0]:.4f} to {record.scores[split][metric][0]:.4f}"
+        for split, scores in record.before.items()
+        if metric in scores
+    )
+    place = "It is in `adapter`, not merged." if _is_beside(record) else "It is merged into the weights."
+    return f"An adapter was trained again: {changes}. {place}\n\n"
 
 
 def score_rows(record: TuneRecord) -> list[str]:

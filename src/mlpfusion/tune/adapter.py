@@ -2,17 +2,21 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mlpfusion.checkpoint.files import ADAPTER as ADAPTER_FOLDER
 from mlpfusion.errors import InputError, one_line
-from mlpfusion.extras import DSEE, LORA, Extra
+from mlpfusion.extras import ADAPTER, DSEE, LORA, Extra
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.table import kind_of
+from mlpfusion.options.adapters.continued import Continued
 from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.adapters.lora import Lora
+from mlpfusion.options.training import Finetune
 from mlpfusion.sites.weights import KindMap
 
 
@@ -58,6 +62,56 @@ def add_adapter(
 def split_targets(adapter: Lora | Dsee) -> str | list[str] | None:
     """Returns the targets as PEFT takes them."""
     return adapter.targets if adapter.targets in (None, "all-linear") else adapter.targets.split("+")
+
+
+def read_saved(folder: str) -> Any:
+    """Opens the adapter in a folder. Raises `InputError` without peft, and for a folder that holds none."""
+    ADAPTER.check()
+    from mlpfusion.dsee.adapter.saved import read_adapter
+
+    return read_adapter(folder)
+
+
+def load_adapter(model: PreTrainedModel, continued: Continued) -> Any:
+    """Wraps `model` into a `PeftModel` with the adapter of a folder, which trains again.
+
+    Changes the modules of `model`. Raises `InputError` without peft, and if the adapter was trained on other weights.
+    """
+    saved = read_saved(continued.folder)
+    from mlpfusion.dsee.adapter.saved import put_on
+
+    return put_on(model, saved, is_trainable=True)
+
+
+def frozen_sha256(adapted: Any) -> str:
+    """Returns the SHA-256 of the linear maps under an adapter."""
+    from mlpfusion.dsee.adapter.saved import weights_sha256
+
+    return weights_sha256(adapted)
+
+
+def take_off(adapted: Any, config: Finetune, folder: Path | None, sha256: str | None) -> PreTrainedModel:
+    """Saves the adapter as `adapter` in `folder`, if one is given; returns the plain model.
+
+    A new adapter is merged into the weights, a continued one only if asked for. Raises `InputError` if the weights
+    under it have another hash than `sha256`.
+    """
+    from mlpfusion.dsee.adapter.saved import AdapterBase, save_adapter
+
+    found = None if folder is None and sha256 is None else frozen_sha256(adapted)
+    if sha256 is not None and found != sha256:
+        raise InputError("the weights under `adapter` must stay as they are, got other ones after the training")
+    merges = config.continued is None or config.continued.merge
+    own = adapted.peft_config["default"]
+    if folder is not None:
+        assert found is not None
+        base = AdapterBase(found, config.seed, is_beside=not merges)
+        save_adapter(adapted, folder / ADAPTER_FOLDER, base, adds_tokens=bool(own.trainable_token_indices))
+    if not merges:
+        return adapted.unload()
+    if own.peft_type == "DSEE":
+        own.keep_zeros = False  # asked for
+    return merge_adapter(adapted)
 
 
 def merge_adapter(model: Any) -> PreTrainedModel:

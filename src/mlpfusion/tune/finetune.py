@@ -1,17 +1,18 @@
 """Fine-tunes a model on a task: one run, one seed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
-from mlpfusion.checkpoint.stage import ADAPTER, GENERATED
+from mlpfusion.checkpoint.stage import GENERATED
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration
@@ -26,7 +27,7 @@ from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import check_in_memory
 from mlpfusion.storage.processes import of_first
-from mlpfusion.tune.adapter import add_adapter, merge_adapter, split_targets
+from mlpfusion.tune.adapter import add_adapter, frozen_sha256, load_adapter, split_targets, take_off
 from mlpfusion.tune.frozen import frozen, frozen_routers
 from mlpfusion.tune.record import EpochRecord, GeneratedRecord, RunRecord
 from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
@@ -52,11 +53,11 @@ def finetune(
     """Fine-tunes `model` in place and returns (model, record of the run).
 
     The model needs the head of the task, and ends in eval mode with the weights of the best epoch.
-    With LoRA or DSEE the adapter is saved as `adapter` in the folder of `context`, if given, and merged. On
-    the CPU the same seed gives the same bytes, also after a kill and a resumed run. Global random
-    streams are restored. Raises `InputError`, before any change, for a head of another size, an
-    offloaded model, `freeze_router` without a mixture, too few examples to hold some out, an unknown
-    metric, and a missing device.
+    With LoRA or DSEE the adapter is saved as `adapter` in the folder of `context`, if given, and merged; one that was
+    `continued` is not merged unless asked for. On the CPU the same seed gives the same bytes, also after a kill and a
+    resumed run. Global random streams are restored. Raises `InputError`, before any change, for a head of another
+    size, an offloaded model, `freeze_router` without a mixture, too few examples to hold some out, an unknown
+    metric, and a missing device; and if an adapter's run moved the weights under it.
     After a `DivergenceError` (loss of NaN or Inf) or an interrupt the model has the weights of the
     last step: no copy is kept.
     """
@@ -72,13 +73,8 @@ def finetune(
         arguments = _arguments(
             context.folder or Path(scratch), config, metric, together, evaluated=selection is not None
         )
-        trained, new_tokens = model, data.added_ids if isinstance(data, EncodedGeneration) else ()
-        if config.adapter is not None:
-            task_type, gradients = kind.names(model.config).adapter, None
-            if config.dsee is not None:
-                model.to(arguments.device)  # pyright: ignore[reportArgumentType]  # Omega is drawn there
-                gradients = _gradients(model, config.dsee, data, train)
-            trained = add_adapter(model, config.adapter, task_type, routers, new_tokens, gradients)
+        trained = _with_adapter(model, config, data, train, routers, arguments.device)
+        sha256 = None if config.continued is None else frozen_sha256(trained)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
@@ -92,19 +88,19 @@ def finetune(
             preprocess_logits_for_metrics=partial(kind.kept, shifted=is_shifted(model.config)),
             callbacks=[watch, *patience, *within, *context.callbacks],
         )
+        before = None if config.continued is None else _all_scores(trainer, data)
         seconds = _train(trainer, patience)
-        scores = {name: _scores(trainer, data, examples) for name, examples in data.evaluation.items()}
+        scores = _all_scores(trainer, data)
         generated = (
             _generated(model, trainer.folder, data, context, scores) if isinstance(data, EncodedGeneration) else None
         )
         record = _run_record(trainer, config, metric, kind.choices(data.task), scores, seconds, watch)
-        record = replace(record, generated=generated, dsee=None if config.dsee is None else _dsee_record(trained))
+        record = replace(record, generated=generated, dsee=_dsee_record(trained), before=before)
     if use_cache is not None:  # the Trainer switches it off
         model.config.use_cache = use_cache
-    if config.adapter is not None:
-        if context.folder is not None and trainer.is_world_process_zero():
-            trained.save_pretrained(context.folder / ADAPTER, save_embedding_layers=bool(new_tokens))
-        model = merge_adapter(trained)
+    if trained is not model:
+        folder = context.folder if trainer.is_world_process_zero() else None
+        model = take_off(trained, config, folder, sha256)
     return model.eval(), record
 
 
@@ -132,6 +128,27 @@ def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, ev
     )
 
 
+def _with_adapter(
+    model: PreTrainedModel,
+    config: Finetune,
+    data: EncodedTask,
+    train: EncodedExamples,
+    routers: Mapping[str, nn.Parameter],
+    device: torch.device,
+) -> Any:
+    """The model with the adapter that trains in place of its weights; the model itself if they do."""
+    if config.continued is not None:
+        return load_adapter(model, config.continued)
+    if config.adapter is None:
+        return model
+    gradients, new_tokens = None, data.added_ids if isinstance(data, EncodedGeneration) else ()
+    if config.dsee is not None:
+        model.to(device)  # pyright: ignore[reportArgumentType]  # Omega is drawn there
+        gradients = _gradients(model, config.dsee, data, train)
+    task_type = kind_of_task(data.task).names(model.config).adapter
+    return add_adapter(model, config.adapter, task_type, routers, new_tokens, gradients)
+
+
 def _gradients(
     model: PreTrainedModel, dsee: Dsee, data: EncodedTask, train: EncodedExamples
 ) -> dict[str, Tensor] | None:
@@ -145,10 +162,13 @@ def _gradients(
     return loss_gradients(model, batches, split_targets(dsee))
 
 
-def _dsee_record(adapted: Any) -> DseeRecord:
+def _dsee_record(trained: Any) -> DseeRecord | None:
+    config = getattr(trained, "peft_config", {}).get("default")
+    if config is None or config.peft_type != "DSEE":
+        return None
     from mlpfusion.dsee.adapter.describe import describe
 
-    return describe(adapted)
+    return describe(trained)
 
 
 def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
@@ -165,6 +185,10 @@ def _train(trainer: StageTrainer, patience: Sequence[Patience]) -> float:
     started = time.perf_counter()
     trainer.train_on(state)
     return time.perf_counter() - started
+
+
+def _all_scores(trainer: StageTrainer, data: EncodedTask) -> dict[str, dict[str, float]]:
+    return {name: _scores(trainer, data, examples) for name, examples in data.evaluation.items()}
 
 
 def _scores(trainer: StageTrainer, data: EncodedTask, examples: EncodedExamples) -> dict[str, float]:

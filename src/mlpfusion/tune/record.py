@@ -45,7 +45,8 @@ class RunRecord:
     `selected_on`: split for choosing the best epoch (None: the last epoch was taken), with
     `selection_score` there. `scores`: metrics by reported split. `training_loss`: pairs (step, mean
     loss since the last pair). `seconds_per_step`: median of forward, backward and update; None if
-    not measured. `dsee`: what DSEE trained, None without it.
+    not measured. `dsee`: what DSEE trained, None without it. `before`: the scores with an adapter as it was
+    loaded, before any step; None for a new one and without.
     """
 
     learning_rate: float
@@ -65,6 +66,7 @@ class RunRecord:
     peak_bytes: int
     generated: GeneratedRecord | None = None
     dsee: DseeRecord | None = None
+    before: dict[str, Scores] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class TuneRecord:
 
     `scores`: split -> metric -> (mean, sample standard deviation) over the seeds at the chosen
     rate. `diverged`: learning rates with a loss of NaN or Inf. `f1_class`: name of the class of the
-    F1 score, None without F1. `names`: what others call such a model.
+    F1 score, None without F1. `names`: what others call such a model. `before`: as `scores`, of an adapter
+    that trained again, before it did.
     """
 
     recipe: dict[str, Any]
@@ -112,6 +115,7 @@ class TuneRecord:
     runs: tuple[RunRecord, ...]
     f1_class: str | None = None
     names: ModelNames = SEQUENCE_CLASSIFIER
+    before: dict[str, dict[str, tuple[float, float]]] | None = None
 
     def metric_name(self, name: str) -> str:
         """Name of a metric for people, as in `f1 of equivalent`."""
@@ -171,11 +175,11 @@ def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
     return TuneRecord(**data | parts)
 
 
-def summarise(runs: list[RunRecord]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Computes split -> metric -> (mean, sample standard deviation) over `runs`."""
-    splits = {split: list(scores) for split, scores in runs[0].scores.items()}
+def summarise(runs: Sequence[dict[str, Scores]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Computes split -> metric -> (mean, sample standard deviation) over the scores of runs."""
+    splits = {split: list(scores) for split, scores in runs[0].items()}
     return {
-        split: {name: mean_and_deviation([run.scores[split][name] for run in runs]) for name in names}
+        split: {name: mean_and_deviation([run[split][name] for run in runs]) for name in names}
         for split, names in splits.items()
     }
 

@@ -20,6 +20,7 @@ from mlpfusion.data.labelled.glue import LabelledTask
 from mlpfusion.data.task import Task
 from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task, load_in_own_class
 from mlpfusion.data.tasks import check_metric, kind_of_task, merit, new_tokens
+from mlpfusion.dsee.record import SPARSITY_RECORD_FILE
 from mlpfusion.errors import InputError
 from mlpfusion.options.fields import bound
 from mlpfusion.options.training import Finetune
@@ -29,7 +30,7 @@ from mlpfusion.record import model_size, versions
 from mlpfusion.storage.output import Occupant, check_output
 from mlpfusion.storage.processes import join_processes
 from mlpfusion.storage.unfinished import check_flags, normalised, opened_work, work_folder
-from mlpfusion.tune.adapter import add_adapter
+from mlpfusion.tune.adapter import add_adapter, read_saved
 from mlpfusion.tune.distill import check_pair, distill, split_examples
 from mlpfusion.tune.finetune import RunContext, finetune
 from mlpfusion.tune.frozen import frozen_routers
@@ -59,13 +60,22 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     if not work.resume:
         check_output(out, overwrite=work.overwrite, reads=_reads(options), writes=writes)
     tokens = new_tokens(options.data.task)
-    source = open_for_training(options.model, options.revision, new_head=options.data.new_head, new_tokens=tokens)
+    saved = None if options.adapter is None else read_saved(options.adapter)
+    source = open_for_training(
+        options.model,
+        options.revision,
+        new_head=options.data.new_head,
+        new_tokens=tokens,
+        with_adapter=saved is not None,
+    )
     data = encode_for(source, chosen_data(options.data, options.validation), options.data.max_length, configs[0])
     data = with_decoding(data, options.decoding)
     empty = empty_for_task(source, data.task)
     routers = frozen_routers(empty, freeze=options.training.freeze_router)
     if (adapter := configs[0].adapter) is not None:
         add_adapter(empty, adapter, kind_of_task(data.task).names(empty.config).adapter, routers)
+    if saved is not None:
+        _check_saved(saved, source, data.task, empty, options.seeds[0])
     check_metric(data.task, options.training.metric_for_best_model)
     train, _ = split_train(data, configs[0])
     pair = _layerwise_pair(options, source)
@@ -87,6 +97,18 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
         return _carried_out(_Runner(options, source, source.folder, data, progress), pair, card, opened.replaced)
 
 
+def _check_saved(saved: Any, source: Checkpoint, task: Task, empty: PreTrainedModel, seed: int) -> None:
+    """Raises `InputError` unless an adapter fits the task and the weights of `source`; changes `empty`."""
+    from mlpfusion.dsee.adapter.saved import check_fits, check_not_merged, put_on
+
+    wanted, found = kind_of_task(task).names(empty.config).adapter, saved.config.task_type
+    if found != wanted:
+        raise InputError(f"`adapter` must have the task_type {wanted} for {task.name}, got {found}")
+    check_not_merged(source, saved)
+    check_fits(saved, empty)
+    put_on(load_for_task(source, task, seed), saved, is_trainable=False)
+
+
 def _carried_out(
     runner: "_Runner",
     pair: tuple[PreTrainedModel, PreTrainedModel] | None,
@@ -105,7 +127,7 @@ def _carried_out(
 
 def _reads(options: TuneOptions) -> tuple[str | None, ...]:
     """What `out` must not be and not hold."""
-    return (options.model, options.teacher, options.data.train, options.validation)
+    return (options.model, options.adapter, options.teacher, options.data.train, options.validation)
 
 
 @dataclass(frozen=True)
@@ -145,6 +167,8 @@ class _Runner:
     def save(self, model: PreTrainedModel, source: Path, folder: Path) -> None:
         """Saves `model` with the small files of `source`, and the tokenizer with its new tokens."""
         save_model(model, source, folder)
+        if self.options.merge:
+            (folder / SPARSITY_RECORD_FILE).unlink(missing_ok=True)  # merging filled the zeros
         if self.source.new_tokens:
             self.source.tokenizer.save_pretrained(folder)
 
@@ -163,6 +187,7 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
     best = max(first, key=_selection_score)
     chosen = [best, *(runner.run(best[1].learning_rate, seed) for seed in options.seeds[1:])]
     result, kept = max(chosen, key=_selection_score)
+    before = [run.before for _, run in chosen]
     saved = load_for_task(runner.source.at(result), runner.data.task, kept.seed)
     record = TuneRecord(
         recipe={"model": display_name(options.model)} | _bound(options, runner.data),
@@ -176,11 +201,12 @@ def _run_all(runner: _Runner, layerwise: DistillRun | None) -> tuple[TuneRecord,
         size=model_size(saved),
         learning_rate=kept.learning_rate,
         saved_seed=kept.seed,
-        scores=summarise([run for _, run in chosen]),
+        scores=summarise([run.scores for _, run in chosen]),
         diverged=tuple(diverged),
         layerwise=layerwise,
         runs=tuple(run for _, run in (*first, *chosen[1:])),
         f1_class=_f1_class(runner.data.task),
+        before=None if any(one is None for one in before) else summarise([one for one in before if one is not None]),
     )
     return record, result
 
@@ -218,6 +244,10 @@ def _check_options(options: TuneOptions) -> list[Finetune]:
     configs = [options.finetune(rate, seed) for rate in rates for seed in seeds]
     if options.layerwise:
         options.layerwise_config()
+        if options.adapter is not None:
+            raise InputError("`layerwise` must be left out with `adapter`: it moves the weights under it")
+    if options.merge and options.adapter is None:
+        raise InputError("`merge` must be left out without `adapter`: a new adapter is always merged")
     training_arguments(Path(options.out), device=training.device, precision=training.precision)
     log_callbacks(options.run.log_dir, "")
     check_flags(resume=options.run.resume, overwrite=options.run.overwrite)
@@ -226,7 +256,8 @@ def _check_options(options: TuneOptions) -> list[Finetune]:
 
 def _bound(options: TuneOptions, data: EncodedTask) -> dict[str, Any]:
     """What a resumed run must have too, with the length that was taken where none was given."""
-    return bound(options) | {"max_length": data.max_length}
+    told = bound(options) | {"max_length": data.max_length}
+    return told if options.adapter is None else told | {"adapter": read_saved(options.adapter).sha256}
 
 
 def _settings(options: TuneOptions, source: Checkpoint, data: EncodedTask) -> dict[str, Any]:

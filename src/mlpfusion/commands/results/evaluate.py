@@ -97,7 +97,7 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
 
     check_training_installed()
     told = options.of_task
-    source = open_for_training(options.model)
+    source = open_for_training(options.model, with_adapter=True)
     check_new_tokens(source.tokenizer, told.task)
     data = chosen_data(told, options.validation, REPORTED)
     encoded = with_decoding(encode_for_scores(source, data, told.max_length), options.decoding)

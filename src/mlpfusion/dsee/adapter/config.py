@@ -30,6 +30,7 @@ class DseeConfig(PeftConfig):
     their outputs are covered; not given, of GPT-2's `attn.c_attn` query and value. `gradients` by path are what
     `omega=gradient` needs; they are not saved. `is_drawn` stands in files: the positions lie beside the values there.
     `entries` says of maps, by the end of their path, how many there are, where heads took some of `support` with them.
+    `keep_zeros`: the weights have zeros, so merging is refused until it is set to False.
     """
 
     r: int = 16
@@ -45,6 +46,7 @@ class DseeConfig(PeftConfig):
     gradients: dict[str, Tensor] | None = field(default=None, repr=False)
     is_drawn: bool = False
     entries: dict[str, int] | None = None
+    keep_zeros: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

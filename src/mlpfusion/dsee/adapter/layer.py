@@ -90,9 +90,7 @@ class DseeLayer(nn.Module, BaseTunerLayer):
 
     def dense_weight(self) -> Float[Tensor, "outputs inputs"]:
         """Returns W, seen in the layout of `nn.Linear`."""
-        base: Any = self.get_base_layer()
-        weight = base.weight.detach()
-        return weight.T if isinstance(base, Conv1D) else weight
+        return dense_weight(self.get_base_layer())
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Returns (alpha / r) (B A + S) in the layout of W."""
@@ -116,6 +114,16 @@ class DseeLayer(nn.Module, BaseTunerLayer):
             name = self.merged_adapters.pop()
             weight: Any = self.get_base_layer().weight
             weight.data = (weight.data - self.get_delta_weight(name)).to(weight.dtype)
+
+
+def dense_weight(linear: Any) -> Float[Tensor, "outputs inputs"]:
+    """Returns the weight of a plain map, seen in the layout of `nn.Linear`.
+
+    >>> dense_weight(Conv1D(3, 2)).shape
+    torch.Size([3, 2])
+    """
+    weight = linear.weight.detach()
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def _check_base(module: nn.Module, path: str) -> None:

@@ -47,6 +47,16 @@ class DseeModel(BaseTuner):
         layer = DseeLayer(target, adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
 
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        configs: dict[str, Any] = self.peft_config
+        kept = [name for name in self.active_adapters if configs[name].keep_zeros]
+        if kept:
+            raise InputError(
+                f"the adapter {kept[0]} must stay beside the weights: merged, it fills their zeros; "
+                f'`model.peft_config["{kept[0]}"].keep_zeros = False` allows that'
+            )
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own also hands on `child.weight`, which the head of RoBERTa has not when it is put back after a merge
         setattr(parent, child_name, new_module)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import to_device
+from mlpfusion.checkpoint.files import adapter_beside
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.stage import GENERATED
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
@@ -24,12 +25,14 @@ from mlpfusion.data.task import TaskData
 from mlpfusion.data.task_model import encode_for, load_for_task
 from mlpfusion.data.tasks import kind_of_task
 from mlpfusion.data.unlabelled.examples import labelled_batches
+from mlpfusion.dsee.load import put_beside_on
 from mlpfusion.errors import InputError
 from mlpfusion.generation.run import generate_and_score
 from mlpfusion.generation.scores import Signatures
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.progress import Progress
 from mlpfusion.record import Origin, versions
+from mlpfusion.storage.listing import file_sha256
 from mlpfusion.storage.output import staged_folder
 from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
 
@@ -82,6 +85,8 @@ def evaluate_on_task(
     folder = user_path("out", out)
     splits = {name: examples.sha256() for name, examples in data.evaluation.items()}
     told = {"decoding": asdict(data.decoding)} if isinstance(data, EncodedGeneration) else {}
+    beside = adapter_beside(source.folder)
+    told |= {} if beside is None else {"adapter": file_sha256(beside / "adapter_model.safetensors")}
     settings = normalised({"model": source.sha256, "task": data.task.name, "versions": versions()} | splits | told)
     resume = work_folder(folder).exists()
     with opened_work(folder, settings, RECORD_FILE, resume=resume, overwrite=False, reads=(source.name,)) as opened:
@@ -101,6 +106,7 @@ def evaluate_on_task(
 def _evaluated(source: Checkpoint, data: EncodedTask, folder: Path, device: str, progress: Progress) -> TaskEvaluation:
     kind, model = kind_of_task(data.task), load_for_task(source, data.task, 0).eval()
     kind.check_model(model, data.task)
+    put_beside_on(model, source.folder)
     cast(nn.Module, model).to(device)
     scores = {name: task_scores(model, data, examples) for name, examples in data.evaluation.items()}
     decoding, signatures, cut = None, None, dict[str, int]()

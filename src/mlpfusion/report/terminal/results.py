@@ -236,17 +236,23 @@ def print_tuning(record: TuneRecord, out: str) -> None:
     console.print(table)
     for rate in record.diverged:
         console.print(f"learning rate {rate:g}: the loss became NaN or Inf")
-    for split, metrics in record.scores.items():
-        values = ", ".join(
-            f"{record.metric_name(name)} {mean:.4f} +- {deviation:.4f}" for name, (mean, deviation) in metrics.items()
-        )
-        console.print(f"{record.task} {split}: {values}")
+    for split in record.scores:
+        if record.before is not None and split in record.before:  # no groups of generated texts
+            console.print(f"{record.task} {split}, adapter as loaded: {_values(record, record.before[split])}")
+        console.print(f"{record.task} {split}: {_values(record, record.scores[split])}")
     console.print(f"{record.note}")
     texts = example_texts(Path(out) / GENERATED)
     if texts:
         console.print(texts, highlight=False, markup=False)
     saved = f" is complete: seed {record.saved_seed}, learning rate {record.learning_rate:g}."
     console.print(Text.assemble(bold(out), saved))
+
+
+def _values(record: TuneRecord, metrics: dict[str, tuple[float, float]]) -> str:
+    """Mean and deviation of every metric of a split."""
+    return ", ".join(
+        f"{record.metric_name(name)} {mean:.4f} +- {deviation:.4f}" for name, (mean, deviation) in metrics.items()
+    )
 
 
 def print_distillation(record: DistillRecord, out: str) -> None:
