@@ -40,14 +40,19 @@ def model(tmp_path) -> Path:
 
 
 @pytest.fixture
-def tuned(model, tmp_path) -> Path:
-    """The model after the first stage, the adapter beside it."""
+def data(tmp_path) -> list[object]:
+    """The flags of `mlpfusion tune` for a small task."""
     train, validation = write_files(tmp_path)
     columns = ["--text-column", "sentence", "--label-column", "label", "--max-length", 16]
     speed = ["--batch-size", 16, "--epochs", 1, "--device", "cpu", "--learning-rate", "2e-3"]
-    files = ["--train", train, "--validation", validation]
+    return ["--train", train, "--validation", validation, *columns, *speed]
+
+
+@pytest.fixture
+def tuned(model, data, tmp_path) -> Path:
+    """The model after the first stage, the adapter beside it."""
     out = tmp_path / "tuned"
-    result = call("tune", model, out, *files, *columns, *speed, "--dsee", "rank=2,sparse=8,omega=magnitude")
+    result = call("tune", model, out, *data, "--dsee", "rank=2,sparse=8,omega=magnitude")
     assert result.exit_code == 0, result.output
     return out
 
@@ -133,6 +138,16 @@ def test_mlps_are_narrowed_after_it(model, tmp_path):
     assert heads_key(both.config) == heads_key(small.config)
     assert forward_flops(both, 16).dense < forward_flops(small, 16).dense
     assert (tmp_path / "both" / HEADS_RECORD_FILE).is_file()
+
+
+@pytest.mark.slow
+def test_a_sliced_model_is_tuned_anew(model, data, tmp_path):
+    sliced(model, tmp_path / "out", "--drop-heads", 1)
+    result = call("tune", tmp_path / "out", tmp_path / "again", *data, "--dsee", "rank=2,sparse=8,omega=magnitude")
+    assert result.exit_code == 0, result.output
+    small, tuned = (AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("out", "again"))
+    assert heads_key(tuned.config) == heads_key(small.config)
+    assert tuned.bert.encoder.layer[0].attention.self.query.weight.shape == (24, 32)
 
 
 def test_people_read_what_was_done(model, tuned, tmp_path):

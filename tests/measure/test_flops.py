@@ -6,11 +6,12 @@ import pytest
 import torch
 from detected import detected_model
 from peft import LoraConfig, get_peft_model
-from pico import HIDDEN, VOCAB, WIDTH, pico_model, pico_outputs
+from pico import HIDDEN, VOCAB, WIDTH, pico_model, pico_outputs, sites_of
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel
 
 import mlpfusion
+from mlpfusion.compression.budget.amount import count_flops, flops_inputs
 from mlpfusion.dsee.adapter.config import DseeConfig
 from mlpfusion.errors import InputError
 from mlpfusion.heads.key import KEY, HeadsKey, key_to_dict
@@ -36,6 +37,14 @@ def layer_flops(hidden: int, width: int, tokens: int) -> int:
 def test_the_flops_of_a_model_are_those_of_its_maps_and_its_attention(name, auto, head):
     expected = LAYERS * layer_flops(HIDDEN, WIDTH, T) + head
     assert forward_flops(pico_model(name, auto), T) == Flops(expected, expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "gemma2", "modernbert", "t5", "bart"])
+def test_a_budget_counts_the_same(name):
+    """It runs the model instead, with numbers."""
+    model = pico_model(name)
+    counted, _ = count_flops(model, sites_of(model))
+    assert forward_flops(model, flops_inputs(model)["input_ids"].shape[1]).dense == counted
 
 
 def test_a_model_that_adds_a_bias_to_the_scores_counts_the_same():
