@@ -84,7 +84,7 @@ def test_an_export_whose_outputs_differ_does_not_appear(cut, tmp_path, monkeypat
 
     monkeypatch.setitem(table.TARGETS, "hf", replace(TARGET, expected=wrong))
     message = refused("export", cut(), tmp_path / "out")
-    assert "must give the outputs of the model within 0.0001 of their size" in message
+    assert "by 0.01 of their size, of which 0.0001 is allowed" in message
     assert {path.name for path in tmp_path.iterdir()} == {"model", "cut"}
 
 

@@ -132,8 +132,8 @@ def export_checkpoint(
         )
         if not difference <= nearness.most[stored]:
             raise InputError(
-                f"`to` {target.name} must give the outputs of the model, to {nearness.most[stored]:g}, but run by "
-                f"{target.engine} {record.compared}"
+                f"`to` {target.name} must give the outputs of the model, but run by {target.engine} {record.compared}, "
+                f"of which {nearness.most[stored]:g} is allowed"
             )
         (folder / "README.md").write_text(card(record, source.folder), encoding="utf-8")
         (folder / EXPORT_RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
