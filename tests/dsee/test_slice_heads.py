@@ -150,6 +150,24 @@ def test_a_sliced_model_is_tuned_anew(model, data, tmp_path):
     assert tuned.bert.encoder.layer[0].attention.self.query.weight.shape == (24, 32)
 
 
+def test_the_sliced_adapter_trains_again_where_it_lies(model, tuned, data, tmp_path):
+    out, again = tmp_path / "out", tmp_path / "again"
+    sliced(model, out, "--drop-heads", 1, "--adapter", tuned / "adapter")
+    assert "whose adapter is not merged" in refused("compress", out, tmp_path / "small", "--keep-ratio", 0.5)
+    result = call("tune", out, again, *data, "--adapter", out / "adapter")
+    assert result.exit_code == 0, result.output
+    (run,) = json.loads((again / TUNE_RECORD_FILE).read_text())["runs"]
+    assert set(run["before"]) == {"validation"}
+    kept, trained = load_file(out / "model.safetensors"), load_file(again / "model.safetensors")
+    maps = [name for name in kept if "attention.self" in name]
+    assert all(torch.equal(kept[name], trained[name]) for name in maps)
+    before, after = (load_file(folder / "adapter" / ADAPTER) for folder in (out, again))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.endswith(".B"))
+    other = refused("tune", model, tmp_path / "no", *data, "--adapter", out / "adapter")
+    assert "`--adapter` must be one for this model" in other
+
+
 def test_people_read_what_was_done(model, tuned, tmp_path):
     result = call("slice-heads", model, tmp_path / "out", "--drop-heads", 1, "--adapter", tuned / "adapter")
     assert "encoder.layer.2.attention.self" in result.output

@@ -48,7 +48,7 @@ def run(options: SliceHeadsOptions, _progress: Progress) -> "HeadsRecord":
 
     out, choice = user_path("out", options.out), HeadChoice(options.drop_heads, options.scope)
     replaced = check_output(out, overwrite=options.overwrite, reads=(options.model, options.adapter))
-    source = open_checkpoint(options.model, options.revision)
+    source = open_checkpoint(options.model, options.revision, with_adapter=options.adapter is not None)
     check_sliceable(source, choice)
     adapter = None if options.adapter is None else _adapter(source, user_path("adapter", options.adapter))
     return slice_checkpoint(source, SliceWork(choice, adapter, _flops), out, replaced, heads_card)

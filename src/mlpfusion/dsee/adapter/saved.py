@@ -55,6 +55,11 @@ class SavedAdapter:
         return hashlib.sha256(" ".join(files).encode()).hexdigest()
 
     @property
+    def seed(self) -> int:
+        """What drew the tensors that the checkpoint lacked when the adapter was trained."""
+        return 0 if self.base is None else self.base.seed
+
+    @property
     def adds_tokens(self) -> bool:
         """True if rows of the embeddings train."""
         return bool(self.config.trainable_token_indices)
@@ -151,6 +156,11 @@ def save_adapter(adapted: Any, folder: Path, base: AdapterBase, *, adds_tokens: 
         if config.modules_to_save is not None:  # PEFT adds the names of heads each time it loads an adapter
             config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
     adapted.save_pretrained(folder, save_embedding_layers=adds_tokens)
+    write_base(folder, base)
+
+
+def write_base(folder: Path, base: AdapterBase) -> None:
+    """Writes on which weights the adapter in `folder` lies."""
     (folder / ADAPTER_BASE).write_text(json.dumps(asdict(base), indent=2) + "\n", encoding="utf-8")
 
 

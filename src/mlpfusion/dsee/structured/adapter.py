@@ -31,8 +31,9 @@ _FIELDS = ("A", "B", "S", "omega")
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What the folder of an adapter holds. `places` maps a linear map of the model to how its names start."""
+    """What `folder` of an adapter holds. `places` maps a linear map of the model to how its names start."""
 
+    folder: Path
     config: DseeConfig
     tensors: dict[str, Tensor]
     places: dict[str, str]
@@ -109,7 +110,7 @@ def read_adapter(folder: Path, model: PreTrainedModel) -> StoredAdapter:
     maps = {path for path, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     names = [name.removesuffix(".A") for name in tensors if name.endswith(".dsee_update.A")]
     places = {_map_of(name, maps): name for name in names}
-    adapter = StoredAdapter(config, tensors, places)
+    adapter = StoredAdapter(folder, config, tensors, places)
     for path in places:
         _check_shapes(adapter, base, path)
     return adapter

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.files import carried_files
 from mlpfusion.checkpoint.lengths import MAX_LENGTH
-from mlpfusion.checkpoint.open import Checkpoint
+from mlpfusion.checkpoint.open import Checkpoint, open_checkpoint
 from mlpfusion.checkpoint.read import check_fit, display_name, read_config
 from mlpfusion.checkpoint.save import save_sliced
 from mlpfusion.checkpoint.stage import ADAPTER
@@ -87,11 +87,23 @@ def slice_checkpoint(
             costs=_costs(source.empty(), model, work, adapter),
             versions=versions(),
         )
-        if adapter is not None:
+        if work.adapter is not None and adapter is not None:
             adapter.write(str(out), folder / ADAPTER)
+            _say_where_it_lies(folder, work.adapter.folder)
         (folder / "README.md").write_text(card(record, source.folder), encoding="utf-8")
         (folder / HEADS_RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     return record
+
+
+def _say_where_it_lies(folder: Path, whole: Path) -> None:
+    """Writes into the adapter beside the sliced model in `folder` on which weights it lies; `whole` is the uncut one."""
+    from mlpfusion.dsee.adapter.form import task_form
+    from mlpfusion.dsee.adapter.saved import AdapterBase, put_on, read_adapter, weights_sha256, write_base
+
+    source, saved = open_checkpoint(str(folder), with_adapter=True), read_adapter(str(whole))
+    model = task_form(source, saved).load(source, saved.seed)
+    adapted = put_on(model, read_adapter(str(folder / ADAPTER)), is_trainable=False)
+    write_base(folder / ADAPTER, AdapterBase(weights_sha256(adapted), saved.seed, is_beside=True))
 
 
 def _scores(base: PreTrainedModel, site: HeadSite, adapter: "StoredAdapter | None") -> Tensor:
