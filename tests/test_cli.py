@@ -249,7 +249,7 @@ def test_a_failing_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlpfusion.report.card.model_card", full)
+    monkeypatch.setattr("mlpfusion.report.html.beside.model_card", full)
     result = call("compress", checkpoint, tmp_path / "out", "--width", 9)
     assert result.exit_code == 3
     assert result.stderr.startswith("Error: No space left on device (OUT is ")

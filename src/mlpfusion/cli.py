@@ -10,7 +10,7 @@ import click
 
 from mlpfusion.commands.command import Command, not_told
 from mlpfusion.commands.models import compress, distill, export, tune
-from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, measure, methods, reproduce
+from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, measure, methods, report, reproduce
 from mlpfusion.demo import command as demo
 from mlpfusion.options.fields import from_plain, read_values
 from mlpfusion.options.flags import given_values, merged, parameters
@@ -29,6 +29,7 @@ COMMANDS = (
     export.COMMAND,
     dynamics.COMMAND,
     reproduce.COMMAND,
+    report.COMMAND,
 )
 
 

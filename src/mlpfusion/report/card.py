@@ -4,15 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
-from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from mlpfusion.data.unlabelled.data_free import is_data_free
 from mlpfusion.kinds.table import KIND_NAMES
-from mlpfusion.record import RECORD_FILE, Origin, Record, SiteRecord
+from mlpfusion.record import RECORD_FILE, Origin, Record
+from mlpfusion.report.cells import (
+    budget_table,
+    budget_words,
+    data_words,
+    layer_table,
+    loading_lines,
+    run_table,
+    score_table,
+    size_table,
+)
 from mlpfusion.storage.yaml import read_front_matter
-from mlpfusion.tune.record import DISTILL_RECORD_FILE, TUNE_RECORD_FILE, DistillRecord, RunRecord, TuneRecord
+from mlpfusion.tune.record import DISTILL_RECORD_FILE, TUNE_RECORD_FILE, DistillRecord, TuneRecord
 
 _TEXT = """\
 ---
@@ -24,15 +30,11 @@ _TEXT = """\
 {source} with {what}, made by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}.
 Method `{method}`, layers `{layers}`, seed {seed}. {data_used}
 
-| | before | after |
-|---|---|---|
-| parameters | {before_parameters:,} | {after_parameters:,} ({parameters_share:.1f} %) |
-| bytes | {before_bytes:,} | {after_bytes:,} ({bytes_share:.1f} %) |
+{sizes}
 
 ## How to load it
 
 ```python
-import mlpfusion  # lets transformers build the compressed blocks
 {snippet}
 ```
 
@@ -40,8 +42,6 @@ import mlpfusion  # lets transformers build the compressed blocks
 
 ## Layers
 
-| layer | width before | after | parameters after | inertia left | largest cluster | single neurons |
-|---|---|---|---|---|---|---|
 {rows}
 {budget}
 The full record, with versions and the hash of the source weights, is in `{record_file}`.
@@ -52,11 +52,11 @@ The full record, with versions and the hash of the source weights, is in `{recor
 _KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag", "library_name", "tags")
 
 
-def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
+def model_card(record: Record, source: Path) -> str:
     """Text of README.md; licence, language and tags from the card in `source`."""
     came_from = record.model
     assert came_from is not None
-    before, after = record.original, record.compressed
+    assert record.load_as is not None
     kind = KIND_NAMES[record.sites[0].kind]
     return _TEXT.format(
         data=front_matter(source, came_from),
@@ -64,19 +64,14 @@ def model_card(record: Record, source: Path, model: PreTrainedModel) -> str:
         what=kind.blocks,
         without=kind.without_package,
         source=_link(came_from),
-        snippet=_snippet(source, model),
+        snippet=loading_lines(record.load_as),
         version=record.versions["mlpfusion"],
         method=record.recipe["method"],
         layers=record.recipe["layers"],
         seed=record.recipe["seed"],
-        data_used=_data_used(record),
-        before_parameters=before.parameters,
-        after_parameters=after.parameters,
-        parameters_share=100 * after.parameters / before.parameters,
-        before_bytes=before.bytes,
-        after_bytes=after.bytes,
-        bytes_share=100 * after.bytes / before.bytes,
-        rows="\n".join(_row(site) for site in record.sites),
+        data_used=data_words(record, code),
+        sizes=size_table(record).markdown(),
+        rows=layer_table(record).markdown(),
         budget=_budget(record.budget),
         record_file=RECORD_FILE,
     )
@@ -129,66 +124,11 @@ def _link(came_from: Origin) -> str:
     return f"[{came_from.name}](https://huggingface.co/{came_from.name}){commit}"
 
 
-def _snippet(source: Path, model: PreTrainedModel) -> str:
-    """Lines of Python to load the checkpoint in its class."""
-    if (source / "modules.json").is_file():
-        name, library, call = "SentenceTransformer", "sentence_transformers", "SentenceTransformer"
-    else:
-        name, library = _auto_class(model.config, type(model).__name__), "transformers"
-        call = f"{name}.from_pretrained"
-    return f'from {library} import {name}\n\nmodel = {call}("path/or/id")'
-
-
-def _auto_class(config: PreTrainedConfig, class_name: str) -> str:
-    """Name of the Auto class of transformers for `class_name`; `class_name` without any."""
-    autos = [
-        auto
-        for auto in vars(modeling_auto).values()
-        if isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass)
-    ]
-    for auto in [AutoModel, *autos]:
-        mapping = getattr(auto, "_model_mapping", None)
-        names = None if mapping is None else mapping._model_mapping.get(config.model_type)
-        if class_name in ([names] if isinstance(names, str) else names or []):
-            return auto.__name__
-    return class_name
-
-
-def _data_used(record: Record) -> str:
-    task = record.recipe.get("task")
-    if task is not None:
-        return (
-            f"What to keep was learned on {task['samples']:,} labelled training examples of {task['name']}. "
-            "It was not fine-tuned after it."
-        )
-    calibration = record.recipe.get("calibration")
-    if calibration is None:
-        return "No data was used. Nothing was trained after it."
-    if is_data_free(calibration):
-        return f"No data was used: calibrated on {calibration['samples']:,} sequences of {calibration['file']}."
-    source = f" of {code(calibration['file'])}" if "file" in calibration else ""
-    return (
-        f"Calibrated on {calibration['samples']:,} unlabelled samples{source}, {calibration['tokens']:,} tokens. "
-        "Nothing was trained on a task after it."
-    )
-
-
 def _budget(budget: dict[str, Any] | None) -> str:
     """Table of the layers' shares of a budget; empty without a budget."""
     if budget is None:
         return ""
-    rows = [f"| {s['path']} | {s['width']:,} | {100 * s['share']:.1f} % | {s['error']:.3g} |" for s in budget["sites"]]
-    kept = f"{budget['kept']:,} of {budget['total']:,} {budget['unit']}"
-    head = f"The widths spread a budget of {budget['budget']} ({kept}). Error: {budget['measure']}."
-    return "\n".join(["", head, "", "| layer | width | share | error |", "|---|---|---|---|", *rows, ""])
-
-
-def _row(site: SiteRecord) -> str:
-    metrics = site.metrics
-    inertia = f"{100 * metrics['inertia_ratio']:.1f} %" if "inertia_ratio" in metrics else "-"
-    clusters = [f"{metrics[name]:,}" if name in metrics else "-" for name in ("largest_cluster", "singletons")]
-    cells = [site.path, f"{site.original_width:,}", site.size(), f"{site.parameters:,}", inertia, *clusters]
-    return "| " + " | ".join(cells) + " |"
+    return f"\n{budget_words(budget)}\n\n{budget_table(budget).markdown()}\n"
 
 
 _TUNE_TEXT = """\
@@ -201,25 +141,18 @@ _TUNE_TEXT = """\
 {model} fine-tuned on {task} ({source}) by [mlpfusion](https://pypi.org/project/mlpfusion/) {version}, {epochs}
 epochs, learning rate {rate:g}, batch size {batch_size}; {parameters:,} parameters.
 
-| split | metric | mean over {seeds} | standard deviation |
-|---|---|---|---|
 {scores}
 
 {layerwise}How it was chosen: {note}. The weights are those of seed {saved_seed}.
 
 ## Runs
 
-| learning rate | seed | {metric} on {selected_on} | steps | best step | seconds a step |
-|---|---|---|---|---|---|
 {runs}
 
 ## How to load it
 
 ```python
-import mlpfusion  # needed if the MLPs are compressed
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("path/or/id")
+{snippet}
 ```
 
 The full record is in `{record_file}`.
@@ -228,11 +161,10 @@ The full record is in `{record_file}`.
 
 def tune_card(record: TuneRecord) -> str:
     """Text of README.md for a fine-tuned checkpoint."""
-    recipe, first, names = record.recipe, record.runs[0], record.names
+    recipe, names = record.recipe, record.names
     data = ModelCardData(
         library_name="transformers", tags=["mlp-fusion", names.pipeline_tag], pipeline_tag=names.pipeline_tag
     )
-    num_seeds = len(recipe["seeds"])
     return _TUNE_TEXT.format(
         data=data.to_yaml(),
         title=plain(recipe["model"]),
@@ -244,15 +176,12 @@ def tune_card(record: TuneRecord) -> str:
         rate=record.learning_rate,
         batch_size=recipe["batch_size"],
         parameters=record.size.parameters,
-        seeds="1 seed" if num_seeds == 1 else f"{num_seeds} seeds",
-        scores="\n".join(score_rows(record)),
+        scores=score_table(record).markdown(),
         layerwise=_layerwise(record),
         note=record.note,
         saved_seed=record.saved_seed,
-        metric=first.selection_metric,
-        selected_on=first.selected_on or "nothing",
-        runs="\n".join(_run_row(run) for run in record.runs),
-        auto_class=names.auto_class,
+        runs=run_table(record).markdown(),
+        snippet=loading_lines(names.auto_class),
         record_file=TUNE_RECORD_FILE,
     )
 
@@ -262,21 +191,6 @@ def _layerwise(record: TuneRecord) -> str:
         return ""
     before, after = record.layerwise.loss_before, record.layerwise.loss_after
     return f"Before that, the compressed blocks were tuned layer by layer: Eq. 6 from {before:.5g} to {after:.5g}.\n\n"
-
-
-def score_rows(record: TuneRecord) -> list[str]:
-    """Lines of a Markdown table, one per split and metric."""
-    return [
-        f"| {split} | {record.metric_name(name)} | {mean:.4f} | {deviation:.4f} |"
-        for split, metrics in record.scores.items()
-        for name, (mean, deviation) in metrics.items()
-    ]
-
-
-def _run_row(run: RunRecord) -> str:
-    score = "-" if run.selection_score is None else f"{run.selection_score:.4f}"
-    seconds = "-" if run.seconds_per_step is None else f"{run.seconds_per_step:.3f}"
-    return f"| {run.learning_rate:g} | {run.seed} | {score} | {run.steps} | {run.best_step} | {seconds} |"
 
 
 _DISTILL_TEXT = """\

@@ -7,6 +7,7 @@ from mlpfusion.commands.command import Command
 from mlpfusion.errors import InputError, shown
 from mlpfusion.options.calibration import CalibrationOptions
 from mlpfusion.options.fields import argument, changed, option, part
+from mlpfusion.options.flags import command_line
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.options.task import TaskOptions
@@ -51,20 +52,11 @@ class CompressOptions:
     max_train_samples: int | None = option(None, "Random part of train, the same that tune takes.")
 
 
-def command_line(options: CompressOptions, model: str) -> str:
+def typed_command(options: CompressOptions, model: str) -> str:
     """Returns what one would type, with `model` for the name of the checkpoint."""
     values = {"method": options.method} | changed(options)
-    flags = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {_written(value)}")
-        for name, value in values.items()
-        if name not in ("model", "out", "options")
-    ]
-    own = [f"--option {name}={value}" for name, value in options.options.items()]
-    return " ".join(["mlpfusion compress", model, options.out, *flags, *own])
-
-
-def _written(value: Any) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    told = {name: value for name, value in values.items() if name not in ("model", "out", "options")}
+    return command_line(["mlpfusion", "compress", model, options.out], told | {"option": options.options})
 
 
 def run(options: CompressOptions, progress: Progress) -> "Record | None":
@@ -84,7 +76,7 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     )
     from mlpfusion.compression.streaming.run import Unfinished, check_streamed, stream_checkpoint
     from mlpfusion.methods.table import ON_TASK
-    from mlpfusion.report.card import model_card
+    from mlpfusion.report.html.beside import about_compressed
     from mlpfusion.storage.output import check_output
     from mlpfusion.storage.unfinished import check_flags
 
@@ -110,12 +102,12 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     work = Work(method, options.selection, options.seed, options.device, progress, options.texts.sequential)
     if options.stream:
         unfinished = Unfinished(options.resume, options.overwrite, reads)
-        return stream_checkpoint(source, work, texts, out, unfinished, model_card)
+        return stream_checkpoint(source, work, texts, out, unfinished, about_compressed)
     if type(method) in ON_TASK:
         model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:
         model, record = compress_checkpoint(source, work, texts)
-    return write_checkpoint(source, model, record, out, replaced, model_card)
+    return write_checkpoint(source, model, record, out, replaced, about_compressed)
 
 
 def _method(options: CompressOptions) -> Any:

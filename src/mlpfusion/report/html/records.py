@@ -1,0 +1,151 @@
+"""Records from the disk, each checked before a word of it is used."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.checks import user_path
+from mlpfusion.errors import InputError, one_line, shown
+from mlpfusion.record import RECORD_FILE, Record, record_from_dict
+from mlpfusion.storage.typed import typed
+from mlpfusion.tune.record import (
+    DISTILL_RECORD_FILE,
+    TUNE_RECORD_FILE,
+    DistillRecord,
+    TuneRecord,
+    distill_record_from_dict,
+    tune_record_from_dict,
+)
+
+MAX_BYTES = 2**28  # far above any record: a grid of 100 runs has 1 MiB
+AnyRecord = Record | TuneRecord | DistillRecord
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is read of the recipe of a compression."""
+
+    method: str
+    layers: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class _TuneRecipe:
+    """What is read of the recipe of a fine-tuning."""
+
+    model: str
+    epochs: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class _DistillRecipe:
+    """What is read of the recipe of a distillation."""
+
+    original: str
+    compressed: str
+    learning_rate: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class _Share:
+    path: str
+    width: int
+    share: float
+    error: float
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What is read of a budget."""
+
+    budget: str | float
+    unit: str
+    total: int
+    kept: int
+    measure: str
+    sites: tuple[_Share, ...]
+
+
+def read_records(names: Sequence[str]) -> list[AnyRecord]:
+    """The records in the folders `names`, each once; a name may be that of a record too.
+
+    Raises `InputError` for a place without one, and for a record that is unknown, broken or of another version.
+    """
+    records: list[AnyRecord] = []
+    for name in names:
+        # a tuned model has the record of its compression too
+        records += [record for record in map(_read, _files(name)) if record not in records]
+    return records
+
+
+def _files(name: str) -> list[Path]:
+    place = user_path("folders", name)
+    files = [place] if place.is_file() else [place / file for file in _READERS if (place / file).is_file()]
+    if not files:
+        raise InputError(f"`folders` must hold a record ({', '.join(_READERS)}), got {name}")
+    return files
+
+
+def _read(file: Path) -> AnyRecord:
+    data = _json(file)
+    if not isinstance(data, dict):
+        raise InputError(f"{file} must hold a record, got {shown(data)}")
+    if file.name not in _READERS:
+        raise InputError(f"{file} must be a record by its name, one of {', '.join(_READERS)}")
+    return _READERS[file.name](data, str(file))
+
+
+def _compression(data: dict[str, Any], where: str) -> Record:
+    record = record_from_dict(data, where)
+    _check_some(record.sites, "sites", where)
+    _check_versions(record.versions, where)
+    typed(_Recipe, record.recipe, f"the recipe of {where}", in_part=True)
+    if record.budget is not None:
+        typed(_Budget, record.budget, f"the budget of {where}", in_part=True)
+    return record
+
+
+def _tuning(data: dict[str, Any], where: str) -> TuneRecord:
+    record = tune_record_from_dict(data, where)
+    _check_some(record.runs, "runs", where)
+    _check_versions(record.versions, where)
+    typed(_TuneRecipe, record.recipe, f"the recipe of {where}", in_part=True)
+    return record
+
+
+def _distillation(data: dict[str, Any], where: str) -> DistillRecord:
+    record = distill_record_from_dict(data, where)
+    _check_versions(record.versions, where)
+    typed(_DistillRecipe, record.recipe, f"the recipe of {where}", in_part=True)
+    return record
+
+
+_READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
+    RECORD_FILE: _compression,
+    DISTILL_RECORD_FILE: _distillation,
+    TUNE_RECORD_FILE: _tuning,
+}
+
+
+def _check_some(entries: Sequence[object], name: str, where: str) -> None:
+    if not entries:
+        raise InputError(f"{where} must have at least one entry in `{name}`, got none")
+
+
+def _check_versions(versions: Mapping[str, str], where: str) -> None:
+    if "mlpfusion" not in versions:
+        raise InputError(f"{where} must name the version of mlpfusion in `versions`, got {shown(versions)}")
+
+
+def _json(file: Path) -> Any:
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is longer than {MAX_BYTES:,} bytes")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} must be a readable record: {one_line(error)}") from error
