@@ -92,7 +92,7 @@ def curve_chart(title: str, curves: Sequence[Curve], told: Sequence[str]) -> Ele
     for step in _ticks(0, last):
         if step <= last:
             place = _LEFT + _WIDTH * step / last
-            parts.append(_text("tick", place, _HEIGHT + 16, f"{step:,g}", "middle" if step < 0.95 * last else "end"))
+            parts.append(_text("tick", place, _HEIGHT + 16, f"{step:,g}", "middle" if step < 0.98 * last else "end"))
     lines = [_polyline(curve, points, last, low, high) for curve, points in drawn]
     box = {"x": f"{_LEFT}%", "width": f"{_WIDTH}%", "y": _TOP, "height": _HEIGHT - _TOP}
     parts.append(element("svg", *lines, viewBox="0 0 1000 1000", preserveAspectRatio="none", overflow="visible", **box))

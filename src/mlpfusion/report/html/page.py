@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element
 from mlpfusion.record import Record
 from mlpfusion.report.html.compression import compression_sections, compression_title
 from mlpfusion.report.html.element import element, html
+from mlpfusion.report.html.grids import grid_sections, grid_title
 from mlpfusion.report.html.records import AnyRecord
 from mlpfusion.report.html.tuning import (
     distillation_sections,
@@ -15,7 +16,7 @@ from mlpfusion.report.html.tuning import (
     tuning_sections,
     tuning_title,
 )
-from mlpfusion.tune.record import TuneRecord
+from mlpfusion.tune.record import DistillRecord, TuneRecord
 
 # How every report begins, by which one is known that may be replaced.
 HEAD = "<!doctype html>\n<!-- a report of mlpfusion -->\n"
@@ -40,7 +41,9 @@ def _part(record: AnyRecord) -> tuple[str, list[Element]]:
         return compression_title(record), compression_sections(record)
     if isinstance(record, TuneRecord):
         return tuning_title(record), tuning_sections(record)
-    return distillation_title(record), distillation_sections(record)
+    if isinstance(record, DistillRecord):
+        return distillation_title(record), distillation_sections(record)
+    return grid_title(record), grid_sections(record)
 
 
 def style(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.checks import user_path
+from mlpfusion.data.tasks import TASKS, find_task
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.record import RECORD_FILE, Record, record_from_dict
 from mlpfusion.storage.typed import typed
@@ -20,7 +21,8 @@ from mlpfusion.tune.record import (
 )
 
 MAX_BYTES = 2**28  # far above any record: a grid of 100 runs has 1 MiB
-AnyRecord = Record | TuneRecord | DistillRecord
+# Of a grid it is the JSON data, as the tables and charts of `reproduce` take it.
+AnyRecord = Record | TuneRecord | DistillRecord | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,62 @@ class _Budget:
     sites: tuple[_Share, ...]
 
 
+@dataclass(frozen=True)
+class _GridRun:
+    """What is read of the run of a row."""
+
+    scores: dict[str, dict[str, float]]
+    training_loss: tuple[tuple[int, float], ...]
+    seconds_per_step: float | None
+
+
+@dataclass(frozen=True)
+class _Losses:
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True)
+class _GridRow:
+    """What is read of a row: a finished run, or why it diverged."""
+
+    label: str
+    task: str
+    method: str | None
+    layers: str
+    keep_ratio: float
+    learning_rate: float
+    seed: int
+    chosen: bool
+    versions: dict[str, str]
+    run: _GridRun | None = None
+    diverged: str | None = None
+    distill: _Losses | None = None
+    parameters: int | None = None
+    nonzero_parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What is read of the record of a grid."""
+
+    name: str
+    title: str
+    description: str
+    model: str
+    tasks: tuple[str, ...]
+    layers: tuple[str, ...]
+    keep_ratio: tuple[float, ...]
+    seeds: tuple[int, ...]
+    learning_rate: tuple[float, ...]
+    epochs: int
+    batch_size: int
+    holdout: float
+    select_on: str
+    max_train_samples: int | None
+    rows: tuple[_GridRow, ...]
+
+
 def read_records(names: Sequence[str]) -> list[AnyRecord]:
     """The records in the folders `names`, each once; a name may be that of a record too.
 
@@ -86,8 +144,10 @@ def read_records(names: Sequence[str]) -> list[AnyRecord]:
 def _files(name: str) -> list[Path]:
     place = user_path("folders", name)
     files = [place] if place.is_file() else [place / file for file in _READERS if (place / file).is_file()]
+    if not files and (place / "runs").is_dir():
+        files = sorted(place.glob("*.json"))
     if not files:
-        raise InputError(f"`folders` must hold a record ({', '.join(_READERS)}), got {name}")
+        raise InputError(f"`folders` must hold a record ({', '.join(_READERS)}, or that of a grid), got {name}")
     return files
 
 
@@ -95,9 +155,7 @@ def _read(file: Path) -> AnyRecord:
     data = _json(file)
     if not isinstance(data, dict):
         raise InputError(f"{file} must hold a record, got {shown(data)}")
-    if file.name not in _READERS:
-        raise InputError(f"{file} must be a record by its name, one of {', '.join(_READERS)}")
-    return _READERS[file.name](data, str(file))
+    return _READERS.get(file.name, _grid)(data, str(file))
 
 
 def _compression(data: dict[str, Any], where: str) -> Record:
@@ -123,6 +181,30 @@ def _distillation(data: dict[str, Any], where: str) -> DistillRecord:
     _check_versions(record.versions, where)
     typed(_DistillRecipe, record.recipe, f"the recipe of {where}", in_part=True)
     return record
+
+
+def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The data itself, once all that is read of it is checked."""
+    grid = typed(_Grid, data, where, in_part=True)
+    _check_some(grid.rows, "rows", where)
+    _check_some(grid.tasks, "tasks", where)
+    if grid.select_on not in ("holdout", "validation", "last"):
+        raise InputError(f"{where} must have holdout, validation or last for `select_on`, got {shown(grid.select_on)}")
+    for row in grid.rows:
+        if row.task not in TASKS or row.task not in grid.tasks:
+            raise InputError(f"{where} must have a task of this version in every row, got {shown(row.task)}")
+        _check_versions(row.versions, where)
+        if row.run is None:
+            if row.diverged is None:
+                raise InputError(f"{where} must have the entry `run` or `diverged` in every row, one has neither")
+            continue
+        if row.parameters is None or row.nonzero_parameters is None:
+            raise InputError(f"{where} must have the parameters of every run, one has none")
+        task = find_task(row.task)
+        for split in task.reported:
+            if task.headline not in row.run.scores.get(split, {}):
+                raise InputError(f"{where} must have the {task.headline} of every run on {split}, one has none")
+    return data
 
 
 _READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
