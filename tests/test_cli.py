@@ -29,6 +29,7 @@ def test_compress_writes_a_complete_folder(checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     assert {file.name for file in out.iterdir()} == {
         "config.json", "model.safetensors", "mlp_fusion_record.json", "mlp_fusion_files.json", "README.md", "vocab.txt",
+        "mlp_fusion_chart.svg", "report.html",
     }  # fmt: skip
     expected = AutoModel.from_pretrained(checkpoint)
     mlpfusion.compress(expected, mlpfusion.Fusion(), layers="last:2", keep_ratio=0.25, seed=3)

@@ -8,10 +8,12 @@ from command import call, refused
 from html_page import Page, assert_asks_for_nothing
 from tuned_records import make_distill_record, make_run, make_tune_record
 
+from mlpfusion.record import Origin
 from mlpfusion.report.card import tune_card
 from mlpfusion.report.html.page import report
 from mlpfusion.tune.record import DISTILL_RECORD_FILE, TUNE_RECORD_FILE
 
+LOCAL = Origin("cut", is_hub_id=False, revision=None, commit=None)
 SCORES, RUNS = "Scores at the chosen learning rate", "Every run"
 
 
@@ -27,10 +29,10 @@ def saved(folder: Path, name: str, text: str) -> Path:
     return folder
 
 
-def test_the_numbers_of_a_tuning_are_those_of_its_record_and_its_card():
+def test_the_numbers_of_a_tuning_are_those_of_its_record_and_its_card(tmp_path):
     record = make_tune_record()
     page = page_of(record)
-    (header, *rows), card = page.tables[SCORES], tune_card(record)
+    (header, *rows), card = page.tables[SCORES], tune_card(record, tmp_path, LOCAL)
     assert header == ["split", "metric", "mean over 2 seeds", "standard deviation"]
     (accuracy, spread), f1 = record.scores["validation"]["accuracy"], record.scores["validation"]["f1"]
     assert rows == [

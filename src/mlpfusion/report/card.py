@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
+from mlpfusion.data.labelled.glue import GLUE
 from mlpfusion.kinds.table import KIND_NAMES
 from mlpfusion.record import RECORD_FILE, Origin, Record
 from mlpfusion.report.cells import (
@@ -18,7 +19,7 @@ from mlpfusion.report.cells import (
     size_table,
 )
 from mlpfusion.storage.yaml import read_front_matter
-from mlpfusion.tune.record import DISTILL_RECORD_FILE, TUNE_RECORD_FILE, DistillRecord, TuneRecord
+from mlpfusion.tune.record import DISTILL_RECORD_FILE, TUNE_RECORD_FILE, DistillRecord, RunRecord, TuneRecord
 
 _TEXT = """\
 ---
@@ -42,6 +43,8 @@ Method `{method}`, layers `{layers}`, seed {seed}. {data_used}
 
 ## Layers
 
+![The layers, one bar each: the numbers are in the table]({chart})
+
 {rows}
 {budget}
 The full record, with versions and the hash of the source weights, is in `{record_file}`.
@@ -49,7 +52,12 @@ The full record, with versions and the hash of the source weights, is in `{recor
 
 
 # Entries of the source's card kept for the compressed model; no scores, they were measured on the source.
-_KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag", "library_name", "tags")
+_LICENCE = ("license", "license_name", "license_link", "language")
+_KEPT = (*_LICENCE, "datasets", "pipeline_tag", "library_name", "tags")
+# Our name of a metric -> that on the Hub, where the two differ.
+_HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+# The chart beside a card.
+CHART_FILE = "mlp_fusion_chart.svg"
 
 
 def model_card(record: Record, source: Path) -> str:
@@ -71,6 +79,7 @@ def model_card(record: Record, source: Path) -> str:
         seed=record.recipe["seed"],
         data_used=data_words(record, code),
         sizes=size_table(record).markdown(),
+        chart=CHART_FILE,
         rows=layer_table(record).markdown(),
         budget=_budget(record.budget),
         record_file=RECORD_FILE,
@@ -99,17 +108,61 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def front_matter(source: Path, came_from: Origin) -> str:
+def front_matter(source: Path, came_from: Origin, *more_tags: str) -> str:
     """The metadata block of a card: licence, language and tags are those of the card in `source`."""
-    source_data = read_front_matter(source / "README.md")
-    entries = {name: source_data[name] for name in _KEPT if _is_text(source_data.get(name))}
+    entries = _entries(source, _KEPT)
     is_sentence_model = (source / "modules.json").is_file()
     entries.setdefault("library_name", "sentence-transformers" if is_sentence_model else "transformers")
     tags = entries.pop("tags", [])
-    tags = [*([tags] if isinstance(tags, str) else tags), "mlp-fusion", "compression"]
-    older = source_data.get("base_model") if _is_text(source_data.get("base_model")) else None
-    base = came_from.name if came_from.is_hub_id else older
-    return ModelCardData(base_model=base, tags=list(dict.fromkeys(tags)), **entries).to_yaml()
+    tags = [*([tags] if isinstance(tags, str) else tags), "mlp-fusion", "compression", *more_tags]
+    return ModelCardData(base_model=_base(source, came_from), tags=list(dict.fromkeys(tags)), **entries).to_yaml()
+
+
+def tuned_front_matter(record: TuneRecord, source: Path, came_from: Origin) -> str:
+    """The metadata block of a tuned model, with the scores of the weights that were kept.
+
+    Licence and language are those of the card in `source`; its other tags are of another use.
+    """
+    names, kept = record.names, next(run for run in record.runs if _is_kept(run, record))
+    scores = [(split, name, value) for split, found in kept.scores.items() for name, value in found.items()]
+    results = [
+        EvalResult(
+            task_type=names.pipeline_tag,
+            dataset_type="glue" if record.task in GLUE else record.task,
+            dataset_name=record.task,
+            dataset_split=split,
+            metric_type=_HUB_METRICS.get(name, name),
+            metric_value=value,
+        )
+        for split, name, value in scores
+    ]
+    return ModelCardData(
+        base_model=_base(source, came_from),
+        library_name="transformers",
+        pipeline_tag=names.pipeline_tag,
+        tags=["mlp-fusion", names.pipeline_tag],
+        metrics=list(dict.fromkeys(result.metric_type for result in results)),
+        model_name=_printable(
+            f"{record.recipe['model']}, tuned on {record.task}"
+        ),  # a name of several lines could end the block
+        eval_results=results,
+        **_entries(source, _LICENCE),
+    ).to_yaml()
+
+
+def _is_kept(run: RunRecord, record: TuneRecord) -> bool:
+    return (run.learning_rate, run.seed) == (record.learning_rate, record.saved_seed)
+
+
+def _entries(source: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Entries of the card in `source` that are text, or lists of it."""
+    data = read_front_matter(source / "README.md")
+    return {name: data[name] for name in names if _is_text(data.get(name))}
+
+
+def _base(source: Path, came_from: Origin) -> str | list[str] | None:
+    """The model on the Hub that a checkpoint is made from, as far as it is known."""
+    return came_from.name if came_from.is_hub_id else _entries(source, ("base_model",)).get("base_model")
 
 
 def _is_text(value: Any) -> bool:
@@ -147,6 +200,8 @@ epochs, learning rate {rate:g}, batch size {batch_size}; {parameters:,} paramete
 
 ## Runs
 
+![Training loss by step, one line a run, the thick one that of the weights here]({chart})
+
 {runs}
 
 ## How to load it
@@ -159,14 +214,11 @@ The full record is in `{record_file}`.
 """
 
 
-def tune_card(record: TuneRecord) -> str:
-    """Text of README.md for a fine-tuned checkpoint."""
-    recipe, names = record.recipe, record.names
-    data = ModelCardData(
-        library_name="transformers", tags=["mlp-fusion", names.pipeline_tag], pipeline_tag=names.pipeline_tag
-    )
+def tune_card(record: TuneRecord, source: Path, came_from: Origin) -> str:
+    """Text of README.md for a fine-tuned checkpoint; licence and base model from the card in `source`."""
+    recipe = record.recipe
     return _TUNE_TEXT.format(
-        data=data.to_yaml(),
+        data=tuned_front_matter(record, source, came_from),
         title=plain(recipe["model"]),
         model=code(recipe["model"]),
         task=plain(record.task),
@@ -180,8 +232,9 @@ def tune_card(record: TuneRecord) -> str:
         layerwise=_layerwise(record),
         note=record.note,
         saved_seed=record.saved_seed,
+        chart=CHART_FILE,
         runs=run_table(record).markdown(),
-        snippet=loading_lines(names.auto_class),
+        snippet=loading_lines(record.names.auto_class),
         record_file=TUNE_RECORD_FILE,
     )
 
@@ -204,16 +257,17 @@ _DISTILL_TEXT = """\
 [mlpfusion](https://pypi.org/project/mlpfusion/) {version}: objective `{objective}`, learning rate {rate:g}, {epochs}
 epochs, seed {seed}. The loss on {held_out:,} texts that were held out went from {before:.5g} to {after:.5g}.
 
+![Training loss by step]({chart})
+
 The full record is in `{record_file}`.
 """
 
 
-def distill_card(record: DistillRecord) -> str:
-    """Text of README.md for a distilled checkpoint."""
+def distill_card(record: DistillRecord, source: Path, came_from: Origin) -> str:
+    """Text of README.md for a distilled checkpoint; licence, language and tags from the card in `source`."""
     recipe, run = record.recipe, record.run
-    data = ModelCardData(library_name="transformers", tags=["mlp-fusion", "compression", "distillation"])
     return _DISTILL_TEXT.format(
-        data=data.to_yaml(),
+        data=front_matter(source, came_from, "distillation"),
         title=f"{plain(recipe['compressed'])}, taught by {plain(recipe['original'])}",
         compressed=code(recipe["compressed"]),
         original=code(recipe["original"]),
@@ -225,6 +279,7 @@ def distill_card(record: DistillRecord) -> str:
         epochs=recipe["epochs"],
         seed=run.seed,
         held_out=run.held_out_samples,
+        chart=CHART_FILE,
         before=run.loss_before,
         after=run.loss_after,
         record_file=DISTILL_RECORD_FILE,

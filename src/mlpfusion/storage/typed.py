@@ -22,6 +22,7 @@ def typed(kind: type[T], data: Any, where: str, *, in_part: bool = False) -> T:
     Lists become tuples; a missing entry gets the default of its field. Raises `InputError`, with `where` and the place
     of the entry, for what does not fit, and for unknown entries unless the data is read `in_part`.
 
+    >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Point:
     ...     x: float

@@ -1,6 +1,7 @@
 """`mlpfusion compress`."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlpfusion.commands.command import Command
@@ -27,8 +28,8 @@ class CompressOptions:
     One size must be given: --keep-ratio, --width or --budget. All of it can stand in the file of --config.
 
     OUT appears complete or not at all. It holds all tensors of MODEL but for the MLPs that were cut, byte for byte, its
-    tokenizer, a record of the run and a model card. So do the methods that learn on a task: OUT is of MODEL's class,
-    without a head for the task.
+    tokenizer, a record of the run, a model card with a chart, and report.html. So do the methods that learn on a task:
+    OUT is of MODEL's class, without a head for the task.
     """
 
     model: str = argument("MODEL")
@@ -43,6 +44,7 @@ class CompressOptions:
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
     mlps: MLPOptions = part(MLPOptions)
     overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
+    no_report: bool = option(False, "Write no report.html beside the model.")
     stream: bool = option(False, "Hold one block at a time in memory, not the whole of MODEL.")
     resume: bool = option(False, "With --stream: go on with the unfinished run beside OUT.")
     texts: CalibrationOptions = part(CalibrationOptions)
@@ -97,17 +99,18 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
         options.selection.check_size_given()
         texts = _calibration_source(options, method)
     check_device(options.device)
+    about = partial(about_compressed, with_report=not options.no_report)
     source = open_checkpoint(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     check_source(source, method, options.selection)
     work = Work(method, options.selection, options.seed, options.device, progress, options.texts.sequential)
     if options.stream:
         unfinished = Unfinished(options.resume, options.overwrite, reads)
-        return stream_checkpoint(source, work, texts, out, unfinished, about_compressed)
+        return stream_checkpoint(source, work, texts, out, unfinished, about)
     if type(method) in ON_TASK:
         model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:
         model, record = compress_checkpoint(source, work, texts)
-    return write_checkpoint(source, model, record, out, replaced, about_compressed)
+    return write_checkpoint(source, model, record, out, replaced, about)
 
 
 def _method(options: CompressOptions) -> Any:

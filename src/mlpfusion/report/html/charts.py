@@ -112,9 +112,19 @@ def standalone(chart: Element, style: str, width: int = 640) -> Element:
     title.attrib |= {"x": f"{margin}", "y": "26"}
     chart.attrib |= {"x": f"{margin}", "y": "42", "width": f"{width - 2 * margin}"}
     paper = element("rect", class_="paper", width="100%", height="100%")
-    size = {"width": width, "height": height + 42 + margin, "role": "img", "aria_label": chart.get("aria-label", "")}
+    tall = height + 42 + margin
+    size = {"width": width, "height": tall, "viewBox": f"0 0 {width} {tall:g}"}  # so that a page may shrink it
+    told = {"role": "img", "aria_label": chart.get("aria-label", "")}
     return element(
-        "svg", element("style", style), paper, title, chart, xmlns="http://www.w3.org/2000/svg", class_="chart", **size
+        "svg",
+        element("style", style),
+        paper,
+        title,
+        chart,
+        xmlns="http://www.w3.org/2000/svg",
+        class_="chart",
+        **size,
+        **told,
     )
 
 

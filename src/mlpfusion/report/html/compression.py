@@ -8,6 +8,7 @@ from mlpfusion.record import Record, SiteRecord
 from mlpfusion.report.cells import (
     CLUSTERS,
     ERRORS,
+    Metric,
     budget_table,
     budget_words,
     counted,
@@ -63,7 +64,7 @@ def layer_figures(record: Record) -> Element:
     charts = [_layers("Parameters left", "that are not zero, of each block", sites, _left)]
     name = error_of(sites)
     if name is not None:
-        charts.append(main_figure(record))
+        charts.append(figure(_title(ERRORS[name]), main_chart(record), ERRORS[name].meaning))
     if all("largest_cluster" in site.metrics for site in sites):
         largest, single = CLUSTERS["largest_cluster"], CLUSTERS["singletons"]
         charts.append(_layers("Largest cluster", f"{largest.meaning}, of all", sites, _largest))
@@ -71,18 +72,18 @@ def layer_figures(record: Record) -> Element:
     return figures(*charts)
 
 
-def main_figure(record: Record) -> Element:
+def main_chart(record: Record) -> Element:
     """The error of every layer; what is left of each for a method that leaves no error."""
     name = error_of(record.sites)
     if name is None:
-        return _layers("Parameters left", "that are not zero, of each block", record.sites, _left)
+        return bar_chart("Parameters left", [_left(site) for site in record.sites])
     metric = ERRORS[name]
-    title = metric.title[0].upper() + metric.title[1:]
+    bars = [Bar(site.path, site.metrics[name], metric.cell(name, site)) for site in record.sites]
+    return bar_chart(_title(metric), bars)
 
-    def bar(site: SiteRecord) -> Bar:
-        return Bar(site.path, site.metrics[name], metric.cell(name, site))
 
-    return _layers(title, metric.meaning, record.sites, bar)
+def _title(metric: Metric) -> str:
+    return metric.title[0].upper() + metric.title[1:]
 
 
 def _layers(title: str, note: str, sites: tuple[SiteRecord, ...], bar: Callable[[SiteRecord], Bar]) -> Element:

@@ -35,5 +35,10 @@ def html(root: Element) -> str:
     return tostring(root, encoding="unicode", method="html")
 
 
+def xml(root: Element) -> str:
+    """The element as XML, as a picture in a file of its own has to be."""
+    return tostring(root, encoding="unicode")
+
+
 def _text(value: str | float) -> str:
     return printable(value, keep="\n") if isinstance(value, str) else f"{value:.6g}"

@@ -46,14 +46,13 @@ def tuning_sections(record: TuneRecord) -> list[Element]:
 def training_figures(record: TuneRecord) -> Element:
     """The loss of every run, and its score where one was chosen by."""
     metric = record.runs[0].selection_metric
-    losses = _curves(record, [run.training_loss for run in record.runs])
     by_epoch = [
         [(epoch.step, epoch.scores[metric]) for epoch in run.epochs if metric in epoch.scores] for run in record.runs
     ]
     scored = [curve for curve in _curves(record, by_epoch) if curve.points]
     chosen = f"{record.metric_name(metric)} on {record.runs[0].selected_on}"
     return figures(
-        loss_figure(losses),
+        loss_figure(_losses(record)),
         figure(chosen, curve_chart(chosen, scored, _told(scored)), "after every epoch, by step", scored)
         if scored
         else None,
@@ -62,7 +61,29 @@ def training_figures(record: TuneRecord) -> Element:
 
 def loss_figure(curves: Sequence[Curve]) -> Element:
     """Training losses by step."""
-    return figure("Training loss", curve_chart("Training loss", curves, _told(curves)), "by step", curves)
+    return figure("Training loss", _loss_chart(curves), "by step", curves)
+
+
+def tuning_chart(record: TuneRecord) -> Element:
+    """The training loss of every run."""
+    return _loss_chart(_losses(record))
+
+
+def distillation_chart(record: DistillRecord) -> Element:
+    """The training loss."""
+    return _loss_chart(_distillation_losses(record))
+
+
+def _loss_chart(curves: Sequence[Curve]) -> Element:
+    return curve_chart("Training loss", curves, _told(curves))
+
+
+def _losses(record: TuneRecord) -> list[Curve]:
+    return _curves(record, [run.training_loss for run in record.runs])
+
+
+def _distillation_losses(record: DistillRecord) -> list[Curve]:
+    return [Curve(f"seed {record.run.seed}", record.run.training_loss, "main")]
 
 
 def distillation_title(record: DistillRecord) -> str:
@@ -84,10 +105,9 @@ def distillation_sections(record: DistillRecord) -> list[Element]:
         f"{run.loss_before:.5g}",
         f"{run.loss_after:.5g}",
     )
-    curve = Curve(f"seed {run.seed}", run.training_loss, "main")
     return [
         section("What was done", paragraph(words), table(Table("Loss", ("", "before", "after"), (held_out,)))),
-        section("Training", loss_figure([curve])),
+        section("Training", loss_figure(_distillation_losses(record))),
         section("How it was made", *_made(distill_command(record), record)),
     ]
 
