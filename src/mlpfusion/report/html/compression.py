@@ -27,7 +27,8 @@ from mlpfusion.report.terminal.results import after_fold_words, left_out_words
 
 def compression_title(record: Record) -> str:
     """What the part is called."""
-    return "A compressed model" if record.model is None else f"{record.model.name.rpartition('/')[2]}, compressed"
+    name = "A model" if record.model is None else record.model.name.rpartition("/")[2]
+    return f"{name}, compressed by {record.recipe['method']}"
 
 
 def compression_sections(record: Record) -> list[Element]:
