@@ -101,7 +101,12 @@ def test_hostile_names_of_a_grid_are_shown_as_text():
         (lambda record: record.update(rows=[]), "must have at least one entry in `rows`, got none"),
         (lambda record: record.pop("tasks"), "must have the entry `tasks`, which is missing"),
         (lambda record: record.update(select_on="luck"), "holdout, validation or last for `select_on`, got 'luck'"),
-        (lambda record: record["rows"][4].update(task="sst3"), "a task of this version in every row, got 'sst3'"),
+        (lambda record: record["rows"][4].update(task="sst3"), "one of its tasks in every row, got 'sst3'"),
+        (lambda record: record.update(tasks=["sst2", "sst3"]), "must have tasks of this version, got 'sst3'"),
+        (
+            lambda record: record["rows"][4]["run"].update(scores={"validation": {"accuracy": float("nan")}}),
+            "must have the accuracy of every run on validation, one has none",
+        ),
         (lambda record: record["rows"][4].pop("run"), "must have the entry `run` or `diverged` in every row"),
         (lambda record: record["rows"][4].pop("parameters"), "must have the parameters of every run, one has none"),
         (
@@ -113,7 +118,7 @@ def test_hostile_names_of_a_grid_are_shown_as_text():
             "a list of 2 for `rows[4].run.training_loss[0]`",
         ),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_a_broken_record_of_a_grid_is_refused_by_its_name(change, message, tmp_path):
     record = copy.deepcopy(RECORD)

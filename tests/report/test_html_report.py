@@ -126,6 +126,13 @@ def test_hostile_names_are_shown_as_text(cut, tmp_path):
         ({"recipe": {"method": "fusion"}}, "must have the entry `layers`, which is missing"),
         ({"budget": {"unit": 1}}, "must have the entry `budget`, which is missing"),
         ({"of_the_future": 1}, "must have entries among recipe, source_sha256"),
+        (
+            {"recipe": {"method": "fusion", "layers": "all", "seed": 0, "calibration": {}}},
+            "`calibration.samples`, which",
+        ),
+        ({"recipe": {"method": "fusion", "layers": "all", "seed": 0, "options": 1}}, "an object for `options`, got 1"),
+        ({"original": {"parameters": 0, "bytes": 1}}, "must have sizes of at least 1 in `original`"),
+        ({"seconds": 10**400}, "must have a number for `seconds`"),
         ({"sites": []}, "must have at least one entry in `sites`, got none"),
     ],
     ids=str,
@@ -136,6 +143,52 @@ def test_a_broken_record_is_refused_by_its_name(entries, message, cut, tmp_path)
     assert message in line
     assert f"{folder}/{RECORD}" in line
     assert {entry.name for entry in tmp_path.iterdir()} == {"broken"}
+
+
+@pytest.mark.parametrize(
+    ("changed_site", "message"),
+    [
+        ({"kind": "new"}, "must have kinds among narrow, "),
+        ({"width": 0}, "must have widths and parameters of at least 1"),
+        ({"kind": "routed"}, "must have the size of every block"),
+        ({"kind": "low-rank", "rank": {}}, "must have the size of every block"),
+    ],
+    ids=str,
+)
+def test_a_broken_block_is_refused(changed_site, message, cut, tmp_path):
+    sites = json.loads((cut / RECORD).read_text())["sites"]
+    folder = changed(cut, tmp_path / "broken", sites=[sites[0], sites[1] | changed_site])
+    assert message in refused("report", folder, "--out", tmp_path / "a.html")
+
+
+@pytest.mark.parametrize(
+    ("seen", "flags"),
+    [
+        ({"samples": 256, "tokens": 9, "file": "a b.txt", "column": "text"}, "--calibration 'a b.txt' --column text"),
+        ({"samples": 8, "tokens": 9, "file": "random tokens"}, "--data-free --calibration-samples 8"),
+        ({"samples": 8, "tokens": 9}, ""),
+    ],
+)
+def test_the_command_tells_of_the_calibration(seen, flags, cut, tmp_path):
+    recipe = json.loads((cut / RECORD).read_text())["recipe"] | {
+        "calibration": seen,
+        "method": "ntk-match",
+        "options": {},
+    }
+    page = report_of(tmp_path / "a.html", changed(cut, tmp_path / "calibrated", recipe=recipe))
+    (line,) = [line for line in page.words.splitlines() if line.startswith("mlpfusion compress")]
+    assert line == " ".join(
+        f"mlpfusion compress model OUT --method ntk-match --layers last:2 --keep-ratio 0.25 --seed 3 {flags}".split()
+    )
+
+
+def test_numbers_that_cannot_be_drawn_are_told(cut, tmp_path):
+    sites = json.loads((cut / RECORD).read_text())["sites"]
+    wild = {"inertia_ratio": float("nan"), "largest_cluster": 1e308, "singletons": float("inf")}
+    sites[0]["metrics"] |= wild
+    page = report_of(tmp_path / "a.html", changed(cut, tmp_path / "wild", sites=sites))
+    assert page.tables["Every layer that was cut"][1][4] == "nan %"
+    assert not [attributes for _, attributes in page.tags if "inf" in str(attributes.get("width"))]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100000, "\xff", '{"a": 1}', "null"], ids=range(7))

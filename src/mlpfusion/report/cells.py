@@ -55,7 +55,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def _count(count: float) -> str:
-    return f"{count:,.0f}" if count == round(count) else f"{count:,.1f}"  # of experts it is a mean
+    return f"{count:,.0f}" if float(count).is_integer() else f"{count:,.1f}"  # of experts it is a mean
 
 
 def _digits(number: float) -> str:

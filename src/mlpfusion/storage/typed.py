@@ -7,6 +7,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from mlpfusion.errors import InputError, shown
 
 T = TypeVar("T")
+_LARGEST = 2**63  # of a whole number: above any count, and still a float
 # Type -> what JSON may have for it, and its name in messages.
 _PLAIN = {
     str: ((str,), "text"),
@@ -69,7 +70,7 @@ class _Reader:
                 raise self._error(place, "an object", value)
             return {name: self._value(inner[1], one, f"{place}[{name}]") for name, one in value.items()}
         kinds, name = _PLAIN[hint]
-        if not isinstance(value, kinds):
+        if not isinstance(value, kinds) or (isinstance(value, int) and abs(value) > _LARGEST):
             raise self._error(place, name, value)
         return value
 

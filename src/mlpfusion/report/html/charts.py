@@ -12,6 +12,7 @@ _LONGEST = 34  # characters of a label beside its number, on a phone
 _ROW, _BAR = 36, 8  # pixels from one bar to the next, and of a bar
 _HEIGHT, _FOOT, _TOP = 220, 22, 8  # pixels of a chart of curves, of the numbers below it, and above its highest point
 _LEFT, _WIDTH = 14, 85  # percent left of the curves, for the numbers, and of the curves
+_LARGEST = 1e100  # beyond it sums and quotients of two numbers may not be finite any more
 _POINTS = 200  # points of a curve: neighbours are averaged
 
 
@@ -37,20 +38,20 @@ class Curve:
 
 def bar_chart(title: str, bars: Sequence[Bar]) -> Element:
     """Bars from zero, one below the other; the full length is 1, or the largest number above."""
-    finite = [bar.value for bar in bars if math.isfinite(bar.value)]
+    finite = [bar.value for bar in bars if _is_drawn(bar.value)]
     full = max([1.0, *finite])
     rows: list[Element] = []
     for row, bar in enumerate(bars):
         top = row * _ROW
         rows += [*_labels(bar, top), _box("track", 0, 100, top)]
-        if math.isfinite(bar.value):
+        if _is_drawn(bar.value):
             rows.append(_box("bar", 0, 100 * max(0.0, bar.value) / full, top))
     return _chart(title, [f"{bar.label} {bar.text}" for bar in bars], len(bars) * _ROW, rows)
 
 
 def dot_chart(title: str, bars: Sequence[Bar], guide: float | None = None) -> Element:
     """Dots with error bars, one below the other, on an axis around them all; a line at `guide`."""
-    finite = [bar for bar in bars if math.isfinite(bar.value + bar.spread)]
+    finite = [bar for bar in bars if _is_drawn(bar.value) and _is_drawn(bar.spread)]
     ends = [bar.value + side * bar.spread for bar in finite for side in (-1, 1)] + ([] if guide is None else [guide])
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     ticks = _ticks(low, high)
@@ -128,6 +129,10 @@ def standalone(chart: Element, style: str, width: int = 640) -> Element:
     )
 
 
+def _is_drawn(number: float) -> bool:
+    return abs(number) < _LARGEST  # False for NaN
+
+
 def _chart(title: str, told: Sequence[str], height: int, parts: Sequence[Element]) -> Element:
     words = f"{title}: {'; '.join(told)}"
     return element("svg", *parts, class_="chart", role="img", aria_label=words, width="100%", height=height)
@@ -157,7 +162,7 @@ def _polyline(curve: Curve, points: Sequence[tuple[float, float]], last: float, 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `_POINTS` finite points; neighbours are averaged."""
-    finite = [(step, number) for step, number in points if math.isfinite(number)]
+    finite = [(step, number) for step, number in points if _is_drawn(number)]
     size = math.ceil(len(finite) / _POINTS) or 1
     parts = [finite[start : start + size] for start in range(0, len(finite), size)]
     return [(part[-1][0], sum(number for _, number in part) / len(part)) for part in parts]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mlpfusion.data.unlabelled.data_free import is_data_free
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import METHODS
 from mlpfusion.options.calibration import CALIBRATION_SAMPLES
@@ -50,9 +51,9 @@ def reproduce_command(record: Mapping[str, Any]) -> str:
 
 
 def _calibration(seen: dict[str, Any] | None) -> dict[str, Any]:
-    if seen is None:
+    if seen is None or "file" not in seen:
         return {}
-    values = {"calibration": seen["file"]} if "texts_sha256" in seen else {"data_free": True}
+    values = {"data_free": True} if is_data_free(seen) else {"calibration": seen["file"]}
     values |= {"column": seen["column"]} if seen.get("column") else {}
     return values | ({} if seen["samples"] == CALIBRATION_SAMPLES else {"calibration_samples": seen["samples"]})
 

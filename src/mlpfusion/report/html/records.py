@@ -1,15 +1,17 @@
 """Records from the disk, each checked before a word of it is used."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlpfusion.checks import user_path
 from mlpfusion.data.tasks import TASKS, find_task
 from mlpfusion.errors import InputError, one_line, shown
-from mlpfusion.record import RECORD_FILE, Record, record_from_dict
+from mlpfusion.kinds.table import KIND_NAMES
+from mlpfusion.record import RECORD_FILE, Record, SiteRecord, record_from_dict
 from mlpfusion.storage.typed import typed
 from mlpfusion.tune.record import (
     DISTILL_RECORD_FILE,
@@ -26,12 +28,28 @@ AnyRecord = Record | TuneRecord | DistillRecord | dict[str, Any]
 
 
 @dataclass(frozen=True)
+class _Calibration:
+    samples: int
+    tokens: int
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class _Task:
+    name: str
+    samples: int
+
+
+@dataclass(frozen=True)
 class _Recipe:
     """What is read of the recipe of a compression."""
 
     method: str
     layers: str
     seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+    calibration: _Calibration | None = None
+    task: _Task | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,10 @@ def _read(file: Path) -> AnyRecord:
 def _compression(data: dict[str, Any], where: str) -> Record:
     record = record_from_dict(data, where)
     _check_some(record.sites, "sites", where)
+    for site in record.sites:
+        _check_site(site, where)
+    if min(record.original.parameters, record.original.bytes) < 1:
+        raise InputError(f"{where} must have sizes of at least 1 in `original`, got {record.original}")
     _check_versions(record.versions, where)
     typed(_Recipe, record.recipe, f"the recipe of {where}", in_part=True)
     if record.budget is not None:
@@ -190,9 +212,11 @@ def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
     _check_some(grid.tasks, "tasks", where)
     if grid.select_on not in ("holdout", "validation", "last"):
         raise InputError(f"{where} must have holdout, validation or last for `select_on`, got {shown(grid.select_on)}")
+    if unknown := [task for task in grid.tasks if task not in TASKS]:
+        raise InputError(f"{where} must have tasks of this version, got {shown(unknown[0])}")
     for row in grid.rows:
-        if row.task not in TASKS or row.task not in grid.tasks:
-            raise InputError(f"{where} must have a task of this version in every row, got {shown(row.task)}")
+        if row.task not in grid.tasks:
+            raise InputError(f"{where} must have one of its tasks in every row, got {shown(row.task)}")
         _check_versions(row.versions, where)
         if row.run is None:
             if row.diverged is None:
@@ -202,7 +226,7 @@ def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
             raise InputError(f"{where} must have the parameters of every run, one has none")
         task = find_task(row.task)
         for split in task.reported:
-            if task.headline not in row.run.scores.get(split, {}):
+            if not math.isfinite(row.run.scores.get(split, {}).get(task.headline, math.nan)):
                 raise InputError(f"{where} must have the {task.headline} of every run on {split}, one has none")
     return data
 
@@ -212,6 +236,17 @@ _READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
     DISTILL_RECORD_FILE: _distillation,
     TUNE_RECORD_FILE: _tuning,
 }
+
+
+def _check_site(site: SiteRecord, where: str) -> None:
+    """Raises `InputError` for a block of an unknown kind, and for one of which nothing is said in words."""
+    if site.kind not in KIND_NAMES:
+        raise InputError(f"{where} must have kinds among {', '.join(KIND_NAMES)}, got {shown(site.kind)}")
+    if min(site.original_width, site.width, site.original_parameters, site.parameters) < 1:
+        raise InputError(f"{where} must have widths and parameters of at least 1, {shown(site.path)} has not")
+    needed = ("num_experts", "num_selected") if site.kind == "routed" else ()
+    if site.rank == {} or any(name not in site.metrics for name in needed):
+        raise InputError(f"{where} must have the size of every block, {shown(site.path)} has none")
 
 
 def _check_some(entries: Sequence[object], name: str, where: str) -> None:
