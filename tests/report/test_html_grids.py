@@ -72,6 +72,12 @@ def test_every_chart_of_every_recorded_grid_is_drawn(tmp_path):
                 assert line[2:-2].split(" | ") in [row for rows in page.tables.values() for row in rows]
 
 
+def test_a_record_of_another_command_is_refused(tmp_path):
+    other = FILE.parents[1] / "minilm_comparison.json"
+    line = refused("report", other, "--out", tmp_path / "a.html")
+    assert f"{other} must be a record of compress, tune, distill or reproduce, got ['model', " in line
+
+
 def test_a_grid_whose_runs_diverged_says_so():
     record = copy.deepcopy(RECORD)
     failed = [row for row in record["rows"] if (row["label"], row["task"]) == ("full", "sst2")]
@@ -99,7 +105,7 @@ def test_hostile_names_of_a_grid_are_shown_as_text():
     ("change", "message"),
     [
         (lambda record: record.update(rows=[]), "must have at least one entry in `rows`, got none"),
-        (lambda record: record.pop("tasks"), "must have the entry `tasks`, which is missing"),
+        (lambda record: record.pop("layers"), "must have the entry `layers`, which is missing"),
         (lambda record: record.update(select_on="luck"), "holdout, validation or last for `select_on`, got 'luck'"),
         (lambda record: record["rows"][4].update(task="sst3"), "one of its tasks in every row, got 'sst3'"),
         (lambda record: record.update(tasks=["sst2", "sst3"]), "must have tasks of this version, got 'sst3'"),

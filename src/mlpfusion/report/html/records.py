@@ -173,6 +173,8 @@ def _read(file: Path) -> AnyRecord:
     data = _json(file)
     if not isinstance(data, dict):
         raise InputError(f"{file} must hold a record, got {shown(data)}")
+    if file.name not in _READERS and not {"rows", "tasks"} <= data.keys():
+        raise InputError(f"{file} must be a record of compress, tune, distill or reproduce, got {shown(list(data))}")
     return _READERS.get(file.name, _grid)(data, str(file))
 
 
