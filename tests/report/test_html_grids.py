@@ -90,6 +90,18 @@ def test_a_grid_whose_runs_diverged_says_so():
     assert page_of(record | {"rows": failed}).tables[SCORES][1:] == [["full", "-", "-"]]
 
 
+def test_a_full_model_with_the_score_0_has_no_share():
+    """As Matthews' correlation is 0 for a model that answers the same to all."""
+    record = copy.deepcopy(RECORD)
+    for row in record["rows"]:
+        if (row["label"], row["task"], row["seed"]) == ("full", "sst2", 0):
+            row["run"]["scores"]["validation"]["accuracy"] = 0.0
+    rows = page_of(record).tables["Share of the full model's score with the same seed, percent"]
+    scores = [scores_of(record, label, "sst2")[1:] for label in ("svd", "full")]
+    shares = [100 * own / full for own, full in zip(*scores, strict=True)]
+    assert f"{statistics.mean(shares):.2f} +- {statistics.stdev(shares):.2f}" in dict(row[:2] for row in rows)["svd"]
+
+
 def test_hostile_names_of_a_grid_are_shown_as_text():
     name = "</svg><script>alert(1)</script>\x1b[31m\n[x](y)"
     record = copy.deepcopy(RECORD) | {"title": name, "description": name, "model": name, "name": name}

@@ -1,4 +1,4 @@
-"""What is said of a run, cell by cell: the same on its card and on its page."""
+"""Tables and sentences on runs, the same on a card and on a page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that methods leave of a block: where it stands, what it is, how it is written."""
+    """A number of a block in a record: its title, its meaning, how to write it."""
 
     title: str
     meaning: str
@@ -82,7 +82,7 @@ CLUSTERS = {
 
 
 def error_of(sites: Sequence[SiteRecord]) -> str | None:
-    """Name of the error that every one of the sites has; None if there is none."""
+    """Name of an error known at all sites; None without one."""
     return next((name for name in ERRORS if all(name in site.metrics for site in sites)), None)
 
 
@@ -95,7 +95,7 @@ def size_table(record: Record) -> Table:
 
 
 def layer_table(record: Record) -> Table:
-    """The size of every block before and after, and what its method says of it."""
+    """Size before and after, error and clusters of every block."""
     sites, error = record.sites, error_of(record.sites)
     shown = {} if error is None else {error: ERRORS[error]}
     shown |= {name: metric for name, metric in CLUSTERS.items() if any(name in site.metrics for site in sites)}
@@ -126,7 +126,7 @@ def budget_table(budget: dict[str, Any]) -> Table:
 
 
 def data_words(record: Record, quoted: Callable[[str], str]) -> str:
-    """What the method saw of data; `quoted` writes the name of a file."""
+    """One sentence on the data of a method; `quoted` writes the name of a file."""
     task = record.recipe.get("task")
     if task is not None:
         return (
@@ -173,7 +173,7 @@ def score_table(record: TuneRecord) -> Table:
 
 
 def run_table(record: TuneRecord) -> Table:
-    """One row per run: what it was told, its score, its steps and their time."""
+    """One row per run: rate, seed, score, steps, time."""
     first = record.runs[0]
     selection = f"{first.selection_metric} on {first.selected_on or 'nothing'}"
     header = ("learning rate", "seed", selection, "steps", "best step", "seconds a step")

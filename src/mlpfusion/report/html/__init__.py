@@ -1,1 +1,1 @@
-"""Records as one HTML file that asks for nothing: no script, no picture, no font from elsewhere."""
+"""Records as one HTML file without scripts, and without anything from elsewhere."""

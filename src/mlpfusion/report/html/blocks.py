@@ -1,4 +1,4 @@
-"""The parts that a page is made of: paragraphs, tables, figures, commands."""
+"""The parts of a page: paragraphs, tables, figures, lines to copy."""
 
 from collections.abc import Sequence
 from urllib.parse import quote
@@ -11,12 +11,12 @@ from mlpfusion.report.html.element import element
 
 
 def section(title: str, *parts: Element | None) -> Element:
-    """A part of the page under a heading; parts that are None are left out."""
+    """A part of the page under a heading; None is left out."""
     return element("section", element("h3", title), *(part for part in parts if part is not None))
 
 
 def paragraph(*content: Element | str, note: bool = False) -> Element:
-    """A paragraph, words between backticks as code; `note` is for what to be careful of."""
+    """A paragraph, words between backticks as code; `note` is for a warning."""
     parts = [part for one in content for part in ([one] if isinstance(one, Element) else _with_code(one))]
     return element("p", *parts, class_="note") if note else element("p", *parts)
 

@@ -76,7 +76,7 @@ def dot_chart(title: str, bars: Sequence[Bar], guide: float | None = None) -> El
 
 
 def curve_chart(title: str, curves: Sequence[Curve], told: Sequence[str]) -> Element:
-    """Lines over steps; `told` says them in words. Numbers that are not finite are left out."""
+    """Lines over steps, without numbers near infinity; `told` says them in words."""
     drawn = [(curve, _thinned(curve.points)) for curve in curves]
     every = [point for _, points in drawn for point in points]
     if not every:

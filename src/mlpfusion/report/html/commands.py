@@ -59,7 +59,7 @@ def _calibration(seen: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _told(options: type, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The values of a recipe that are flags of `options` and not their defaults."""
+    """The values of a recipe for flags of `options`, without the defaults."""
     flags = {leaf.name: leaf for leaf in leaves(options) if leaf.about.has_flag and not leaf.about.is_argument}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()}
     return {name: value for name, value in values.items() if name in flags and value != flags[name].default}

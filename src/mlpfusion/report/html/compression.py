@@ -26,13 +26,13 @@ from mlpfusion.report.terminal.results import after_fold_words, left_out_words
 
 
 def compression_title(record: Record) -> str:
-    """What the part is called."""
+    """Title of the part."""
     name = "A model" if record.model is None else record.model.name.rpartition("/")[2]
     return f"{name}, compressed by {record.recipe['method']}"
 
 
 def compression_sections(record: Record) -> list[Element]:
-    """What was cut, layer by layer, how to load it, and how it was made."""
+    """Content of the part: sizes, layers, loading, and the command."""
     recipe, kind = record.recipe, KIND_NAMES[record.sites[0].kind]
     named = ("A model",) if record.model is None else source(record.model)
     what = f" with {kind.blocks}, made by mlpfusion {record.versions['mlpfusion']}. "
@@ -60,7 +60,7 @@ def compression_sections(record: Record) -> list[Element]:
 
 
 def layer_figures(record: Record) -> Element:
-    """Charts of all layers: what is left of each, its error, its clusters."""
+    """Charts over all layers: size, error, clusters."""
     sites = record.sites
     charts = [_layers("Parameters left", "that are not zero, of each block", sites, _left)]
     name = error_of(sites)
@@ -74,7 +74,7 @@ def layer_figures(record: Record) -> Element:
 
 
 def main_chart(record: Record) -> Element:
-    """The error of every layer; what is left of each for a method that leaves no error."""
+    """The error of every layer; without one, its size after the cut."""
     name = error_of(record.sites)
     if name is None:
         return bar_chart("Parameters left", [_left(site) for site in record.sites])

@@ -1,4 +1,4 @@
-"""HTML as a tree of elements: whatever stands in a text or an attribute is shown as it is."""
+"""HTML as a tree of elements; any text is shown as it is."""
 
 from xml.etree.ElementTree import Element, tostring
 

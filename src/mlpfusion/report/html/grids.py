@@ -16,12 +16,12 @@ _BEST, _OTHERS = "best mean score", "the others"
 
 
 def grid_title(record: dict[str, Any]) -> str:
-    """What the part is called."""
+    """Title of the part."""
     return record["title"] or record["name"]
 
 
 def grid_sections(record: dict[str, Any]) -> list[Element]:
-    """The settings, scores with error bars, tables, training curves, and how it was made."""
+    """Content of the part: settings, scores, tables, curves, and the command."""
     failed = [paragraph(f"Diverged: {line}", note=True) for line in diverged_runs(record)]
     scored = [column for column in columns(record) if any(column.scores(record, label) for label in labels(record))]
     return [
@@ -52,7 +52,7 @@ def _scores(record: dict[str, Any], column: ScoreColumn) -> Element:
 
 
 def _losses(record: dict[str, Any], column: ScoreColumn) -> Element:
-    """The mean training loss of every method; the full model's and that of the best score stand out."""
+    """The mean training loss of every method; the full model and the best stand out."""
     named = [label for label in labels(record) if column.scores(record, label)]
     best = _best([label for label in named if label != FULL], record, column)
     curves = [Curve(label, mean_losses(record, label, column), _style(label, best)) for label in named]

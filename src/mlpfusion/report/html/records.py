@@ -42,7 +42,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What is read of the recipe of a compression."""
+    """The known part of the recipe of a compression."""
 
     method: str
     layers: str
@@ -54,7 +54,7 @@ class _Recipe:
 
 @dataclass(frozen=True)
 class _TuneRecipe:
-    """What is read of the recipe of a fine-tuning."""
+    """The known part of the recipe of a fine-tuning."""
 
     model: str
     epochs: int
@@ -63,7 +63,7 @@ class _TuneRecipe:
 
 @dataclass(frozen=True)
 class _DistillRecipe:
-    """What is read of the recipe of a distillation."""
+    """The known part of the recipe of a distillation."""
 
     original: str
     compressed: str
@@ -81,7 +81,7 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Budget:
-    """What is read of a budget."""
+    """The known part of a budget."""
 
     budget: str | float
     unit: str
@@ -93,7 +93,7 @@ class _Budget:
 
 @dataclass(frozen=True)
 class _GridRun:
-    """What is read of the run of a row."""
+    """The known part of the run of a row."""
 
     scores: dict[str, dict[str, float]]
     training_loss: tuple[tuple[int, float], ...]
@@ -108,7 +108,7 @@ class _Losses:
 
 @dataclass(frozen=True)
 class _GridRow:
-    """What is read of a row: a finished run, or why it diverged."""
+    """The known part of a row: a finished run, or why it diverged."""
 
     label: str
     task: str
@@ -128,7 +128,7 @@ class _GridRow:
 
 @dataclass(frozen=True)
 class _Grid:
-    """What is read of the record of a grid."""
+    """The known part of the record of a grid."""
 
     name: str
     title: str
@@ -148,7 +148,7 @@ class _Grid:
 
 
 def read_records(names: Sequence[str]) -> list[AnyRecord]:
-    """The records in the folders `names`, each once; a name may be that of a record too.
+    """The records in the folders `names`, each once; a name may be a file too.
 
     Raises `InputError` for a place without one, and for a record that is unknown, broken or of another version.
     """
@@ -208,7 +208,7 @@ def _distillation(data: dict[str, Any], where: str) -> DistillRecord:
 
 
 def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The data itself, once all that is read of it is checked."""
+    """The data itself, once its known part is checked."""
     grid = typed(_Grid, data, where, in_part=True)
     _check_some(grid.rows, "rows", where)
     _check_some(grid.tasks, "tasks", where)
@@ -241,7 +241,7 @@ _READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
 
 
 def _check_site(site: SiteRecord, where: str) -> None:
-    """Raises `InputError` for a block of an unknown kind, and for one of which nothing is said in words."""
+    """Raises `InputError` for a block of an unknown kind or size."""
     if site.kind not in KIND_NAMES:
         raise InputError(f"{where} must have kinds among {', '.join(KIND_NAMES)}, got {shown(site.kind)}")
     if min(site.original_width, site.width, site.original_parameters, site.parameters) < 1:

@@ -14,12 +14,12 @@ _STYLES = ("second", "third", "fourth", "fifth")  # of the runs whose weights we
 
 
 def tuning_title(record: TuneRecord) -> str:
-    """What the part is called."""
+    """Title of the part."""
     return f"{record.recipe['model']}, tuned on {record.task}"
 
 
 def tuning_sections(record: TuneRecord) -> list[Element]:
-    """What was trained, the scores, the curves, how to load it, and how it was made."""
+    """Content of the part: scores, curves, loading, and the command."""
     recipe = record.recipe
     words = (
         f" fine-tuned on {record.task} ({record.data}) by mlpfusion {record.versions['mlpfusion']}, "
@@ -44,7 +44,7 @@ def tuning_sections(record: TuneRecord) -> list[Element]:
 
 
 def training_figures(record: TuneRecord) -> Element:
-    """The loss of every run, and its score where one was chosen by."""
+    """Curves of the loss and of the score by epoch, if any, of every run."""
     metric = record.runs[0].selection_metric
     by_epoch = [
         [(epoch.step, epoch.scores[metric]) for epoch in run.epochs if metric in epoch.scores] for run in record.runs
@@ -87,12 +87,12 @@ def _distillation_losses(record: DistillRecord) -> list[Curve]:
 
 
 def distillation_title(record: DistillRecord) -> str:
-    """What the part is called."""
+    """Title of the part."""
     return f"{record.recipe['compressed']}, taught by {record.recipe['original']}"
 
 
 def distillation_sections(record: DistillRecord) -> list[Element]:
-    """What was trained, its loss, and how it was made."""
+    """Content of the part: losses, curve, and the command."""
     recipe, run = record.recipe, record.run
     words = (
         f"{recipe['compressed']} trained on what {recipe['original']} says to {run.train_samples:,} unlabelled texts "
@@ -154,7 +154,7 @@ def _row(record: TuneRecord, names: Sequence[tuple[str, str]]) -> tuple[str, ...
 
 
 def _curves(record: TuneRecord, points: Sequence[Sequence[tuple[float, float]]]) -> list[Curve]:
-    """One curve a run; that of the weights that were kept is drawn last, above the others."""
+    """One curve a run, the kept one last, above the others."""
     curves = []
     for number, (run, of_run) in enumerate(zip(record.runs, points, strict=True)):
         is_kept = (run.learning_rate, run.seed) == (record.learning_rate, record.saved_seed)
