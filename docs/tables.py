@@ -48,6 +48,7 @@ from verdict import paper_order, shares_of_tasks, verdict_on
 from mlpfusion.cli import main as cli
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import CALIBRATED
+from mlpfusion.report.cells import Table
 from mlpfusion.report.comparison import comparison_table
 from mlpfusion.report.comparison_chart import write_chart
 from mlpfusion.report.dynamics import (
@@ -236,9 +237,9 @@ def kmeans() -> str:
     return markdown(["inertia, time", *names], [[data, *values] for data, values in cells.items()])
 
 
-def fine_tuning(table: Callable[[dict[str, Any]], str], name: str) -> Callable[[], str]:
+def fine_tuning(table: Callable[[dict[str, Any]], Table], name: str) -> Callable[[], str]:
     """A table of the record of an experiment on MiniLM."""
-    return lambda: table(read_result(f"minilm/{name}"))
+    return lambda: table(read_result(f"minilm/{name}")).markdown()
 
 
 def verdict() -> str:
@@ -347,7 +348,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "kmeans": kmeans,
     "language": lambda: language_table(read_result("smollm2_cut")),
     "methods": methods,
-    "paper-order": fine_tuning(paper_order, "minilm-table2"),
+    "paper-order": lambda: paper_order(read_result("minilm/minilm-table2")),
     "streamed-types": lambda: streamed_summary(read_result("streamed_types")),
     "streaming": lambda: streaming_table(read_result("streaming")),
     "small-gpt2": lambda: pretraining_table(read_result("small_gpt2")),

@@ -29,6 +29,7 @@ def test_compress_writes_a_complete_folder(checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     assert {file.name for file in out.iterdir()} == {
         "config.json", "model.safetensors", "mlp_fusion_record.json", "mlp_fusion_files.json", "README.md", "vocab.txt",
+        "mlp_fusion_chart.svg", "report.html",
     }  # fmt: skip
     expected = AutoModel.from_pretrained(checkpoint)
     mlpfusion.compress(expected, mlpfusion.Fusion(), layers="last:2", keep_ratio=0.25, seed=3)
@@ -249,7 +250,7 @@ def test_a_failing_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlpfusion.report.card.model_card", full)
+    monkeypatch.setattr("mlpfusion.report.html.beside.model_card", full)
     result = call("compress", checkpoint, tmp_path / "out", "--width", 9)
     assert result.exit_code == 3
     assert result.stderr.startswith("Error: No space left on device (OUT is ")

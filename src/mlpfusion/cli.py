@@ -10,7 +10,7 @@ import click
 
 from mlpfusion.commands.command import Command, not_told
 from mlpfusion.commands.models import compress, distill, export, slice_heads, sparsify, tune
-from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, measure, methods, reproduce
+from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, measure, methods, report, reproduce
 from mlpfusion.commands.tools import autoload
 from mlpfusion.commands.tools import run as run_tool
 from mlpfusion.demo import command as demo
@@ -33,6 +33,7 @@ COMMANDS = (
     export.COMMAND,
     dynamics.COMMAND,
     reproduce.COMMAND,
+    report.COMMAND,
     run_tool.COMMAND,
     autoload.COMMAND,
 )

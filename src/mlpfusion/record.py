@@ -18,6 +18,7 @@ from torch import nn
 from mlpfusion.errors import DegenerateClusteringWarning
 from mlpfusion.kinds.kind import BlockSize
 from mlpfusion.kinds.table import KIND_NAMES
+from mlpfusion.storage.typed import typed
 
 RECORD_FILE = "mlp_fusion_record.json"
 _PACKAGES = ("mlpfusion", "torch", "transformers", "safetensors")
@@ -79,7 +80,8 @@ class Record:
     `row` says where the MLPs are, for a model type that has no row in the table, `left_out` names the layers of the
     stacks that were not chosen. Of a streamed run `seconds` is the sum over the blocks, in all processes, and
     `expected_peak_bytes` the memory that was expected, without pages of files. `no_stock_form` is the reason why a
-    compressed checkpoint, once folded, is not one of plain transformers; None if it is.
+    compressed checkpoint, once folded, is not one of plain transformers; None if it is. `load_as` is the class that
+    loads the checkpoint: an Auto class of transformers, or SentenceTransformer.
     """
 
     recipe: dict[str, Any]
@@ -100,19 +102,16 @@ class Record:
     left_out: tuple[str, ...] = ()
     expected_peak_bytes: int | None = None
     no_stock_form: str | None = None
+    load_as: str | None = None
 
     def to_json(self) -> str:
         """Formats the record as indented JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def record_from_dict(data: dict[str, Any]) -> Record:
-    """Reads a record from the data of `Record.to_json`."""
-    parts: dict[str, Any] = {name: Size(**data[name]) for name in ("original", "compressed")}
-    parts["sites"] = tuple(SiteRecord(**site) for site in data["sites"])
-    parts["model"] = None if data["model"] is None else Origin(**data["model"])
-    parts["left_out"] = tuple(data["left_out"])
-    return Record(**data | parts)
+def record_from_dict(data: dict[str, Any], where: str = "the record") -> Record:
+    """Reads a record from the data of `Record.to_json`. Raises `InputError`, which names `where`."""
+    return typed(Record, data, where)
 
 
 def model_size(model: nn.Module) -> Size:

@@ -17,6 +17,7 @@ from mlpfusion.checkpoint.read import origin
 
 CUT = ("--width", 20, "--layers", "last:1")
 OWN = {"config.json", "model.safetensors", "README.md", "mlp_fusion_record.json", "mlp_fusion_files.json"}
+OWN |= {"report.html", "mlp_fusion_chart.svg"}
 BELONGS = [
     "additional_chat_templates/tool_use.jinja",
     "chat_template.jinja",

@@ -39,7 +39,10 @@ from mlpfusion.sites.sites import find_sites
 
 QUICK = (*SEVERAL, "mixtral", "deepseek_v3", "gpt_oss", "falcon", "gemma3")
 # The time, and what only a model that is in memory can be asked.
-_OF_THE_RUN = re.compile(rb'"(seconds|peak_bytes|expected_peak_bytes|divergence)": ([0-9.e+-]+|null)')
+_OF_THE_RUN = re.compile(
+    rb'"(seconds|peak_bytes|expected_peak_bytes|divergence)": ([0-9.e+-]+|null)'
+    rb"|<p>Its predictions moved by [0-9.]+ nats a token.</p>\n"
+)
 CALIBRATED = (
     "bart",
     "deepseek_v3",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from command import call, refused
 from detected import detected_config
+from html_page import assert_asks_for_nothing
 from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
@@ -36,6 +37,14 @@ def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
     assert len(record["rows"]) == 6
     assert (tmp_path / "out" / "small.md").read_text() == experiment_markdown(record)
     assert (tmp_path / "out" / "small.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "small.html").read_text()
+    assert_asks_for_nothing(page)
+    assert call("report", tmp_path / "out", "--out", tmp_path / "own.html").exit_code == 0
+    assert (tmp_path / "own.html").read_text() == page
+    (tmp_path / "out" / "small.html").unlink()
+    again = call("reproduce", recipe(), "--out", tmp_path / "out", "--no-report")  # no run is repeated
+    assert again.exit_code == 0
+    assert not (tmp_path / "out" / "small.html").exists()
     full, fused, matched = (row for row in record["rows"] if row["seed"] == 0)
     assert full["parameters"] > fused["parameters"] == matched["parameters"]
     assert matched["distill"]["loss_after"] < matched["distill"]["loss_before"]

@@ -26,6 +26,7 @@ _KNOWN = (
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack"),
     *("*.onnx", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.ot", "*.tflite", "*.mlmodel", "*.npz"),
     *("trainer_state.json", "*.py", "README*", "config.json", LISTING),
+    *("report.html", "mlp_fusion_chart.svg"),
 )
 _MAX_DEPTH = 32  # levels of a JSON file: real configs have below ten, and transformers walks them recursively
 _TEMPLATES = "additional_chat_templates"

@@ -1,7 +1,7 @@
 """From checkpoint to checkpoint: opened and checked without weights, compressed, written whole or not at all."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mlpfusion.checkpoint.read import check_fit, read_config
 from mlpfusion.checkpoint.save import save_compressed
 from mlpfusion.compression.checks import check_cut, check_experts
 from mlpfusion.compression.compress import compress
+from mlpfusion.compression.loading import loading_class
 from mlpfusion.compression.on_task import install_learned, learn
 from mlpfusion.compression.predictions import NUM_TEXTS, divergence, predictions, short_texts, warn_if_lost
 from mlpfusion.data.encode import EncodedTask
@@ -32,8 +33,8 @@ from mlpfusion.record import RECORD_FILE, Record
 from mlpfusion.sites.sites import find_sites
 from mlpfusion.storage.output import Occupant, staged_folder
 
-# (record, folder of the source, model) -> the text of the model card.
-Card = Callable[[Record, Path, PreTrainedModel], str]
+# (record, folder of the source) -> name -> text of the files that tell people of the result: the model card, ..
+About = Callable[[Record, Path], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -151,17 +152,17 @@ def write_checkpoint(
     record: Record,
     out: Path,
     replaced: Occupant | None,
-    card: Card,
+    about: About,
 ) -> Record:
-    """Writes model, tokenizer, record and model card into the new folder `out`, complete or not at all.
+    """Writes model, tokenizer, record and what is told of them into the new folder `out`, complete or not at all.
 
-    Returns the record as written, with the origin of the model and the sizes of the files. `card` makes the text of the
-    model card.
+    Returns the record as written, with the origin of the model and the sizes of the files.
     """
     with staged_folder(out, replaced) as folder:
         record = save_compressed(model, source.folder, read_config(source.folder), record, folder)
         record = replace(record, model=source.origin, no_stock_form=no_stock_form(source, model.config))
-        write_about(folder, source, model, record, card)
+        record = replace(record, load_as=loading_class(source.folder, model))
+        write_about(folder, source, record, about)
     return record
 
 
@@ -172,10 +173,10 @@ def no_stock_form(source: Checkpoint, config: PreTrainedConfig) -> str | None:
     return form_after_fold(source.empty(), key).reason
 
 
-def write_about(folder: Path, source: Checkpoint, model: PreTrainedModel, record: Record, card: Card) -> None:
-    """Writes record and model card beside the weights."""
-    (folder / "README.md").write_text(card(record, source.folder, model), encoding="utf-8")
-    (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+def write_about(folder: Path, source: Checkpoint, record: Record, about: About) -> None:
+    """Writes the record and the files of `about` beside the weights."""
+    for name, text in {**about(record, source.folder), RECORD_FILE: record.to_json()}.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def check_device(device: str) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from mlpfusion.checkpoint.open import open_checkpoint
 from mlpfusion.commands.models import compress
-from mlpfusion.commands.models.compress import CompressOptions, command_line
+from mlpfusion.commands.models.compress import CompressOptions, typed_command
 from mlpfusion.compression.preview import inspect_checkpoint
 from mlpfusion.demo.authors import LABEL, TEXT, author_rows, write_authors
 from mlpfusion.demo.model import demo_batch, demo_checkpoint, demo_sentences, embeddings, last_hidden_state
@@ -142,7 +142,7 @@ def _options(source: Path, out: Path, method: str, seed: int) -> CompressOptions
 
 
 def _compress(console: PlainConsole, name: str, options: CompressOptions, source: Path) -> Record:
-    console.print(f"$ {command_line(options, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"$ {typed_command(options, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
     with progress_bar("Compressing") as progress:
         record = compress.run(options, progress)
     assert record is not None  # as in the other processes of a launch

@@ -1,6 +1,7 @@
 """Options as parameters of a click command, and the values that were typed."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -54,10 +55,29 @@ def merged(in_file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, An
     return both
 
 
+def command_line(words: Sequence[str], values: Mapping[str, Any]) -> str:
+    """What one would type: `words`, then `values` by the flags of their names.
+
+    >>> command_line(["mlpfusion", "tune", "my model"], {"seeds": (0, 1), "new_head": True, "option": {"a": 1, "b": 2}})
+    "mlpfusion tune 'my model' --seeds 0,1 --new-head --option a=1 --option b=2"
+    """
+    typed = list(words)
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            typed.append(flag)
+        elif isinstance(value, dict):
+            typed += [part for key, one in value.items() for part in (flag, f"{key}={one}")]
+        else:
+            typed += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return shlex.join(typed)
+
+
 def _argument(leaf: Leaf, in_file: bool) -> click.Argument:
+    number = -1 if leaf.is_tuple else 1
     if leaf.about.required:  # click would put what may stand in a file between brackets
-        return click.Argument([leaf.name], required=not in_file, metavar=leaf.about.metavar)
-    return click.Argument([leaf.name], required=False, nargs=-1 if leaf.is_tuple else 1)
+        return click.Argument([leaf.name], required=not in_file, metavar=leaf.about.metavar, nargs=number)
+    return click.Argument([leaf.name], required=False, nargs=number)
 
 
 def _flag(leaf: Leaf, in_file: bool) -> click.Option:

@@ -11,4 +11,5 @@ class RunOptions:
 
     log_dir: str | None = option(None, "Logs for TensorBoard, if it is installed.", metavar="DIR", free=True)
     resume: bool = option(False, "Go on with the unfinished run beside OUT.", free=True)
+    no_report: bool = option(False, "Write no report.html beside the model.", free=True)
     overwrite: bool = option(False, "Replace OUT (only what a former run wrote), drop an unfinished run.", free=True)

@@ -7,10 +7,12 @@ from typing import Any
 
 from mlpfusion.data.labelled.metrics import METRICS
 from mlpfusion.data.tasks import find_task
-from mlpfusion.report.numbers import FULL, markdown_table, score_with_deviation
+from mlpfusion.report.cells import Table
+from mlpfusion.report.numbers import FULL, score_with_deviation, trailing_means
 
 Row = dict[str, Any]
 _PERCENT = "score, percent"
+_SMOOTHED = 5  # entries of the loss log averaged into one point of a curve: 50 batches
 
 
 @dataclass(frozen=True)
@@ -80,31 +82,42 @@ def columns(record: Row) -> list[ScoreColumn]:
     return [ScoreColumn(task, split, place, ratio) for task, split in splits for place in places for ratio in ratios]
 
 
-def score_table(record: Row) -> str:
-    """Markdown: methods x columns, headline metric, mean +- sample deviation."""
-    return _table(record, lambda label, column: score_with_deviation(column.scores(record, label)))
+def score_table(record: Row) -> Table:
+    """Methods x columns, headline metric, mean +- sample deviation."""
+    named = "" if all(column.unit == _PERCENT for column in columns(record)) else " where no other unit is named"
+    title = f"Scores, percent{named}: mean and sample standard deviation over the seeds"
+    return _table(record, title, lambda label, column: score_with_deviation(column.scores(record, label)))
 
 
-def share_table(record: Row) -> str:
-    """Markdown: scores over the full model's with the same seed, in percent."""
+def share_table(record: Row) -> Table:
+    """Scores over the full model's with the same seed, in percent."""
 
     def cell(label: str, column: ScoreColumn) -> str:
         return score_with_deviation(shares(record, label, column))
 
-    return _table(record, cell, without=FULL)
+    return _table(record, "Share of the full model's score with the same seed, percent", cell, without=FULL)
 
 
 def shares(record: Row, label: str, column: ScoreColumn) -> list[float]:
-    """Score over the full model's in percent, for every seed run by both."""
+    """Score over the full model's in percent, for every seed run by both; without seeds whose full model has 0."""
     full = {row["seed"]: score for row, score in _scored(record, FULL, column)}
-    return [100 * score / full[row["seed"]] for row, score in _scored(record, label, column) if row["seed"] in full]
+    return [100 * score / full[row["seed"]] for row, score in _scored(record, label, column) if full.get(row["seed"])]
 
 
-def cost_table(record: Row) -> str:
-    """Markdown: parameters, median seconds per step on the first task, chosen rate."""
-    lines = [["method", "parameters", "not zero", "seconds a step", "layer-wise loss, before -> after", "rate"]]
-    lines.append(["---"] * len(lines[0]))
-    first = columns(record)[0]
+def mean_losses(record: Row, label: str, column: ScoreColumn) -> list[tuple[int, float]]:
+    """Training losses by step: the mean over the seeds, smoothed; [] without a finished run."""
+    logs = [row["run"]["training_loss"] for row in column.rows(record, label)]
+    if not logs:
+        return []
+    steps = [step for step, _ in logs[0]]
+    means = [statistics.mean(log[number][1] for log in logs) for number in range(min(map(len, logs)))]
+    return list(zip(steps, trailing_means(means, _SMOOTHED), strict=False))
+
+
+def cost_table(record: Row) -> Table:
+    """Parameters, median seconds per step on the first task, chosen rate."""
+    header = ("method", "parameters", "not zero", "seconds a step", "layer-wise loss, before -> after", "rate")
+    lines, first = [], columns(record)[0]
     for label in labels(record):
         rows = first.rows(record, label)
         if not rows:
@@ -113,20 +126,20 @@ def cost_table(record: Row) -> str:
         stages = [row["distill"] for row in rows if "distill" in row]
         losses = [statistics.mean(stage[name] for stage in stages) for name in ("loss_before", "loss_after") if stages]
         lines.append(
-            [
+            (
                 label,
                 f"{rows[0]['parameters']:,}",
                 f"{rows[0]['nonzero_parameters']:,}",
                 f"{statistics.median(seconds):.2f}" if seconds else "-",
                 " -> ".join(f"{loss:.3g}" for loss in losses) or "-",
                 f"{rows[0]['learning_rate']:g}",
-            ]
+            )
         )
-    return markdown_table(lines)
+    return Table("Cost", header, tuple(lines))
 
 
-def experiment_markdown(record: Row) -> str:
-    """All tables under headings, after one paragraph on the settings."""
+def settings_words(record: Row) -> str:
+    """One sentence on what was run."""
     seeds, rates = (", ".join(f"{value:g}" for value in record[name]) for name in ("seeds", "learning_rate"))
     samples = "" if record["max_train_samples"] is None else f", {record['max_train_samples']:,} training examples"
     ratios = ", ".join(f"{100 * ratio:.4g} %" for ratio in record["keep_ratio"])
@@ -135,18 +148,30 @@ def experiment_markdown(record: Row) -> str:
         "validation": "chosen on the reported split (the paper's habit): optimistic",
         "last": "the last epoch",
     }[record["select_on"]]
-    settings = (
+    return (
         f"{record['model']}, layers {', '.join(record['layers'])} at {ratios}{samples}, {record['epochs']} epochs, "
         f"batches of {record['batch_size']}, learning rate {rates}, seeds {seeds}; epoch and rate {chosen}."
     )
-    parts = [f"# {record['title']}", record["description"], settings]
-    named = "" if all(column.unit == _PERCENT for column in columns(record)) else " where no other unit is named"
-    parts += [f"## Scores, percent{named}: mean and sample standard deviation over the seeds", score_table(record)]
-    if FULL in labels(record):
-        parts += ["## Share of the full model's score with the same seed, percent", share_table(record)]
-    parts += ["## Cost", cost_table(record)]
-    failed = [f"- {row['label']}, {row['task']}, seed {row['seed']}: {row['diverged']}" for row in _diverged(record)]
-    parts += ["## Diverged", "\n".join(failed)] if failed else []
+
+
+def tables(record: Row) -> list[Table]:
+    """All tables; shares where the full model was run."""
+    return [score_table(record), *([share_table(record)] if FULL in labels(record) else []), cost_table(record)]
+
+
+def diverged_runs(record: Row) -> list[str]:
+    """One line for each run that failed."""
+    rows = [row for row in record["rows"] if "diverged" in row]
+    return [f"{row['label']}, {row['task']}, seed {row['seed']}: {row['diverged']}" for row in rows]
+
+
+def experiment_markdown(record: Row) -> str:
+    """All tables under headings, after one paragraph on the settings."""
+    parts = [f"# {record['title']}", record["description"], settings_words(record)]
+    for table in tables(record):
+        parts += [f"## {table.caption}", table.markdown()]
+    failed = diverged_runs(record)
+    parts += ["## Diverged", "\n".join(f"- {line}" for line in failed)] if failed else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -154,12 +179,8 @@ def _scored(record: Row, label: str, column: ScoreColumn) -> list[tuple[Row, flo
     return list(zip(column.rows(record, label), column.scores(record, label), strict=True))
 
 
-def _table(record: Row, cell: Callable[[str, ScoreColumn], str], without: str = "") -> str:
+def _table(record: Row, title: str, cell: Callable[[str, ScoreColumn], str], without: str = "") -> Table:
     all_columns = columns(record)
-    lines = [["method", *(column.title() for column in all_columns)], ["---"] * (len(all_columns) + 1)]
-    lines += [[label, *(cell(label, column) for column in all_columns)] for label in labels(record) if label != without]
-    return markdown_table(lines)
-
-
-def _diverged(record: Row) -> list[Row]:
-    return [row for row in record["rows"] if "diverged" in row]
+    header = ("method", *(column.title() for column in all_columns))
+    rows = [(label, *(cell(label, column) for column in all_columns)) for label in labels(record) if label != without]
+    return Table(title, header, tuple(rows))

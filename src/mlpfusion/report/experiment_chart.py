@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.extras import CHARTS
-from mlpfusion.report.experiment import Row, ScoreColumn, columns, labels
-from mlpfusion.report.numbers import FULL, deviation, method_colors, trailing_means
-
-_SMOOTHED = 5  # entries of the loss log averaged into one point of a curve: 50 batches
+from mlpfusion.report.experiment import Row, ScoreColumn, columns, labels, mean_losses
+from mlpfusion.report.numbers import FULL, deviation, method_colors
 
 
 def write_experiment_chart(record: Row, path: Path) -> list[Path]:
@@ -88,13 +86,10 @@ def _losses(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
     names = {curve: _curve_name(*curve, alone=len(panel) == 1) for curve in curves}
     colors = method_colors(list(names.values()))
     for label, column in curves:
-        logs = [row["run"]["training_loss"] for row in column.rows(record, label)]
-        if not logs:
-            continue
-        steps = [step for step, _ in logs[0]]
-        means = [statistics.mean(log[number][1] for log in logs) for number in range(min(map(len, logs)))]
-        smooth, name = trailing_means(means, _SMOOTHED), names[label, column]
-        axes.plot(steps[: len(smooth)], smooth, color=colors[name], linewidth=1.6, label=name)
+        losses = mean_losses(record, label, column)
+        if losses:
+            name = names[label, column]
+            axes.plot(*zip(*losses, strict=True), color=colors[name], linewidth=1.6, label=name)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
 

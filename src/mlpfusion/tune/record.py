@@ -11,6 +11,7 @@ from mlpfusion.data.task_kind import SEQUENCE_CLASSIFIER, ModelNames
 from mlpfusion.dsee.record import DseeRecord
 from mlpfusion.generation.scores import Signatures
 from mlpfusion.record import Size
+from mlpfusion.storage.typed import typed
 
 TUNE_RECORD_FILE = "mlp_fusion_tune_record.json"
 DISTILL_RECORD_FILE = "mlp_fusion_distill_record.json"
@@ -146,33 +147,22 @@ class DistillRecord:
 
 def distill_run_from_dict(data: dict[str, Any]) -> DistillRun:
     """Reads a `DistillRun` from its JSON data."""
-    losses: Any = tuple((step, loss) for step, loss in data["training_loss"])
-    return DistillRun(**{**data, "training_loss": losses})
+    return typed(DistillRun, data, "the record of the stage")
 
 
-def distill_record_from_dict(data: dict[str, Any]) -> DistillRecord:
-    """Reads a `DistillRecord` from its JSON data."""
-    return DistillRecord(**data | {"size": Size(**data["size"]), "run": distill_run_from_dict(data["run"])})
+def distill_record_from_dict(data: dict[str, Any], where: str = "the record") -> DistillRecord:
+    """Reads a `DistillRecord` from its JSON data. Raises `InputError`, which names `where`."""
+    return typed(DistillRecord, data, where)
 
 
 def run_from_dict(data: dict[str, Any]) -> RunRecord:
     """Reads a `RunRecord` from its JSON data."""
-    epochs = tuple(EpochRecord(**epoch) for epoch in data["epochs"])
-    losses = tuple((step, loss) for step, loss in data["training_loss"])
-    generated = data.get("generated")
-    if generated is not None:
-        generated = GeneratedRecord(Signatures(**generated["signatures"]), generated["cut"])
-    dsee = None if data.get("dsee") is None else DseeRecord(**data["dsee"])
-    return RunRecord(**data | {"epochs": epochs, "training_loss": losses, "generated": generated, "dsee": dsee})
+    return typed(RunRecord, data, "the record of the run")
 
 
-def tune_record_from_dict(data: dict[str, Any]) -> TuneRecord:
-    """Reads a `TuneRecord` from its JSON data."""
-    runs = tuple(run_from_dict(run) for run in data["runs"])
-    layerwise = None if data["layerwise"] is None else distill_run_from_dict(data["layerwise"])
-    parts = {"size": Size(**data["size"]), "diverged": tuple(data["diverged"]), "layerwise": layerwise, "runs": runs}
-    parts |= {"names": ModelNames(**data["names"])} if "names" in data else {}
-    return TuneRecord(**data | parts)
+def tune_record_from_dict(data: dict[str, Any], where: str = "the record") -> TuneRecord:
+    """Reads a `TuneRecord` from its JSON data. Raises `InputError`, which names `where`."""
+    return typed(TuneRecord, data, where)
 
 
 def summarise(runs: Sequence[dict[str, Scores]]) -> dict[str, dict[str, tuple[float, float]]]:

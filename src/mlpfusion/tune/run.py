@@ -1,6 +1,6 @@
 """A checkpoint in, a tuned one out, over learning rates and seeds; resumed where it was stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,12 @@ from mlpfusion.tune.record import (
 )
 from mlpfusion.tune.trainer import DivergenceError, log_callbacks, training_arguments
 
+# (record, its source) -> name -> text of the files that tell people of the result: the model card, ..
+About = Callable[[TuneRecord, Checkpoint], Mapping[str, str]]
 
-def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], progress: Progress) -> TuneRecord:
-    """Tunes the checkpoint `options.model` into the new folder `options.out`; `card` makes the model card.
+
+def tune_checkpoint(options: TuneOptions, about: About, progress: Progress) -> TuneRecord:
+    """Tunes the checkpoint `options.model` into the new folder `options.out`; `about` makes the model card.
 
     The learning rate is chosen with the first seed, the other seeds run at that rate, and the model of the seed with
     the best selection score is saved (with `select_on="last"`, of the first seed). All that can be checked is checked
@@ -94,7 +97,7 @@ def tune_checkpoint(options: TuneOptions, card: Callable[[TuneRecord], str], pro
     ) as opened:
         if opened.done is not None:
             return tune_record_from_dict(opened.done)
-        return _carried_out(_Runner(options, source, source.folder, data, progress), pair, card, opened.replaced)
+        return _carried_out(_Runner(options, source, source.folder, data, progress), pair, about, opened.replaced)
 
 
 def _check_saved(saved: Any, source: Checkpoint, task: Task, empty: PreTrainedModel, seed: int) -> None:
@@ -112,7 +115,7 @@ def _check_saved(saved: Any, source: Checkpoint, task: Task, empty: PreTrainedMo
 def _carried_out(
     runner: "_Runner",
     pair: tuple[PreTrainedModel, PreTrainedModel] | None,
-    card: Callable[[TuneRecord], str],
+    about: About,
     replaced: Occupant | None,
 ) -> TuneRecord:
     out = user_path("out", runner.options.out)
@@ -121,7 +124,7 @@ def _carried_out(
         runner = replace(runner, start=layerwise[0])
     record, result = _run_all(runner, None if layerwise is None else layerwise[1])
     text = record.to_json()
-    finish_job(result, out, text, {"README.md": card(record), TUNE_RECORD_FILE: text}, replaced)
+    finish_job(result, out, text, {**about(record, runner.source), TUNE_RECORD_FILE: text}, replaced)
     return record
 
 

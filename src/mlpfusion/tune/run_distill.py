@@ -1,7 +1,7 @@
 """A compressed checkpoint in, one that learned from the original out; resumed where it stopped."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,11 +47,12 @@ from mlpfusion.tune.trainer import log_callbacks, training_arguments
 
 
 def distill_checkpoint(
-    options: DistillOptions, card: Callable[[DistillRecord], str], progress: Progress
+    options: DistillOptions, about: Callable[[DistillRecord, Checkpoint], Mapping[str, str]], progress: Progress
 ) -> DistillRecord:
     """Trains `options.compressed` on what `options.original` predicts, into the new folder `options.out`.
 
-    All that can be checked is checked before the first step; `out` appears complete or not at all. Raises `InputError`,
+    All that can be checked is checked before the first step; `about` makes the model card and what else tells people
+    of the result; `out` appears complete or not at all. Raises `InputError`,
     and a `DivergenceError` if the loss became NaN or Inf.
     """
     _check_options(options)
@@ -102,7 +103,7 @@ def distill_checkpoint(
             run=run,
         )
         text = record.to_json()
-        finish_job(result, out, text, {"README.md": card(record), DISTILL_RECORD_FILE: text}, opened.replaced)
+        finish_job(result, out, text, {**about(record, compressed), DISTILL_RECORD_FILE: text}, opened.replaced)
         return record
 
 

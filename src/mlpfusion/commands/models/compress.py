@@ -1,12 +1,14 @@
 """`mlpfusion compress`."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlpfusion.commands.command import Command
 from mlpfusion.errors import InputError, shown
 from mlpfusion.options.calibration import CalibrationOptions
 from mlpfusion.options.fields import argument, changed, option, part
+from mlpfusion.options.flags import command_line
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.options.task import TaskOptions
@@ -26,8 +28,8 @@ class CompressOptions:
     One size must be given: --keep-ratio, --width or --budget. All of it can stand in the file of --config.
 
     OUT appears complete or not at all. It holds all tensors of MODEL but for the MLPs that were cut, byte for byte, its
-    tokenizer, a record of the run and a model card. So do the methods that learn on a task: OUT is of MODEL's class,
-    without a head for the task.
+    tokenizer, a record of the run, a model card with a chart, and report.html. So do the methods that learn on a task:
+    OUT is of MODEL's class, without a head for the task.
     """
 
     model: str = argument("MODEL")
@@ -42,6 +44,7 @@ class CompressOptions:
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
     mlps: MLPOptions = part(MLPOptions)
     overwrite: bool = option(False, "Replace OUT, if a former run wrote all that it holds.")
+    no_report: bool = option(False, "Write no report.html beside the model.")
     stream: bool = option(False, "Hold one block at a time in memory, not the whole of MODEL.")
     resume: bool = option(False, "With --stream: go on with the unfinished run beside OUT.")
     texts: CalibrationOptions = part(CalibrationOptions)
@@ -51,20 +54,11 @@ class CompressOptions:
     max_train_samples: int | None = option(None, "Random part of train, the same that tune takes.")
 
 
-def command_line(options: CompressOptions, model: str) -> str:
+def typed_command(options: CompressOptions, model: str) -> str:
     """Returns what one would type, with `model` for the name of the checkpoint."""
     values = {"method": options.method} | changed(options)
-    flags = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {_written(value)}")
-        for name, value in values.items()
-        if name not in ("model", "out", "options")
-    ]
-    own = [f"--option {name}={value}" for name, value in options.options.items()]
-    return " ".join(["mlpfusion compress", model, options.out, *flags, *own])
-
-
-def _written(value: Any) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    told = {name: value for name, value in values.items() if name not in ("model", "out", "options")}
+    return command_line(["mlpfusion", "compress", model, options.out], told | {"option": options.options})
 
 
 def run(options: CompressOptions, progress: Progress) -> "Record | None":
@@ -84,7 +78,7 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     )
     from mlpfusion.compression.streaming.run import Unfinished, check_streamed, stream_checkpoint
     from mlpfusion.methods.table import ON_TASK
-    from mlpfusion.report.card import model_card
+    from mlpfusion.report.html.beside import about_compressed
     from mlpfusion.storage.output import check_output
     from mlpfusion.storage.unfinished import check_flags
 
@@ -105,17 +99,18 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
         options.selection.check_size_given()
         texts = _calibration_source(options, method)
     check_device(options.device)
+    about = partial(about_compressed, with_report=not options.no_report)
     source = open_checkpoint(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     check_source(source, method, options.selection)
     work = Work(method, options.selection, options.seed, options.device, progress, options.texts.sequential)
     if options.stream:
         unfinished = Unfinished(options.resume, options.overwrite, reads)
-        return stream_checkpoint(source, work, texts, out, unfinished, model_card)
+        return stream_checkpoint(source, work, texts, out, unfinished, about)
     if type(method) in ON_TASK:
         model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:
         model, record = compress_checkpoint(source, work, texts)
-    return write_checkpoint(source, model, record, out, replaced, model_card)
+    return write_checkpoint(source, model, record, out, replaced, about)
 
 
 def _method(options: CompressOptions) -> Any:

@@ -1,5 +1,6 @@
 """`mlpfusion distill`."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mlpfusion.commands.command import RESUME, Command
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 def run(options: DistillOptions, progress: Progress) -> "DistillRecord | None":
     """Returns the record; None in all processes of torchrun but the first."""
     check_training_installed()
-    from mlpfusion.report.card import distill_card
+    from mlpfusion.report.html.beside import about_distilled
     from mlpfusion.storage.processes import is_first
     from mlpfusion.tune.run_distill import distill_checkpoint
 
-    record = distill_checkpoint(options, distill_card, progress)
+    about = partial(about_distilled, with_report=not options.run.no_report)
+    record = distill_checkpoint(options, about, progress)
     return record if is_first() else None
 
 

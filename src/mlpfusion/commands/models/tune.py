@@ -1,5 +1,6 @@
 """`mlpfusion tune`."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mlpfusion.commands.command import RESUME, Command
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 def run(options: TuneOptions, progress: Progress) -> "TuneRecord | None":
     """Returns the record; None in all processes of torchrun but the first."""
     check_training_installed()
-    from mlpfusion.report.card import tune_card
+    from mlpfusion.report.html.beside import about_tuned
     from mlpfusion.storage.processes import is_first
     from mlpfusion.tune.run import tune_checkpoint
 
-    record = tune_checkpoint(options, tune_card, progress)
+    about = partial(about_tuned, with_report=not options.run.no_report)
+    record = tune_checkpoint(options, about, progress)
     return record if is_first() else None
 
 

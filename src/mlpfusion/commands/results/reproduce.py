@@ -25,7 +25,7 @@ class ReproduceOptions:
 
     EXPERIMENT is a name (without one, all are listed) or a YAML file. Every run leaves a file in DIR/runs: killed, and
     started again, it repeats no finished run. Started several times with the same DIR, one for each GPU say, the
-    processes share the runs. In the end DIR holds EXPERIMENT.json, .md and .png.
+    processes share the runs. In the end DIR holds EXPERIMENT.json, .md, .html and .png.
     """
 
     experiment: str | None = argument("EXPERIMENT", required=False)
@@ -36,6 +36,7 @@ class ReproduceOptions:
     methods: tuple[str, ...] = option((), "Methods, instead of the experiment's.", metavar="A[,B..]")
     seeds: tuple[int, ...] = option((), "Seeds, instead of the experiment's.", metavar="N[,N..]")
     new_head: bool = option(False, "Draw the head anew, also where the model has a trained one.")
+    no_report: bool = option(False, "Write no EXPERIMENT.html.")
     device: str | None = option(None, "auto, cpu or cuda, instead of the experiment's.")
 
 
@@ -54,7 +55,7 @@ def run(options: ReproduceOptions, progress: Progress) -> dict[str, Any] | None:
     record = run_experiment(experiment, progress)
     if not is_first():
         return None
-    write_report(experiment, record)
+    write_report(experiment, record, with_page=not options.no_report)
     return record
 
 
@@ -63,22 +64,26 @@ def _experiment(options: ReproduceOptions, name: str) -> "Experiment":
 
     changes = changed(options)
     del changes["experiment"]
+    changes.pop("no_report", None)
     return read_experiment(name, changes)
 
 
-def write_report(experiment: "Experiment", record: dict[str, Any]) -> None:
-    """Writes `NAME.json`, `.md` and, where matplotlib is installed, `.png` into the folder of the experiment.
+def write_report(experiment: "Experiment", record: dict[str, Any], *, with_page: bool) -> None:
+    """Writes `NAME.json`, `.md`, `.html` and, where matplotlib is installed, `.png` into the folder of the experiment.
 
     Several experiments with runs in common may have the same folder.
     """
     from mlpfusion.checks import user_path
     from mlpfusion.report.experiment import experiment_markdown
     from mlpfusion.report.experiment_chart import write_experiment_chart
+    from mlpfusion.report.html.page import report
     from mlpfusion.storage.atomic import write_file
 
     out, name = user_path("out", experiment.out), experiment.name
     write_file(out / f"{name}.json", json.dumps(record, indent=1) + "\n")
     write_file(out / f"{name}.md", experiment_markdown(record))
+    if with_page:
+        write_file(out / f"{name}.html", report([record]))
     with tempfile.TemporaryDirectory() as folder:
         for chart in write_experiment_chart(record, Path(folder) / f"{name}.png"):
             write_file(out / chart.name, chart.read_bytes())
@@ -93,7 +98,8 @@ def show(record: dict[str, Any], options: ReproduceOptions) -> None:
     assert options.experiment is not None
     experiment = _experiment(options, options.experiment)
     out, name = printable(experiment.out), printable(experiment.name)
-    click.echo(f"{out} holds {name}.json, .md, .png and a file a run in runs/.")
+    page = "" if options.no_report else " .html,"
+    click.echo(f"{out} holds {name}.json, .md,{page} .png and a file a run in runs/.")
     click.echo(chart_note(f"{name}.png"), nl=False)
 
 

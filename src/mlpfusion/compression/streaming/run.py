@@ -20,8 +20,9 @@ from mlpfusion.checkpoint.save import CutFiles, block_paths
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.checks import check_ids
 from mlpfusion.compression.calibration.passes import BlockPasses, block_passes, computed_by
-from mlpfusion.compression.checkpoint import Card, Work, no_stock_form, with_origin, write_about
+from mlpfusion.compression.checkpoint import About, Work, no_stock_form, with_origin, write_about
 from mlpfusion.compression.install import new_record, site_record
+from mlpfusion.compression.loading import loading_class
 from mlpfusion.compression.plan import Plan, make_plan
 from mlpfusion.compression.provenance import hash_site
 from mlpfusion.compression.run import MethodRun, check_finite_outcomes, run_method
@@ -85,7 +86,7 @@ def stream_checkpoint(
     texts: CalibrationSource | None,
     out: Path,
     unfinished: Unfinished,
-    card: Card,
+    about: About,
 ) -> Record | None:
     """Compresses `source` into the new folder `out` with one MLP, or the experts of one mixture, in memory at a time.
 
@@ -125,7 +126,7 @@ def stream_checkpoint(
             digest = stream.checked_hash()
             stream.compress_blocks()
             launch.wait_for_others(out, work.progress, total)
-            return stream.put_together(digest, out, opened.replaced, card)
+            return stream.put_together(digest, out, opened.replaced, about)
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class Stream:
         finished_block = FinishedBlock(entry, record, time.perf_counter() - started, seen)
         self.files.write(number, finished_block, named, computed)
 
-    def put_together(self, digest: str, out: Path, replaced: Occupant | None, card: Card) -> Record:
+    def put_together(self, digest: str, out: Path, replaced: Occupant | None, about: About) -> Record:
         """Writes `out`, complete or not at all, of the blocks of all processes."""
         finished = [self.files.read_whole(number) for number in range(len(self.blocks))]
         model, row, device = self.stored.model, self.source.row, torch.device(self.work.device)
@@ -291,13 +292,14 @@ class Stream:
             left_out=left_out(self.source.empty(), row),
             expected_peak_bytes=expected,
             no_stock_form=no_stock_form(self.source, model.config),
+            load_as=loading_class(self.source.folder, model),
         )
         if self.texts is not None:
             record = with_origin(record, self.texts, self.work.seed)
         new = {name: one for number in range(len(finished)) for name, one in self.files.tensors(number).items()}
         with staged_folder(out, replaced) as folder:
             record = replace(record, compressed=self.cut_files.write(folder, new, {KEY: key_to_dict(key)}, model))
-            write_about(folder, self.source, model, record, card)
+            write_about(folder, self.source, record, about)
             expect_record(out, record.to_json())
         remove_work(out)
         return record

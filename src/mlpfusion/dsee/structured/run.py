@@ -96,7 +96,7 @@ def slice_checkpoint(
 
 
 def _say_where_it_lies(folder: Path, whole: Path) -> None:
-    """Writes into the adapter beside the sliced model in `folder` on which weights it lies; `whole` is the uncut one."""
+    """Writes into the adapter in `folder` on which weights it lies: those beside it. `whole` is the uncut adapter."""
     from mlpfusion.dsee.adapter.form import task_form
     from mlpfusion.dsee.adapter.saved import AdapterBase, put_on, read_adapter, weights_sha256, write_base
 

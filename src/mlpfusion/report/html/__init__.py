@@ -1,0 +1,1 @@
+"""Records as one HTML file without scripts, and without anything from elsewhere."""

@@ -1,0 +1,65 @@
+"""Records as one HTML page."""
+
+from collections.abc import Sequence
+from importlib import resources
+from xml.etree.ElementTree import Element
+
+from mlpfusion.record import Record
+from mlpfusion.report.html.compression import compression_sections, compression_title
+from mlpfusion.report.html.element import element, html
+from mlpfusion.report.html.grids import grid_sections, grid_title
+from mlpfusion.report.html.records import AnyRecord
+from mlpfusion.report.html.tuning import (
+    distillation_sections,
+    distillation_title,
+    side_by_side,
+    tuning_sections,
+    tuning_title,
+)
+from mlpfusion.tune.record import DistillRecord, TuneRecord
+
+# How every report begins, by which one is known that may be replaced.
+HEAD = "<!doctype html>\n<!-- a report of mlpfusion -->\n"
+# The browser itself sees to it that nothing is loaded and no script is run.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def report(records: Sequence[AnyRecord]) -> str:
+    """The page of all records, the same bytes for the same records."""
+    parts = [_part(record) for record in records]
+    alone = len(parts) == 1
+    title = parts[0][0] if alone else f"{len(parts)} runs of mlpfusion"
+    body = [element("h1", title), *side_by_side([record for record in records if isinstance(record, TuneRecord)])]
+    for name, sections in parts:
+        body.append(element("section", *([] if alone else [element("h2", name)]), *sections))
+    return HEAD + html(_document(title, body))
+
+
+def _part(record: AnyRecord) -> tuple[str, list[Element]]:
+    """Title and content of the part on one record."""
+    if isinstance(record, Record):
+        return compression_title(record), compression_sections(record)
+    if isinstance(record, TuneRecord):
+        return tuning_title(record), tuning_sections(record)
+    if isinstance(record, DistillRecord):
+        return distillation_title(record), distillation_sections(record)
+    return grid_title(record), grid_sections(record)
+
+
+def style(name: str) -> str:
+    """The text of a style sheet of this folder."""
+    return resources.files("mlpfusion.report.html").joinpath(name).read_text(encoding="utf-8")
+
+
+def _document(title: str, body: Sequence[Element]) -> Element:
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="referrer", content="no-referrer"),
+        element("title", title),
+        element("style", style("chart.css") + style("page.css")),
+    )
+    footer = element("footer", "Made by mlpfusion from the records beside the models. Nothing here was measured anew.")
+    return element("html", head, element("body", element("main", *body, footer)), lang="en")

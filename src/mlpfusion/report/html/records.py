@@ -1,0 +1,270 @@
+"""Records from the disk, each checked before a word of it is used."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlpfusion.checks import user_path
+from mlpfusion.data.tasks import TASKS, find_task
+from mlpfusion.errors import InputError, one_line, shown
+from mlpfusion.kinds.table import KIND_NAMES
+from mlpfusion.record import RECORD_FILE, Record, SiteRecord, record_from_dict
+from mlpfusion.storage.typed import typed
+from mlpfusion.tune.record import (
+    DISTILL_RECORD_FILE,
+    TUNE_RECORD_FILE,
+    DistillRecord,
+    TuneRecord,
+    distill_record_from_dict,
+    tune_record_from_dict,
+)
+
+MAX_BYTES = 2**28  # far above any record: a grid of 100 runs has 1 MiB
+# Of a grid it is the JSON data, as the tables and charts of `reproduce` take it.
+AnyRecord = Record | TuneRecord | DistillRecord | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    samples: int
+    tokens: int
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class _Task:
+    name: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """The known part of the recipe of a compression."""
+
+    method: str
+    layers: str
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+    calibration: _Calibration | None = None
+    task: _Task | None = None
+
+
+@dataclass(frozen=True)
+class _TuneRecipe:
+    """The known part of the recipe of a fine-tuning."""
+
+    model: str
+    epochs: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class _DistillRecipe:
+    """The known part of the recipe of a distillation."""
+
+    original: str
+    compressed: str
+    learning_rate: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class _Share:
+    path: str
+    width: int
+    share: float
+    error: float
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """The known part of a budget."""
+
+    budget: str | float
+    unit: str
+    total: int
+    kept: int
+    measure: str
+    sites: tuple[_Share, ...]
+
+
+@dataclass(frozen=True)
+class _GridRun:
+    """The known part of the run of a row."""
+
+    scores: dict[str, dict[str, float]]
+    training_loss: tuple[tuple[int, float], ...]
+    seconds_per_step: float | None
+
+
+@dataclass(frozen=True)
+class _Losses:
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True)
+class _GridRow:
+    """The known part of a row: a finished run, or why it diverged."""
+
+    label: str
+    task: str
+    method: str | None
+    layers: str
+    keep_ratio: float
+    learning_rate: float
+    seed: int
+    chosen: bool
+    versions: dict[str, str]
+    run: _GridRun | None = None
+    diverged: str | None = None
+    distill: _Losses | None = None
+    parameters: int | None = None
+    nonzero_parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The known part of the record of a grid."""
+
+    name: str
+    title: str
+    description: str
+    model: str
+    tasks: tuple[str, ...]
+    layers: tuple[str, ...]
+    keep_ratio: tuple[float, ...]
+    seeds: tuple[int, ...]
+    learning_rate: tuple[float, ...]
+    epochs: int
+    batch_size: int
+    holdout: float
+    select_on: str
+    max_train_samples: int | None
+    rows: tuple[_GridRow, ...]
+
+
+def read_records(names: Sequence[str]) -> list[AnyRecord]:
+    """The records in the folders `names`, each once; a name may be a file too.
+
+    Raises `InputError` for a place without one, and for a record that is unknown, broken or of another version.
+    """
+    records: list[AnyRecord] = []
+    for name in names:
+        # a tuned model has the record of its compression too
+        records += [record for record in map(_read, _files(name)) if record not in records]
+    return records
+
+
+def _files(name: str) -> list[Path]:
+    place = user_path("folders", name)
+    files = [place] if place.is_file() else [place / file for file in _READERS if (place / file).is_file()]
+    if not files and (place / "runs").is_dir():
+        files = sorted(place.glob("*.json"))
+    if not files:
+        raise InputError(f"`folders` must hold a record ({', '.join(_READERS)}, or that of a grid), got {name}")
+    return files
+
+
+def _read(file: Path) -> AnyRecord:
+    data = _json(file)
+    if not isinstance(data, dict):
+        raise InputError(f"{file} must hold a record, got {shown(data)}")
+    if file.name not in _READERS and not {"rows", "tasks"} <= data.keys():
+        raise InputError(f"{file} must be a record of compress, tune, distill or reproduce, got {shown(list(data))}")
+    return _READERS.get(file.name, _grid)(data, str(file))
+
+
+def _compression(data: dict[str, Any], where: str) -> Record:
+    record = record_from_dict(data, where)
+    _check_some(record.sites, "sites", where)
+    for site in record.sites:
+        _check_site(site, where)
+    if min(record.original.parameters, record.original.bytes) < 1:
+        raise InputError(f"{where} must have sizes of at least 1 in `original`, got {record.original}")
+    _check_versions(record.versions, where)
+    typed(_Recipe, record.recipe, f"the recipe of {where}", in_part=True)
+    if record.budget is not None:
+        typed(_Budget, record.budget, f"the budget of {where}", in_part=True)
+    return record
+
+
+def _tuning(data: dict[str, Any], where: str) -> TuneRecord:
+    record = tune_record_from_dict(data, where)
+    _check_some(record.runs, "runs", where)
+    _check_versions(record.versions, where)
+    typed(_TuneRecipe, record.recipe, f"the recipe of {where}", in_part=True)
+    return record
+
+
+def _distillation(data: dict[str, Any], where: str) -> DistillRecord:
+    record = distill_record_from_dict(data, where)
+    _check_versions(record.versions, where)
+    typed(_DistillRecipe, record.recipe, f"the recipe of {where}", in_part=True)
+    return record
+
+
+def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The data itself, once its known part is checked."""
+    grid = typed(_Grid, data, where, in_part=True)
+    _check_some(grid.rows, "rows", where)
+    _check_some(grid.tasks, "tasks", where)
+    if grid.select_on not in ("holdout", "validation", "last"):
+        raise InputError(f"{where} must have holdout, validation or last for `select_on`, got {shown(grid.select_on)}")
+    if unknown := [task for task in grid.tasks if task not in TASKS]:
+        raise InputError(f"{where} must have tasks of this version, got {shown(unknown[0])}")
+    for row in grid.rows:
+        if row.task not in grid.tasks:
+            raise InputError(f"{where} must have one of its tasks in every row, got {shown(row.task)}")
+        _check_versions(row.versions, where)
+        if row.run is None:
+            if row.diverged is None:
+                raise InputError(f"{where} must have the entry `run` or `diverged` in every row, one has neither")
+            continue
+        if row.parameters is None or row.nonzero_parameters is None:
+            raise InputError(f"{where} must have the parameters of every run, one has none")
+        task = find_task(row.task)
+        for split in task.reported:
+            if not math.isfinite(row.run.scores.get(split, {}).get(task.headline, math.nan)):
+                raise InputError(f"{where} must have the {task.headline} of every run on {split}, one has none")
+    return data
+
+
+_READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
+    RECORD_FILE: _compression,
+    DISTILL_RECORD_FILE: _distillation,
+    TUNE_RECORD_FILE: _tuning,
+}
+
+
+def _check_site(site: SiteRecord, where: str) -> None:
+    """Raises `InputError` for a block of an unknown kind or size."""
+    if site.kind not in KIND_NAMES:
+        raise InputError(f"{where} must have kinds among {', '.join(KIND_NAMES)}, got {shown(site.kind)}")
+    if min(site.original_width, site.width, site.original_parameters, site.parameters) < 1:
+        raise InputError(f"{where} must have widths and parameters of at least 1, {shown(site.path)} has not")
+    needed = ("num_experts", "num_selected") if site.kind == "routed" else ()
+    if site.rank == {} or any(name not in site.metrics for name in needed):
+        raise InputError(f"{where} must have the size of every block, {shown(site.path)} has none")
+
+
+def _check_some(entries: Sequence[object], name: str, where: str) -> None:
+    if not entries:
+        raise InputError(f"{where} must have at least one entry in `{name}`, got none")
+
+
+def _check_versions(versions: Mapping[str, str], where: str) -> None:
+    if "mlpfusion" not in versions:
+        raise InputError(f"{where} must name the version of mlpfusion in `versions`, got {shown(versions)}")
+
+
+def _json(file: Path) -> Any:
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is longer than {MAX_BYTES:,} bytes")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} must be a readable record: {one_line(error)}") from error

@@ -1,0 +1,149 @@
+"""The part of the report on a grid: the numbers of a real record, and what is refused."""
+
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import call, refused
+from html_page import Page, assert_asks_for_nothing
+
+from mlpfusion.report.experiment import experiment_markdown
+from mlpfusion.report.html.page import report
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "results" / "minilm" / "minilm-table2.json"
+RECORD = json.loads(FILE.read_text(encoding="utf-8"))
+SCORES = "Scores, percent: mean and sample standard deviation over the seeds"
+
+
+def page_of(record: dict[str, Any]) -> Page:
+    source = report([record])
+    assert_asks_for_nothing(source)
+    return Page(source)
+
+
+def scores_of(record: dict[str, Any], label: str, task: str) -> list[float]:
+    rows = [row for row in record["rows"] if (row["label"], row["task"]) == (label, task)]
+    metric = {"sst2": "accuracy", "mrpc": "accuracy"}[task]
+    return [100 * row["run"]["scores"]["validation"][metric] for row in rows]
+
+
+def test_the_numbers_of_a_grid_are_those_of_its_record():
+    page, markdown = page_of(RECORD), experiment_markdown(RECORD)
+    for caption in (SCORES, "Share of the full model's score with the same seed, percent", "Cost"):
+        for row in page.tables[caption]:
+            assert f"| {' | '.join(row)} |" in markdown
+    header, *rows = page.tables[SCORES]
+    assert header == ["method", "sst2", "mrpc"]
+    assert [label for label, *_ in rows] == list(dict.fromkeys(row["label"] for row in RECORD["rows"]))
+    for label, *cells in rows:
+        for task, cell in zip(("sst2", "mrpc"), cells, strict=True):
+            scores = scores_of(RECORD, label, task)
+            assert cell == f"{statistics.mean(scores):.2f} +- {statistics.stdev(scores):.2f}"
+    first, second, *losses = page.charts()
+    assert "; fusion 84.06 +- 1.13; fusion + LoRA 80.73 +- 0.53; " in first
+    assert second.startswith("mrpc: full 78.10 +- 1.74; ")
+    assert [title.partition(":")[0] for title in losses] == ["Training loss, sst2", "Training loss, mrpc"]
+    assert "mlpfusion reproduce minilm-table2 --model model --out DIR" in page.words
+
+
+def test_dots_stand_in_the_order_of_their_scores():
+    page = page_of(RECORD)
+    dots = [float(str(tag["cx"]).removesuffix("%")) for _, tag in page.tags if str(tag.get("class")).startswith("dot")]
+    labels = list(dict.fromkeys(row["label"] for row in RECORD["rows"]))
+    means = [statistics.mean(scores_of(RECORD, label, "sst2")) for label in labels]
+    slope = (dots[1] - dots[0]) / (means[1] - means[0])
+    assert dots[: len(labels)] == pytest.approx([dots[0] + slope * (mean - means[0]) for mean in means], abs=0.1)
+    assert all(0 <= dot <= 100 for dot in dots)
+
+
+def test_every_chart_of_every_recorded_grid_is_drawn(tmp_path):
+    """Also scores of correlation, and several ratios."""
+    result = call("report", FILE.parent, "--out", tmp_path / "a.html")
+    assert result.exit_code == 0, result.output
+    assert "shows 3 records" in result.output
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert_asks_for_nothing(page.source)
+    for name in ("minilm-table2", "minilm-table5", "minilm-table6"):
+        for line in (FILE.parent / f"{name}.md").read_text(encoding="utf-8").splitlines():
+            if line.startswith("| ") and "---" not in line:
+                assert line[2:-2].split(" | ") in [row for rows in page.tables.values() for row in rows]
+
+
+def test_a_record_of_another_command_is_refused(tmp_path):
+    other = FILE.parents[1] / "minilm_comparison.json"
+    line = refused("report", other, "--out", tmp_path / "a.html")
+    assert f"{other} must be a record of compress, tune, distill or reproduce, got ['model', " in line
+
+
+def test_a_grid_whose_runs_diverged_says_so():
+    record = copy.deepcopy(RECORD)
+    failed = [row for row in record["rows"] if (row["label"], row["task"]) == ("full", "sst2")]
+    for row in failed:
+        del row["run"]
+        row["diverged"] = "the loss became NaN"
+    page = page_of(record)
+    assert page.words.count("Diverged: full, sst2, seed ") == 3
+    assert page.tables[SCORES][1] == ["full", "-", "78.10 +- 1.74"]
+    assert page_of(record | {"rows": failed}).tables[SCORES][1:] == [["full", "-", "-"]]
+
+
+def test_a_full_model_with_the_score_0_has_no_share():
+    """As Matthews' correlation is 0 for a model that answers the same to all."""
+    record = copy.deepcopy(RECORD)
+    for row in record["rows"]:
+        if (row["label"], row["task"], row["seed"]) == ("full", "sst2", 0):
+            row["run"]["scores"]["validation"]["accuracy"] = 0.0
+    rows = page_of(record).tables["Share of the full model's score with the same seed, percent"]
+    scores = [scores_of(record, label, "sst2")[1:] for label in ("svd", "full")]
+    shares = [100 * own / full for own, full in zip(*scores, strict=True)]
+    assert f"{statistics.mean(shares):.2f} +- {statistics.stdev(shares):.2f}" in dict(row[:2] for row in rows)["svd"]
+
+
+def test_hostile_names_of_a_grid_are_shown_as_text():
+    name = "</svg><script>alert(1)</script>\x1b[31m\n[x](y)"
+    record = copy.deepcopy(RECORD) | {"title": name, "description": name, "model": name, "name": name}
+    for row in record["rows"]:
+        row["label"] = name if row["label"] == "fusion" else row["label"]
+        row["versions"] = {"mlpfusion": name}
+    page = page_of(record)
+    assert "\x1b" not in page.source
+    assert [row[0] for row in page.tables[SCORES]].count(name.replace("\x1b", "\\x1b")) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.update(rows=[]), "must have at least one entry in `rows`, got none"),
+        (lambda record: record.pop("layers"), "must have the entry `layers`, which is missing"),
+        (lambda record: record.update(select_on="luck"), "holdout, validation or last for `select_on`, got 'luck'"),
+        (lambda record: record["rows"][4].update(task="sst3"), "one of its tasks in every row, got 'sst3'"),
+        (lambda record: record.update(tasks=["sst2", "sst3"]), "must have tasks of this version, got 'sst3'"),
+        (
+            lambda record: record["rows"][4]["run"].update(scores={"validation": {"accuracy": float("nan")}}),
+            "must have the accuracy of every run on validation, one has none",
+        ),
+        (lambda record: record["rows"][4].pop("run"), "must have the entry `run` or `diverged` in every row"),
+        (lambda record: record["rows"][4].pop("parameters"), "must have the parameters of every run, one has none"),
+        (
+            lambda record: record["rows"][4]["run"].update(scores={}),
+            "must have the accuracy of every run on validation",
+        ),
+        (
+            lambda record: record["rows"][4]["run"].update(training_loss=[[1]]),
+            "a list of 2 for `rows[4].run.training_loss[0]`",
+        ),
+    ],
+    ids=range(10),
+)
+def test_a_broken_record_of_a_grid_is_refused_by_its_name(change, message, tmp_path):
+    record = copy.deepcopy(RECORD)
+    change(record)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "small.json").write_text(json.dumps(record))
+    line = refused("report", tmp_path, "--out", tmp_path / "a.html")
+    assert message in line
+    assert f"{tmp_path}/small.json" in line
+    assert not (tmp_path / "a.html").exists()
