@@ -380,6 +380,7 @@ USED = {
     tuners_utils.BaseTuner._create_and_replace: (
         *("self", "peft_config", "adapter_name", "target", "target_name", "parent", "current_key", "parameter_name"),
     ),
+    tuners_utils.BaseTuner._check_merge_allowed: ("self",),
     tuners_utils.BaseTuner._replace_module: ("self", "parent", "child_name", "new_module", "child"),
     tuners_utils.BaseTunerLayer._move_adapter_to_device_of_base_layer: ("self", "adapter_name", "device"),
     tuners_utils.BaseTunerLayer._cast_input_dtype: ("self", "x", "dtype"),
