@@ -30,7 +30,9 @@ class SliceHeadsOptions:
 
     model: str = argument("MODEL")
     out: str = argument("OUT")
-    drop_heads: int = option(0, "Heads to remove in every layer; of shared keys, with their queries.", required=True)
+    drop_heads: int | None = option(
+        None, "Heads to remove in every layer; of shared keys, with their queries.", required=True
+    )
     scope: str = option("layer", "layer, or global: as many in all, the lowest of all layers; each keeps one.")
     adapter: str | None = option(None, "Adapter of DSEE that scores the heads, as TUNED/adapter.", metavar="FOLDER")
     revision: str | None = option(None, "Branch, tag or commit of a Hub id.")
@@ -46,6 +48,7 @@ def run(options: SliceHeadsOptions, _progress: Progress) -> "HeadsRecord":
     from mlpfusion.report.heads import heads_card
     from mlpfusion.storage.output import check_output
 
+    assert options.drop_heads is not None
     out, choice = user_path("out", options.out), HeadChoice(options.drop_heads, options.scope)
     replaced = check_output(out, overwrite=options.overwrite, reads=(options.model, options.adapter))
     source = open_checkpoint(options.model, options.revision, with_adapter=options.adapter is not None)
