@@ -45,7 +45,7 @@ def run(options: SliceHeadsOptions, _progress: Progress) -> "HeadsRecord":
     from mlpfusion.checks import user_path
     from mlpfusion.dsee.structured.choice import HeadChoice
     from mlpfusion.dsee.structured.run import SliceWork, check_sliceable, slice_checkpoint
-    from mlpfusion.report.heads import heads_card
+    from mlpfusion.report.dsee.heads import heads_card
     from mlpfusion.storage.output import check_output
 
     assert options.drop_heads is not None
@@ -92,7 +92,7 @@ def _adapter(source: "Checkpoint", folder: "Path") -> "StoredAdapter":
 
 def show(record: "HeadsRecord", options: SliceHeadsOptions) -> None:
     """Prints the heads that are left, layer by layer, and what that saves."""
-    from mlpfusion.report.heads import print_heads
+    from mlpfusion.report.dsee.heads import print_heads
 
     print_heads(record, options.out)
 

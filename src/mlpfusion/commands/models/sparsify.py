@@ -41,7 +41,7 @@ def run(options: SparsifyOptions, _progress: Progress) -> "SparsityRecord":
     ADAPTER.check()
     from mlpfusion.dsee.adapter.saved import read_adapter
     from mlpfusion.dsee.sparsify import check_sparsify, sparsify_checkpoint
-    from mlpfusion.report.sparsity import sparsity_card
+    from mlpfusion.report.dsee.sparsity import sparsity_card
 
     assert options.adapter is not None
     out = user_path("out", options.out)
@@ -54,7 +54,7 @@ def run(options: SparsifyOptions, _progress: Progress) -> "SparsityRecord":
 
 def show(record: "SparsityRecord", options: SparsifyOptions) -> None:
     """Prints how many zeros there are, and what comes next."""
-    from mlpfusion.report.sparsity import print_sparsity
+    from mlpfusion.report.dsee.sparsity import print_sparsity
 
     print_sparsity(record, options.out)
 

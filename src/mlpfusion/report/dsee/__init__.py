@@ -1,0 +1,1 @@
+"""Cards and printed words of what the second stage of DSEE made."""
