@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from mlpfusion.data.labelled.glue import LabelledTask
 
@@ -24,11 +23,20 @@ def _correlation(function: Callable) -> Metric:
     return metric
 
 
+def _classified(name: str) -> Metric:
+    def metric(labels: NDArray, predictions: NDArray) -> float:
+        from sklearn import metrics  # an installation without training names the metrics too
+
+        return float(getattr(metrics, name)(labels, predictions))
+
+    return metric
+
+
 # Arguments: labels, predictions. The correlation with a constant is undefined: 0, as scikit-learn's Matthews has it.
 METRICS: dict[str, Metric] = {
-    "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
-    "f1": lambda labels, predictions: float(f1_score(labels, predictions)),
-    "matthews": lambda labels, predictions: float(matthews_corrcoef(labels, predictions)),
+    "accuracy": _classified("accuracy_score"),
+    "f1": _classified("f1_score"),
+    "matthews": _classified("matthews_corrcoef"),
     "pearson": _correlation(pearsonr),
     "spearman": _correlation(spearmanr),
 }
