@@ -54,7 +54,9 @@ def test_a_model_that_adds_a_bias_to_the_scores_counts_the_same():
 def test_query_heads_count_where_they_share_keys():
     model = pico_model("llama")  # 4 heads of 8, 2 of keys
     layer = 2 * T * (2 * HIDDEN**2 + 2 * HIDDEN * 16 + 2 * T * HIDDEN + 3 * HIDDEN * WIDTH)
-    assert forward_flops(model, T).dense == LAYERS * layer
+    counted = forward_flops(model, T).dense
+    # an older transformers makes the angles of positions by a product of 4 frequencies and T places
+    assert counted in (LAYERS * layer, LAYERS * layer + 2 * 4 * T)
 
 
 def test_an_adapter_counts_until_it_is_merged():
