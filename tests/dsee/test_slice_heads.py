@@ -178,7 +178,6 @@ def test_people_read_what_was_done(model, tuned, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "--drop-heads"),
         (("--drop-heads", 0), "`--drop-heads` must be between 1 and 3, an attention has 4 heads and keeps one, got 0"),
         (("--drop-heads", 4), "`--drop-heads` must be between 1 and 3, an attention has 4 heads and keeps one, got 4"),
         (("--drop-heads", 1, "--scope", "all"), "`--scope` must be layer or global, got 'all'"),
