@@ -242,7 +242,7 @@ def test_a_compressed_checkpoint_is_refused_as_source(checkpoint, tmp_path):
 
 def test_a_missing_model_is_refused(tmp_path):
     message = refused("compress", tmp_path / "no such folder", tmp_path / "out", "--width", 9)
-    assert "MODEL must be a folder or a Hub id" in message
+    assert "MODEL must be a folder, a GGUF file or a Hub id" in message
     assert "MODEL must be given" in refused("compress", "--width", 9)
 
 

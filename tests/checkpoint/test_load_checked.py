@@ -325,7 +325,7 @@ def test_a_config_out_of_proportion_to_its_weights_is_refused_before_they_are_re
 def test_a_name_that_is_no_model_is_refused_with_the_cure(name, cure, checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
     line = refused("inspect", checkpoint / "config.json" if name == "FILE" else name)
-    assert "must be a folder or a Hub id" in line
+    assert "must be a folder, a GGUF file or a Hub id" in line
     assert cure in line
 
 

@@ -58,7 +58,7 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
         validate_repo_id(model)
     except HFValidationError as error:
         raise InputError(
-            f"`model` must be a folder or a Hub id, got {shown(model)}, which is neither{_cure(model)}"
+            f"`model` must be a folder, a GGUF file or a Hub id, got {shown(model)}, which is neither{_cure(model)}"
         ) from error
     patterns = [*FETCHED, "adapter_config.json", *(["*.safetensors", INDEX] if weights else [])]
     try:

@@ -30,6 +30,7 @@ from mlpfusion.measure.speed import forward_seconds
 from mlpfusion.options.calibration import CalibrationOptions
 from mlpfusion.options.selection import Selection
 from mlpfusion.record import Record
+from mlpfusion.report.html.beside import REPORT_FILE
 from mlpfusion.report.inspection import print_inspection
 from mlpfusion.report.numbers import FULL
 from mlpfusion.report.terminal.console import PlainConsole, bold, progress_bar
@@ -93,6 +94,8 @@ def run_demo(out: Path, seed: int) -> None:
     console.print(layer_table(records, {name: cut.errors for name, cut in cuts.items()}))
     similarities = ", ".join(f"{name} {cut.similarity:.3f}" for name, cut in cuts.items())
     console.print(LAYER_LEGEND.format(similarities=similarities), highlight=False, soft_wrap=True)
+    page = Text.assemble("What was cut, on a page: open ", bold(str(cuts["NTKMatch"].folder / REPORT_FILE)), ".")
+    console.print(page, soft_wrap=True)
     _heading(console, "7. Fine-tune all three: the same head, the same sentences in the same order")
     results = _train(server, {FULL: source} | {name: cut.folder for name, cut in cuts.items()}, out, seed)
     console.print(result_table(results))
