@@ -79,7 +79,8 @@ def test_the_update_is_nothing_at_the_start(name, dtype):
         assert torch.equal(layer(inputs), layer.base_layer(inputs))
         assert layer(inputs).dtype == dtype
         assert not layer.get_delta_weight("default").any()
-        assert layer.update_of("default").A.std().item() == pytest.approx(0.02, rel=0.2)
+        # of 128 numbers, so within 8 of its standard errors; that of `nn.Linear` would be 0.1
+        assert layer.update_of("default").A.std().item() == pytest.approx(0.02, rel=0.5)
     assert torch.equal(logits(model), logits(classifier(name, dtype)))
 
 
