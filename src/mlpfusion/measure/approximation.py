@@ -1,6 +1,6 @@
 """Output and kernel errors of compressed blocks (paper, Table 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from mlpfusion.kernel import (
     SCALARS,
     Block,
     BlockKernels,
+    BlockTrace,
     KernelComparison,
     KernelError,
     RandomHead,
     adam_and_plain_kernel,
+    adam_kernel,
     compare_kernels,
 )
 from mlpfusion.kinds.key import model_key
@@ -154,14 +156,17 @@ def references(
         traces = probe.traces(model, sites, batches)
     blocks = by_block(sites)
     kernels = {path: _kernels(model, members, traces) for path, members in blocks.items()}
-    blocks_before = {path: BlockReference(*kernels[path], outputs) for path, outputs in recorder.outputs().items()}
+    blocks_before = {
+        path: BlockReference(kernels[path][0], kernels[path][1], outputs)
+        for path, outputs in recorder.outputs().items()
+    }
     if authors_batch is None:
         return blocks_before
     hidden = padded_outputs(model, sites, authors_batch)
     adam = {path: both[0] for path, both in kernels.items()}
     if probe.scalar != SCALAR:
         traces = Probe(SCALAR, probe.seed).traces(model, sites, batches)
-        adam = {path: _kernels(model, members, traces)[0] for path, members in blocks.items()}
+        adam = {path: _kernels(model, members, traces, _adam_alone)[0] for path, members in blocks.items()}
     return {
         path: replace(block, authors=AuthorsReference(adam[path], hidden[path]))
         for path, block in blocks_before.items()
@@ -224,24 +229,32 @@ def trained_block(model: PreTrainedModel, site: Site) -> Block:
     return read_mlp(model, site) if entry is None else kind_of(entry).trained_block(model, site)
 
 
+def _adam_alone(block: Block, trace: BlockTrace) -> tuple[BlockKernels]:
+    return (adam_kernel(block, trace),)
+
+
 def _kernels(
-    model: PreTrainedModel, members: Sequence[Site], traces: RecordedTraces
-) -> tuple[BlockKernels, BlockKernels]:
-    """The Adam and the plain kernel of one MLP, or of all experts of a mixture, by matrix.
+    model: PreTrainedModel,
+    members: Sequence[Site],
+    traces: RecordedTraces,
+    kernels_of: Callable[[Block, BlockTrace], tuple[BlockKernels, ...]] = adam_and_plain_kernel,
+) -> list[BlockKernels]:
+    """The Adam and the plain kernel, or what else `kernels_of` gives, of one MLP or of all experts of a mixture.
 
     The parameters of a mixture are those of its experts, so its kernel is the sum of theirs. An expert has no gradient
     of a sample none of whose tokens reaches it.
     """
     number = traces.num_samples(members[0])
-    sums: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    sums: list[dict[str, Tensor]] = []
     for site in members:
         trace = traces.at(site)
         if trace is None:
             continue
         samples = traces.samples_at(site).cpu()
-        both = adam_and_plain_kernel(trained_block(model, site), trace.to(model.device))
-        for found, kernels in zip(sums, both, strict=True):
+        own = kernels_of(trained_block(model, site), trace.to(model.device))
+        sums = sums or [{} for _ in own]
+        for found, kernels in zip(sums, own, strict=True):
             for name, kernel in kernels.blocks.items():
                 whole = found.setdefault(name, kernel.new_zeros(number, number))
                 whole[samples[:, None], samples] += kernel
-    return BlockKernels(sums[0]), BlockKernels(sums[1])
+    return [BlockKernels(found) for found in sums]

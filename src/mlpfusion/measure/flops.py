@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.dsee.update import Update
 from mlpfusion.errors import InputError, shown
+from mlpfusion.sites.recording import hooks
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,15 @@ class _Seen:
 @contextmanager
 def _counted(model: nn.Module) -> Iterator[_Seen]:
     """Inside, a forward pass adds to what was seen."""
-    seen, handles = _Seen(), []
-    for module in model.modules():
-        if isinstance(module, Update):
-            handles.append(module.register_forward_pre_hook(_counter_of_entries(seen, module.S.numel())))
-        elif isinstance(module, nn.Linear | Conv1D) and not module.weight.is_meta:
-            zeros = module.weight.numel() - int(module.weight.count_nonzero())
-            handles.append(module.register_forward_pre_hook(_counter_of_zeros(seen, zeros)))
-    try:
+    seen = _Seen()
+    with hooks() as handles:
+        for module in model.modules():
+            if isinstance(module, Update):
+                handles.append(module.register_forward_pre_hook(_counter_of_entries(seen, module.S.numel())))
+            elif isinstance(module, nn.Linear | Conv1D) and not module.weight.is_meta:
+                zeros = module.weight.numel() - int(module.weight.count_nonzero())
+                handles.append(module.register_forward_pre_hook(_counter_of_zeros(seen, zeros)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _counter_of_entries(seen: _Seen, count: int) -> Any:

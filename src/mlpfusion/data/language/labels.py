@@ -17,7 +17,16 @@ def aligned(logits: Tensor, labels: Tensor, *, shifted: bool) -> tuple[Tensor, T
     With `shifted` the logits of a token predict the next one, as those of a causal model do. The logits of an
     encoder-decoder stand beside their own labels.
     """
-    return (logits[:, :-1], labels[:, 1:]) if shifted else (logits, labels)
+    return (logits[:, :-1] if shifted else logits), predicted_labels(labels, shifted=shifted)
+
+
+def predicted_labels(labels: Tensor, *, shifted: bool) -> Tensor:
+    """Labels that some logits stand for: with `shifted` all but the first of every sample, else all.
+
+    >>> predicted_labels(torch.tensor([[7, 8, 9]]), shifted=True).tolist()
+    [[8, 9]]
+    """
+    return labels[:, 1:] if shifted else labels
 
 
 def num_predicted(labels: Tensor, *, shifted: bool) -> int:
@@ -28,7 +37,7 @@ def num_predicted(labels: Tensor, *, shifted: bool) -> int:
     """
     if labels.ndim == 1:
         return len(labels)
-    return int(((labels[:, 1:] if shifted else labels) != NOT_PREDICTED).sum())
+    return int((predicted_labels(labels, shifted=shifted) != NOT_PREDICTED).sum())
 
 
 def text_ids(labels: Tensor) -> tuple[Tensor, Tensor]:

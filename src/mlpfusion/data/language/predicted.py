@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.data.language.labels import NOT_PREDICTED, is_shifted
 from mlpfusion.errors import InputError
+from mlpfusion.sites.recording import hooks
 
 
 @contextmanager
@@ -39,8 +40,6 @@ def head_at_predicted(model: PreTrainedModel, batch: Mapping[str, Any]) -> Itera
     head = model.get_output_embeddings()
     if head is None:
         raise InputError(f"`model` must name its head in get_output_embeddings, this {type(model).__name__} does not")
-    handle = head.register_forward_pre_hook(rows)
-    try:
+    with hooks() as handles:
+        handles.append(head.register_forward_pre_hook(rows))
         yield {**batch, "labels": packed}
-    finally:
-        handle.remove()

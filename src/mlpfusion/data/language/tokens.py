@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig
 
-from mlpfusion.data.language.labels import NOT_PREDICTED, aligned
+from mlpfusion.data.language.labels import NOT_PREDICTED, aligned, predicted_labels
 from mlpfusion.data.task import Task
 from mlpfusion.data.task_kind import ModelNames, TaskKind
 
@@ -42,7 +42,7 @@ class TokenKind(TaskKind):
         With `shifted` the logits are those of `head_at_predicted`.
         """
         logits = logits[0] if isinstance(logits, tuple) else logits
-        targets = labels[:, 1:] if shifted else labels
+        targets = predicted_labels(labels, shifted=shifted)
         there = targets != NOT_PREDICTED
         count = int(there.sum())
         losses = torch.zeros(targets.shape, dtype=torch.float64, device=labels.device)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.checkpoint.files import ADAPTER_BASE, read_json
+from mlpfusion.checkpoint.files import ADAPTER, ADAPTER_BASE, read_json
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.weights import StoredTensor, stored_tensors
 from mlpfusion.checks import user_path
@@ -73,7 +73,7 @@ def read_adapter(name: str) -> SavedAdapter:
     folder = user_path("adapter", name)
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            inner = folder / "adapter"
+            inner = folder / ADAPTER
             cure = f"; give {inner}" if (inner / CONFIG).is_file() else ""
             raise InputError(f"`adapter` must be a folder with {CONFIG} and {WEIGHTS}, got {name}{cure}")
     data = read_json(folder / CONFIG)
