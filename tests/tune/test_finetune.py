@@ -1,7 +1,9 @@
 """One run: what follows the seed, what training leaves alone, what it refuses."""
 
+import math
 import random
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,6 +132,20 @@ def test_the_task_is_learned_and_the_best_epoch_kept(task):
 
 
 @pytest.mark.slow
+def test_evaluation_batches_hold_texts_of_similar_length(task):
+    lengths: list[list[int]] = []
+
+    def collate(items: list[dict[str, Any]]) -> Any:
+        lengths.append([len(item["input_ids"]) for item in items])
+        return task.collate(items)
+
+    finetune(fused(), replace(task, collate=collate), with_fields(FAST, epochs=1, select_on="last"))
+    reported = task.evaluation["validation"].lengths
+    assert len(set(reported)) > 1
+    evaluated = lengths[-math.ceil(len(reported) / (2 * FAST.batch_size)) :]
+    assert [length for batch in evaluated for length in batch] == sorted(reported)
+
+
 def test_the_held_out_part_and_the_reported_split_do_not_train(task):
     """Other labels in the reported split change nothing but the report."""
     flipped = [item | {"labels": 1 - item["labels"]} for item in task.evaluation["validation"].items]

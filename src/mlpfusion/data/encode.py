@@ -37,6 +37,14 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         """Picks the examples at `indices`, in their order."""
         return EncodedExamples([self.items[index] for index in indices])
 
+    def by_length(self) -> "EncodedExamples":
+        """The same examples, the shortest first: batches of neighbours have little padding.
+
+        >>> EncodedExamples([{"input_ids": [5, 6]}, {"input_ids": [7]}]).by_length().lengths
+        [1, 2]
+        """
+        return self.subset(sorted(range(len(self)), key=self.lengths.__getitem__))
+
     def sha256(self) -> str:
         """Hash of all model inputs and labels, in order."""
         digest = hashlib.sha256()

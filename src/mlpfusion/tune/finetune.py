@@ -82,7 +82,7 @@ def finetune(
             model=trained,
             args=arguments,
             train_dataset=train,
-            eval_dataset=selection,
+            eval_dataset=None if selection is None else selection.by_length(),
             data_collator=data.collate,
             compute_metrics=lambda output: kind.score(data.task, output.predictions, output.label_ids),
             preprocess_logits_for_metrics=partial(kind.kept, shifted=is_shifted(model.config)),
@@ -192,7 +192,7 @@ def _all_scores(trainer: StageTrainer, data: EncodedTask) -> dict[str, dict[str,
 
 
 def _scores(trainer: StageTrainer, data: EncodedTask, examples: EncodedExamples) -> dict[str, float]:
-    output = trainer.predict(cast(Any, examples))
+    output = trainer.predict(cast(Any, examples.by_length()))
     kept, labels = cast(Any, output.predictions), cast(Any, output.label_ids)
     return kind_of_task(data.task).score(data.task, kept, labels)
 

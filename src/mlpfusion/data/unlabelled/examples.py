@@ -16,8 +16,7 @@ def unlabelled_batches(examples: EncodedExamples, collate: Collate) -> list[Batc
 
 def labelled_batches(examples: EncodedExamples, collate: Collate, batch_size: int) -> list[Batch]:
     """Batches of examples with what labels they have, sorted by length."""
-    order = sorted(range(len(examples)), key=lambda index: examples.lengths[index])
-    rows = [examples[index] for index in order]
+    rows = examples.by_length().items
     return [dict(collate(rows[start : start + batch_size])) for start in range(0, len(rows), batch_size)]
 
 
