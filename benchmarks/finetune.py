@@ -120,7 +120,7 @@ def by_trainer(run: Run, model: Any, data: Any, config: Any) -> tuple[int, float
     from mlpfusion.data.tasks import kind_of_task
 
     tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
-    padding = {"padding": "max_length", "max_length": MAX_LENGTH} if run.loop == PADDED else {"padding": True}
+    padding = "max_length" if run.loop == PADDED else "longest"
     with TemporaryDirectory() as states:
         trainer = Trainer(
             model=model,
@@ -140,7 +140,7 @@ def by_trainer(run: Run, model: Any, data: Any, config: Any) -> tuple[int, float
                 report_to="none",
             ),
             train_dataset=data.train,
-            data_collator=DataCollatorWithPadding(tokenizer, **padding),
+            data_collator=DataCollatorWithPadding(tokenizer, padding, MAX_LENGTH),
         )
         started = time.time()
         steps = trainer.train().global_step

@@ -4,10 +4,11 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from page import markdown
-
 from mlpfusion.report.numbers import method_colors
+from parts.page import markdown, read_result
 
+# Record of a small mixture -> what it is called.
+MIXTURES = {"small_moe": "Mixtral, 8 experts of 176", "small_qwen3_moe": "Qwen3-MoE, 16 experts of 64"}
 TITLES = {
     "ntk-match refit=False refine_epochs=0 match=none": "ntk-match, choice alone",
     "ntk-match refine_epochs=0 match=none": "ntk-match, refit alone",
@@ -133,3 +134,8 @@ def _scores(runs: list[dict[str, Any]], task: str, metric: str) -> str:
     """The median of the runs on a task, with the lowest and the highest."""
     found = [round(100 * row["scores"][metric], 1) + 0.0 for row in runs if row["task"] == task]  # -0.0 becomes 0.0
     return f"{median(found):.1f} ({min(found):.1f} to {max(found):.1f})" if found else "-"
+
+
+def small_mixtures() -> dict[str, dict[str, Any]]:
+    """The perplexity of all small mixtures, by what they are called."""
+    return {title: read_result(name) for name, title in MIXTURES.items()}

@@ -5,9 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from page import markdown
-
 from mlpfusion.report.numbers import FULL, method_colors
+from parts.page import markdown
 
 TUNINGS = {"full": "all weights", "lora": "LoRA"}
 SOLID = (FULL, "fusion", "ntk-match")

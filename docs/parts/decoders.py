@@ -4,9 +4,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from page import markdown
-
 from mlpfusion.report.numbers import method_colors
+from parts.page import markdown
 
 TOKENS, STEPS = 32_768, 512  # of a calibration of 256 windows; of its refinement
 GPU_OPERATIONS = 67e12  # a second in fp32 without tensor cores: data sheet of NVIDIA's H200 SXM

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from page import markdown
+from parts.page import markdown
 
 
 def exports_table(record: Mapping[str, Any]) -> str:

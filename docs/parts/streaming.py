@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from page import markdown
+from parts.page import markdown
 
 GIB = 2**30
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from page import markdown
+from parts.page import markdown
 
 _REASON = 160  # characters of a reason in a table
 Row = dict[str, Any]

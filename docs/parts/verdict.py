@@ -1,6 +1,7 @@
 """What the records of the fine-tuning runs say of what is claimed: the share of the score, and the paper's order."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from scipy.stats import kendalltau
@@ -70,12 +71,16 @@ def paper_order(record: dict[str, Any]) -> str:
     if len(shared) < 4:
         return f"Of the methods of the paper's Table 2 {len(shared)} have run so far: too few to compare the order."
     theirs, ours = [PAPER_SST2[name] for name in shared], [means[name] for name in shared]
-    tau = kendalltau(theirs, ours)
-    word = "neither confirmed nor refuted"
+    return order_of("Table 2", "SST-2 column", theirs, ours)
+
+
+def order_of(table: str, column: str, theirs: Sequence[float], ours: Sequence[float]) -> str:
+    """Whether the methods' order is that of a table of the paper, by Kendall's test at 5 %, in a sentence."""
+    tau, word = kendalltau(theirs, ours), "neither confirmed nor refuted"
     if tau.pvalue < 0.05:
         word = "confirmed" if tau.statistic > 0 else "refuted"
     return (
-        f"The order of the paper's Table 2 is {word}: Kendall's tau between its SST-2 column and ours, "
-        f"over the {len(shared)} methods in both, is {tau.statistic:.2f} (p = {tau.pvalue:.2f}; "
+        f"The order of the paper's {table} is {word}: Kendall's tau between its {column} and ours, "
+        f"over the {len(ours)} methods in both, is {tau.statistic:.2f} (p = {tau.pvalue:.2f}; "
         "1 is the same order, 0 none in common)."
     )

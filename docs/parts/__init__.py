@@ -1,0 +1,1 @@
+"""What stands in the generated parts of the documents, a file for each subject."""
