@@ -85,6 +85,17 @@ def test_the_loss_is_that_of_the_text_alone(name, auto_class):
     assert loss > 0
 
 
+def test_a_causal_head_computes_the_matched_tokens_alone():
+    teacher, student = pair("gpt2", AutoModelForCausalLM)
+    batch, seen = COLLATE(examples(teacher.config).items), []
+    for model in (teacher, student):
+        model.lm_head.register_forward_hook(lambda _head, _inputs, logits: seen.append(logits.shape[:-1].numel()))
+    make_loss(Teacher(teacher), student, LOGITS)(student, batch)
+    predicted = int((batch["labels"] != NOT_PREDICTED).sum())
+    assert 2 * predicted < batch["labels"].numel()
+    assert seen == [predicted + 1] * 2  # and one row that stands for no token
+
+
 @BOTH_KINDS
 def test_the_loss_before_is_the_mean_over_the_tokens_held_out(name, auto_class):
     teacher, student = (model.float() for model in pair(name, auto_class))

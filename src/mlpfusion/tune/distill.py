@@ -15,6 +15,7 @@ from mlpfusion.compression.provenance import check_source
 from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
 from mlpfusion.data.labelled.heads import teacher_order
 from mlpfusion.data.language.labels import NOT_PREDICTED, is_shifted
+from mlpfusion.data.language.predicted import head_at_predicted
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.training import Finetune
@@ -146,10 +147,12 @@ def make_loss(teacher: Teacher | CachedTeacher, student: PreTrainedModel, config
         return layerwise_loss(layer_states(model, student_config, batch)[1], teacher.states(batch))
 
     def logits_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        outputs, states = layer_states(model, student_config, batch)
-        target, target_states = cast(Teacher, teacher).outputs(batch)
+        whole_teacher = cast(Teacher, teacher)
+        with head_at_predicted(student, batch) as inputs, head_at_predicted(whole_teacher.model, batch) as same_inputs:
+            outputs, states = layer_states(model, student_config, inputs)
+            target, target_states = whole_teacher.outputs(same_inputs)
         logits = target.logits if order is None else target.logits[..., order]
-        loss = logits_divergence(outputs.logits, logits, matched(batch, student_config), config.temperature)
+        loss = logits_divergence(outputs.logits, logits, matched(inputs, student_config), config.temperature)
         return loss + layerwise_loss(states, target_states) if "hidden" in config.objective else loss
 
     return logits_loss if whole else states_loss
