@@ -9,7 +9,11 @@ import torch
 from command import call, refused
 from tiny_task import WORDS, save_checkpoint, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from mlpfusion.checkpoint.open import open_checkpoint
+from mlpfusion.errors import InputError
+from mlpfusion.measure.evaluation.harness import check_texts_are_open
 
 installed = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 # Warnings of lm-eval and what it imports are not ours.
@@ -105,6 +109,21 @@ def test_unknown_tasks_and_folders_are_named_before_the_weights_are_read(model, 
     (tmp_path / "rows.jsonl").unlink()
     missing = refused("evaluate", model, *task)
     assert "`--lm-eval` must name tasks that can be read, got next_word: " in missing
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused_for_a_decoder(model, tmp_path):
+    check_texts_are_open(open_checkpoint(str(model)))
+    check_texts_are_open(open_checkpoint(str(save_checkpoint(tmp_path / "t5", "t5", AutoModelForSeq2SeqLM))))
+    closed = save_checkpoint(tmp_path / "closed", "gpt2", AutoModelForCausalLM)
+    with pytest.raises(InputError, match=r"`model` must have a tokenizer that puts nothing .* one that puts '\[SEP\]'"):
+        check_texts_are_open(open_checkpoint(str(closed)))
+
+
+@installed
+def test_such_a_tokenizer_is_refused_before_the_weights_are_read(tmp_path):
+    closed, task = save_checkpoint(tmp_path / "closed", "gpt2", AutoModelForCausalLM), write_task(tmp_path)
+    (closed / "model.safetensors").write_bytes(b"")
+    assert "puts nothing after a text for lm_eval" in refused("evaluate", closed, *task)
 
 
 def test_without_the_package_the_extra_is_named(model, monkeypatch):

@@ -79,8 +79,10 @@ def evaluate_by_harness(
 ) -> HarnessEvaluation:
     """Runs the tasks `names` on `source`; the record is written into the new folder `out`, if one is named.
 
-    Seeds, batches of shots and all else are lm-eval's own defaults. Global random streams are restored.
+    Seeds, batches of shots and all else are lm-eval's own defaults. Global random streams are restored. Raises
+    `InputError`, before weights are read, for a decoder whose tokenizer puts a token after a text.
     """
+    check_texts_are_open(source)
     folder = None if out is None else user_path("out", out)
     replaced = None if folder is None else check_output(folder, overwrite=False, reads=(source.name,))
     evaluator: Any = import_module("lm_eval.evaluator")
@@ -107,6 +109,23 @@ def evaluate_by_harness(
         with staged_folder(folder, replaced) as staged:
             Path(staged, RECORD_FILE).write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def check_texts_are_open(source: Checkpoint) -> None:
+    """Raises `InputError` for a decoder whose tokenizer ends every text by a token.
+
+    lm-eval reads a text and its answer as one and cuts at the length of the text alone: with such a token it would
+    score the end in place of the first token of the answer.
+    """
+    if source.config.is_encoder_decoder:
+        return
+    ids, bare = (source.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    if ids[-1:] != bare[-1:]:
+        token = source.tokenizer.convert_ids_to_tokens(ids[-1])
+        raise InputError(
+            f"`model` must have a tokenizer that puts nothing after a text for lm_eval, {source.name} has one that "
+            f"puts {shown(token)}: save it with another post-processor"
+        )
 
 
 def _alike(name: str, known: Sequence[str]) -> str:
