@@ -32,6 +32,7 @@ from mlpfusion.data.unlabelled.windows import Window, drawn_windows, token_windo
 from mlpfusion.measure.language import language_loss
 from mlpfusion.methods.names import method_label
 from mlpfusion.methods.needs import needs_batches
+from mlpfusion.methods.table import METHODS as METHODS_TABLE
 from mlpfusion.mlp import forward
 from mlpfusion.record import versions
 from mlpfusion.sites.detect import find_architecture
@@ -52,11 +53,15 @@ METHODS: tuple[Any, ...] = (
     mlpfusion.Sketch(),
     mlpfusion.MMD(),
     mlpfusion.MaintainNTKGradient(),
+    mlpfusion.NIRVANA(),
     mlpfusion.FLAP(),
     mlpfusion.NTKMatch(match="none", refine_epochs=0, refit=False),
     REFIT,
     mlpfusion.NTKMatch(match="none"),
 )
+# Those whose widths a budget of as many parameters spreads over the mixtures too, and what their rows are called then.
+BUDGETED = (mlpfusion.Fusion(), REFIT)
+BUDGET = ", budget"
 
 
 def described(model: Any, by_kind: dict[str, Batch]) -> dict[str, float]:
@@ -123,10 +128,29 @@ def width_at(model: Any, keep: float) -> int:
 
 
 def narrowed(model: Any, method: Any, keep: float, seed: int, batches: Sequence[Batch]) -> Any:
-    """A copy with narrower experts."""
-    small, width = copy.deepcopy(model), width_at(model, keep)
-    mlpfusion.compress(small, method, width=width, seed=seed, calibration=batches if needs_batches(method) else None)
+    """A copy with narrower experts; a method that chooses the widths itself keeps as many neurons in all."""
+    small, width, size = copy.deepcopy(model), width_at(model, keep), dict[str, Any]()
+    if METHODS_TABLE[type(method)].ranked_together:
+        size["keep_ratio"] = width / width_at(model, 1)
+    else:
+        size["width"] = width
+    mlpfusion.compress(small, method, **size, seed=seed, calibration=batches if needs_batches(method) else None)
     return small
+
+
+def within_budget(model: Any, method: Any, keep: float, seed: int, batches: Sequence[Batch]) -> Any:
+    """A copy with narrower experts, a width a mixture: a budget of the parameters of `narrowed` is spread."""
+    small, seen = copy.deepcopy(model), batches if needs_batches(method) else None
+    mlpfusion.compress(small, method, budget=budget_at(model, keep), seed=seed, calibration=seen)
+    return small
+
+
+def budget_at(model: Any, keep: float) -> str:
+    """The share of the whole model that is left where every expert has the width at `keep`."""
+    every = [parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name]
+    gone = sum(every) * (width_at(model, 1) - width_at(model, keep)) // width_at(model, 1)
+    share = 100 * (model.num_parameters() - gone) / model.num_parameters()
+    return f"{share + 1e-9:.9f}%"
 
 
 def cuts(model: Any, batches: Mapping[int, Sequence[Batch]]) -> Iterator[Cut]:
@@ -139,6 +163,9 @@ def cuts(model: Any, batches: Mapping[int, Sequence[Batch]]) -> Iterator[Cut]:
                 if seed == min(batches) or sees or isinstance(method, mlpfusion.Fusion | mlpfusion.RandomNeurons):
                     made = partial(narrowed, model, method, keep, seed, drawn)
                     yield Cut(method_label(method), keep, sees, seed, made)
+            for method in BUDGETED:
+                made = partial(within_budget, model, method, keep, seed, drawn)
+                yield Cut(method_label(method) + BUDGET, keep, needs_batches(method), seed, made)
             yield Cut(DROP, keep, True, seed, partial(with_experts_dropped, model, drawn, number))
             yield Cut(MERGE, keep, True, seed, partial(with_experts_merged, model, drawn, number))
 

@@ -99,6 +99,14 @@ def test_widths_have_no_more_parameters_and_are_multiples_of_eight(mixture):
     assert [width_at(mixture, keep) for keep in (1, 0.75, 0.5, 0.25)] == [48, 32, 24, 8]
 
 
+@pytest.mark.parametrize("keep", [0.75, 0.5, 0.25])
+def test_a_budget_and_a_method_that_chooses_widths_leave_as_many_parameters(mixture, batch, keep):
+    script = load_script("benchmarks/experts.py")
+    evenly = script.narrowed(mixture, script.REFIT, keep, 0, [batch]).num_parameters()
+    for make, method in ((script.within_budget, script.REFIT), (script.narrowed, mlpfusion.NIRVANA())):
+        assert make(mixture, method, keep, 0, [batch]).num_parameters() == evenly
+
+
 @pytest.mark.parametrize("mixture", ["mixtral"], indirect=True)
 def test_fine_tuned_scores_go_on_where_they_stopped(mixture, evaluation_data, tmp_path, monkeypatch, capsys):
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -221,9 +221,8 @@ def test_a_copy_of_scaled_experts_is_one():
     ("method", "options", "message"),
     [
         (mlpfusion.Fusion(), {"width": 20}, "`width` must be a multiple of 8 for the experts at layers.0.mlp.experts"),
-        (mlpfusion.SVD(), {"keep_ratio": 0.5}, "`method` must be one that narrows each block by itself for experts"),
-        (mlpfusion.NTKSAP(), {"keep_ratio": 0.5}, "`method` must be one that narrows each block by itself for experts"),
-        (mlpfusion.Fusion(), {"budget": "60%"}, "`budget` must be left out for experts"),
+        (mlpfusion.SVD(), {"keep_ratio": 0.5}, "`method` must be one that narrows for experts"),
+        (mlpfusion.NTKSAP(), {"keep_ratio": 0.5}, "`method` must be one that narrows for experts"),
     ],
 )
 def test_what_experts_cannot_have_is_refused_and_changes_nothing(method, options, message):
@@ -238,8 +237,7 @@ def test_what_experts_cannot_have_is_refused_and_changes_nothing(method, options
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (mlpfusion.NIRVANA(), "`method` must be one that narrows each block by itself for experts"),
-        (mlpfusion.WhitenedSVD(), "`method` must be one that narrows each block by itself for experts"),
+        (mlpfusion.WhitenedSVD(), "`method` must be one that narrows for experts"),
     ],
 )
 def test_a_calibration_that_experts_cannot_have_is_refused_mixture(method, message):

@@ -43,7 +43,7 @@ def test_the_flops_of_a_model_are_those_of_its_maps_and_its_attention(name, auto
 def test_a_budget_counts_the_same(name):
     """It runs the model instead, with numbers."""
     model = pico_model(name)
-    counted, _ = count_flops(model, sites_of(model))
+    counted, _ = count_flops(model, [[site] for site in sites_of(model)])
     assert forward_flops(model, flops_inputs(model)["input_ids"].shape[1]).dense == counted
 
 

@@ -165,17 +165,18 @@ def test_one_threshold_gives_the_widths_of_a_search(sizes, step):
         scores = [torch.rand(size, generator=generator).double() ** (1 + i) for i, size in enumerate(sizes)]
         least = step * len(sizes)
         for total in (least, (least + sum(sizes)) // 2, max(least, sum(sizes) - 1), sum(sizes)):
-            widths = widths_under_one_threshold(scores, total, step)
+            widths = widths_under_one_threshold([one[None] for one in scores], total, [step] * len(sizes))
             assert widths == by_search(scores, total, step)
             assert total - step < sum(widths) <= total
             assert all(step <= width and (width % step == 0 or width == size) for width, size in zip(widths, sizes))  # noqa: B905
-        assert widths_under_one_threshold(scores, sum(sizes), step) == list(sizes)
+        whole = widths_under_one_threshold([one[None] for one in scores], sum(sizes), [step] * len(sizes))
+        assert whole == list(sizes)
 
 
 def test_of_equal_neurons_those_of_the_first_block_are_kept():
-    assert widths_under_one_threshold([torch.ones(6), torch.ones(6)], 8, 2) == [6, 2]
-    assert widths_under_one_threshold([torch.zeros(6), torch.zeros(6)], 7, 1) == [6, 1]
-    assert widths_under_one_threshold([torch.ones(4096)] * 3, 6000, 1) == [4096, 1903, 1]
+    assert widths_under_one_threshold([torch.ones(1, 6), torch.ones(1, 6)], 8, [2, 2]) == [6, 2]
+    assert widths_under_one_threshold([torch.zeros(1, 6), torch.zeros(1, 6)], 7, [1, 1]) == [6, 1]
+    assert widths_under_one_threshold([torch.ones(1, 4096)] * 3, 6000, [1] * 3) == [4096, 1903, 1]
 
 
 def blocks_of(mlps: list[MLP], num_neurons: int, round_to: int = 1) -> list[Block]:

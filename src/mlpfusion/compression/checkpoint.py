@@ -58,7 +58,7 @@ def check_source(source: Checkpoint, method: Any, selection: Selection) -> None:
     Also for a method that cannot cut what the row names. Warns of files that are left out.
     """
     empty = source.empty()
-    check_experts(empty, method, find_sites(empty, source.row), selection)
+    check_experts(empty, method, find_sites(empty, source.row))
     check_cut(empty, source.row, selection)
     check_fit(source.folder, source.config)
     carried_files(source.folder)

@@ -42,11 +42,11 @@ def check_sizes(method: Any, selection: Selection) -> None:
         raise InputError(f"`{wrong[0]}` must be left out for {name}, which {reason}: give `keep_ratio`")
 
 
-def check_experts(model: PreTrainedModel, method: Any, sites: Sequence[Site], selection: Selection) -> None:
+def check_experts(model: PreTrainedModel, method: Any, sites: Sequence[Site]) -> None:
     """Raises `InputError` for what experts cannot have yet.
 
-    That is a budget, and learning on a task; calibrated, or where they share their tensors, also other kinds and widths
-    of their own; a second step where gate and up enter one function. `model` may be on the meta device.
+    That is learning on a task; calibrated, or where they share their tensors, also other kinds; a second step where
+    gate and up enter one function. `model` may be on the meta device.
     """
     row, name = METHODS[type(method)], method_name(type(method))
     expert = next((site for site in sites if site.expert is not None), None)
@@ -55,13 +55,11 @@ def check_experts(model: PreTrainedModel, method: Any, sites: Sequence[Site], se
     where, is_shared = f"for experts ({expert.holder})", expert.stack.layout is not None
     if row.sees == "labels":
         raise InputError(f"`method` must be one that learns on no task {where}, got {name}; `stacks` leaves them out")
-    if (is_shared or row.sees == "inputs") and (row.makes is not Narrowed or row.ranked_together):
-        raise InputError(f"`method` must be one that narrows each block by itself {where}, got {name}")
+    if (is_shared or row.sees == "inputs") and row.makes is not Narrowed:
+        raise InputError(f"`method` must be one that narrows {where}, got {name}")
     if row.second_step(method) is not None and has_gating(model, expert):
         told = f"{where}, which take gate and up together, as ntk-match with `match=none`"
         raise InputError(f"`method` must have no second step {told}, got {name}")
-    if selection.budget is not None:
-        raise InputError(f"`budget` must be left out {where}: give `keep_ratio`")
 
 
 def check_not_compressed(config: PreTrainedConfig) -> None:

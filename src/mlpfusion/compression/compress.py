@@ -111,7 +111,7 @@ def compress(
         if batches is not None and not isinstance(calibration, TracedCalibration):
             check_taken(model, batches)
         architecture, sites = checked_sites(model, architecture, stacks)
-        check_experts(model, method, sites, selection)
+        check_experts(model, method, sites)
         place, progress = usable_device(model.device if device is None else device), shown_progress(progress)
         plan, spread = _plan(model, sites, selection, MethodRun(Plan(()), method, seed, place, progress), batches)
         run = MethodRun(plan, method, seed, place, progress)

@@ -76,7 +76,7 @@ def learn(
     _check_examples(data, task)
     with torch.no_grad():
         row, sites = checked_sites(model, architecture, stacks)
-    check_experts(model, method, sites, selection)
+    check_experts(model, method, sites)
     plan = make_plan(sites, selection)
     check_visited(model, plan.sites)
     assert plan.keep_ratio is not None

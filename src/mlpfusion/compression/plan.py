@@ -103,9 +103,12 @@ def _parse_list(text: str, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(indices))
 
 
-def _step(site: Site) -> int:
-    """The step of widths that the site can have: torch multiplies many experts at once in rows of 16 bytes."""
-    return 1 if site.stack.layout is None else 8
+def width_step(site: Site, round_to: int = 1) -> int:
+    """The step of the widths of a site, a multiple of `round_to`.
+
+    Of experts in one tensor one of 8 too: torch multiplies many at once, in rows of 16 bytes.
+    """
+    return lcm(round_to, 1 if site.stack.layout is None else 8)
 
 
 def _site_width(site: Site, selection: Selection) -> int:
@@ -113,14 +116,12 @@ def _site_width(site: Site, selection: Selection) -> int:
         if not 1 <= selection.width <= site.intermediate_size:
             allowed = f"between 1 and {site.intermediate_size} at {site.path}"
             raise InputError(f"`width` must be {allowed}, got {selection.width}")
-        if selection.width % _step(site):
-            raise InputError(
-                f"`width` must be a multiple of {_step(site)} for the experts at {site.holder}, whose kernels need it, "
-                f"got {selection.width}"
-            )
+        if selection.width % width_step(site):
+            allowed = f"a multiple of {width_step(site)} for the experts at {site.holder}, whose kernels need it"
+            raise InputError(f"`width` must be {allowed}, got {selection.width}")
         return selection.width
     assert selection.keep_ratio is not None
-    keep_ratio, round_to = selection.keep_ratio, lcm(selection.round_to, _step(site))
+    keep_ratio, round_to = selection.keep_ratio, width_step(site, selection.round_to)
     rounded = max(round_to * round(keep_ratio * site.intermediate_size / round_to), round_to)
     if round_to > 1 and keep_ratio < 1 and rounded >= site.intermediate_size:
         got = f"{keep_ratio:g} of {site.intermediate_size} neurons is {rounded} in steps of {round_to}"

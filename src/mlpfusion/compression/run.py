@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mlpfusion.checks import num_not_finite
-from mlpfusion.compression.plan import Plan
+from mlpfusion.compression.plan import Plan, width_step
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed, Outcome
@@ -60,9 +60,7 @@ def run_method(
     mlps = [read_mlp(model, site) for site in run.plan.sites]
     if one_shot_method(run.method).ranked_together:
         run.progress(0, len(entries), entries[0][0].path)
-        blocks = [_block(mlp, run, *entry, calibration) for mlp, entry in zip(mlps, entries, strict=True)]
-        outcomes = compress_blocks(blocks, run.method)
-        outcomes = [outcome.on(mlp.up.device) for mlp, outcome in zip(mlps, outcomes, strict=True)]
+        outcomes = _ranked_together(_Blocks(mlps, run, calibration), run)
     else:
         outcomes = []
         for done, (mlp, (site, width)) in enumerate(zip(mlps, entries, strict=True)):
@@ -70,13 +68,64 @@ def run_method(
             block = _block(mlp, run, site, width, calibration)
             is_reached = calibration is None or block.calibration is not None
             outcome = compress_block(block, run.method if is_reached else FoldedFusion()).on(mlp.up.device)
-            if isinstance(outcome, Narrowed) and site.expert is not None and calibration is not None:
-                tokens = 0 if block.calibration is None else block.calibration.trace.num_tokens
-                outcome = replace(outcome, metrics=outcome.metrics | {"tokens": float(tokens)})
-            outcomes.append(outcome)
-            finished(site, mlp, outcome)
+            outcomes.append(_told(outcome, block, calibration))
+            finished(site, mlp, outcomes[-1])
     run.progress(len(entries), len(entries), "")
     return outcomes
+
+
+@dataclass(frozen=True)
+class _Blocks(Sequence[Block]):
+    """The blocks of a plan, each made when it is asked for: its calibration may be large.
+
+    An expert that no token reaches sees one token without a gradient.
+    """
+
+    mlps: Sequence[MLP]
+    run: MethodRun
+    calibration: Provider | None
+
+    def __len__(self) -> int:
+        return len(self.mlps)
+
+    def __getitem__(self, index: Any) -> Any:
+        block = self.made(index)
+        return replace(block, calibration=_nothing(block.mlp)) if self.is_unreached(block) else block
+
+    def made(self, index: int) -> Block:
+        """The block with the calibration that it has."""
+        return _block(self.mlps[index], self.run, *self.run.plan.entries[index], self.calibration)
+
+    def is_unreached(self, block: Block) -> bool:
+        """Whether no token reaches the block that was `made`."""
+        return self.calibration is not None and block.calibration is None
+
+
+def _nothing(mlp: MLP) -> Calibration:
+    token = mlp.up.new_zeros(1, mlp.hidden_size)
+    return Calibration(BlockTrace(token, token, torch.tensor([1])))
+
+
+def _ranked_together(blocks: _Blocks, run: MethodRun) -> list[Outcome]:
+    """The outcomes of a method that ranks all blocks; an expert that no token reaches is fused to its width."""
+    found = list[Outcome]()
+    for index, outcome in enumerate(compress_blocks(blocks, run.method)):
+        block = blocks.made(index)
+        if blocks.is_unreached(block) and isinstance(outcome, Narrowed):
+            width = outcome.mlp.num_neurons
+            told = compress_block(replace(block, num_neurons=width, round_to=1), FoldedFusion())
+        else:
+            told = outcome
+        found.append(_told(told.on(blocks.mlps[index].up.device), block, blocks.calibration))
+    return found
+
+
+def _told(outcome: Outcome, block: Block, calibration: Provider | None) -> Outcome:
+    """The outcome of an expert that was calibrated with how many tokens reached it, any other as it is."""
+    if not isinstance(outcome, Narrowed) or block.group is None or calibration is None:
+        return outcome
+    tokens = 0 if block.calibration is None else block.calibration.trace.num_tokens
+    return replace(outcome, metrics=outcome.metrics | {"tokens": float(tokens)})
 
 
 def finish_blocks(
@@ -127,5 +176,6 @@ def _block(mlp: MLP, run: MethodRun, site: Site, width: int, calibration: Provid
         generator=site_generator(run.seed, site.path),
         keep_ratio=1.0 if run.plan.keep_ratio is None else run.plan.keep_ratio,
         calibration=None if seen is None else seen.to(run.device),
-        round_to=run.plan.round_to,
+        round_to=min(width, width_step(site, run.plan.round_to)),
+        group=site.mixture,
     )

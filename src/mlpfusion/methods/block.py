@@ -40,7 +40,8 @@ class Block:
 
     A method that narrows keeps `num_neurons` neurons; others keep the share `keep_ratio` of the
     matrix entries. One that narrows and ranks the blocks together keeps the sum of `num_neurons`,
-    in each block a multiple of `round_to` or all. `generator` belongs to this block alone, so the
+    in each block a multiple of `round_to` or all, and one width in all blocks of a `group`: the experts of a mixture.
+    `generator` belongs to this block alone, so the
     outcome does not depend on other blocks. `calibration` is set for methods that see inputs, and
     None for others.
     """
@@ -51,6 +52,7 @@ class Block:
     keep_ratio: float = 1.0
     calibration: Calibration | None = None
     round_to: int = 1
+    group: str | None = None
 
     @property
     def rank(self) -> int:

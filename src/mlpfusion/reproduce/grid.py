@@ -109,7 +109,7 @@ class Grid:
             split_examples(train, self.experiment.distill(config.learning_rate, config.seed, row.layerwise))
         if row.method is not None:
             selection = Selection(cell.layers, cell.keep_ratio)
-            check_experts(empty, row.method, find_sites(empty, source.row), selection)
+            check_experts(empty, row.method, find_sites(empty, source.row))
             check_cut(empty, source.row, selection)
         routers = frozen_routers(empty, freeze=config.freeze_router)
         if row.adapter is not None:

@@ -15,7 +15,7 @@ from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, random_trace
 from mlpfusion.mlp import MLP, forward
-from mlpfusion.sites.mixtures.routing import Routing, watch_mixtures
+from mlpfusion.sites.mixtures.routing import Routing, called_routing, output_instead, watch_mixtures
 from mlpfusion.sites.mixtures.traces import RecordedTraces, check_mixtures_ran, routed_tokens
 from mlpfusion.sites.over_batches import joined_over_batches
 from mlpfusion.sites.parts import text_config
@@ -285,6 +285,18 @@ def replaced_block(model: PreTrainedModel, site: Site, mlp: MLP) -> Iterator[Non
     with hooks() as handles:
         handles.append(site_module(model, site, "up").register_forward_pre_hook(_keep_input(entered)))
         handles.append(site_module(model, site, "down").register_forward_hook(compute))
+        yield
+
+
+@contextmanager
+def replaced_mixture(model: PreTrainedModel, path: str, experts: Sequence[MLP]) -> Iterator[None]:
+    """`model` with what `experts` give together in the mixture at `path` while the context is open."""
+
+    def compute(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        return output_instead(experts, called_routing(path, module, args, kwargs), output)
+
+    with hooks() as handles:
+        handles.append(base_model(model).get_submodule(path).register_forward_hook(compute, with_kwargs=True))
         yield
 
 

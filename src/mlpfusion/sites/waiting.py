@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from mlpfusion.batch import Batch, num_tokens
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.mlp import MLP, forward, in_compute_dtype, map_tensors
-from mlpfusion.sites.mixtures.routing import RoutedTokens, called_routing, mixture_output
+from mlpfusion.sites.mixtures.routing import RoutedTokens, called_routing, output_instead
 from mlpfusion.sites.mixtures.traces import routed_tokens
 from mlpfusion.sites.recording import hooks
 from mlpfusion.sites.sites import Site, base_model, by_block, linear_maps, site_module
@@ -117,10 +116,7 @@ class WaitingPasses:
         if routing.copies > 1 and current is self._passes[0]:
             _check_memory(self._batches[1:], _STATES_OF_COPIES * routing.copies * routing.inputs.shape[1])
         current.parent.switch((path, routing))
-        if not self._blocks:
-            return None
-        routing = replace(routing, inputs=routing.inputs.to(self._blocks[0].up))
-        return mixture_output(self._blocks, routing).to(output.dtype).reshape(output.shape)
+        return output_instead(self._blocks, routing, output) if self._blocks else None
 
     def _wait(self, site: Site, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Leaves the pass that is running, unless it waited at the other of `up` and `gate`."""

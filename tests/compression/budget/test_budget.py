@@ -72,7 +72,7 @@ def test_the_flops_that_are_counted_are_those_that_torch_counts_before_and_after
 def test_counting_leaves_the_model_as_it_was():
     model = pico_model("bert").train()
     attention, before = model.config._attn_implementation, copy.deepcopy(model.state_dict())
-    count_flops(model, sites_of(model))
+    count_flops(model, [[site] for site in sites_of(model)])
     assert model.config._attn_implementation == attention != "eager"
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -38,24 +38,25 @@ class Curve:
         return PchipInterpolator(np.log(self.widths), errors)(np.log(inside))
 
 
-def possible_widths(width: int, round_to: int) -> range | list[int]:
-    """Returns the multiples of `round_to` up to `width`, and `width` itself.
+def possible_widths(width: int, step: int) -> range | list[int]:
+    """Returns the multiples of `step` up to `width`, and `width` itself.
 
     >>> possible_widths(10, 4)
     [4, 8, 10]
     """
-    multiples = range(round_to, width + 1, round_to)
+    multiples = range(step, width + 1, step)
     return multiples if multiples and multiples[-1] == width else [*multiples, width]
 
 
-def allocate(curves: Sequence[Curve], costs: Sequence[int], *, round_to: int, budget: int) -> list[int]:
+def allocate(curves: Sequence[Curve], costs: Sequence[int], *, steps: Sequence[int], budget: int) -> list[int]:
     """Returns a width for every block, with the smallest sum of errors on the hulls of the curves.
 
-    `round_to` neurons at a time go to the block with the steepest hull for its cost (the first among equals), as long
-    as the budget lasts; `costs` are per neuron. Less than one step of the budget is left at any block below full width.
-    Every block gets `round_to` neurons, or all if it has fewer. Raises `ValueError` for a budget too small for these.
+    A step of neurons at a time goes to the block with the steepest hull for its cost (the first among equals), as long
+    as the budget lasts; `costs` are per neuron, `steps` in neurons. Less than one step of the budget is left at any
+    block below full width. Every block gets one step, or all if it has fewer neurons. Raises `ValueError` for a budget
+    too small for these.
     """
-    widths = [possible_widths(curve.widths[-1], round_to) for curve in curves]
+    widths = [possible_widths(curve.widths[-1], step) for curve, step in zip(curves, steps, strict=True)]
     gains = [-np.diff(_lower_hull(np.asarray(w), c.at(w))) / np.diff(w) for w, c in zip(widths, curves, strict=True)]
     left = budget - sum(cost * one[0] for cost, one in zip(costs, widths, strict=True))
     if left < 0:

@@ -11,15 +11,16 @@ from mlpfusion.batch import Batch
 from mlpfusion.compression.budget.allocation import Curve, allocate, possible_widths
 from mlpfusion.compression.budget.amount import Amounts, Budget, count_amounts, parse_budget, spendable
 from mlpfusion.compression.budget.curves import Probe, grid, inertia_curve, refit_curve
-from mlpfusion.compression.plan import Plan, check_step_fits, choose_sites
+from mlpfusion.compression.calibration.passes import block_passes
+from mlpfusion.compression.plan import Plan, check_step_fits, choose_sites, width_step
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.mlp import on_device
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.recording import recordable, recording
-from mlpfusion.sites.sites import Site, read_mlp
-from mlpfusion.sites.waiting import waiting_passes
+from mlpfusion.sites.sites import Site, by_block, read_mlp
+from mlpfusion.sites.waiting import in_run_order
 
 # The unit of the curves: of methods that see no data, and of the others.
 MEASURES = ("share of the inertia left", "squared relative error of the last hidden state, alone")
@@ -27,7 +28,7 @@ MEASURES = ("share of the inertia left", "squared relative error of the last hid
 
 @dataclass(frozen=True)
 class Spread:
-    """The widths from a budget: amounts in its unit; by site the share kept and the error on its curve."""
+    """The widths from a budget: amounts in its unit; by block the share kept and the error on its curve."""
 
     budget: str
     unit: str
@@ -45,7 +46,8 @@ def check_budget(model: PreTrainedModel, sites: Sequence[Site], selection: Selec
     budget, chosen = parse_budget(selection.budget), choose_sites(sites, selection.layers)
     check_step_fits(chosen, selection.round_to)
     if budget.unit == "parameters":
-        spendable(budget, count_amounts(model, chosen, budget.unit), chosen, selection.round_to)
+        blocks = list(by_block(chosen).values())
+        spendable(budget, count_amounts(model, blocks, budget.unit), blocks, selection.round_to)
 
 
 @torch.no_grad()
@@ -62,81 +64,95 @@ def spread_budget(
 ) -> tuple[Plan, Spread]:
     """Returns a plan within `selection.budget`, for a method that narrows, and how it was spread.
 
-    Every chosen site gets a multiple of `round_to`, at least one, or its own width, for the smallest sum of errors
-    (`allocate`). The curves are from `inertia_curve`, or with a method on batches from `refit_curve` on `calibration`.
-    The result is never above the budget, and below by less than one step. `model` is not changed. Raises `InputError`
-    for a budget out of reach, and for NaN or Inf.
+    Every chosen MLP gets a multiple of `round_to`, at least one, or its own width, for the smallest sum of errors
+    (`allocate`); so do the experts of a mixture together, in steps that their kernels take. The curves are from
+    `inertia_curve`, or with a method on batches from `refit_curve` on `calibration`. The result is never above the
+    budget, and below by less than one step. `model` is not changed. Raises `InputError` for a budget out of reach, and
+    for NaN or Inf.
     """
     budget, chosen, round_to = parse_budget(selection.budget), choose_sites(sites, selection.layers), selection.round_to
     check_step_fits(chosen, round_to)
-    amounts = count_amounts(model, chosen, budget.unit)
-    left = spendable(budget, amounts, chosen, round_to)
-    grids = [grid(site.intermediate_size, possible_widths(site.intermediate_size, round_to)[0]) for site in chosen]
+    blocks = list(by_block(chosen).values())
+    steps = [width_step(block[0], round_to) for block in blocks]
+    amounts = count_amounts(model, blocks, budget.unit)
+    left = spendable(budget, amounts, blocks, round_to)
     compute, calibrated = device or model.device, needs_batches(method)
     if calibrated:
         assert calibration is not None
-        curves = _refit_curves(model, chosen, grids, calibration, compute, progress)
+        curves = _refit_curves(model, blocks, steps, calibration, compute, progress)
     else:
-        curves = _inertia_curves(model, chosen, grids, seed, compute, progress)
-    widths = allocate(curves, amounts.neurons, round_to=round_to, budget=left)
-    spread = _describe(budget, amounts, MEASURES[calibrated], chosen, widths, curves)
-    return Plan(tuple(zip(chosen, widths, strict=True)), round_to=round_to), spread
+        curves = _inertia_curves(model, blocks, steps, seed, compute, progress)
+    widths = allocate(curves, amounts.neurons, steps=steps, budget=left)
+    spread = _describe(budget, amounts, MEASURES[calibrated], blocks, widths, curves)
+    by_path = {block[0].block_path: width for block, width in zip(blocks, widths, strict=True)}
+    return Plan(tuple((site, by_path[site.block_path]) for site in chosen), round_to=round_to), spread
+
+
+def _grid(block: Sequence[Site], step: int) -> list[int]:
+    width = block[0].intermediate_size
+    return grid(width, possible_widths(width, step)[0])
 
 
 def _inertia_curves(
     model: PreTrainedModel,
-    sites: Sequence[Site],
-    grids: Sequence[list[int]],
+    blocks: Sequence[Sequence[Site]],
+    steps: Sequence[int],
     seed: int,
     device: torch.device,
     progress: Progress | None,
 ) -> list[Curve]:
     curves = []
-    for done, (site, widths) in enumerate(zip(sites, grids, strict=True)):
-        _report(progress, done, len(sites), site)
-        mlp = on_device(read_mlp(model, site), device)
-        curves.append(inertia_curve(mlp, widths, site_generator(seed, f"{site.path} budget")))
+    for done, (block, step) in enumerate(zip(blocks, steps, strict=True)):
+        _report(progress, done, len(blocks), block)
+        members = (
+            (on_device(read_mlp(model, site), device), site_generator(seed, f"{site.path} budget")) for site in block
+        )
+        curves.append(inertia_curve(members, _grid(block, step)))
     return curves
 
 
 def _refit_curves(
     model: PreTrainedModel,
-    sites: Sequence[Site],
-    grids: Sequence[list[int]],
+    blocks: Sequence[Sequence[Site]],
+    steps: Sequence[int],
     batches: Sequence[Batch],
     device: torch.device,
     progress: Progress | None,
 ) -> list[Curve]:
-    home, curves = [recordable(batch, model.device) for batch in batches], []
-    with recording(model, gradients=False), waiting_passes(model, sites, home) as passes:
-        probe = Probe.of(model, home)
-        for done, (site, widths) in enumerate(zip(sites, grids, strict=True)):
-            _report(progress, done, len(sites), site)
-            curves.append(refit_curve(model, site, passes.inputs_at(site).inputs, widths, probe, device))
-    return curves
+    home, curves = [recordable(batch, model.device) for batch in batches], dict[str, Curve]()
+    step_of = {block[0].block_path: step for block, step in zip(blocks, steps, strict=True)}
+    with recording(model, gradients=False):
+        sites = in_run_order(model, [site for block in blocks for site in block], home[0])
+        with block_passes(model, sites, home, sequential=False) as passes:
+            probe = Probe.of(model, home)
+            for path, block in by_block(sites).items():
+                _report(progress, len(curves), len(blocks), block)
+                seen = [passes.at(site) for site in block]
+                curves[path] = refit_curve(model, block, seen, _grid(block, step_of[path]), probe, device)
+    return [curves[block[0].block_path] for block in blocks]
 
 
-def _report(progress: Progress | None, done: int, total: int, site: Site) -> None:
+def _report(progress: Progress | None, done: int, total: int, block: Sequence[Site]) -> None:
     if progress is not None:
-        progress(done, total, f"{site.path} (budget)")
+        progress(done, total, f"{block[0].block_path} (budget)")
 
 
 def _describe(
     budget: Budget,
     amounts: Amounts,
     measure: str,
-    sites: Sequence[Site],
+    blocks: Sequence[Sequence[Site]],
     widths: Sequence[int],
     curves: Sequence[Curve],
 ) -> Spread:
     rows = tuple(
         {
-            "path": site.path,
+            "path": block[0].block_path,
             "width": width,
-            "share": width / site.intermediate_size,
+            "share": width / block[0].intermediate_size,
             "error": float(curve.at([width])[0]),
         }
-        for site, width, curve in zip(sites, widths, curves, strict=True)
+        for block, width, curve in zip(blocks, widths, curves, strict=True)
     )
     kept = amounts.fixed + sum(cost * width for cost, width in zip(amounts.neurons, widths, strict=True))
     return Spread(str(budget), budget.unit, amounts.total, kept, measure, rows)

@@ -29,7 +29,7 @@ def expert_calibration(
     trace, weights = found
     if row_weights is not None:
         weights = weights * row_weights[tokens.routing.of_expert(site.expert)[0]].to(weights.dtype)
-    return Calibration(trace, weights=weights)
+    return Calibration(trace, weights=weights, num_samples=len(tokens.lengths))
 
 
 def sequential_calibration(

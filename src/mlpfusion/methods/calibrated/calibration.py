@@ -23,13 +23,15 @@ class Calibration:
 
     `targets` are in fp32 or better, `down` bias included; None stands for the outputs of the block itself. They are
     others when blocks are compressed one after the other: then the inputs come from the compressed blocks before,
-    targets and cotangents from the original model. `weights`, if any, multiply the error of each token. Raises
-    `InputError` if the shapes differ.
+    targets and cotangents from the original model. `weights`, if any, multiply the error of each token. `num_samples`
+    are all samples, where the trace of an expert has only those with a token that reaches it. Raises `InputError` if
+    the shapes differ.
     """
 
     trace: BlockTrace
     targets: Float[Tensor, "tokens hidden"] | None = None
     weights: Float[Tensor, " tokens"] | None = None
+    num_samples: int | None = None
 
     def __post_init__(self) -> None:
         if self.targets is not None and self.targets.shape != self.trace.inputs.shape:
@@ -60,13 +62,15 @@ class Calibration:
         Raises `InputError` for an index out of range.
         """
         tokens = self.trace.token_indices(samples)
-        chosen = (None if one is None else one[tokens.to(one.device)] for one in (self.targets, self.weights))
-        return Calibration(self.trace.select(samples), *chosen)
+        targets, weights = (None if one is None else one[tokens.to(one.device)] for one in (self.targets, self.weights))
+        return Calibration(self.trace.select(samples), targets, weights)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Calibration":
         """Moves all tensors to `device` and casts to `dtype`. Shares memory if possible."""
-        moved = (None if one is None else one.to(device=device, dtype=dtype) for one in (self.targets, self.weights))
-        return Calibration(self.trace.to(device, dtype), *moved)
+        targets, weights = (
+            None if one is None else one.to(device=device, dtype=dtype) for one in (self.targets, self.weights)
+        )
+        return Calibration(self.trace.to(device, dtype), targets, weights, self.num_samples)
 
     def check(self, mlp: MLP) -> None:
         """Raises `InputError` for another hidden size than the block's, or NaN or Inf."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from jaxtyping import Float, Float64
@@ -24,10 +25,11 @@ class NIRVANA:
     """Keeps the neurons of all layers with the largest sum of |w df/dw|.
 
     They are ranked together, so the widths differ: the layers keep the share that is asked for in sum, each at least a
-    step of `--round-to`. f is the mean over the vocabulary and the samples of the model's logits, each at the token
-    where it is largest. In a model without a language-modelling head it is that of the last hidden states, hidden
-    features in the place of the vocabulary. No labels. The paper also prunes attention heads, and rounds widths up
-    beyond the share.
+    step of `--round-to`. The experts of a mixture get one width, by the means of their best neurons, of their second
+    best and so on. f is the mean over the vocabulary and the samples of the model's logits, each at the token where it
+    is largest. In a model without a language-modelling head it is that of the last hidden states, hidden features in
+    the place of the vocabulary. No labels. The paper also prunes attention heads, and rounds widths up beyond
+    the share.
 
     >>> NIRVANA()
     NIRVANA()
@@ -41,21 +43,45 @@ class NIRVANA:
 def compress(blocks: Sequence[Block], config: NIRVANA) -> list[Narrowed]:
     """Keeps the neurons above one threshold for all blocks, in their old order.
 
-    Ties go to the earlier block, then to the lower index. The metric is the share of the block's saliency that is kept.
-    No randomness. Raises `InputError` if a saliency overflows.
+    The blocks of a group get one width: they are ranked as one block, whose j-th neuron has the mean saliency of their
+    j-th best and counts once for each of them. Ties go to the earlier block, then to the lower index. The metric is the
+    share of the block's saliency that is kept. No randomness. Raises `InputError` if a saliency overflows.
     """
-    scores = [saliency(block.mlp, block.inputs.trace) for block in blocks]
-    for score in scores:
+    # one block at a time: the traces of all may be more than fits into memory
+    ranked = [_Ranked.of(block, number) for number, block in enumerate(blocks)]
+    members: dict[int | str, list[_Ranked]] = {}
+    for one in ranked:
+        members.setdefault(one.group, []).append(one)
+    scores = [torch.stack([one.score for one in group]) for group in members.values()]
+    total, steps = sum(one.num_neurons for one in ranked), [group[0].step for group in members.values()]
+    widths = dict(zip(members, widths_under_one_threshold(scores, total, steps), strict=True))
+    return [
+        keep_best(replace(block, num_neurons=widths[one.group]), one.score)
+        for block, one in zip(blocks, ranked, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The score of a block and how many of its neurons are to stay, in steps; blocks of one group get one width."""
+
+    score: Float64[Tensor, " neurons"]
+    num_neurons: int
+    step: int
+    group: int | str
+
+    @classmethod
+    def of(cls, block: Block, number: int) -> Self:
+        score = saliency(block.mlp, block.inputs.trace, block.inputs.num_samples)
         check_finite(score, "the saliency |w df/dw|")
-    widths = widths_under_one_threshold(scores, sum(block.num_neurons for block in blocks), blocks[0].round_to)
-    chosen = [replace(block, num_neurons=width) for block, width in zip(blocks, widths, strict=True)]
-    return [keep_best(block, score) for block, score in zip(chosen, scores, strict=True)]
+        return cls(score, block.num_neurons, block.round_to, number if block.group is None else block.group)
 
 
-def saliency(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, " neurons"]:
+def saliency(mlp: MLP, trace: BlockTrace, num_samples: int | None = None) -> Float64[Tensor, " neurons"]:
     """Sums |w df/dw| over the weights of each neuron.
 
-    f is the mean of the trace's f over its samples, whose gradients are added before the absolute value. The weights
+    f is the mean of the trace's f over the samples, whose gradients are added before the absolute value: those of the
+    trace, or `num_samples`, of which the others have no gradient here. The weights
     of a neuron are its rows of `up` and `gate`, its column of `down`, and its biases, which go with it (the
     models of the paper have none). Computed in fp32 or better; the activation must be element-wise.
 
@@ -66,7 +92,7 @@ def saliency(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, " neurons"]:
     """
     block = in_compute_dtype(mlp)
     effects = neurons(block) * neurons(_gradient(block, trace))
-    return effects.abs().sum(1, dtype=torch.float64) / trace.num_samples
+    return effects.abs().sum(1, dtype=torch.float64) / (num_samples or trace.num_samples)
 
 
 def _gradient(mlp: MLP, trace: BlockTrace) -> MLP:
@@ -82,21 +108,29 @@ def _gradient(mlp: MLP, trace: BlockTrace) -> MLP:
     return replace(mlp, **sums)
 
 
-def widths_under_one_threshold(scores: Sequence[Float[Tensor, " neurons"]], total: int, step: int) -> list[int]:
-    """Counts the neurons of each block above one threshold for all.
+def widths_under_one_threshold(
+    scores: Sequence[Float[Tensor, "members neurons"]], total: int, steps: Sequence[int]
+) -> list[int]:
+    """Counts the neurons of each group of blocks above one threshold for all.
 
-    It is the lowest that keeps at most `total`. Each count is rounded up to a multiple of `step`, or to the whole
-    block, and is at least one step; their sum is less than one step below `total`, which must allow a step of every
-    block.
+    The j-th neuron of a group has the mean of the j-th highest scores of its members, which all get one width. The
+    threshold is the lowest that keeps at most `total` neurons, those of every member counted. Each width is rounded up
+    to a multiple of the group's step, or to the whole block, and is at least one step; the sum is less than one step of
+    a group below `total`, which must allow a step of every group.
 
-    >>> widths_under_one_threshold([torch.tensor([9.0, 8.0, 7.0]), torch.tensor([1.0, 2.0, 3.0])], 4, 1)
+    >>> widths_under_one_threshold([torch.tensor([[9.0, 8.0, 7.0]]), torch.tensor([[1.0, 2.0, 3.0]])], 4, [1, 1])
     [3, 1]
     """
-    starts = [torch.arange(0, len(score), step) for score in scores]
-    sizes = torch.cat([(len(score) - first).clamp(max=step) for score, first in zip(scores, starts, strict=True)])
+    starts = [torch.arange(0, score.shape[1], step) for score, step in zip(scores, steps, strict=True)]
+    sizes = [(score.shape[1] - first).clamp(max=step) for score, first, step in zip(scores, starts, steps, strict=True)]
     # a step is kept if its largest neuron is above the threshold, the first step of a block always
-    largest = [score.cpu().sort(descending=True).values[::step] for score in scores]
-    ranked = torch.cat([values.index_fill(0, torch.tensor([0]), torch.inf) for values in largest])
-    order = ranked.argsort(descending=True, stable=True)
-    kept = torch.zeros_like(sizes).index_put((order,), sizes[order] * (sizes[order].cumsum(0) <= total))
+    sorted_scores = [score.cpu().sort(dim=1, descending=True).values.mean(0) for score in scores]
+    largest = [
+        values[::step].index_fill(0, torch.tensor([0]), torch.inf)
+        for values, step in zip(sorted_scores, steps, strict=True)
+    ]
+    order = torch.cat(largest).argsort(descending=True, stable=True)
+    costs = torch.cat([size * len(score) for size, score in zip(sizes, scores, strict=True)])
+    is_kept = torch.zeros_like(order, dtype=torch.bool).index_put((order,), costs[order].cumsum(0) <= total)
+    kept = torch.cat(sizes) * is_kept
     return [int(one.sum()) for one in kept.split([len(first) for first in starts])]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -152,6 +152,12 @@ def mixture_output(experts: Sequence[MLP], routing: Routing) -> Float[Tensor, "r
         rows, weights = routing.of_expert(number)
         output.index_add_(0, rows, (forward(expert, routing.inputs[rows]) * weights[:, None]).to(compute))
     return output
+
+
+def output_instead(experts: Sequence[MLP], routing: Routing, output: Tensor) -> Tensor:
+    """What `experts` give in the place of `output`, in its shape and dtype."""
+    taken = replace(routing, inputs=routing.inputs.to(experts[0].up))
+    return mixture_output(experts, taken).to(output.dtype).reshape(output.shape)
 
 
 @dataclass(frozen=True)
