@@ -10,6 +10,7 @@ from random_mlp import make_mlp
 import mlpfusion
 from mlpfusion.errors import InputError
 from mlpfusion.kernel import BlockTrace
+from mlpfusion.kinds.narrow import scale_of
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.calibrated.calibration import Calibration
 from mlpfusion.methods.names import method_from_name, method_name
@@ -78,6 +79,24 @@ def test_the_asked_width_dtype_and_kind_of_block_are_delivered(method, layout, d
         assert {tensor.dtype for tensor in small.tensors().values()} == {dtype}
         assert all(tensor.is_contiguous() for tensor in small.tensors().values())
         assert len({tensor.untyped_storage().data_ptr() for tensor in small.tensors().values()}) == len(small.tensors())
+
+
+@every_method
+def test_the_row_names_the_constants_of_the_block(method):
+    row, mlp = METHODS[type(method)], make_mlp()
+    small = run(mlp, 5, method)
+    step = row.second_step(method)
+    if step is not None:
+        trace = calibration_of(mlp).trace
+        small = step(mlp, trace, small, trace)
+    assert scale_of(small.mlp) == row.scales(method)
+
+
+@pytest.mark.parametrize("choice", ["energy", "cholesky", "fusion"])
+@pytest.mark.parametrize("refit", [True, False])
+def test_without_a_match_the_constants_are_those_of_the_choice(choice, refit):
+    method = mlpfusion.NTKMatch(choice=choice, refit=refit, match="none")
+    assert METHODS[type(method)].scales(method) == scale_of(run(make_mlp(), 5, method).mlp)
 
 
 @every_method

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 import mlpfusion
 from mlpfusion.cli import main
-from mlpfusion.compression.preview import inspect_checkpoint
+from mlpfusion.compression.preview.inspection import inspect_checkpoint
 from mlpfusion.errors import InputError
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.table import Architecture, Stack

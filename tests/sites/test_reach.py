@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, SiglipConfig, SiglipForImageClassification
 
 import mlpfusion
-from mlpfusion.compression.preview import inspect_checkpoint
+from mlpfusion.compression.preview.inspection import inspect_checkpoint
 from mlpfusion.errors import InputError
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.proof.made_up_inputs import made_up_inputs

@@ -14,7 +14,7 @@ import mlpfusion
 from mlpfusion.checkpoint.open import open_checkpoint
 from mlpfusion.checkpoint.read import empty_model
 from mlpfusion.cli import main
-from mlpfusion.compression.preview import inspect_checkpoint
+from mlpfusion.compression.preview.inspection import inspect_checkpoint
 from mlpfusion.errors import InputError
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.sites.detect import find_architecture, left_out

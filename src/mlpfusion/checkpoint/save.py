@@ -78,6 +78,18 @@ class CutFiles:
         copy_carried(self._source, folder)
         return stored_size(stored_tensors(weight_files(folder)), model)
 
+    def size_with(self, new: Mapping[str, Tensor], model: PreTrainedModel) -> Size:
+        """The size of the files that `write` makes; `new` and `model` may be on the meta device."""
+        kept = {name: stored for name, stored in self._stored.items() if name not in self._cut}
+        homes = {name: self._stored[_nearest(name, self._cut)].file for name in new}
+        return stored_size(kept | {name: _header(tensor, homes[name]) for name, tensor in new.items()}, model)
+
+
+def _header(tensor: Tensor, file: Path) -> StoredTensor:
+    """What a file would say of a tensor."""
+    dtype = next((name for name, one in _DTYPES.items() if one == tensor.dtype), str(tensor.dtype))
+    return StoredTensor(file, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size())
+
 
 def _starts(model: PreTrainedModel, paths: Iterable[str]) -> tuple[str, ...]:
     """How the names of the tensors start in `model` that are in the modules at `paths`."""

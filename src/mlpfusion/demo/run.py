@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel
 from mlpfusion.checkpoint.open import open_checkpoint
 from mlpfusion.commands.models import compress
 from mlpfusion.commands.models.compress import CompressOptions, typed_command
-from mlpfusion.compression.preview import inspect_checkpoint
+from mlpfusion.compression.preview.inspection import inspect_checkpoint
 from mlpfusion.demo.authors import LABEL, TEXT, author_rows, write_authors
 from mlpfusion.demo.model import demo_batch, demo_checkpoint, demo_sentences, embeddings, last_hidden_state
 from mlpfusion.demo.picture import write_picture
@@ -148,7 +148,7 @@ def _compress(console: PlainConsole, name: str, options: CompressOptions, source
     console.print(f"$ {typed_command(options, os.path.relpath(source))}", style="dim", highlight=False, soft_wrap=True)
     with progress_bar("Compressing") as progress:
         record = compress.run(options, progress)
-    assert record is not None  # as in the other processes of a launch
+    assert isinstance(record, Record)  # the other processes of a launch have none
     console.print(f"{name}: {len(record.sites)} blocks in {record.seconds:.1f} s, saved in {options.out}")
     return record
 

@@ -44,7 +44,8 @@ class Method:
     needs beside the weights: nothing, unlabelled inputs (a `Calibration`), or a labelled task.
     `second_step(config)` returns the step of a calibrated method that needs the gradients of the
     compressed model, or None if the options leave it out. `why_inexact` is set for methods that do
-    not return the block at full width; all others must.
+    not return the block at full width; all others must. `scales(config)` names the constants of a block that is made
+    narrower, as the key of a saved model does: `none`, `cluster-sizes` or `matched`.
     """
 
     compress: Callable[[Any, Any], Any]
@@ -53,10 +54,16 @@ class Method:
     second_step: Callable[[Any], SecondStep | None] = lambda config: None
     ranked_together: bool = False
     why_inexact: str = ""
+    scales: Callable[[Any], str] = lambda config: "none"
+
+
+def _cluster_sizes(config: Any) -> str:
+    """The constants of fused blocks: P."""
+    return "cluster-sizes"
 
 
 METHODS: dict[type, Method] = {
-    fusion.Fusion: Method(fusion.compress),
+    fusion.Fusion: Method(fusion.compress, scales=_cluster_sizes),
     folded_fusion.FoldedFusion: Method(folded_fusion.compress),
     clustering.Clustering: Method(clustering.compress),
     neuron_pruning.NeuronPruning: Method(neuron_pruning.compress),
@@ -68,9 +75,13 @@ METHODS: dict[type, Method] = {
     ),
     flap.FLAP: Method(flap.compress, sees="inputs"),
     nirvana.NIRVANA: Method(nirvana.compress, sees="inputs", ranked_together=True),
-    maintain_output.MaintainOutput: Method(maintain_output.compress, sees="inputs"),
-    maintain_ntk_gradient.MaintainNTKGradient: Method(maintain_ntk_gradient.compress, sees="inputs"),
-    ntk_match.NTKMatch: Method(ntk_match.compress, sees="inputs", second_step=ntk_match.second_step),
+    maintain_output.MaintainOutput: Method(maintain_output.compress, sees="inputs", scales=_cluster_sizes),
+    maintain_ntk_gradient.MaintainNTKGradient: Method(
+        maintain_ntk_gradient.compress, sees="inputs", scales=_cluster_sizes
+    ),
+    ntk_match.NTKMatch: Method(
+        ntk_match.compress, sees="inputs", second_step=ntk_match.second_step, scales=ntk_match.scales
+    ),
     svd.SVD: Method(svd.compress, makes=LowRank),
     whitened_svd.WhitenedSVD: Method(whitened_svd.compress, makes=LowRank, sees="inputs"),
     magnitude.Magnitude: Method(magnitude.compress, makes=Masked, ranked_together=True),

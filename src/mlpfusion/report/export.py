@@ -30,13 +30,15 @@ The licence is that of the source model. The full record is in `mlp_fusion_expor
 """
 
 
-def print_export(record: ExportRecord, out: str) -> None:
-    """Prints what was written and how near it is."""
+def print_export(record: ExportRecord, out: str, repository: str | None = None) -> None:
+    """Prints what was written, how near it is, and the repository of the Hub that has it too."""
     console = PlainConsole()
     console.print(Text.assemble(bold(out), f" is complete: {_WHAT[record.to]}, {record.bytes:,} bytes."))
     if record.padding:
         console.print(_padding_words(record), highlight=False)
     console.print(_compared_words(record), highlight=False)
+    if repository is not None:
+        console.print(f"Pushed to {repository}.", highlight=False)
 
 
 def export_card(record: ExportRecord, source: Path) -> str:

@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from mlpfusion.compression.preview import Cut, ExpertSummary, Inspection
+from mlpfusion.compression.preview.inspection import Cut, ExpertSummary, Inspection
 from mlpfusion.errors import printable
 from mlpfusion.report.terminal.console import PlainConsole, bold, wide_console
 from mlpfusion.report.terminal.results import after_fold_words, left_out_words

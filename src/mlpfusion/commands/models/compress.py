@@ -16,6 +16,8 @@ from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
     from mlpfusion.checkpoint.open import Checkpoint
+    from mlpfusion.compression.checkpoint import Work
+    from mlpfusion.compression.preview.dry_run import DryRun
     from mlpfusion.data.encode import EncodedTask
     from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource
     from mlpfusion.record import Record
@@ -47,6 +49,7 @@ class CompressOptions:
     no_report: bool = option(False, "Write no report.html beside the model.")
     stream: bool = option(False, "Hold one block at a time in memory, not the whole of MODEL.")
     resume: bool = option(False, "With --stream: go on with the unfinished run beside OUT.")
+    dry_run: bool = option(False, "Check everything and say what would be written; read no weights, write nothing.")
     texts: CalibrationOptions = part(CalibrationOptions)
     calibration_window: int | None = option(None, "Tokens of a window of a language model, 128 if not given.")
     data_free: bool = option(False, "Calibrate on text that MODEL writes; on random tokens if it is no language model.")
@@ -61,10 +64,11 @@ def typed_command(options: CompressOptions, model: str) -> str:
     return command_line(["mlpfusion", "compress", model, options.out], told | {"option": options.options})
 
 
-def run(options: CompressOptions, progress: Progress) -> "Record | None":
+def run(options: CompressOptions, progress: Progress) -> "Record | DryRun | None":
     """Compresses the checkpoint and returns the record, None in a process that another one speaks for (torchrun).
 
-    All that can be checked without the weights is checked before they are read. Raises `InputError`.
+    Of a dry run it returns what would be written. All that can be checked without the weights is checked before they
+    are read. Raises `InputError`.
     """
     from mlpfusion.checkpoint.open import open_checkpoint
     from mlpfusion.checks import seed_number, user_path
@@ -87,6 +91,8 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     check_flags(resume=options.resume, overwrite=options.overwrite)
     if options.resume and not options.stream:
         raise InputError("`resume` must be left out without `stream`")
+    if options.resume and options.dry_run:
+        raise InputError("`resume` must be left out with `dry_run`")
     replaced = None if options.resume else check_output(out, overwrite=options.overwrite, reads=reads)
     method = _method(options)
     seed_number("seed", options.seed)
@@ -103,14 +109,36 @@ def run(options: CompressOptions, progress: Progress) -> "Record | None":
     source = open_checkpoint(options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head)
     check_source(source, method, options.selection)
     work = Work(method, options.selection, options.seed, options.device, progress, options.texts.sequential)
+    if options.dry_run:
+        return _dry_run(options, source, work, texts)
     if options.stream:
         unfinished = Unfinished(options.resume, options.overwrite, reads)
         return stream_checkpoint(source, work, texts, out, unfinished, about)
     if type(method) in ON_TASK:
+        source.read_for_training()
         model, record = learn_checkpoint(source, work, _training_part(options, source))
     else:
         model, record = compress_checkpoint(source, work, texts)
     return write_checkpoint(source, model, record, out, replaced, about)
+
+
+def _dry_run(
+    options: CompressOptions, source: "Checkpoint", work: "Work", texts: "CalibrationSource | None"
+) -> "DryRun | None":
+    """What would be written, after the checks that are left. None in all processes of a launch but the first."""
+    from mlpfusion.checks import user_path
+    from mlpfusion.compression.preview.dry_run import dry_run
+    from mlpfusion.compression.streaming.run import checked_launch
+    from mlpfusion.methods.table import ON_TASK
+    from mlpfusion.storage.unfinished import check_work
+
+    if options.stream:
+        check_work(user_path("out", options.out), {}, resume=False, overwrite=options.overwrite)
+        if not checked_launch(work).is_first:
+            return None
+    if type(work.method) in ON_TASK:
+        _training_part(options, source)
+    return dry_run(source, work, texts)
 
 
 def _method(options: CompressOptions) -> Any:
@@ -182,7 +210,6 @@ def _training_part(options: CompressOptions, source: "Checkpoint") -> "EncodedTa
     from mlpfusion.options.training import Finetune
 
     told = options.data
-    source.read_for_training()
     found = chosen_data(told, None, TRAIN)
     check_labelled(found.task)
     config = Finetune(max_train_samples=options.max_train_samples)
@@ -192,11 +219,15 @@ def _training_part(options: CompressOptions, source: "Checkpoint") -> "EncodedTa
     return replace(data, train=train)
 
 
-def show(record: "Record", options: CompressOptions) -> None:
-    """Prints what was done layer by layer, and what comes next."""
+def show(record: "Record | DryRun", options: CompressOptions) -> None:
+    """Prints what was done, or would be, layer by layer, and what comes next."""
+    from mlpfusion.record import Record
+    from mlpfusion.report.terminal.dry_run import print_dry_run
     from mlpfusion.report.terminal.results import print_record
 
-    print_record(record, options.model, options.out)
+    if not isinstance(record, Record):
+        return print_dry_run(record, options.out, is_streamed=options.stream)
+    return print_record(record, options.model, options.out)
 
 
 COMMAND = Command(

@@ -10,7 +10,7 @@ from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 
 if TYPE_CHECKING:
-    from mlpfusion.compression.preview import Inspection
+    from mlpfusion.compression.preview.inspection import Inspection
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class InspectOptions:
 
 def run(options: InspectOptions, _progress: Progress) -> "Inspection":
     """Returns what is found."""
-    from mlpfusion.compression.preview import inspect_checkpoint
+    from mlpfusion.compression.preview.inspection import inspect_checkpoint
 
     selection = Selection(options.layers, options.keep_ratio)
     return inspect_checkpoint(options.model, selection, revision=options.revision, mlps=options.mlps)

@@ -70,14 +70,31 @@ class Unfinished:
 
 def check_streamed(method: Any, selection: Selection, *, data_free: bool) -> None:
     """Raises `InputError` for what needs more than one block at a time."""
+    reason = why_not_streamed(method, selection, data_free=data_free)
+    if reason is not None:
+        raise InputError(reason)
+
+
+def why_not_streamed(method: Any, selection: Selection, *, data_free: bool) -> str | None:
+    """The message for what needs more than one block at a time; None if nothing does."""
     row, name = METHODS[type(method)], method_name(type(method))
     if row.sees == "labels" or row.ranked_together:
-        raise InputError(f"`method` must be one that looks at each block by itself with `stream`, got {name}")
+        return f"`method` must be one that looks at each block by itself with `stream`, got {name}"
     if needs_batches(method) and calibration_needs(method) != CalibrationNeeds(gradients=False):
-        raise InputError(f"`method` must need no gradients with `stream`, as ntk-match with `match=none`, got {name}")
+        return f"`method` must need no gradients with `stream`, as ntk-match with `match=none`, got {name}"
     given = {"budget": selection.budget is not None, "data_free": data_free}
-    for field in (field for field, is_given in given.items() if is_given):
-        raise InputError(f"`{field}` must be left out with `stream`")
+    field = next((field for field, is_given in given.items() if is_given), None)
+    return None if field is None else f"`{field}` must be left out with `stream`"
+
+
+def checked_launch(work: Work) -> Launch:
+    """The launch of this process. Raises `InputError` for several processes where each block waits for another."""
+    launch = Launch.of_this_process()
+    if work.sequential and launch.size > 1:
+        raise InputError(
+            f"`sequential` must be left out for {launch.size} processes: a block waits for those before it"
+        )
+    return launch
 
 
 def stream_checkpoint(
@@ -95,11 +112,7 @@ def stream_checkpoint(
     returns the record. Finished blocks are kept in `OUT.unfinished` until all are there, with `resume` they are not
     computed again. Raises `InputError` as `compress` does, and for weights that changed since the run began.
     """
-    launch = Launch.of_this_process()
-    if work.sequential and launch.size > 1:
-        raise InputError(
-            f"`sequential` must be left out for {launch.size} processes: a block waits for those before it"
-        )
+    launch = checked_launch(work)
     prepared = None if texts is None else texts.prepare(source.folder, source.empty(), work.seed)
     with StoredModel(source.folder, source.config) as stored:
         stream = Stream(source, work, prepared, stored, BlockFiles(work_folder(out)), launch)

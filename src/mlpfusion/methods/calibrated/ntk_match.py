@@ -127,6 +127,13 @@ def second_step(config: NTKMatch) -> SecondStep | None:
     return step
 
 
+def scales(config: NTKMatch) -> str:
+    """Name of the constants of the finished blocks: two diagonals; without a match those of the chosen neurons."""
+    if config.match != "none":
+        return "matched"
+    return "cluster-sizes" if config.choice == "fusion" else "none"
+
+
 def rescale(original: MLP, before: BlockTrace, narrowed: Narrowed, after: BlockTrace, config: NTKMatch) -> Narrowed:
     """Matches the scales of `narrowed` to the original's Adam kernel.
 

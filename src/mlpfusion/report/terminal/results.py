@@ -14,7 +14,7 @@ from mlpfusion.measure.approximation import BlockError
 from mlpfusion.measure.comparison import CheckpointErrors
 from mlpfusion.measure.evaluation.text import Evaluation
 from mlpfusion.measure.whole_model import ModelError
-from mlpfusion.record import Record
+from mlpfusion.record import Record, Size
 from mlpfusion.report.comparison import (
     AUTHORS_COLUMNS,
     COLUMNS,
@@ -63,13 +63,9 @@ def print_record(record: Record, model: str, out: str) -> None:
     if record.budget is not None:
         _print_budget(console, record.budget)
     before, after = record.original, record.compressed
-    console.print(
-        f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes "
-        f"({100 * after.bytes / before.bytes:.1f} %), {record.seconds:.1f} s"
-    )
+    console.print(f"{sizes_words(before, after)}, {record.seconds:.1f} s")
     if record.expected_peak_bytes is not None:
-        gigabytes = record.expected_peak_bytes / 2**30
-        console.print(f"streamed, a block at a time: at most {gigabytes:.1f} GiB of memory expected", highlight=False)
+        console.print(streamed_words(record.expected_peak_bytes), highlight=False)
     if record.divergence is not None:
         console.print(f"predictions moved by {record.divergence:.2f} nats a token", highlight=False)
     console.print(after_fold_words(record.no_stock_form), highlight=False)
@@ -84,6 +80,19 @@ def print_record(record: Record, model: str, out: str) -> None:
         looking = f"`mlpfusion evaluate {target} --data TEXTS` gives the perplexity"
         training = f"`mlpfusion distill {source} {target} DISTILLED --data TEXTS --objective logits` trains it"
     console.print(f"Next: {looking}, {training}.", highlight=False)
+
+
+def sizes_words(before: Size, after: Size) -> str:
+    """Parameters and bytes before and after."""
+    return (
+        f"{before.parameters:,} -> {after.parameters:,} parameters, {before.bytes:,} -> {after.bytes:,} bytes "
+        f"({100 * after.bytes / before.bytes:.1f} %)"
+    )
+
+
+def streamed_words(expected_bytes: int) -> str:
+    """How much memory a streamed run takes."""
+    return f"streamed, a block at a time: at most {expected_bytes / 2**30:.1f} GiB of memory expected"
 
 
 def after_fold_words(no_stock_form: str | None) -> str:
@@ -121,7 +130,7 @@ def print_comparison(record: dict[str, Any]) -> None:
     for path in paths_of(rows):
         sizes = {row.label: row.size for row in rows if row.error.path == path}
         columns = _SHORT | model_columns(rows[0].error)
-        table = _table((path, "block", *columns))
+        table = table_of((path, "block", *columns))
         for label in labels_of(rows):
             cells = [_cell(over_seeds(rows, label, path, column), title) for title, column in columns.items()]
             table.add_row(label, sizes[label], *cells)
@@ -137,7 +146,7 @@ def print_checkpoint_errors(found: CheckpointErrors) -> None:
     """Prints the errors of compressed blocks, one per line, and those of the whole model."""
     errors, whole = found.blocks, found.whole_model
     columns = _SHORT | model_columns(errors[0])
-    table = _table(("block", *columns))
+    table = table_of(("block", *columns))
     for error in errors:
         table.add_row(error.path, *(f"{column.read(error):.3f}" for column in columns.values()))
     console = wide_console()
@@ -148,7 +157,7 @@ def print_checkpoint_errors(found: CheckpointErrors) -> None:
     if max(error.block_output_error for error in errors) > _LARGE_ERROR:
         console.print(_ADVICE)
     if any(error.authors is not None for error in errors):
-        table = _table(("authors' code", "output error", "kernel error (prob0)"))
+        table = table_of(("authors' code", "output error", "kernel error (prob0)"))
         for error in errors:
             if error.authors is not None:
                 table.add_row(error.path, f"{error.authors.output:.4g}", f"{error.authors.kernel:.4g}")
@@ -186,7 +195,7 @@ def _cell(numbers: Sequence[float], title: str) -> str:
     return f"{mean} ({deviation(numbers):.3f})" if len(numbers) > 1 and title in _WITH_DEVIATION else mean
 
 
-def _table(columns: Sequence[str]) -> Table:
+def table_of(columns: Sequence[str]) -> Table:
     """Table without lines; the first column aligned left, numbers right."""
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
@@ -195,7 +204,7 @@ def _table(columns: Sequence[str]) -> Table:
 
 
 def _site_table(record: Record) -> Table:
-    table = _table(("block", "width", "inertia left", "largest", "single"))
+    table = table_of(("block", "width", "inertia left", "largest", "single"))
     for site in record.sites:
         metrics = site.metrics
         inertia = f"{100 * metrics['inertia_ratio']:.1f} %" if "inertia_ratio" in metrics else "-"
@@ -206,7 +215,7 @@ def _site_table(record: Record) -> Table:
 
 def _print_budget(console: PlainConsole, budget: dict[str, Any]) -> None:
     """Prints the width of each layer, and the error read off its curve."""
-    table = _table(("budget", "width", "share", "error"))
+    table = table_of(("budget", "width", "share", "error"))
     for site in budget["sites"]:
         table.add_row(site["path"], f"{site['width']:,}", f"{100 * site['share']:.1f} %", f"{site['error']:.3g}")
     console.print(table)

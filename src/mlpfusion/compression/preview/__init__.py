@@ -1,0 +1,1 @@
+"""What a cut would give, told before any work."""
