@@ -21,6 +21,7 @@ from mlpfusion.kinds.kind import BlockSize, Kind, entry_place, number_at, replac
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.mlp import MLP, scale_neurons
 from mlpfusion.mlp import fold as fold_mlp
+from mlpfusion.sites.bits import as_bits, from_bits
 from mlpfusion.sites.sites import Site, base_model, linear_maps, read_mlp, site_module
 from mlpfusion.sites.weights import Tensors, is_plain, linear_shape, resized, written
 
@@ -76,11 +77,11 @@ class MatchedActivation(nn.Module):
 
     @property
     def input_scale(self) -> Float[Tensor, " neurons"]:
-        return self.input_scale_bits.view(torch.float32)
+        return from_bits(self.input_scale_bits)
 
     @property
     def output_scale(self) -> Float[Tensor, " neurons"]:
-        return self.output_scale_bits.view(torch.float32)
+        return from_bits(self.output_scale_bits)
 
     def forward(self, x: Tensor) -> Tensor:
         input_scale, output_scale = (_local_part(scale, self.local) for scale in (self.input_scale, self.output_scale))
@@ -282,11 +283,6 @@ def _local_rows(model: PreTrainedModel, site: Site) -> slice | None:
 def _local_part(scale: Tensor, local: slice | None) -> Tensor:
     """The scales of the neurons in `local`, all without one."""
     return scale if local is None else scale[local]
-
-
-def as_bits(scale: Tensor) -> Int[Tensor, " neurons"]:
-    """The bits of the numbers, rounded to fp32, as whole numbers."""
-    return scale.to(torch.float32).contiguous().view(torch.int32)
 
 
 def scale_bits(mlp: MLP) -> tuple[Int[Tensor, " neurons"], Int[Tensor, " neurons"]]:

@@ -22,7 +22,6 @@ from mlpfusion.kinds.foreign_forward import guard, unguard
 from mlpfusion.kinds.kind import BlockSize, Kind, replace_module
 from mlpfusion.kinds.narrow import (
     NarrowSite,
-    as_bits,
     check_diagonal,
     is_narrow_there,
     narrow_size,
@@ -33,6 +32,7 @@ from mlpfusion.kinds.narrow import (
 )
 from mlpfusion.kinds.outcome import Narrowed, NarrowedExperts, Outcome
 from mlpfusion.mlp import MLP, scale_neurons
+from mlpfusion.sites.bits import as_bits, from_bits
 from mlpfusion.sites.sites import Site, base_model, by_holder, read_mlp
 from mlpfusion.sites.weights import Tensors, Weight, written
 
@@ -108,11 +108,11 @@ class ScaledExperts(nn.Module):
         """The tensor `name` of all experts with its scales multiplied in; None where it has none."""
         places = self.places
         if name == places.down:
-            scale = self.output_scale_bits.view(torch.float32) if self.is_matched else self.cluster_sizes
+            scale = from_bits(self.output_scale_bits) if self.is_matched else self.cluster_sizes
             return times_neurons(getattr(self, name), scale, places.neuron_axis)
         if not self.is_matched or name not in (places.first, f"{places.first}_bias"):
             return None
-        scale = self.input_scale_bits.view(torch.float32)
+        scale = from_bits(self.input_scale_bits)
         if places.first_half:
             both = (scale, torch.ones_like(scale))
             scale = torch.stack(both, dim=2).flatten(1) if places.in_turns else torch.cat(both, dim=1)
@@ -244,7 +244,7 @@ def _check(model: PreTrainedModel, site: Site, entry: NarrowExpertsSite) -> None
         return
     if holder.is_matched:
         for name in _BITS:
-            check_diagonal(holder.get_buffer(name).view(torch.float32), name.removesuffix("_bits"), site.holder)
+            check_diagonal(from_bits(holder.get_buffer(name)), name.removesuffix("_bits"), site.holder)
         return
     smallest, totals = int(holder.cluster_sizes.min()), set(holder.cluster_sizes.sum(1).tolist())
     if smallest < 1 or totals != {entry.original_size}:

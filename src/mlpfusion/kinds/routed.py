@@ -14,6 +14,7 @@ from mlpfusion.errors import InputError
 from mlpfusion.kinds.kind import BlockSize, Kind, entry_place, number_at, replace_module
 from mlpfusion.kinds.narrow import read_block, resize_maps
 from mlpfusion.kinds.outcome import Routed
+from mlpfusion.sites.bits import as_bits, from_bits
 from mlpfusion.sites.sites import Part, Site, base_model, site_module
 from mlpfusion.sites.weights import Tensors, linear_shape, written
 
@@ -65,11 +66,11 @@ class RoutedLinear(nn.Module):
 
     @property
     def router_in(self) -> Float[Tensor, "experts hidden"]:
-        return self.router_in_bits.view(torch.float32)
+        return from_bits(self.router_in_bits)
 
     @property
     def router_out(self) -> Float[Tensor, "experts experts"]:
-        return self.router_out_bits.view(torch.float32)
+        return from_bits(self.router_out_bits)
 
     def scores(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch experts"]:
         """The scores of the experts, in fp32, under autocast too."""
@@ -131,7 +132,7 @@ def _tensors(site: Site, outcome: Routed, original: Tensors) -> dict[str, Tensor
     inner = {f"{routed}.{leaf}": f"{routed}.linear.{leaf}" for leaf in ("weight", "bias")}
     tensors = {inner.get(name, name): tensor for name, tensor in written(site.weights, outcome.mlp.tensors()).items()}
     for name, values in (("router_in", outcome.router_in), ("router_out", outcome.router_out)):
-        tensors[f"{routed}.{name}_bits"] = values.to(torch.float32).contiguous().view(torch.int32)
+        tensors[f"{routed}.{name}_bits"] = as_bits(values)
     return tensors
 
 

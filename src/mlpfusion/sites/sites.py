@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.errors import InputError, shown
 from mlpfusion.mlp import MLP
+from mlpfusion.sites.bits import from_bits
 from mlpfusion.sites.table import Architecture, Stack
 from mlpfusion.sites.weights import (
     ModelTensors,
@@ -165,7 +166,7 @@ def read_mlp(model: PreTrainedModel, site: Site) -> MLP:
         return replace(mlp, output_scale=buffers["cluster_sizes"][site.expert])
     if "input_scale_bits" in buffers:
         names = ("input_scale_bits", "output_scale_bits")
-        input_scale, output_scale = (buffers[name][site.expert].view(torch.float32) for name in names)
+        input_scale, output_scale = (from_bits(buffers[name][site.expert]) for name in names)
         return replace(mlp, input_scale=input_scale, output_scale=output_scale)
     return mlp
 
