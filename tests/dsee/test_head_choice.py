@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from mlpfusion.dsee.adapter.config import DseeConfig
 from mlpfusion.dsee.adapter.describe import describe
 from mlpfusion.dsee.adapter.layer import DseeLayer
+from mlpfusion.dsee.structured.adapted import slice_adapted
 from mlpfusion.dsee.structured.adapter import StoredAdapter, read_adapter
 from mlpfusion.dsee.structured.choice import HeadChoice, head_scores, kept_heads
+from mlpfusion.dsee.structured.lowest import slice_lowest
 from mlpfusion.errors import InputError
 from mlpfusion.heads.sites import HeadSite, find_heads
 from mlpfusion.heads.slicing import slice_heads
@@ -187,3 +189,27 @@ def test_the_adapter_in_memory_stays_as_it_was(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert adapter.config.entries is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.tensors.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_loses_heads_in_memory_is_what_is_written_and_read(name, tmp_path):
+    choice = HeadChoice(1)
+    adapted = trained_adapter(name, tmp_path / "whole")
+    model = model_of(name)
+    left = slice_lowest(model, choice, read_adapter(tmp_path / "whole", model))
+    assert left.adapter is not None
+    left.adapter.write("base", tmp_path / "cut")
+    expected = PeftModel.from_pretrained(model, str(tmp_path / "cut"), is_trainable=True).eval()
+    stream = torch.random.get_rng_state()
+    found = slice_adapted(adapted, choice).eval()
+    assert torch.equal(torch.random.get_rng_state(), stream)
+    assert torch.equal(states(found), states(expected))
+    trained, same = (
+        {path: parameter for path, parameter in one.named_parameters() if parameter.requires_grad}
+        for one in (found, expected)
+    )
+    assert trained.keys() == same.keys()
+    assert all(torch.equal(trained[path], same[path]) for path in trained)
+    config: Any = found.peft_config["default"]
+    read: Any = expected.peft_config["default"]
+    assert (config.entries, config.r, config.target_modules) == (read.entries, read.r, read.target_modules)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import saved_adapter
 from command import call, refused
 from detected import detected_model
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -222,6 +223,18 @@ def adapter(tmp_path) -> Path:
     """An adapter for the pico BERT without a record beside it."""
     trained_adapter("bert", tmp_path / "own" / "adapter")
     return tmp_path / "own" / "adapter"
+
+
+def test_an_adapter_beside_its_own_weights_is_not_taken_for_a_merged_one(model, tmp_path):
+    """As `sparsify` and `tune --adapter` leave both."""
+    own = saved_adapter(model, tmp_path / "own")
+    result = call("sparsify", model, tmp_path / "sparse", "--adapter", own)
+    assert result.exit_code == 0, result.output
+    record = sliced(
+        tmp_path / "sparse", tmp_path / "out", "--drop-heads", 1, "--adapter", tmp_path / "sparse" / "adapter"
+    )
+    assert record["scored_by"] == "update"
+    assert (tmp_path / "out" / "adapter").is_dir()
 
 
 def test_an_adapter_without_a_record_beside_it_is_taken(model, adapter, tmp_path):

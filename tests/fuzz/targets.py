@@ -31,7 +31,8 @@ from mlpfusion.options.dynamics import DynamicsOptions
 from mlpfusion.options.fields import read_options
 from mlpfusion.options.selection import Selection
 from mlpfusion.options.tune import TuneOptions
-from mlpfusion.reproduce.experiment import parse_table_row, read_experiment
+from mlpfusion.reproduce.experiment import read_experiment
+from mlpfusion.reproduce.rows import parse_table_row
 from mlpfusion.sites.table import read_architecture
 from mlpfusion.storage.yaml import parse_option
 

@@ -20,10 +20,10 @@ from mlpfusion.reproduce.experiment import (
     Experiment,
     cells,
     named_experiments,
-    parse_table_row,
     read_experiment,
 )
 from mlpfusion.reproduce.grid import Grid, run_name
+from mlpfusion.reproduce.rows import parse_table_row
 
 RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "minilm" / "runs"
 

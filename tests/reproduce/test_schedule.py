@@ -15,7 +15,7 @@ import sum_order
 from command import call, refused
 from filelock import FileLock
 
-from mlpfusion.reproduce import grid, schedule
+from mlpfusion.reproduce import grid, schedule, stages
 from mlpfusion.reproduce.experiment import GridCell, cells, read_experiment
 from mlpfusion.storage.manifest import sealed_json
 from mlpfusion.tune.trainer import DivergenceError
@@ -70,7 +70,7 @@ def test_a_run_that_diverges_is_told_and_not_tried_again(recipe, tmp_path, monke
 
     arguments = ("reproduce", recipe(methods=["full", "svd+layerwise"], seeds=[0]), "--out", tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(grid, "distill", diverge)
+        patched.setattr(stages, "distill", diverge)
         result = call(*arguments)
     assert result.exit_code == 0, result.output
     assert "- svd + layer-wise, sst2, seed 0: the loss became nan" in result.output

@@ -54,6 +54,19 @@ class ScoreColumn:
         factor = 100 if metric in METRICS else 1
         return [factor * row["run"]["scores"][self.split][metric] for row in self.rows(record, label)]
 
+    def steps(self, record: Row, label: str) -> str:
+        """The mean score, of runs with two stages after each step: `85.20 -> 71.00 -> 84.90`."""
+        rows, after = self.rows(record, label), self.scores(record, label)
+        if any(row.get("first") is None for row in rows):
+            return score_with_deviation(after)
+        metric = find_task(self.task).headline
+        factor = 100 if metric in METRICS else 1
+        steps = [[row["first"] for row in rows], [row["run"]["before"] for row in rows]]
+        # what a model wrote is scored after the training only
+        known = [[scores[self.split].get(metric) for scores in step] for step in steps]
+        means = ["-" if None in step else f"{factor * statistics.mean(step):.2f}" for step in known]
+        return " -> ".join((*means, f"{statistics.mean(after):.2f}"))
+
     @property
     def unit(self) -> str:
         """What the scores are, for an axis: percent, or the name of the headline.
@@ -123,19 +136,46 @@ def cost_table(record: Row) -> Table:
         if not rows:
             continue
         seconds = [row["run"]["seconds_per_step"] for row in rows if row["run"]["seconds_per_step"] is not None]
+        size = rows[0]["cost"] if rows[0].get("first") is not None else rows[0]  # what a second stage left
         stages = [row["distill"] for row in rows if "distill" in row]
         losses = [statistics.mean(stage[name] for stage in stages) for name in ("loss_before", "loss_after") if stages]
         lines.append(
             (
                 label,
-                f"{rows[0]['parameters']:,}",
-                f"{rows[0]['nonzero_parameters']:,}",
+                f"{size['parameters']:,}",
+                f"{size['nonzero_parameters']:,}",
                 f"{statistics.median(seconds):.2f}" if seconds else "-",
                 " -> ".join(f"{loss:.3g}" for loss in losses) or "-",
                 f"{rows[0]['learning_rate']:g}",
             )
         )
     return Table("Cost", header, tuple(lines))
+
+
+def stage_table(record: Row) -> Table:
+    """Cost of what runs leave, and their scores: of two stages after the first, before the second, after it."""
+    splits = [(task, split) for task in record["tasks"] for split in find_task(task).reported]
+    names = [ScoreColumn(task, split, None, None).title() for task, split in splits]
+    header = ("method", "trained", "FLOPs", "without zeros", "MB", *names)
+    several_layers, several_ratios = len(record["layers"]) > 1, len(record["keep_ratio"]) > 1
+    lines = []
+    for label, layers, keep_ratio in _places(record):
+        found = [ScoreColumn(task, split, layers, keep_ratio) for task, split in splits]
+        rows = found[0].rows(record, label)
+        if rows:
+            is_cut = rows[0]["method"] is not None
+            place = f" layers {layers}" * (is_cut and several_layers)
+            place += f" at {100 * keep_ratio:.4g} %" * (is_cut and several_ratios)
+            steps = (column.steps(record, label) for column in found)
+            lines.append((label + place, *_cost_cells(rows[0], _full_flops(record)), *steps))
+    unit = "percent of the full model's" if _full_flops(record) else "billions, one text"
+    title = f"Two stages: FLOPs, {unit}; scores after the first stage -> before the second -> after it"
+    return Table(title, header, tuple(lines))
+
+
+def has_stages(record: Row) -> bool:
+    """True if a run of the grid had two stages."""
+    return any(row.get("first") is not None for row in record["rows"])
 
 
 def settings_words(record: Row) -> str:
@@ -155,8 +195,10 @@ def settings_words(record: Row) -> str:
 
 
 def tables(record: Row) -> list[Table]:
-    """All tables; shares where the full model was run."""
-    return [score_table(record), *([share_table(record)] if FULL in labels(record) else []), cost_table(record)]
+    """All tables; shares where the full model was run, that of the stages where a run has two."""
+    shared = [share_table(record)] if FULL in labels(record) else []
+    stages = [stage_table(record)] if has_stages(record) else []
+    return [score_table(record), *shared, *stages, cost_table(record)]
 
 
 def diverged_runs(record: Row) -> list[str]:
@@ -173,6 +215,28 @@ def experiment_markdown(record: Row) -> str:
     failed = diverged_runs(record)
     parts += ["## Diverged", "\n".join(f"- {line}" for line in failed)] if failed else []
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _places(record: Row) -> list[tuple[str, str, float]]:
+    """Label, layers and ratio of all cells of one task, in the order of the methods."""
+    found = [(row["label"], row["layers"], row["keep_ratio"]) for row in record["rows"]]
+    order = labels(record)
+    return sorted(dict.fromkeys(found), key=lambda place: order.index(place[0]))
+
+
+def _cost_cells(row: Row, full_flops: int | None) -> tuple[str, ...]:
+    """Trained parameters, FLOPs with and without zeros, megabytes; runs of former versions say less."""
+    cost, trained = row.get("cost"), f"{row['run']['trained_parameters']:,}"
+    if cost is None:
+        return (trained, "-", "-", "-")
+    unit = full_flops / 100 if full_flops else 1e9
+    flops = [cost[name] for name in ("flops", "flops_without_zeros")]
+    return (trained, *("-" if one is None else f"{one / unit:.1f}" for one in flops), f"{cost['bytes'] / 1e6:.1f}")
+
+
+def _full_flops(record: Row) -> int | None:
+    costs = [row["cost"] for row in record["rows"] if row["label"] == FULL and row.get("cost") is not None]
+    return costs[0]["flops"] if costs else None
 
 
 def _scored(record: Row, label: str, column: ScoreColumn) -> list[tuple[Row, float]]:

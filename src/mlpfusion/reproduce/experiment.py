@@ -1,25 +1,21 @@
 """Experiments: grids of fine-tuning runs, described by YAML files."""
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlpfusion.checks import check_given, user_path
 from mlpfusion.data.tasks import find_task
 from mlpfusion.errors import InputError, shown
-from mlpfusion.kinds.outcome import Masked
-from mlpfusion.methods.names import method_label, parse_method
-from mlpfusion.methods.table import METHODS
-from mlpfusion.options.adapters.dsee import Dsee, parse_dsee
-from mlpfusion.options.adapters.lora import Lora, parse_lora
+from mlpfusion.options.adapters.dsee import Dsee
+from mlpfusion.options.adapters.lora import Lora
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.distill import Distill
-from mlpfusion.options.fields import changed, from_plain, key, part, plain, read_values
+from mlpfusion.options.fields import from_plain, key, part, plain, read_values
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.training import Finetune
-from mlpfusion.report.numbers import FULL
 from mlpfusion.reproduce.named import named_experiments
+from mlpfusion.reproduce.rows import TableRow, parse_table_row
 
 _REQUIRED = ("model", "out", "tasks", "methods", "layers", "keep_ratio", "seeds", "learning_rate")
 CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
@@ -30,12 +26,13 @@ class Experiment:
     """A grid: methods x tasks x `layers` x `keep_ratio` x `seeds`.
 
     A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora[=R]]`, or `full` (nothing compressed) with the same
-    additions; `+dsee[=RANK[:OPTION=VALUE..]]` stands in the place of LoRA. `references` are other models, fine-tuned in
-    full. Every cell chooses its learning rate with the first seed, among `learning_rate` (with LoRA or DSEE
-    `lora_learning_rate`, if given). Calibrated methods see `calibration_samples` training texts without labels,
-    layer-wise tuning sees all of them. `chart` is `scores`, `layers` or `keep_ratio` (scores over either), or
-    `training_loss`. `name` begins the file names of the report. `max_length` and `new_head` are options of `tune`, all
-    other fields of `Finetune`.
+    additions; `+dsee[=RANK[:OPTION=VALUE..]]` stands in the place of LoRA. A second stage follows an adapter: with
+    `+zeros=RATIO[:OPTION=VALUE..]` weights are zeroed, with `+heads=N[:scope=global]` heads go (DSEE only), then the
+    adapter trains again, by the same settings. `references` are other models, fine-tuned in full. Every cell chooses
+    its learning rate with the first seed, among `learning_rate` (with LoRA or DSEE `lora_learning_rate`, if given).
+    Calibrated methods see `calibration_samples` training texts without labels, layer-wise tuning sees all of them.
+    `chart` is `scores`, `layers` or `keep_ratio` (scores over either), or `training_loss`. `name` begins the file names
+    of the report. `max_length` and `new_head` are options of `tune`, all other fields of `Finetune`.
     """
 
     name: str = key("", free=True)
@@ -70,7 +67,7 @@ class Experiment:
     mlps: MLPOptions = part(MLPOptions)
     chart: str = key("scores", free=True)
 
-    def rates(self, row: "TableRow") -> tuple[float, ...]:
+    def rates(self, row: TableRow) -> tuple[float, ...]:
         """Learning rates to try for one row of the table."""
         return self.lora_learning_rate if row.adapter and self.lora_learning_rate else self.learning_rate
 
@@ -107,32 +104,6 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """One row of the table: a method, epochs of layer-wise tuning, an adapter.
-
-    `method` is None for a model in which nothing is compressed.
-    """
-
-    model: str
-    method: Any = None
-    layerwise: int = 0
-    adapter: Lora | Dsee | None = None
-
-    @property
-    def label(self) -> str:
-        """Name in tables.
-
-        >>> parse_table_row("fusion+layerwise=2+lora=8", "model").label
-        'fusion + layer-wise, 2 epochs + LoRA'
-        >>> parse_table_row("full+dsee=16:omega=random", "model").label
-        'full + DSEE omega=random'
-        """
-        name = FULL if self.method is None else method_label(self.method)
-        epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
-        return name + (f" + layer-wise{epochs}" if self.layerwise else "") + _adapter_label(self.adapter)
-
-
-@dataclass(frozen=True)
 class GridCell:
     """One row on one task; its runs differ in learning rate and seed."""
 
@@ -140,6 +111,11 @@ class GridCell:
     row: TableRow
     layers: str
     keep_ratio: float
+
+    @property
+    def first(self) -> "GridCell":
+        """The cell of the first stage alone; itself without a second."""
+        return replace(self, row=replace(self.row, second=None))
 
 
 def read_experiment(name: str, changes: Mapping[str, Any]) -> Experiment:
@@ -168,7 +144,7 @@ def check_experiment(experiment: Experiment) -> None:
         raise InputError(f"`chart` must be one of {', '.join(CHARTS)}, got {shown(experiment.chart)}")
     if experiment.calibration_samples < 1:
         raise InputError(f"`calibration_samples` must be at least 1, got {experiment.calibration_samples}")
-    if experiment.select_on == "last" and len(experiment.learning_rate) > 1:
+    if experiment.select_on == "last" and any(len(experiment.rates(row)) > 1 for row in table_rows(experiment)):
         raise InputError("`select_on` must be holdout or validation to choose among several rates, got 'last'")
     for task in experiment.tasks:
         find_task(task)
@@ -203,35 +179,3 @@ def cells(experiment: Experiment) -> Iterator[GridCell]:
             for layers in experiment.layers:
                 for keep_ratio in experiment.keep_ratio:
                     yield GridCell(task, row, layers, keep_ratio)
-
-
-def parse_table_row(text: str, model: str) -> TableRow:
-    """Parses `fusion:refine=false+layerwise=1`.
-
-    Raises `InputError` for an unknown method, option or addition.
-    """
-    name, *additions = (part.strip() for part in text.split("+"))
-    method = None if name == FULL else parse_method(name, METHODS)
-    layerwise, adapter = 0, None
-    for addition in additions:
-        kind, _, value = addition.partition("=")
-        if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
-            layerwise = int(value or 1)
-        elif kind == "lora":
-            adapter = parse_lora(f"r={value}" if value else "r=8")
-        elif kind == "dsee":
-            rank, *options = value.split(":")
-            adapter = parse_dsee(",".join((f"rank={rank or 16}", *options)))
-        else:
-            allowed = "lora[=R], dsee[=RANK]" + ("" if method is None else ", layerwise[=EPOCHS]")
-            raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
-    if adapter is not None and method is not None and METHODS[type(method)].makes is Masked:
-        raise InputError(f"`methods` must have lora and dsee with methods that mask nothing, got {shown(text)}")
-    return TableRow(model, method, layerwise, adapter)
-
-
-def _adapter_label(adapter: Lora | Dsee | None) -> str:
-    if not isinstance(adapter, Dsee):
-        return "" if adapter is None else " + LoRA"
-    told = (f"{name}={value}" for name, value in changed(adapter).items() if name != "rank")
-    return " ".join((" + DSEE", *told))

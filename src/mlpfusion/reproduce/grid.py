@@ -8,50 +8,53 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from filelock import FileLock
-from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.open import Checkpoint, open_for_training
 from mlpfusion.checkpoint.read import display_name
 from mlpfusion.checkpoint.stage import GENERATED
 from mlpfusion.checks import user_path
 from mlpfusion.compression.checks import check_cut, check_experts
-from mlpfusion.compression.compress import compress
 from mlpfusion.data.chosen import split_train
-from mlpfusion.data.encode import EncodedExamples, EncodedTask
+from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration
-from mlpfusion.data.task_model import empty_for_task, encode_for, load_for_task
+from mlpfusion.data.task_model import empty_for_task, encode_for
 from mlpfusion.data.tasks import find_task, kind_of_task, load_task, new_tokens
-from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches
-from mlpfusion.methods.table import ON_TASK
 from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.adapters.lora import Lora
+from mlpfusion.options.adapters.sparsity import Sparsity
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.fields import bound, leaves
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
-from mlpfusion.reproduce.experiment import Experiment, GridCell
+from mlpfusion.reproduce.experiment import Experiment, GridCell, cells
+from mlpfusion.reproduce.stages import (
+    TUNING,
+    Job,
+    Row,
+    alone,
+    check_second,
+    first_stage,
+    one_stage,
+    second_stage,
+    smaller,
+)
 from mlpfusion.sites.sites import find_sites
 from mlpfusion.storage.atomic import write_file
 from mlpfusion.storage.manifest import read_sealed_json, sealed_json
 from mlpfusion.storage.processes import of_first
 from mlpfusion.storage.unfinished import give_back, take_lock
 from mlpfusion.tune.adapter import add_adapter
-from mlpfusion.tune.distill import distill, split_examples
-from mlpfusion.tune.finetune import RunContext, finetune
+from mlpfusion.tune.distill import split_examples
 from mlpfusion.tune.frozen import frozen_routers
-from mlpfusion.tune.start import compressed_start, trained_parameters
 
-Row = dict[str, Any]
-_TUNING = "tuning"  # folder of the states of a run that are fine-tuning's
 _NAMES = ("model", "label")  # of a run: experiments that share its file may call model and method by other names
 
 
@@ -62,7 +65,8 @@ class Grid:
     A finished run is a JSON file in `OUT/runs`; its name ends in a hash of everything its numbers
     depend on, except machine and versions. `OUT/texts` has what models wrote. `OUT/unfinished` holds
     the training states of runs under way, to resume after a kill, and a lock per run, so that
-    several processes can share a folder.
+    several processes can share a folder. `OUT/first` has what the first stage of runs with two left, as long as runs
+    are to begin with it: it is trained once.
     """
 
     experiment: Experiment
@@ -113,7 +117,9 @@ class Grid:
             check_cut(empty, source.row, selection)
         routers = frozen_routers(empty, freeze=config.freeze_router)
         if row.adapter is not None:
-            add_adapter(empty, row.adapter, kind_of_task(data.task).names(empty.config).adapter, routers)
+            adapted = add_adapter(empty, row.adapter, kind_of_task(data.task).names(empty.config).adapter, routers)
+            if row.second is not None:
+                check_second(adapted, row.second)
         for rate in self.experiment.rates(row):
             for seed in self.experiment.seeds:
                 file = self._file(self.identity(cell, rate, seed))
@@ -146,6 +152,8 @@ class Grid:
         }
         if isinstance(row.adapter, Dsee):  # younger than recorded runs, which keep their names
             own |= {"dsee": asdict(row.adapter)}
+        if row.second is not None:  # the same
+            own |= {"zeros" if isinstance(row.second, Sparsity) else "heads": asdict(row.second)}
         if row.method is not None:
             own |= self.source(cell).row_for_identity()
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
@@ -155,8 +163,8 @@ class Grid:
         """Returns the result of one run, from its file if there.
 
         Otherwise runs it. Divergence is a result too. Returns None while another process holds the
-        run's lock; the processes of one `accelerate launch` run it together. Raises `InputError` if
-        the file holds another run.
+        lock of the run or of its first stage; the processes of one `accelerate launch` run it
+        together. Raises `InputError` if the file holds another run.
         """
         identity = self.identity(cell, rate, seed)
         file, states = self._file(identity), self.out / "unfinished" / run_name(identity)
@@ -166,12 +174,15 @@ class Grid:
                 return None
             try:
                 if not of_first(file.is_file):  # else it was finished in between
-                    row = identity | self._outcome(cell, rate, seed, states, progress)
+                    outcome = self._outcome(cell, rate, seed, states, progress)
+                    if outcome is None:
+                        return None
                     PartialState().wait_for_everyone()  # until then they may read their states
                     if PartialState().is_main_process:
-                        self._keep_texts(states / _TUNING / GENERATED, file.stem)
-                        write_file(file, sealed_json(row))
+                        self._keep_texts(states / TUNING / GENERATED, file.stem)
+                        write_file(file, sealed_json(identity | outcome))
                         shutil.rmtree(states, ignore_errors=True)
+                        self._drop_first(cell, rate, seed)
             finally:
                 give_back(lock)  # who gets it from now on finds the file
             PartialState().wait_for_everyone()
@@ -182,61 +193,48 @@ class Grid:
         if written.is_dir():
             shutil.copytree(written, self.out / "texts" / name, dirs_exist_ok=True)
 
-    def _outcome(self, cell: GridCell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
+    def _outcome(self, cell: GridCell, rate: float, seed: int, states: Path, progress: Progress) -> Row | None:
         row = {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
         try:
-            return row | self._train(cell, rate, seed, states, progress)
+            trained = self._train(cell, rate, seed, states, progress)
+            return None if trained is None else row | trained
         except DivergenceError as error:
             return row | {"diverged": str(error)}
 
-    def _train(self, cell: GridCell, rate: float, seed: int, states: Path, progress: Progress) -> Row:
-        table_row, (data, _) = cell.row, self.data(cell)
-        config = self.experiment.finetune(rate, seed, table_row.adapter)
-        train, _ = split_train(data, config)
-        model, row = self._start(cell, seed, train, progress)
-        if table_row.layerwise:
-            teacher = load_for_task(self.source(cell), data.task, seed)
-            tuning = self.experiment.distill(rate, seed, table_row.layerwise)
-            stage = distill(model, teacher, train, data.collate, tuning, _context(states / "layerwise", progress))
-            row |= {"distill": asdict(stage)}
-        _, run = finetune(model, data, config, _context(states / _TUNING, progress))
-        return row | {"run": asdict(run), "device": str(PartialState().device)}
+    def _train(self, cell: GridCell, rate: float, seed: int, states: Path, progress: Progress) -> Row | None:
+        """The entries that a run adds to its row; None while another process has its first stage."""
+        job = Job(self.experiment, cell, self.source(cell), self.data(cell)[0], rate, seed, progress)
+        if not self._begins_another(cell.first):
+            return one_stage(job, states)
+        folder = self._first_folder(cell, rate, seed)
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        if not of_first(lambda: take_lock(lock)):
+            return None
+        try:
+            checkpoint, first = first_stage(job, folder)
+            if cell.row.second is None:
+                self._keep_texts(checkpoint / GENERATED, folder.name)
+                return alone(job, checkpoint, first)
+            adapted = smaller(job, checkpoint)
+            PartialState().wait_for_everyone()  # until then they may read the checkpoint
+        finally:
+            give_back(lock)  # others may begin with it too
+        return second_stage(job, adapted, first, states)
 
-    def _start(
-        self, cell: GridCell, seed: int, train: EncodedExamples, progress: Progress
-    ) -> tuple[PreTrainedModel, Row]:
-        """Model to fine-tune, and its counts of parameters; methods learn from `train`."""
-        method, source, (data, _) = cell.row.method, self.source(cell), self.data(cell)
-        if method is None or type(method) in ON_TASK:
-            model = load_for_task(source, data.task, seed)
-            if method is None:
-                return model, {"parameters": model.num_parameters(), "nonzero_parameters": model.num_parameters()}
-            seen = replace(data, train=train)
-            record = compress(
-                model,
-                method,
-                data=seen,
-                layers=cell.layers,
-                keep_ratio=cell.keep_ratio,
-                seed=seed,
-                architecture=self.source(cell).row,
-                progress=progress,
-            )
-        else:
-            calibration, count = None, self.experiment.calibration_samples
-            if needs_batches(method):
-                calibration = calibration_batches(train, data.collate, source.training_config, count, seed)
-            model, record = compressed_start(
-                source,
-                data.task,
-                method,
-                Selection(cell.layers, cell.keep_ratio),
-                seed=seed,
-                architecture=self.source(cell).row,
-                calibration=calibration,
-            )
-        sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}
-        return model, sizes | {"compress_seconds": record.seconds}
+    def _begins_another(self, cell: GridCell) -> bool:
+        """True if a run with a second stage in the grid begins as the runs of `cell` do."""
+        return any(other.row.second is not None and other.first == cell for other in cells(self.experiment))
+
+    def _first_folder(self, cell: GridCell, rate: float, seed: int) -> Path:
+        return self.out / "first" / run_name(self.identity(cell.first, rate, seed))
+
+    def _drop_first(self, cell: GridCell, rate: float, seed: int) -> None:
+        """Removes the first stage of a run once every run of the grid that begins with it is there."""
+        if not self._begins_another(cell.first):
+            return
+        begun = [other for other in cells(self.experiment) if other.first == cell.first]
+        if all(self._file(self.identity(other, rate, seed)).is_file() for other in begun):
+            _drop(self._first_folder(cell, rate, seed))
 
 
 def run_name(identity: Row) -> str:
@@ -250,11 +248,6 @@ def run_name(identity: Row) -> str:
     counted = {name: value for name, value in identity.items() if name not in _NAMES}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
     return f"{slug}-seed-{identity['seed']}-{digest}"
-
-
-def _context(folder: Path, progress: Progress) -> RunContext:
-    folder.mkdir(parents=True, exist_ok=True)
-    return RunContext(folder, progress)
 
 
 def read_run(file: Path, identity: Row) -> Row:
@@ -276,11 +269,22 @@ def read_run(file: Path, identity: Row) -> Row:
 
 
 def sweep(out: Path) -> None:
-    """Removes states and locks of finished runs, left by killed processes."""
+    """Removes states and locks of finished runs, and first stages, left by killed processes and other grids."""
+    for folder in {path.with_name(path.name.removesuffix(".lock")) for path in (out / "first").glob("*")}:
+        _drop(folder)
     for name in {path.name.removesuffix(".lock") for path in (out / "unfinished").glob("*")}:
         lock = FileLock(out / "unfinished" / f"{name}.lock")
         if (out / "runs" / f"{name}.json").is_file() and take_lock(lock):
             shutil.rmtree(out / "unfinished" / name, ignore_errors=True)
             give_back(lock)
-    with suppress(OSError):  # not empty: another experiment's runs
-        (out / "unfinished").rmdir()
+    for name in ("unfinished", "first"):
+        with suppress(OSError):  # not empty: another experiment's runs
+            (out / name).rmdir()
+
+
+def _drop(first: Path) -> None:
+    """Removes the folder of a first stage unless a process is at it."""
+    lock = FileLock(first.with_name(f"{first.name}.lock"))
+    if take_lock(lock):
+        shutil.rmtree(first, ignore_errors=True)
+        give_back(lock)

@@ -15,7 +15,8 @@ from mlpfusion.errors import InputError
 from mlpfusion.options.fields import plain
 from mlpfusion.progress import Progress
 from mlpfusion.reproduce.experiment import Experiment, GridCell, cells
-from mlpfusion.reproduce.grid import Grid, Row, sweep
+from mlpfusion.reproduce.grid import Grid, sweep
+from mlpfusion.reproduce.stages import Row
 from mlpfusion.storage.processes import join_processes
 from mlpfusion.tune.trainer import training_arguments
 

@@ -83,6 +83,11 @@ def load_adapter(model: PreTrainedModel, continued: Continued) -> Any:
     return put_on(model, saved, is_trainable=True)
 
 
+def load_beside(model: PreTrainedModel, folder: Path) -> Any:
+    """Wraps `model` into a `PeftModel` with the adapter `folder/adapter`, which trains again. As `load_adapter`."""
+    return load_adapter(model, Continued(str(folder / ADAPTER_FOLDER)))
+
+
 def frozen_sha256(adapted: Any) -> str:
     """Returns the SHA-256 of the linear maps under an adapter."""
     from mlpfusion.dsee.adapter.saved import weights_sha256
@@ -90,28 +95,35 @@ def frozen_sha256(adapted: Any) -> str:
     return weights_sha256(adapted)
 
 
-def take_off(adapted: Any, config: Finetune, folder: Path | None, sha256: str | None) -> PreTrainedModel:
+def check_unmoved(adapted: Any, sha256: str) -> None:
+    """Raises `InputError` if the linear maps under an adapter have another hash than `sha256`."""
+    if frozen_sha256(adapted) != sha256:
+        raise InputError("the weights under `adapter` must stay as they are, got other ones after the training")
+
+
+def take_off(adapted: Any, config: Finetune, folder: Path | None) -> PreTrainedModel:
     """Saves the adapter as `adapter` in `folder`, if one is given; returns the plain model.
 
-    A new adapter is merged into the weights, a continued one only if asked for. Raises `InputError` if the weights
-    under it have another hash than `sha256`.
+    A new adapter is merged into the weights, a continued one only if asked for.
     """
-    from mlpfusion.dsee.adapter.saved import AdapterBase, save_adapter
-
-    found = None if folder is None and sha256 is None else frozen_sha256(adapted)
-    if sha256 is not None and found != sha256:
-        raise InputError("the weights under `adapter` must stay as they are, got other ones after the training")
     merges = config.continued is None or config.continued.merge
-    own = adapted.peft_config["default"]
     if folder is not None:
-        assert found is not None
-        base = AdapterBase(found, config.seed, is_beside=not merges)
-        save_adapter(adapted, folder / ADAPTER_FOLDER, base, adds_tokens=bool(own.trainable_token_indices))
+        save_beside(adapted, folder, config.seed, is_beside=not merges)
     if not merges:
         return adapted.unload()
+    own = adapted.peft_config["default"]
     if own.peft_type == "DSEE":
         own.keep_zeros = False  # asked for
     return merge_adapter(adapted)
+
+
+def save_beside(adapted: Any, folder: Path, seed: int, *, is_beside: bool) -> None:
+    """Saves the adapter as `adapter` in `folder`; `is_beside`: the weights under it come into `folder` as they are."""
+    from mlpfusion.dsee.adapter.saved import AdapterBase, save_adapter
+
+    base = AdapterBase(frozen_sha256(adapted), seed, is_beside=is_beside)
+    adds_tokens = bool(adapted.peft_config["default"].trainable_token_indices)
+    save_adapter(adapted, folder / ADAPTER_FOLDER, base, adds_tokens=adds_tokens)
 
 
 def merge_adapter(model: Any) -> PreTrainedModel:

@@ -26,8 +26,8 @@ from mlpfusion.progress import Progress
 from mlpfusion.record import peak_bytes
 from mlpfusion.seeds import seeded
 from mlpfusion.sites.sites import check_in_memory
-from mlpfusion.storage.processes import of_first
-from mlpfusion.tune.adapter import add_adapter, frozen_sha256, load_adapter, split_targets, take_off
+from mlpfusion.storage.processes import is_first, of_first
+from mlpfusion.tune.adapter import add_adapter, check_unmoved, frozen_sha256, load_adapter, split_targets, take_off
 from mlpfusion.tune.frozen import frozen, frozen_routers
 from mlpfusion.tune.record import EpochRecord, GeneratedRecord, RunRecord
 from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
@@ -62,6 +62,39 @@ def finetune(
     last step: no copy is kept.
     """
     context = context or RunContext()
+    trained, record = _train_all(model, data, config, context)
+    if trained is not model:
+        model = take_off(trained, config, context.folder if is_first() else None)
+    return model.eval(), record
+
+
+def train_adapter(
+    model: PreTrainedModel, data: EncodedTask, config: Finetune, context: RunContext | None = None
+) -> tuple[Any, RunRecord]:
+    """As `finetune` with LoRA or DSEE, but the adapter stays beside the weights, in a `PeftModel` in eval mode.
+
+    Nothing is saved but the states.
+    """
+    assert config.adapter is not None
+    trained, record = _train_all(model, data, config, context or RunContext())
+    return trained.eval(), record
+
+
+def train_again(adapted: Any, data: EncodedTask, config: Finetune, context: RunContext | None = None) -> RunRecord:
+    """Trains the adapter that is on a `PeftModel` further, in place, and returns the record of the run.
+
+    With the same numbers it is `finetune` with an adapter that is `continued`. The weights under it stay as they are.
+    """
+    assert config.adapter is config.continued is None
+    _, record = _train_all(adapted.get_base_model(), data, config, context or RunContext(), adapted)
+    adapted.eval()
+    return record
+
+
+def _train_all(
+    model: PreTrainedModel, data: EncodedTask, config: Finetune, context: RunContext, adapted: Any = None
+) -> tuple[Any, RunRecord]:
+    """The trained model, under its adapter if any, and the record. `adapted` is `model` under an old adapter."""
     metric, kind = check_metric(data.task, config.metric_for_best_model), kind_of_task(data.task)
     check_in_memory(model)
     kind.check_model(model, data.task)
@@ -73,8 +106,12 @@ def finetune(
         arguments = _arguments(
             context.folder or Path(scratch), config, metric, together, evaluated=selection is not None
         )
-        trained = _with_adapter(model, config, data, train, routers, arguments.device)
-        sha256 = None if config.continued is None else frozen_sha256(trained)
+        if config.continued is not None:
+            adapted = load_adapter(model, config.continued)
+        trained = adapted
+        if adapted is None:
+            trained = _with_new_adapter(model, config, data, train, routers, arguments.device)
+        sha256 = None if adapted is None else frozen_sha256(adapted)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
@@ -88,7 +125,7 @@ def finetune(
             preprocess_logits_for_metrics=partial(kind.kept, shifted=is_shifted(model.config)),
             callbacks=[watch, *patience, *within, *context.callbacks],
         )
-        before = None if config.continued is None else _all_scores(trainer, data)
+        before = None if adapted is None else _all_scores(trainer, data)
         seconds = _train(trainer, patience)
         scores = _all_scores(trainer, data)
         generated = (
@@ -98,10 +135,9 @@ def finetune(
         record = replace(record, generated=generated, dsee=_dsee_record(trained), before=before)
     if use_cache is not None:  # the Trainer switches it off
         model.config.use_cache = use_cache
-    if trained is not model:
-        folder = context.folder if trainer.is_world_process_zero() else None
-        model = take_off(trained, config, folder, sha256)
-    return model.eval(), record
+    if sha256 is not None:
+        check_unmoved(trained, sha256)
+    return trained, record
 
 
 def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, evaluated: bool) -> Any:
@@ -128,7 +164,7 @@ def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, ev
     )
 
 
-def _with_adapter(
+def _with_new_adapter(
     model: PreTrainedModel,
     config: Finetune,
     data: EncodedTask,
@@ -137,8 +173,6 @@ def _with_adapter(
     device: torch.device,
 ) -> Any:
     """The model with the adapter that trains in place of its weights; the model itself if they do."""
-    if config.continued is not None:
-        return load_adapter(model, config.continued)
     if config.adapter is None:
         return model
     gradients, new_tokens = None, data.added_ids if isinstance(data, EncodedGeneration) else ()

@@ -70,10 +70,13 @@ def _adapter(source: "Checkpoint", folder: "Path") -> "StoredAdapter":
     from mlpfusion.tune.record import TUNE_RECORD_FILE
 
     DSEE.check()
+    from mlpfusion.dsee.adapter.saved import read_base
     from mlpfusion.dsee.structured.adapter import read_adapter
 
-    tuned = folder.resolve().parent
+    tuned, base = folder.resolve().parent, read_base(folder)
     if tuned == source.folder.resolve():
+        if base is not None and base.is_beside:
+            return read_adapter(folder, source.empty())
         raise InputError(
             f"`model` must be what the adapter was trained on, got {source.name}, which has it merged into its weights"
         )

@@ -1,14 +1,15 @@
-"""An adapter of DSEE in its folder: read, checked against a model, and cut where the model loses heads."""
+"""An adapter of DSEE off its model: read from a folder or taken off, checked, cut where the model loses heads."""
 
 import copy
-from collections.abc import Container, Mapping, Sequence
+import warnings
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,9 +32,12 @@ _FIELDS = ("A", "B", "S", "omega")
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What `folder` of an adapter holds. `places` maps a linear map of the model to how its names start."""
+    """An adapter that no model holds. `places` maps a linear map of the model to how its names start.
 
-    folder: Path
+    `folder` is where it was read, None for one that was on a model in memory.
+    """
+
+    folder: Path | None
     config: DseeConfig
     tensors: dict[str, Tensor]
     places: dict[str, str]
@@ -107,13 +111,36 @@ def read_adapter(folder: Path, model: PreTrainedModel) -> StoredAdapter:
         if tensor.is_floating_point():
             check_finite(tensor, "`adapter`", f" in {name}")
     base = base_model(model)
-    maps = {path for path, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    names = [name.removesuffix(".A") for name in tensors if name.endswith(".dsee_update.A")]
-    places = {_map_of(name, maps): name for name in names}
-    adapter = StoredAdapter(folder, config, tensors, places)
-    for path in places:
+    adapter = StoredAdapter(folder, config, tensors, _places(tensors, base))
+    for path in adapter.places:
         _check_shapes(adapter, base, path)
     return adapter
+
+
+def lift(adapted: Any) -> tuple[PreTrainedModel, StoredAdapter]:
+    """Takes the adapter of DSEE off a `PeftModel`, unmerged: the plain model, and the adapter."""
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    config = copy.copy(adapted.peft_config["default"])
+    model: PreTrainedModel = adapted.unload()
+    return model, StoredAdapter(None, config, tensors, _places(tensors, base_model(model)))
+
+
+def lay(model: PreTrainedModel, adapter: StoredAdapter) -> Any:
+    """Returns `model` under an adapter, a `PeftModel` that trains. Changes the modules of `model`."""
+    config = copy.copy(adapter.config)
+    config.is_drawn = True  # the positions come with the values
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # what it draws is overwritten
+        warnings.simplefilter("ignore")  # of PEFT: the model had an adapter before
+        adapted = get_peft_model(model, config)
+        set_peft_model_state_dict(adapted, adapter.tensors)
+    return adapted
+
+
+def _places(tensors: Iterable[str], base: PreTrainedModel) -> dict[str, str]:
+    """The path of every map with an update -> how the names of its tensors start."""
+    maps = {path for path, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    names = [name.removesuffix(".A") for name in tensors if name.endswith(".dsee_update.A")]
+    return {_map_of(name, maps): name for name in names}
 
 
 def _map_of(name: str, maps: Container[str]) -> str:

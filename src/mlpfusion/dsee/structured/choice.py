@@ -26,12 +26,12 @@ class HeadChoice:
     def __post_init__(self) -> None:
         check_that(self.scope in _SCOPES, "scope", " or ".join(_SCOPES), self.scope)
 
-    def check(self, sites: Sequence[HeadSite]) -> None:
-        """Raises `InputError` if an attention has too few heads."""
+    def check(self, sites: Sequence[HeadSite], name: str = "drop_heads") -> None:
+        """Raises `InputError` if an attention has too few heads; `name` is what the user called their number."""
         fewest = min(site.num_heads for site in sites)
         what = "heads" if all(site.shared == 1 for site in sites) else "heads of keys, with which their queries go"
         allowed = f"between 1 and {fewest - 1}, an attention has {fewest} {what} and keeps one"
-        check_that(1 <= self.drop_heads < fewest, "drop_heads", allowed, self.drop_heads)
+        check_that(1 <= self.drop_heads < fewest, name, allowed, self.drop_heads)
 
 
 def head_scores(

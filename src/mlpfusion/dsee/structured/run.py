@@ -1,12 +1,10 @@
 """From a checkpoint to one without the heads of the lowest scores, and from its adapter to one that fits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.files import carried_files
@@ -15,15 +13,14 @@ from mlpfusion.checkpoint.open import Checkpoint, open_checkpoint
 from mlpfusion.checkpoint.read import check_fit, display_name, read_config
 from mlpfusion.checkpoint.save import save_sliced
 from mlpfusion.checkpoint.stage import ADAPTER
-from mlpfusion.dsee.structured.choice import HeadChoice, head_scores, kept_heads
-from mlpfusion.dsee.structured.record import HEADS_RECORD_FILE, Costs, HeadsRecord, LayerHeads
-from mlpfusion.errors import InputError
+from mlpfusion.dsee.structured.choice import HeadChoice
+from mlpfusion.dsee.structured.lowest import slice_lowest
+from mlpfusion.dsee.structured.record import HEADS_RECORD_FILE, Costs, HeadsRecord
 from mlpfusion.heads.key import heads_key
-from mlpfusion.heads.sites import HeadSite, find_heads
-from mlpfusion.heads.slicing import check_whole, slice_heads
+from mlpfusion.heads.sites import find_heads
+from mlpfusion.heads.slicing import check_whole
 from mlpfusion.record import versions
 from mlpfusion.sites.sites import base_model
-from mlpfusion.sites.weights import linear_weight
 from mlpfusion.storage.output import Occupant, staged_folder
 
 if TYPE_CHECKING:  # it needs PEFT
@@ -63,12 +60,8 @@ def slice_checkpoint(
     `card` makes the text of the model card. Raises `InputError` for an adapter that says nothing of an attention.
     """
     model = source.load()
-    base, sites = base_model(model), find_heads(model)
-    scores = {site.path: _scores(base, site, work.adapter) for site in sites}
-    kept = kept_heads(scores, work.choice)
-    adapter = None if work.adapter is None else work.adapter.cut(base, sites, kept)
-    slice_heads(model, kept)
-    key = heads_key(model.config)
+    left = slice_lowest(model, work.choice, work.adapter)
+    adapter, key = left.adapter, heads_key(model.config)
     assert key is not None
     with staged_folder(out, replaced) as folder:
         original, sliced = save_sliced(model, source.folder, read_config(source.folder), folder)
@@ -83,13 +76,14 @@ def slice_checkpoint(
             source_sha256=key.source_sha256,
             original=original,
             sliced=sliced,
-            layers=_layers(sites, kept, scores),
+            layers=left.layers,
             costs=_costs(source.empty(), model, work, adapter),
             versions=versions(),
         )
-        if work.adapter is not None and adapter is not None:
+        if adapter is not None:
+            assert adapter.folder is not None  # of the uncut one
             adapter.write(str(out), folder / ADAPTER)
-            _say_where_it_lies(folder, work.adapter.folder)
+            _say_where_it_lies(folder, adapter.folder)
         (folder / "README.md").write_text(card(record, source.folder), encoding="utf-8")
         (folder / HEADS_RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     return record
@@ -104,28 +98,6 @@ def _say_where_it_lies(folder: Path, whole: Path) -> None:
     model = task_form(source, saved).load(source, saved.seed)
     adapted = put_on(model, read_adapter(str(folder / ADAPTER)), is_trainable=False)
     write_base(folder / ADAPTER, AdapterBase(weights_sha256(adapted), saved.seed, is_beside=True))
-
-
-def _scores(base: PreTrainedModel, site: HeadSite, adapter: "StoredAdapter | None") -> Tensor:
-    """A number a head: of |(alpha / r) (B A + S)|, or of |W| without an adapter."""
-    if adapter is None:
-        query, value = (linear_weight(base.get_submodule(path)) for path in (site.query, site.value))
-        return head_scores(site, query, value)
-    updates = [adapter.update(base, path) for path in (site.query, site.value)]
-    known = next((update for update in updates if update is not None), None)
-    if known is None:
-        raise InputError(f"`adapter` must have an update of query or value at {site.path} to score its heads")
-    query, value = (
-        torch.zeros_like(linear_weight(base.get_submodule(path))) if update is None else update
-        for path, update in zip((site.query, site.value), updates, strict=True)
-    )
-    return head_scores(site, query, value)
-
-
-def _layers(sites: Sequence[HeadSite], kept: dict[str, list[int]], scores: dict[str, Tensor]) -> tuple[LayerHeads, ...]:
-    return tuple(
-        LayerHeads(site.path, site.layer, tuple(kept[site.path]), tuple(scores[site.path].tolist())) for site in sites
-    )
 
 
 def _costs(

@@ -98,12 +98,23 @@ class _GridRun:
     scores: dict[str, dict[str, float]]
     training_loss: tuple[tuple[int, float], ...]
     seconds_per_step: float | None
+    trained_parameters: int | None = None
+    before: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
 class _Losses:
     loss_before: float
     loss_after: float
+
+
+@dataclass(frozen=True)
+class _Cost:
+    flops: int | None
+    flops_without_zeros: int | None
+    parameters: int
+    nonzero_parameters: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ class _GridRow:
     distill: _Losses | None = None
     parameters: int | None = None
     nonzero_parameters: int | None = None
+    first: dict[str, dict[str, float]] | None = None
+    cost: _Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -227,10 +240,24 @@ def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
         if row.parameters is None or row.nonzero_parameters is None:
             raise InputError(f"{where} must have the parameters of every run, one has none")
         task = find_task(row.task)
+        if row.first is not None:
+            _check_stages(row, row.run, task.reported, where)
         for split in task.reported:
             if not math.isfinite(row.run.scores.get(split, {}).get(task.headline, math.nan)):
                 raise InputError(f"{where} must have the {task.headline} of every run on {split}, one has none")
+    has_stages = any(row.first is not None for row in grid.rows)  # then a table tells what was trained
+    if has_stages and any(row.run is not None and row.run.trained_parameters is None for row in grid.rows):
+        raise InputError(f"{where} must have the trained parameters of every run, one has none")
     return data
+
+
+def _check_stages(row: _GridRow, run: _GridRun, splits: Sequence[str], where: str) -> None:
+    """Raises `InputError` unless a run of two stages has a cost, and scores after the first and before the second."""
+    if row.cost is None:
+        raise InputError(f"{where} must have the cost of a run of two stages, {shown(row.label)} has none")
+    for scores in (row.first, run.before):
+        if scores is None or any(split not in scores for split in splits):
+            raise InputError(f"{where} must have the scores of both stages on every split, {shown(row.label)} has not")
 
 
 _READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {

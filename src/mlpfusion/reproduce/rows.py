@@ -1,0 +1,118 @@
+"""Rows of the table of an experiment: a method, and what comes after it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mlpfusion.checks import check_that
+from mlpfusion.dsee.structured.choice import HeadChoice
+from mlpfusion.errors import InputError, shown
+from mlpfusion.kinds.outcome import Masked
+from mlpfusion.methods.names import method_label, parse_method
+from mlpfusion.methods.table import METHODS
+from mlpfusion.options.adapters.dsee import Dsee, parse_dsee
+from mlpfusion.options.adapters.lora import Lora, parse_lora
+from mlpfusion.options.adapters.pairs import parse_pairs
+from mlpfusion.options.adapters.sparsity import Sparsity
+from mlpfusion.options.fields import changed
+from mlpfusion.report.numbers import FULL
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of the table: a method, epochs of layer-wise tuning, an adapter, a second stage.
+
+    `method` is None for a model in which nothing is compressed. `second` is what the trained adapter says to take from
+    the model, weights or heads; the adapter then trains again.
+    """
+
+    model: str
+    method: Any = None
+    layerwise: int = 0
+    adapter: Lora | Dsee | None = None
+    second: Sparsity | HeadChoice | None = None
+
+    @property
+    def label(self) -> str:
+        """Name in tables.
+
+        >>> parse_table_row("fusion+layerwise=2+lora=8", "model").label
+        'fusion + layer-wise, 2 epochs + LoRA'
+        >>> parse_table_row("full+dsee=16:omega=random", "model").label
+        'full + DSEE omega=random'
+        >>> parse_table_row("full+dsee+zeros=0.2:criterion=w", "model").label
+        'full + DSEE + 20 % zeros criterion=w'
+        >>> parse_table_row("fusion+dsee+heads=3", "model").label
+        'fusion + DSEE - 3 heads a layer'
+        """
+        name = FULL if self.method is None else method_label(self.method)
+        epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
+        layerwise = f" + layer-wise{epochs}" if self.layerwise else ""
+        return name + layerwise + _adapter_label(self.adapter) + _second_label(self.second)
+
+
+def parse_table_row(text: str, model: str) -> TableRow:
+    """Parses `fusion:refine=false+layerwise=1`.
+
+    Raises `InputError` for an unknown method, option or addition, and for additions that do not go together.
+    """
+    name, *additions = (part.strip() for part in text.split("+"))
+    method = None if name == FULL else parse_method(name, METHODS)
+    layerwise, adapter, second = 0, None, None
+    for addition in additions:
+        kind, _, value = addition.partition("=")
+        if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
+            layerwise = int(value or 1)
+        elif kind == "lora":
+            adapter = parse_lora(f"r={value}" if value else "r=8")
+        elif kind == "dsee":
+            rank, *options = value.split(":")
+            adapter = parse_dsee(",".join((f"rank={rank or 16}", *options)))
+        elif kind in ("zeros", "heads"):
+            if second is not None:
+                raise InputError(f"`methods` must have zeros or heads once, not both, got {shown(text)}")
+            second = _parse_zeros(value) if kind == "zeros" else _parse_heads(value)
+        else:
+            layers = "" if method is None else ", layerwise[=EPOCHS]"
+            allowed = f"lora[=R], dsee[=RANK]{layers}, zeros=RATIO, heads=N"
+            raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
+    if adapter is not None and method is not None and METHODS[type(method)].makes is Masked:
+        raise InputError(f"`methods` must have lora and dsee with methods that mask nothing, got {shown(text)}")
+    if second is not None and (adapter is None or (isinstance(adapter, Lora) and isinstance(second, HeadChoice))):
+        raise InputError(f"`methods` must have zeros with lora or dsee, and heads with dsee, got {shown(text)}")
+    return TableRow(model, method, layerwise, adapter, second)
+
+
+def _parse_zeros(text: str) -> Sparsity:
+    """Parses `0.2:criterion=w`; the ratio is that of both pools."""
+    ratio, *options = text.split(":")
+    is_ratio = re.fullmatch(r"0?\.[0-9]+", ratio) is not None and float(ratio) > 0
+    check_that(is_ratio, "zeros", "above 0 and below 1", ratio)
+    both = (f"updated_ratio={ratio}", f"other_ratio={ratio}")
+    return parse_pairs(Sparsity, "zeros", ",".join((*both, *options)))
+
+
+def _parse_heads(text: str) -> HeadChoice:
+    """Parses `3:scope=global`."""
+    number, *options = text.split(":")
+    is_number = re.fullmatch(r"[1-9][0-9]{0,3}", number) is not None
+    check_that(is_number, "heads", "a whole number of at least 1", number)
+    return parse_pairs(HeadChoice, "heads", ",".join((f"drop_heads={number}", *options)))
+
+
+def _adapter_label(adapter: Lora | Dsee | None) -> str:
+    if not isinstance(adapter, Dsee):
+        return "" if adapter is None else " + LoRA"
+    told = (f"{name}={value}" for name, value in changed(adapter).items() if name != "rank")
+    return " ".join((" + DSEE", *told))
+
+
+def _second_label(second: Sparsity | HeadChoice | None) -> str:
+    if second is None:
+        return ""
+    if isinstance(second, HeadChoice):
+        heads = f" - {second.drop_heads} head{'s' * (second.drop_heads > 1)} a layer"
+        return heads + ("" if second.scope == "layer" else f", {second.scope}")
+    ratios = dict.fromkeys(f"{100 * ratio:.4g}" for ratio in (second.updated_ratio, second.other_ratio))
+    told = (f"{name}={value}" for name, value in changed(second).items() if not name.endswith("ratio"))
+    return " ".join((f" + {' and '.join(ratios)} % zeros", *told))
