@@ -3,6 +3,7 @@
 import copy
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,50 @@ def test_a_grid_whose_runs_diverged_says_so():
     assert page_of(record | {"rows": failed}).tables[SCORES][1:] == [["full", "-", "-"]]
 
 
+def with_stages() -> dict[str, Any]:
+    """The record with `fusion` as rows of two stages, at a cost half that of the full model."""
+    record = copy.deepcopy(RECORD)
+    for row in record["rows"]:
+        half = 1 + (row["label"] == "full")
+        row["cost"] = {"tokens": 128, "flops": 50_000 * half, "flops_without_zeros": 40_000 * half}
+        row["cost"] |= {"parameters": 1000, "nonzero_parameters": 900, "bytes": 2_000_000 * half}
+        if row["label"] == "fusion":
+            row["first"] = {"validation": {"accuracy": 0.75}}
+            row["run"]["before"] = {"validation": {"accuracy": 0.5}}
+            row["run"]["trained_parameters"] = 1234
+        elif row["label"] == "svd":
+            del row["cost"]  # made by a former version
+    return record
+
+
+def test_runs_of_two_stages_have_a_table_of_cost_and_steps():
+    record = with_stages()
+    page, markdown = page_of(record), experiment_markdown(record)
+    (caption,) = (caption for caption in page.tables if caption.startswith("Two stages: FLOPs, percent of the full"))
+    header, *rows = page.tables[caption]
+    assert header == ["method", "trained", "FLOPs", "without zeros", "MB", "sst2", "mrpc"]
+    assert all(f"| {' | '.join(row)} |" in markdown for row in rows)
+    found = {label: cells for label, *cells in rows}
+    sst2, mrpc = (statistics.mean(scores_of(record, "fusion", task)) for task in ("sst2", "mrpc"))
+    steps = [f"75.00 -> 50.00 -> {after:.2f}" for after in (sst2, mrpc)]
+    assert found["fusion"] == ["1,234", "50.0", "40.0", "2.0", *steps]
+    assert found["full"][1:4] == ["100.0", "80.0", "4.0"]
+    assert found["svd"][1:4] == ["-", "-", "-"]
+    assert "->" not in found["full"][4]
+    assert ["fusion", "1,000", "900"] in [row[:3] for row in page.tables["Cost"]]
+    assert "Two stages" not in experiment_markdown(RECORD)
+
+
+def test_flops_are_absolute_without_a_full_model_and_ratios_are_named():
+    record = with_stages()
+    record["rows"] = [row for row in record["rows"] if row["label"] == "fusion"]
+    twice = [row | {"keep_ratio": 0.5, "seed": row["seed"]} for row in copy.deepcopy(record["rows"])]
+    record |= {"rows": record["rows"] + twice, "keep_ratio": [0.25, 0.5]}
+    (caption,) = (caption for caption in page_of(record).tables if caption.startswith("Two stages: FLOPs, billions"))
+    rows = page_of(record).tables[caption][1:]
+    assert [row[0] for row in rows] == ["fusion at 25 %", "fusion at 50 %"]
+
+
 def test_a_full_model_with_the_score_0_has_no_share():
     """As Matthews' correlation is 0 for a model that answers the same to all."""
     record = copy.deepcopy(RECORD)
@@ -139,7 +184,30 @@ def test_hostile_names_of_a_grid_are_shown_as_text():
     ids=range(10),
 )
 def test_a_broken_record_of_a_grid_is_refused_by_its_name(change, message, tmp_path):
-    record = copy.deepcopy(RECORD)
+    refused_for(copy.deepcopy(RECORD), change, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row["run"].pop("before"), "must have the scores of both stages on every split, 'fusion' has not"),
+        (lambda row: row.update(first={}), "must have the scores of both stages on every split, 'fusion' has not"),
+        (lambda row: row.pop("cost"), "must have the cost of a run of two stages, 'fusion' has none"),
+        (lambda row: row["cost"].update(bytes="few"), ".cost.bytes`, got 'few'"),
+        (lambda row: row["run"].pop("trained_parameters"), "must have the trained parameters of every run, one has"),
+    ],
+    ids=range(5),
+)
+def test_a_broken_run_of_two_stages_is_refused_by_the_name_of_its_record(change, message, tmp_path):
+    def of_first(record: dict[str, Any]) -> None:
+        change(next(row for row in record["rows"] if row["label"] == "fusion"))
+
+    refused_for(with_stages(), of_first, message, tmp_path)
+
+
+def refused_for(
+    record: dict[str, Any], change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
     change(record)
     (tmp_path / "runs").mkdir()
     (tmp_path / "small.json").write_text(json.dumps(record))

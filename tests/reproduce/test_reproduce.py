@@ -113,6 +113,10 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
         ({"keep_ratio": [1.5]}, "`keep_ratio` must"),
         ({"learning_rate": [2.0]}, "`learning_rate` must be above 0 and below 1"),
         ({"select_on": "last", "learning_rate": [1e-4, 1e-3]}, "`select_on` must be holdout or validation"),
+        (
+            {"select_on": "last", "methods": ["full+lora"], "lora_learning_rate": [1e-3, 2e-3]},
+            "`select_on` must be holdout or validation",
+        ),
         ({"chart": "pie"}, "`chart` must be one of"),
         ({"calibration_samples": 0}, "`calibration_samples` must be at least 1"),
         ({"model": "/nowhere"}, "`model` must"),
