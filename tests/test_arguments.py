@@ -104,7 +104,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "token ids from 0",
     ),
     ({"architecture": "row.yaml"}, "`architecture` must be an `Architecture`, got 'row.yaml': .*read_architecture"),
-    ({"progress": 3}, "`progress` must be a function of done, total and path, got 3"),
+    ({"progress": 3}, "`progress` must be True or a function of done, total and path, got 3"),
 ]
 
 

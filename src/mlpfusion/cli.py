@@ -1,7 +1,9 @@
 """The command line: every command of `COMMANDS` as one of click, its errors and its output."""
 
 import json
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from mlpfusion.commands.results import compare, dynamics, evaluate, inspect, mea
 from mlpfusion.commands.tools import autoload
 from mlpfusion.commands.tools import run as run_tool
 from mlpfusion.demo import command as demo
+from mlpfusion.errors import InputError
 from mlpfusion.options.fields import from_plain, read_values
 from mlpfusion.options.flags import given_values, merged, parameters
+from mlpfusion.progress import Progress
 from mlpfusion.report.errors import reported_errors
 
 COMMANDS = (
@@ -42,7 +46,9 @@ COMMANDS = (
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mlpfusion")
 @click.option("--debug", is_flag=True, envvar="MLPFUSION_DEBUG", help="Show where in the program an error came up.")
-def main(debug: bool) -> None:
+@click.option("-v", "--verbose", count=True, help="Say on stderr what is done; twice: every step of it.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress; warnings and results stay.")
+def main(debug: bool, verbose: int, quiet: bool) -> None:
     """Makes the MLPs of language models narrower in one shot, without data, and keeps how they fine-tune.
 
     \b
@@ -73,7 +79,7 @@ def click_command(command: Command) -> click.Command:
 def _run(command: Command, context: click.Context) -> None:
     with reported_errors(command.go_on):
         options = _options(command, context)
-        with _progress_bar(command.title) as progress:
+        with _told(command, context) as progress:
             result = command.run(options, progress)
         if result is None:
             return
@@ -93,12 +99,25 @@ def _options(command: Command, context: click.Context) -> Any:
     return from_plain(command.options, merged(in_file, typed))
 
 
-def _progress_bar(title: str) -> Any:
-    if not title:
-        return nullcontext(not_told)
-    from mlpfusion.report.terminal.console import progress_bar
+@contextmanager
+def _told(command: Command, context: click.Context) -> Iterator[Progress]:
+    """The progress of a command: a bar; with --verbose lines of the logger instead; with --quiet nothing."""
+    asked = context.find_root().params
+    if asked.get("quiet") and asked.get("verbose"):
+        raise InputError("`quiet` and `verbose` must not be given together")
+    if asked.get("verbose"):
+        from mlpfusion.progress import shown_progress
+        from mlpfusion.report.terminal.console import logged_lines
 
-    return progress_bar(title)
+        with logged_lines(logging.INFO if asked["verbose"] == 1 else logging.DEBUG):
+            yield shown_progress(None)
+    elif command.title and not asked.get("quiet"):
+        from mlpfusion.report.terminal.console import progress_bar
+
+        with progress_bar(command.title) as progress:
+            yield progress
+    else:
+        yield not_told
 
 
 def _json(result: Any) -> str:

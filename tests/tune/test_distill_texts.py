@@ -87,7 +87,7 @@ def test_the_loss_is_that_of_the_text_alone(name, auto_class):
 
 def test_a_causal_head_computes_the_matched_tokens_alone():
     teacher, student = pair("gpt2", AutoModelForCausalLM)
-    batch, seen = COLLATE(examples(teacher.config).items), []
+    batch, seen = dict(COLLATE(examples(teacher.config).items)), []
     for model in (teacher, student):
         model.lm_head.register_forward_hook(lambda _head, _inputs, logits: seen.append(logits.shape[:-1].numel()))
     make_loss(Teacher(teacher), student, LOGITS)(student, batch)

@@ -1,6 +1,7 @@
 """Opens a checkpoint once: its config at once, everything else on first use."""
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from mlpfusion.options.mlps import USUAL_MLPS, MLPOptions
 from mlpfusion.record import Origin
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.table import ARCHITECTURES, Architecture, architecture_to_dict, read_architecture
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,9 @@ def open_checkpoint(
             f"`model` must hold all that it computes, got {name}, whose adapter is not merged: `mlpfusion tune` and "
             f"`sparsify` take both with --adapter {beside}, `mlpfusion.load_adapted` loads both"
         )
-    return Checkpoint(name, revision, folder, read_config(folder), mlps, new_head, new_tokens)
+    config = read_config(folder)
+    _LOGGER.info("opened %s, a %s", name, config.model_type)
+    return Checkpoint(name, revision, folder, config, mlps, new_head, new_tokens)
 
 
 def open_for_training(

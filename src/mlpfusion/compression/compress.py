@@ -1,5 +1,6 @@
 """Compresses a model in place: chooses blocks and sizes, runs the method, installs; leaves a record."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -33,6 +34,8 @@ from mlpfusion.sites.proof.row_check import check_visited, checked_sites
 from mlpfusion.sites.sites import Site
 from mlpfusion.sites.table import Architecture
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def compress(
     model: PreTrainedModel,
@@ -50,7 +53,7 @@ def compress(
     architecture: Architecture | None = None,
     stacks: str | None = None,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Record:
     """Makes the MLPs of the chosen layers smaller. Changes `model` in place; `save_pretrained` then just works.
 
@@ -61,7 +64,8 @@ def compress(
     `architecture` says where the MLPs are, if they are not found; of a model of texts and images or sounds the stacks
     that read text are cut, or those that `stacks` names: `text`, `vision`, `audio`, `all`, or a pattern.
     The same `seed` gives the same bytes on the same CPU with the same number of threads. The arithmetic is done on
-    `device` (default: where the model is). `progress(done, total, path)` is called before each block and at the end.
+    `device` (default: where the model is). `progress(done, total, path)` is called before each block and at the end;
+    True shows a bar of tqdm. The logger `mlpfusion` says the same.
 
     A calibrated method takes `calibration`: unlabelled batches of model inputs, or what `trace_calibration` made of
     them with the same seed. With `sequential` every block sees what the blocks compressed before it leave. A method
@@ -90,6 +94,7 @@ def compress(
     check_sizes(method, selection)
     check_calibration(method, given=calibration is not None, sequential=yes_or_no("sequential", sequential))
     _check_data(method, data)
+    progress = shown_progress(progress)
     if row.sees == "labels":
         assert data is not None
         learned = learn(
@@ -103,7 +108,7 @@ def compress(
             device=device,
             progress=progress,
         )
-        return install_learned(model, learned)
+        return _logged(install_learned(model, learned))
     with torch.no_grad():
         started = time.perf_counter()
         batches = checked_batches(calibration)
@@ -112,13 +117,21 @@ def compress(
             check_taken(model, batches)
         architecture, sites = checked_sites(model, architecture, stacks)
         check_experts(model, method, sites)
-        place, progress = usable_device(model.device if device is None else device), shown_progress(progress)
+        place = usable_device(model.device if device is None else device)
         plan, spread = _plan(model, sites, selection, MethodRun(Plan(()), method, seed, place, progress), batches)
         run = MethodRun(plan, method, seed, place, progress)
         outcomes, settings = _outcomes(model, run, Settings(method, selection, seed, sequential), calibration)
         record = install_outcomes(model, plan, outcomes, architecture, settings, place)
         seconds = round(time.perf_counter() - started, 3)
-        return replace(record, seconds=seconds, budget=None if spread is None else asdict(spread))
+        return _logged(replace(record, seconds=seconds, budget=None if spread is None else asdict(spread)))
+
+
+def _logged(record: Record) -> Record:
+    """The same record, told to the logger."""
+    before, after = record.original.parameters, record.compressed.parameters
+    told = len(record.sites), record.recipe["method"], before, after, record.seconds
+    _LOGGER.info("compressed %d blocks by %s: %d -> %d parameters, %.1f s", *told)
+    return record
 
 
 def _plan(

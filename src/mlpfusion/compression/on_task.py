@@ -55,7 +55,7 @@ def learn(
     architecture: Architecture | None = None,
     stacks: str | None = None,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Learned:
     """Returns what `method` learns on `data.train`; `model` is not changed.
 

@@ -1,6 +1,7 @@
 """The output folder of a command: checked before any work, written whole or not at all."""
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from mlpfusion.errors import InputError, one_line
 from mlpfusion.storage.atomic import UNFINISHED, lock, locked, new_folders, new_sibling, swap, sweep, sync
 from mlpfusion.storage.listing import strange_file, write_listing
 
+_LOGGER = logging.getLogger(__name__)
 # Errors of `rename` when the target exists and is no empty folder; they differ by file system.
 _OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY, errno.EPERM, errno.EACCES}
 
@@ -86,6 +88,7 @@ def staged_folder(out: Path, replacing: Occupant | None = None, *, listed: bool 
         sync(staged)
         with locked(place.parent):
             _put_in_place(staged, place, replacing)
+        _LOGGER.info("wrote %s", out)
 
 
 @contextmanager

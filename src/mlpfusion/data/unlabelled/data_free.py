@@ -58,7 +58,7 @@ def data_free_batches(
     *,
     window: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> list[Batch]:
     """Makes up `num_samples` texts to calibrate `model` on where there is none, in batches as `compress` takes them.
 

@@ -25,7 +25,7 @@ def own_text(
     num_texts: int,
     length: int,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Int[Tensor, "num_texts length"]:
     """Lets `model` write texts of `length` tokens, each token drawn by its probability.
 

@@ -1,5 +1,6 @@
 """The console of all commands, and progress with or without a terminal."""
 
+import logging
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -43,6 +45,26 @@ def wide_console() -> PlainConsole:
 def bold(text: str) -> Text:
     """Bold text, control characters with backslashes."""
     return Text(printable(text), style="bold")
+
+
+@contextmanager
+def logged_lines(level: int) -> Iterator[None]:
+    """Prints what the logger `mlpfusion` says at `level` and above on stderr, a line each with the time."""
+    logger, handler = logging.getLogger("mlpfusion"), _Lines(level)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(printable(self.format(record)), err=True)
 
 
 @contextmanager
