@@ -13,6 +13,8 @@ TITLES = {
     "ntk-match refit=False refine_epochs=0 match=none": "ntk-match, choice alone",
     "ntk-match refine_epochs=0 match=none": "ntk-match, refit alone",
     "ntk-match match=none": "ntk-match, refit and refinement",
+    "ntk-match refine_epochs=0 match=none, budget": "ntk-match, refit alone, by a budget",
+    "fusion, budget": "fusion, by a budget",
 }
 
 
@@ -32,7 +34,10 @@ def rises(record: dict[str, Any]) -> dict[Start, dict[float, float]]:
 
 
 def mixture_table(record: dict[str, Any], title: str) -> str:
-    """Method x share of the experts' parameters: how far the loss rises, the best at a half first; medians of seeds."""
+    """Method x share of the experts' parameters: how far the loss rises, the best at a half first; medians of seeds.
+
+    A share that was not measured has a dash.
+    """
     found, agreement = rises(record), dict[Start, list[float]]()
     for row in record["rows"]:
         if row["keep"] == 0.5:
@@ -41,7 +46,7 @@ def mixture_table(record: dict[str, Any], title: str) -> str:
     rows = [
         [
             *start,
-            *(f"+{found[start][size]:.3f}" for size in sizes),
+            *(f"+{found[start][size]:.3f}" if size in found[start] else "-" for size in sizes),
             f"{100 * median(agreement[start]):.0f} %",
         ]
         for start in sorted(found, key=lambda start: found[start][0.5])
@@ -70,7 +75,7 @@ def draw_mixtures(records: dict[str, dict[str, Any]], path: Path) -> None:
 
 def _draw(axes: Any, found: dict[Start, dict[float, float]]) -> None:
     colors = method_colors(list(dict.fromkeys(name.partition(",")[0] for name, _ in found)))
-    markers = dict(zip(TITLES.values(), "os^", strict=True))
+    markers = dict(zip(TITLES.values(), "os^vv", strict=True))
     for (name, sees_text), sizes in sorted(found.items(), key=lambda item: item[1][0.5]):
         shares, values = zip(*sorted(sizes.items()), strict=True)
         is_whole = "experts" in name

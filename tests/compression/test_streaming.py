@@ -30,7 +30,7 @@ from mlpfusion.checkpoint.read import load_model
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.plan import make_plan
 from mlpfusion.compression.streaming.block_files import BlockFiles
-from mlpfusion.compression.streaming.memory import expected_bytes
+from mlpfusion.compression.streaming.memory import SeenTokens, expected_bytes
 from mlpfusion.errors import InputError
 from mlpfusion.options.selection import Selection
 from mlpfusion.sites.detect import find_architecture
@@ -139,6 +139,39 @@ def test_texts_that_pass_layer_by_layer_give_the_bytes_too(name, dtype, tmp_path
     told = stream(source, out, "--resume", *flags[:-1], 39)
     assert "`--calibration` must be" in told.stderr
     assert "to resume the run" in told.stderr
+    assert cut(source, out, "--stream", "--resume", *flags) == expected
+
+
+GRADIENTS = ("maintain-ntk-gradient", "ntk-match first")
+QUICK_GRADIENTS = (("bert", torch.bfloat16), ("bart", torch.float32), ("mixtral", torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype) if (name, dtype) in QUICK_GRADIENTS else pytest.param(name, dtype, marks=pytest.mark.slow)
+        for name in ("bert", "llama", "mixtral", *CALIBRATED)
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", GRADIENTS)
+def test_gradients_that_come_back_layer_by_layer_give_the_bytes_too(name, dtype, method, tmp_path):
+    source = save(name, tmp_path / "source", dtype)
+    flags = text_flags(source, tmp_path / "texts.txt", method.split()[0])
+    if method != "maintain-ntk-gradient":
+        flags = (*flags, "--option", "pooling=first", "--option", "refine_epochs=1")
+    assert cut(source, tmp_path / "streamed", "--stream", *flags) == cut(source, tmp_path / "whole", *flags)
+
+
+def test_gradients_are_recorded_again_by_a_run_that_goes_on(tmp_path, monkeypatch):
+    """Also where each block sees what the cut ones before it leave."""
+    source, out = save("mixtral", tmp_path / "source", torch.bfloat16), tmp_path / "streamed"
+    flags = (*text_flags(source, tmp_path / "texts.txt", "maintain-ntk-gradient"), "--sequential")
+    expected = cut(source, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockFiles, "write", written_and_interrupted(BlockFiles.write))
+        assert stream(source, out, *flags).exit_code == 130
     assert cut(source, out, "--stream", "--resume", *flags) == expected
 
 
@@ -389,7 +422,7 @@ def test_what_streaming_cannot_do_is_said_before_any_work(tmp_path):
     texts.write_text("one\n")
     flags = ("--keep-ratio", 0.5, "--stream")
     calibrated = ("--method", "ntk-match", "--calibration", texts)
-    assert "must need no gradients with `--stream`, as ntk-match with `match=none`" in refused(
+    assert "must have no second step with `--stream`, as ntk-match with `match=none`" in refused(
         "compress", source, out, *flags, *calibrated
     )
     data_free = ("--method", "ntk-match", "--option", "match=none", "--data-free")
@@ -427,9 +460,20 @@ def test_the_memory_is_said_beforehand(tmp_path):
     assert "`mlpfusion evaluate" in result.output
 
 
+def test_gradients_are_part_of_the_memory():
+    """What leaves an MLP and its gradient, for a batch and for all tokens, and the graph of a layer."""
+    model = mixture_model("mixtral").to(torch.bfloat16)
+    plan = make_plan(find_sites(model, find_architecture(model)), Selection(width=24))
+    states = 4 * 2 * 3 * 32
+    layer = 4 * (12 * 32 + 6 * 48)
+    none, one, two = (expected_bytes(model, plan, SeenTokens(1000, 100, times)) for times in range(3))
+    assert two - one == 1000 * states
+    assert one - none == 1000 * states + 100 * (states + layer) - 4 * 1000 * 8 * 32
+
+
 def test_passes_through_the_cut_model_are_part_of_the_memory():
     """Four states more for every token, and the experts that they go on with, in fp32."""
     model = mixture_model("mixtral").to(torch.bfloat16)
     plan = make_plan(find_sites(model, find_architecture(model)), Selection(width=24))
-    once, twice = (expected_bytes(model, plan, 1000, sequential=sequential) for sequential in (False, True))
+    once, twice = (expected_bytes(model, plan, SeenTokens(1000), sequential=sequential) for sequential in (False, True))
     assert twice - once == 4 * (4 * 1000 * 32 + 4 * 3 * 24 * 32)

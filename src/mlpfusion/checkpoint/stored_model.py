@@ -72,6 +72,7 @@ class StoredModel:
             self._fill([module])
             for parameter in module.parameters(recurse=False) if recorded else ():
                 parameter.data = as_recorded(parameter.data)
+                parameter.requires_grad_(False)  # or the graph of a pass would hold the experts of all layers
 
         with _emptied_again(self.model.modules()), hooks() as handles, self._last_run:
             self._make_buffers()

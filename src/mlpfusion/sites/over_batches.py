@@ -47,6 +47,17 @@ def joined_over_batches(
     return [[parts.joined() for parts in site] for site in joined]
 
 
+def on_disk(tensor: Tensor) -> Tensor:
+    """A copy of `tensor` in a temporary file, in memory only while it is read; the file is gone with it.
+
+    >>> on_disk(torch.tensor([[1.0, 2.0]]).T).tolist()
+    [[1.0], [2.0]]
+    """
+    file = _OnDisk()
+    file.add(tensor.detach())
+    return file.joined()
+
+
 def _check_room(expected: int) -> None:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free

@@ -1,15 +1,18 @@
 """A model made ready to record what passes through it: no dropout, fp32 on a CPU, hooks that are removed again."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch, to_device
+from mlpfusion.sites.over_batches import on_disk
 
 # Most CPUs have no instructions for them.
 _HALVES = (torch.float16, torch.bfloat16)
@@ -51,7 +54,85 @@ def recording(model: PreTrainedModel, *, gradients: bool = True) -> Iterator[Non
     The stored tensors come back untouched, not rounded twice. Memory: the tensors again, at twice their size; without
     `gradients`, for forward passes only, only the layers that are running are fp32. Contexts of one model do not nest.
     """
-    layers = [] if gradients else list(layers_of(model))
+    with _recording(model, [] if gradients else list(layers_of(model))):
+        yield
+
+
+@contextmanager
+def recording_by_layer(model: PreTrainedModel) -> Iterator[None]:
+    """`recording` for gradients where only the layer that is running is to be in memory, while the context is open.
+
+    What enters a layer waits in a temporary file until the backward pass, which runs the layer once more. So a pass
+    keeps no more of a layer than what leaves the modules that something watches. The gradients are the same to the bit.
+    """
+    layers = list(layers_of(model))
+    with _recording(model, layers), set_checkpoint_early_stop(False):
+        own = {layer: vars(layer).get("forward") for layer in layers}
+        try:
+            for layer in own:
+                layer.forward = partial(_to_run_again, layer, layer.forward)
+            yield
+        finally:
+            for layer, forward in own.items():
+                if forward is None:
+                    vars(layer).pop("forward", None)
+                else:
+                    layer.forward = forward
+
+
+def _to_run_again(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the `forward` of a layer gives.
+
+    Where gradients are on it runs again in the backward pass, on its input from a file.
+    """
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # not what several layers are given, as by an encoder: its gradients would be added in another order
+    if args:
+        args = (_OnDisk.apply(args[0]), *args[1:])
+    elif "hidden_states" in kwargs:
+        kwargs["hidden_states"] = _OnDisk.apply(kwargs["hidden_states"])
+    contexts = (nullcontext(), _copies_in_fp32(layer))
+    return checkpoint(
+        forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts, **kwargs
+    )
+
+
+class _OnDisk(torch.autograd.Function):
+    """A tensor as it is, from a file."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return on_disk(tensor).view(tensor.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gradient
+
+
+@contextmanager
+def _copies_in_fp32(layer: nn.Module) -> Iterator[None]:
+    """`layer` with fp32 copies for its half-precision tensors on a CPU: what a graph keeps of them stays fp32."""
+    replaced, copies = list[tuple[dict[str, Any], str, Tensor]](), dict[Tensor, Tensor]()
+    for held in (held for module in layer.modules() for held in (module._parameters, module._buffers)):
+        for name, tensor in held.items():
+            if tensor is not None and _is_half_on_cpu(tensor):
+                replaced.append((held, name, tensor))
+    try:
+        for held, name, tensor in replaced:
+            if tensor not in copies:
+                copy = tensor.detach().float().requires_grad_(tensor.requires_grad)
+                copies[tensor] = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+            held[name] = copies[tensor]
+        yield
+    finally:
+        for held, name, tensor in replaced:
+            held[name] = tensor
+
+
+@contextmanager
+def _recording(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """`recording` where `layers` are fp32 only while they run."""
     outside, inside = _InFp32(outside_of(model, layers)), [_InFp32(_tensors(layer)) for layer in layers]
     with eval_mode(model), hooks() as handles:
         for layer, tensors in zip(layers, inside, strict=True):
@@ -61,7 +142,7 @@ def recording(model: PreTrainedModel, *, gradients: bool = True) -> Iterator[Non
             outside.open()
             yield
         finally:
-            for tensors in (*inside, outside):  # a layer that an error left open has been opened after `outside`
+            for tensors in (*inside, outside):  # a layer left open by an error was opened after `outside`
                 tensors.restore()
 
 

@@ -1,7 +1,7 @@
 """What enters every MLP of a model and the gradient of a scalar at what leaves it: the input of `mlpfusion.kernel`."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ def recorded_traces(
     batches: Iterable[Batch],
     scalar: Scalar,
     head: RandomHead | PeakHead | None = None,
+    keep: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> RecordedTraces:
     """The traces of all sites for f = `scalar` of the logits; of experts one record a mixture.
 
@@ -45,7 +46,8 @@ def recorded_traces(
     mixture D is the gradient at the output of its module, the weighted sum of what its experts give. Tokens
     that `attention_mask` hides (in a decoder `decoder_attention_mask`) are left out. The logits are those of the model
     at the samples, or of a `RandomHead` on its last hidden states, or of a `PeakHead` on its logits at every token (on
-    the last hidden states where it has no language-modelling head). `labels` of a batch go to `scalar`, not to the
+    the last hidden states where it has no language-modelling head). `keep` keeps what enters a site until the end of a
+    batch. `labels` of a batch go to `scalar`, not to the
     model. No parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there
     is no batch, the model gives no logits of shape (samples, classes) and there is no head, or a site runs not once a
     batch.
@@ -55,7 +57,7 @@ def recorded_traces(
     mixtures = {site.mixture: site for site in sites if site.mixture is not None}
 
     def recorded_in(batch: Batch) -> list[list[Tensor]]:
-        watched = watch_sites(model, alone), watch_mixtures(base_model(model), mixtures)
+        watched = watch_sites(model, alone, keep), watch_mixtures(base_model(model), mixtures, keep)
         with torch.enable_grad(), watched[0] as seen, watched[1] as mixed:
             values = scalar(_logits(model, batch, head), batch.get("labels"))
             check_runs(alone, seen)
@@ -150,30 +152,40 @@ def check_runs(sites: Sequence[Site], seen: Sequence[Seen]) -> None:
 
 
 @contextmanager
-def watch_sites(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[list[Seen]]:
-    """Records what enters and what leaves the sites while the context is open. Raises `InputError` for an expert."""
+def watch_sites(
+    model: PreTrainedModel, sites: Sequence[Site], keep: Callable[[Tensor], Tensor] = Tensor.detach
+) -> Iterator[list[Seen]]:
+    """Records what enters and what leaves the sites while the context is open; `keep` keeps what enters.
+
+    Raises `InputError` for an expert.
+    """
     experts = [site.path for site in sites if site.expert is not None]
     if experts:
         raise InputError(f"`sites` must be MLPs that every token goes through, got the expert {experts[0]}")
     seen = [Seen([], []) for _ in sites]
     with hooks() as handles:
         for site, one in zip(sites, seen, strict=True):
-            handles.append(site_module(model, site, "up").register_forward_pre_hook(_keep_input(one)))
+            handles.append(site_module(model, site, "up").register_forward_pre_hook(_keep_input(one, keep)))
             handles.append(site_module(model, site, "down").register_forward_hook(_keep_output(one)))
         yield seen
 
 
-def _keep_input(seen: Seen) -> Any:
-    return lambda _module, args: seen.inputs.append(args[0].detach())
+def _keep_input(seen: Seen, keep: Callable[[Tensor], Tensor] = Tensor.detach) -> Any:
+    return lambda _module, args: _add(seen.inputs, args[0], keep)
 
 
 def _keep_output(seen: Seen) -> Any:
     def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         kept = differentiable(output)
-        seen.outputs.append(kept)
+        _add(seen.outputs, kept, lambda one: one)
         return kept.clone()  # whoever adds to it in place does not change what is kept
 
     return hook
+
+
+def _add(kept: list[Tensor], tensor: Tensor, keep: Callable[[Tensor], Tensor]) -> None:
+    """Keeps the tensor of the first run. Others are counted: the graph of a layer that runs again is to go with it."""
+    kept.append(tensor.new_empty(0) if kept else keep(tensor))
 
 
 def _model_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -185,9 +197,9 @@ def _logits(
 ) -> Float[Tensor, "samples classes"]:
     if head is not None:
         predicts_tokens = isinstance(head, PeakHead) and model.get_output_embeddings() is not None
-        read = model(**_model_inputs(batch))[0] if predicts_tokens else _last_hidden_states(model, batch)
+        read = _outputs(model, batch)[0] if predicts_tokens else _last_hidden_states(model, batch)
         return head.logits(read, _mask(batch, model.config.is_encoder_decoder))
-    outputs = model(**_model_inputs(batch))
+    outputs = _outputs(model, batch)
     logits = outputs.get("logits")
     if logits is None or logits.ndim != 2:
         found = "none" if logits is None else f"shape {tuple(logits.shape)}"
@@ -253,9 +265,9 @@ def last_hidden_tokens(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "v
 def _last_hidden_states(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "samples tokens hidden"]:
     base = base_model(model)
     if base.get_output_embeddings() is None:
-        states = base(**_model_inputs(batch))[0]
+        states = _outputs(base, batch)[0]
     else:  # a T5 with a language-modelling head is its own base model, and its first output are logits
-        outputs = base(**_model_inputs(batch), output_hidden_states=True)
+        outputs = _outputs(base, batch, output_hidden_states=True)
         every = outputs.get("decoder_hidden_states") or outputs.get("hidden_states") or [None]
         states = every[-1]
     if not (isinstance(states, Tensor) and states.ndim == 3):
@@ -301,10 +313,14 @@ def replaced_mixture(model: PreTrainedModel, path: str, experts: Sequence[MLP]) 
 
 
 def run_base(model: PreTrainedModel, batch: Batch) -> None:
-    """One forward pass of the base model on a batch, whose `labels` it does not get: for what hooks see of it.
+    """One forward pass of the base model on a batch, for what hooks see of it."""
+    _outputs(base_model(model), batch)
+
+
+def _outputs(model: PreTrainedModel, batch: Batch, **options: bool) -> Any:
+    """What the model gives for a batch, whose `labels` it does not get.
 
     Without a cache of keys and values, which would be in memory as long as the pass.
     """
-    base = base_model(model)
-    takes_cache = "use_cache" in inspect.signature(type(base).forward).parameters
-    base(**_model_inputs(batch), **({"use_cache": False} if takes_cache else {}))
+    takes_cache = "use_cache" in inspect.signature(type(model).forward).parameters
+    return model(**_model_inputs(batch), **options, **({"use_cache": False} if takes_cache else {}))

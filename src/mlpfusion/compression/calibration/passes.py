@@ -53,8 +53,8 @@ class BlockPasses:
             self.sizes.append(routed_size(tokens))
             if self._cut is None:
                 return expert_calibration(tokens, site, token_weights)
-            expert = read_mlp(self._model, site)
-            return sequential_calibration(tokens, self._cut.tokens_at(site), site, expert, token_weights)
+            cut = self._cut.tokens_at(site)  # before the expert is read: it may be in memory only where passes wait
+            return sequential_calibration(tokens, cut, site, read_mlp(self._model, site), token_weights)
         if isinstance(self._original, TracedCalibration):
             seen = self._original.of_mlp(site)
         else:

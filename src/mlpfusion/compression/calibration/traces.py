@@ -20,7 +20,8 @@ from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.needs import calibration_needs
 from mlpfusion.seeds import site_generator
 from mlpfusion.sites.mixtures.routing import RoutedTokens
-from mlpfusion.sites.recording import recordable, recording
+from mlpfusion.sites.over_batches import on_disk
+from mlpfusion.sites.recording import recordable, recording, recording_by_layer
 from mlpfusion.sites.sites import Site, check_transformers_model
 from mlpfusion.sites.traces import random_head, recorded_traces
 
@@ -138,17 +139,35 @@ def needed_traces(
     return traced.batches, traced
 
 
-def _traced(
+def streamed_traces(
     model: PreTrainedModel, sites: Sequence[Site], batches: Sequence[Batch], seed: int, needs: CalibrationNeeds
 ) -> TracedCalibration:
+    """Records the same to the bit, with one layer of `model` in memory at a time, in fp32 (`recording_by_layer`).
+
+    Every batch goes forward and back by itself, so each layer is read three times a batch.
+    """
+    return _traced(model, sites, batches, seed, needs, by_layer=True)
+
+
+def _traced(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    seed: int,
+    needs: CalibrationNeeds,
+    *,
+    by_layer: bool = False,
+) -> TracedCalibration:
     started, pooling, home, weights = time.perf_counter(), needs.pooling, _home(model, batches), {}
-    with recording(model):
+    keep = on_disk if by_layer else Tensor.detach
+    with recording_by_layer(model) if by_layer else recording(model):
         if needs.scalar == "peak":
-            found = recorded_traces(model, sites, home, mean_logit, PeakHead())
+            found = recorded_traces(model, sites, home, mean_logit, PeakHead(), keep)
         else:
-            found = recorded_traces(model, sites, home, alternating_logit, calibration_head(model, seed))
+            found = recorded_traces(model, sites, home, alternating_logit, calibration_head(model, seed), keep)
         if pooling != "mean":
-            focused = recorded_traces(model, sites, home, alternating_logit, calibration_head(model, seed, pooling))
+            head = calibration_head(model, seed, pooling)
+            focused = recorded_traces(model, sites, home, alternating_logit, head, keep)
             weights = {path: token_weights(cotangents) for path, cotangents in focused.cotangents().items()}
     seconds = time.perf_counter() - started
     return TracedCalibration(home, found.blocks, seed, seconds, pooling, weights, needs.scalar, found.mixtures)

@@ -1,8 +1,11 @@
 """How much memory a streamed run takes, from shapes alone."""
 
+from dataclasses import dataclass
+
 from transformers import PreTrainedModel
 
 from mlpfusion.compression.plan import Plan
+from mlpfusion.sites.over_batches import IN_MEMORY_BYTES
 from mlpfusion.sites.recording import layers_of, outside_of
 from mlpfusion.sites.sites import Site, base_model, by_block, by_holder, site_parameters
 
@@ -10,16 +13,30 @@ _PROCESS = 2**29  # Python with torch and transformers
 _TOKENS_AT_ONCE = 4096  # of a batch of 32 windows of 128, and of one step of a refit
 
 
-def expected_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int = 0, *, sequential: bool = False) -> int:
+@dataclass(frozen=True)
+class SeenTokens:
+    """The tokens of a calibration, none without; and how gradients are recorded, if they are.
+
+    There are so many `recordings`, batch by batch, of which the largest has `in_batch` tokens.
+    """
+
+    number: int = 0
+    in_batch: int = 0
+    recordings: int = 0
+
+
+def expected_bytes(
+    model: PreTrainedModel, plan: Plan, tokens: SeenTokens | None = None, *, sequential: bool = False
+) -> int:
     """The memory of the process in a streamed run, pages of files not counted; `model` may be on the meta device.
 
-    A rough bound, measured on the shapes of `benchmarks/streaming.py`. `num_tokens` are those of a calibration.
+    A rough bound, measured on the shapes of `benchmarks/streaming.py`.
     """
-    base, widths = base_model(model), dict(plan.entries)
+    base, widths, seen = base_model(model), dict(plan.entries), tokens or SeenTokens()
     blocks = by_holder(plan.sites).values()
     largest = max(_block_bytes(base, block, widths[block[0]]) for block in blocks)
-    running = _running_bytes(model, plan, num_tokens) if num_tokens else 0
-    return _PROCESS + largest + running + (_cut_bytes(base, plan, num_tokens) if sequential else 0)
+    running = _running_bytes(model, plan, seen) if seen.number else 0
+    return _PROCESS + largest + running + (_cut_bytes(base, plan, seen.number) if sequential else 0)
 
 
 def _block_bytes(base: PreTrainedModel, block: list[Site], width: int) -> int:
@@ -33,17 +50,29 @@ def _block_bytes(base: PreTrainedModel, block: list[Site], width: int) -> int:
     return max(5 * shared // 3, kept + 2 * one_expert + 2 * points + 3 * gram, 3 * kept)
 
 
-def _running_bytes(model: PreTrainedModel, plan: Plan, num_tokens: int) -> int:
+def _running_bytes(model: PreTrainedModel, plan: Plan, seen: SeenTokens) -> int:
     """The model in fp32 outside of its layers and in one of them (`recording`), what enters and leaves that one for all
-    tokens, and what is inside of an MLP for those of one batch or one step of the method.
+    tokens, and what is inside of an MLP for those of one batch or one step of the method. With gradients in the place
+    of the states those of `_gradient_bytes`.
     """
     layers = list(layers_of(model))
     outside = {id(one): 4 * one.numel() for one in outside_of(model, layers)}  # a tied tensor once
     largest = max((sum(4 * one.numel() for one in layer.parameters()) for layer in layers), default=0)
     site = max(plan.sites, key=lambda one: one.intermediate_size)
-    states = 4 * num_tokens * 8 * site.hidden_size
-    inside = 4 * min(num_tokens, _TOKENS_AT_ONCE) * 6 * site.intermediate_size
+    states = _gradient_bytes(plan, seen) if seen.recordings else 4 * seen.number * 8 * site.hidden_size
+    inside = 4 * min(seen.number, _TOKENS_AT_ONCE) * 6 * site.intermediate_size
     return sum(outside.values()) + largest + states + inside
+
+
+def _gradient_bytes(plan: Plan, seen: SeenTokens) -> int:
+    """What leaves every MLP and its gradient, for one batch; what a layer that runs again keeps of it; the recordings,
+    which go to a file where they are large.
+    """
+    blocks = by_block(plan.sites)
+    hidden_size = max(site.hidden_size for site in plan.sites)
+    states = 4 * 2 * len(blocks) * hidden_size
+    layer = 4 * (12 * hidden_size + 6 * max(site.intermediate_size for site in plan.sites))
+    return seen.in_batch * (states + layer) + seen.recordings * min(IN_MEMORY_BYTES, seen.number * states)
 
 
 def _cut_bytes(base: PreTrainedModel, plan: Plan, num_tokens: int) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlpfusion.checkpoint.save import CutFiles, block_paths
 from mlpfusion.checkpoint.stored_model import StoredModel
 from mlpfusion.compression.calibration.checks import check_ids
 from mlpfusion.compression.calibration.passes import BlockPasses, block_passes, computed_by
+from mlpfusion.compression.calibration.traces import TracedCalibration, streamed_traces
 from mlpfusion.compression.checkpoint import About, Work, no_stock_form, with_origin, write_about
 from mlpfusion.compression.install import new_record, site_record
 from mlpfusion.compression.loading import loading_class
@@ -29,7 +31,7 @@ from mlpfusion.compression.run import MethodRun, check_finite_outcomes, run_meth
 from mlpfusion.compression.settings import Settings
 from mlpfusion.compression.streaming.block_files import BlockFiles, FinishedBlock
 from mlpfusion.compression.streaming.launch import Launch
-from mlpfusion.compression.streaming.memory import expected_bytes
+from mlpfusion.compression.streaming.memory import SeenTokens, expected_bytes
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.key import FusionKey, key_to_dict
@@ -41,7 +43,7 @@ from mlpfusion.kinds.stock.entries import set_key
 from mlpfusion.kinds.table import rebuild, site_size, stored_form
 from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import calibration_needs, needs_batches
+from mlpfusion.methods.needs import calibration_needs
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 from mlpfusion.options.selection import Selection
@@ -80,8 +82,8 @@ def why_not_streamed(method: Any, selection: Selection, *, data_free: bool) -> s
     row, name = METHODS[type(method)], method_name(type(method))
     if row.sees == "labels" or row.ranked_together:
         return f"`method` must be one that looks at each block by itself with `stream`, got {name}"
-    if needs_batches(method) and calibration_needs(method) != CalibrationNeeds(gradients=False):
-        return f"`method` must need no gradients with `stream`, as ntk-match with `match=none`, got {name}"
+    if row.second_step(method) is not None:
+        return f"`method` must have no second step with `stream`, as ntk-match with `match=none`, got {name}"
     given = {"budget": selection.budget is not None, "data_free": data_free}
     field = next((field for field, is_given in given.items() if is_given), None)
     return None if field is None else f"`{field}` must be left out with `stream`"
@@ -185,8 +187,16 @@ class Stream:
     @cached_property
     def expected_bytes(self) -> int:
         """The memory that the run is expected to take, at most."""
-        tokens = sum(batch["input_ids"].numel() for batch in self.batches)
+        sizes = [batch["input_ids"].numel() for batch in self.batches]
+        recordings = 0 if self.needs is None else 1 + (self.needs.pooling != "mean")
+        tokens = SeenTokens(sum(sizes), max(sizes, default=0), recordings)
         return expected_bytes(self.stored.model, self.plan, tokens, sequential=self.work.sequential)
+
+    @property
+    def needs(self) -> CalibrationNeeds | None:
+        """What a method needs whose gradients are recorded, None of another."""
+        needs = None if self.texts is None else calibration_needs(self.work.method)
+        return needs if needs is not None and (needs.gradients or needs.pooling != "mean") else None
 
     @property
     def settings(self) -> Settings:
@@ -240,15 +250,24 @@ class Stream:
         """The same with what enters each block; the passes go through all blocks up to the last that is missing."""
         numbers = {site.path: number for number, block in enumerate(self.blocks) for site in block.sites}
         running = StoredModel(self.source.folder, read_config(self.source.folder))
-        with running, running.runnable(recorded=True), recording(running.model, gradients=False):
+        with running, running.runnable(recorded=True), ExitStack() as contexts:
+            traced = self._traced(running.model)
+            contexts.enter_context(recording(running.model, gradients=False))
             sites = in_run_order(running.model, self.plan.sites, self.batches[0])
             order = list(dict.fromkeys(numbers[site.path] for site in sites))
-            with block_passes(running.model, sites, self.batches, sequential=self.work.sequential) as passes:
+            with block_passes(running.model, sites, self.batches, traced, sequential=self.work.sequential) as passes:
                 for number in order[: 1 + max(order.index(one) for one in missing)]:
                     if number in missing:
                         self._compress(number, passes)
                     else:
                         self._pass(number, passes, running.model)
+
+    def _traced(self, running: PreTrainedModel) -> TracedCalibration | None:
+        """The traces of all blocks for a method that needs gradients, None for another."""
+        if self.needs is None:
+            return None
+        self.work.progress(0, len(self.blocks), "recording gradients")
+        return streamed_traces(running, self.plan.sites, self.batches, self.work.seed, self.needs)
 
     def _pass(self, number: int, passes: BlockPasses, running: PreTrainedModel) -> None:
         """Lets the passes go on behind a block that is there already."""

@@ -1,6 +1,6 @@
 """Which tokens reach which expert of a mixture in a run, and with what weight."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -162,7 +162,7 @@ def output_instead(experts: Sequence[MLP], routing: Routing, output: Tensor) -> 
 
 @dataclass(frozen=True)
 class SeenMixture:
-    """The last run of a module of experts: how it was called, what it gave, and the number of runs until then."""
+    """The first run of a module of experts: how it was called, what it gave, and the number of runs until now."""
 
     routing: Routing
     output: Float[Tensor, "rows hidden"]
@@ -170,8 +170,10 @@ class SeenMixture:
 
 
 @contextmanager
-def watch_mixtures(base: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, SeenMixture]]:
-    """Records one run of the modules of experts at `paths`, while the context is open.
+def watch_mixtures(
+    base: nn.Module, paths: Iterable[str], keep: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[dict[str, SeenMixture]]:
+    """Records one run of the modules of experts at `paths` while the context is open; `keep`, if any, keeps the inputs.
 
     Where gradients are on, one can be taken by the output. Those that did not run on any token are not there at the
     end. Raises `InputError` as `called_routing` does.
@@ -180,16 +182,19 @@ def watch_mixtures(base: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, 
     with hooks() as handles:
         for path in paths:
             module = base.get_submodule(path)
-            handles.append(module.register_forward_hook(_keep_run(seen, path), with_kwargs=True))
+            handles.append(module.register_forward_hook(_keep_run(seen, path, keep), with_kwargs=True))
         yield seen
 
 
-def _keep_run(seen: dict[str, SeenMixture], path: str) -> Any:
+def _keep_run(seen: dict[str, SeenMixture], path: str, keep: Callable[[Tensor], Tensor] | None) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         routing = called_routing(path, module, args, kwargs)
         kept = differentiable(output).reshape(routing.inputs.shape)
-        if len(routing.inputs):
-            seen[path] = SeenMixture(routing, kept, seen[path].runs + 1 if path in seen else 1)
+        if path in seen:  # not kept: the graph of a layer that runs again is to go with it
+            seen[path] = replace(seen[path], runs=seen[path].runs + bool(len(routing.inputs)))
+        elif len(routing.inputs):
+            inputs = routing.inputs if keep is None else keep(routing.inputs)
+            seen[path] = SeenMixture(replace(routing, inputs=inputs), kept)
         return kept.reshape(output.shape).clone()  # whoever adds to it in place does not change what is kept
 
     return hook
