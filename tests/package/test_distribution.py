@@ -137,6 +137,18 @@ def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, cwd=program.parent, env=environment, capture_output=True, text=True)
 
 
+def test_vllm_finds_the_import_of_the_package(stranger):
+    """As `load_general_plugins` of vLLM does: every entry point of the group is loaded and called, maybe twice."""
+    code = (
+        "import sys; from importlib.metadata import entry_points; "
+        "(found,) = entry_points(group='vllm.general_plugins'); function = found.load(); function(); function(); "
+        "print(found.name, found.value, 'torch' in sys.modules)"
+    )
+    done = run(stranger / "python", "-c", code)
+    assert done.stderr == ""
+    assert done.stdout == "mlpfusion mlpfusion.launch.vllm_plugin:register False\n"
+
+
 def test_a_stranger_is_greeted(stranger):
     program = stranger / "mlpfusion"
     assert run(program, "--version").stdout == f"mlpfusion, version {VERSION}\n"

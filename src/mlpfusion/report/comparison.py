@@ -8,7 +8,8 @@ from mlpfusion.measure.approximation import BlockError, block_error_from_dict
 from mlpfusion.measure.comparison import ComparisonRow
 from mlpfusion.measure.whole_model import ModelError
 from mlpfusion.methods.names import method_from_name, method_label
-from mlpfusion.report.numbers import markdown_table, mean_with_deviation
+from mlpfusion.report.cells import Table
+from mlpfusion.report.numbers import mean_with_deviation
 
 
 @dataclass(frozen=True)
@@ -112,21 +113,25 @@ def comparison_table(record: dict[str, Any], column: str) -> str:
     `column` is a key of `COLUMNS` or `AUTHORS_COLUMNS`. The deviation is 0 for one seed, and for
     methods without randomness.
     """
-    return _table(labelled_rows(record), (COLUMNS | AUTHORS_COLUMNS)[column])
+    return _table(labelled_rows(record), (COLUMNS | AUTHORS_COLUMNS)[column]).markdown()
 
 
 def size_table(record: dict[str, Any]) -> str:
     """Markdown: size of the compressed block by method, stored and trained parameters."""
-    return _size_table(labelled_rows(record))
+    return _size_table(labelled_rows(record)).markdown()
 
 
 def comparison_markdown(record: dict[str, Any]) -> str:
     """All tables, each under a heading; with the authors' numbers if measured."""
-    rows = labelled_rows(record)
+    tables = comparison_tables(labelled_rows(record))
+    return "\n\n".join(f"## {table.caption}\n\n{table.markdown()}" for table in tables) + "\n"
+
+
+def comparison_tables(rows: Sequence[LabelledRow]) -> list[Table]:
+    """Sizes, and a table of every number that was measured."""
     columns = [*COLUMNS.values(), *model_columns(rows[0].error).values()]
     columns = [*columns, *(AUTHORS_COLUMNS.values() if rows[0].error.authors is not None else ())]
-    tables = {"sizes": _size_table(rows)} | {column.title: _table(rows, column) for column in columns}
-    return "\n\n".join(f"## {title[0].upper()}{title[1:]}\n\n{table}" for title, table in tables.items()) + "\n"
+    return [_size_table(rows), *(_table(rows, column) for column in columns)]
 
 
 def labels_of(rows: Sequence[LabelledRow]) -> list[str]:
@@ -145,17 +150,22 @@ def over_seeds(rows: Sequence[LabelledRow], label: str, path: str, column: Error
     return [column.read(row.error) for row in rows if (row.label, row.error.path) == (label, path)]
 
 
-def _table(rows: Sequence[LabelledRow], column: ErrorColumn) -> str:
+def _table(rows: Sequence[LabelledRow], column: ErrorColumn) -> Table:
     paths = paths_of(rows)
-    lines = [["method", *paths], ["---"] * (len(paths) + 1)]
-    for label in labels_of(rows):
-        lines.append([label, *(mean_with_deviation(over_seeds(rows, label, path, column)) for path in paths)])
-    return markdown_table(lines)
+    lines = [
+        (label, *(mean_with_deviation(over_seeds(rows, label, path, column)) for path in paths))
+        for label in labels_of(rows)
+    ]
+    return Table(_heading(column.title), ("method", *paths), tuple(lines))
 
 
-def _size_table(rows: Sequence[LabelledRow]) -> str:
-    lines = [["method", "kind", "block", "parameters", "trained", "before"], ["---"] * 6]
+def _size_table(rows: Sequence[LabelledRow]) -> Table:
+    lines = []
     for row in {(row.label, row.original_parameters): row for row in rows}.values():
         counts = [f"{count:,}" for count in (row.parameters, row.nonzero_parameters, row.original_parameters)]
-        lines.append([row.label, row.kind, row.size, *counts])
-    return markdown_table(lines)
+        lines.append((row.label, row.kind, row.size, *counts))
+    return Table(_heading("sizes"), ("method", "kind", "block", "parameters", "trained", "before"), tuple(lines))
+
+
+def _heading(title: str) -> str:
+    return f"{title[0].upper()}{title[1:]}"

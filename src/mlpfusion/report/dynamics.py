@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.extras import CHARTS
-from mlpfusion.report.numbers import FULL, markdown_table, mean_with_deviation, method_colors, trailing_means
+from mlpfusion.report.cells import Table
+from mlpfusion.report.numbers import FULL, mean_with_deviation, method_colors, trailing_means
 
 _SHOWN = (1, 2, 5, 10, 25, 50, 75, 100)  # steps of the table, as many as a page has room for, and the last step
 FIRST = 10  # steps averaged into one number: there the kernel of the start still describes the training
-_SMOOTHED = 10  # batches averaged into one point of a loss curve: batches of 32 alone differ by more than methods do
+SMOOTHED = 10  # batches averaged into one point of a loss curve: batches of 32 alone differ by more than methods do
+
+# Number of a run -> what it is, in words.
+TITLES = {
+    "distance": "Distance from the full model's change, ||df_c - df|| / ||df||",
+    "length": "Length of the change, ||df_c|| / ||df||",
+    "training_loss": "Training loss",
+}
 
 
 def curves(record: dict[str, Any], name: str, column: str) -> list[list[float]]:
@@ -30,14 +38,19 @@ def distance_table(record: dict[str, Any], column: str = "distance") -> str:
 
     The first column is the mean of the steps 1 to `FIRST`.
     """
+    return distances(record, column).markdown()
+
+
+def distances(record: dict[str, Any], column: str = "distance") -> Table:
+    """The same as a table under its title; `column` is `distance` or `length`."""
     steps = record["measured_at"]
     shown = [step for step in steps if step in _SHOWN or step == steps[-1]]
-    lines = [["method", f"mean of 1 to {FIRST}", *(f"step {step}" for step in shown)]]
-    lines.append(["---"] * len(lines[0]))
-    for name in _methods(record):
+    rows = []
+    for name in methods_of(record):
         columns = [at_step(record, name, step, column) for step in shown]
-        lines.append([name, *map(mean_with_deviation, [first_steps(record, name, column), *columns])])
-    return markdown_table(lines)
+        rows.append((name, *map(mean_with_deviation, [first_steps(record, name, column), *columns])))
+    header = ("method", f"mean of 1 to {FIRST}", *(f"step {step}" for step in shown))
+    return Table(TITLES[column], header, tuple(rows))
 
 
 def first_steps(record: dict[str, Any], name: str, column: str = "distance") -> list[float]:
@@ -59,35 +72,46 @@ def at_step(record: dict[str, Any], name: str, step: int, column: str = "distanc
 
 def loss_table(record: dict[str, Any]) -> str:
     """Markdown: training loss of the first and last ten batches, trained parameters, time."""
-    lines = [["method", "first 10 batches", "last 10 batches", "trained parameters", "seconds a step"], ["---"] * 5]
-    for name in (FULL, *_methods(record)):
+    return training_losses(record).markdown()
+
+
+def training_losses(record: dict[str, Any]) -> Table:
+    """The same as a table under its title."""
+    lines = []
+    for name in (FULL, *methods_of(record)):
         losses = curves(record, name, "training_loss")
         first = mean_with_deviation([statistics.mean(curve[:10]) for curve in losses])
         last = mean_with_deviation([statistics.mean(curve[-10:]) for curve in losses])
         rows = [row for row in record["rows"] if row["label"] == name]
         seconds = statistics.median([row["seconds_per_step"] for row in rows])
-        lines.append([name, first, last, f"{rows[0]['trained_parameters']:,}", f"{seconds:.2f}"])
-    return markdown_table(lines)
+        lines.append((name, first, last, f"{rows[0]['trained_parameters']:,}", f"{seconds:.2f}"))
+    header = ("method", "first 10 batches", "last 10 batches", "trained parameters", "seconds a step")
+    return Table(TITLES["training_loss"], header, tuple(lines))
 
 
-def dynamics_markdown(record: dict[str, Any]) -> str:
-    """All tables, each under a heading, after one paragraph on the settings."""
+def dynamics_settings(record: dict[str, Any]) -> str:
+    """What was trained, how, and where the change of the logits was measured."""
     recipe, held_out = record["recipe"], record["held_out"]
     answers = held_out.get("answers", 1)
     each = "" if answers == 1 else f", {answers} tokens of each"
     where = f"{held_out['samples']} examples of {held_out['split']}{each},"
     seeds = ", ".join(map(str, recipe["seeds"]))
-    settings = (
+    return (
         f"{record['model']} on {record['task']}, layers {recipe['layers']} at {100 * recipe['keep_ratio']:g} %, "
         f"{recipe['steps']} steps, batches of {recipe['batch_size']}, rate {recipe['learning_rate']:g}, seeds {seeds}. "
         f"{record['optimizer']}. df is the change of the logits on {where} since the beginning."
     )
-    tables = {
-        "Distance from the full model's change, ||df_c - df|| / ||df||": distance_table(record),
-        "Length of the change, ||df_c|| / ||df||": distance_table(record, "length"),
-        "Training loss": loss_table(record),
-    }
-    return "\n\n".join([settings, *(f"## {title}\n\n{table}" for title, table in tables.items())]) + "\n"
+
+
+def dynamics_tables(record: dict[str, Any]) -> list[Table]:
+    """Distances, lengths and losses."""
+    return [distances(record), distances(record, "length"), training_losses(record)]
+
+
+def dynamics_markdown(record: dict[str, Any]) -> str:
+    """All tables, each under a heading, after one paragraph on the settings."""
+    parts = [f"## {table.caption}\n\n{table.markdown()}" for table in dynamics_tables(record)]
+    return "\n\n".join([dynamics_settings(record), *parts]) + "\n"
 
 
 def write_dynamics(record: dict[str, Any], folder: Path) -> None:
@@ -109,7 +133,7 @@ def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     distance, loss = figure.subplots(1, 2)
-    names, steps = _methods(record), record["measured_at"]
+    names, steps = methods_of(record), record["measured_at"]
     early = {name: statistics.mean(first_steps(record, name)) for name in names}
     nearest, farthest = min(names, key=lambda name: early[name]), max(names, key=lambda name: early[name])
     colors = method_colors([FULL, *names])
@@ -119,7 +143,7 @@ def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
         if name in (nearest, farthest):
             _draw_band(distance, steps, seeds, colors[name])
     for name in (FULL, *names):
-        smooth = [trailing_means(curve, _SMOOTHED) for curve in curves(record, name, "training_loss")]
+        smooth = [trailing_means(curve, SMOOTHED) for curve in curves(record, name, "training_loss")]
         _draw_mean(loss, range(1, len(smooth[0]) + 1), smooth, colors[name], label=name)
     distance.set_title(
         f"{nearest} stays nearest to the full model: distance {early[nearest]:.2f}\n"
@@ -131,7 +155,7 @@ def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
     )
     loss.set_title("training loss of the same runs", fontsize=10, loc="left")
     distance.set_ylabel("distance of the logits' change from the full model's")
-    loss.set_ylabel(f"training loss, mean of the last {_SMOOTHED} batches")
+    loss.set_ylabel(f"training loss, mean of the last {SMOOTHED} batches")
     for axes in (distance, loss):
         axes.set_xlabel("step")
         axes.grid(linewidth=0.3)
@@ -143,7 +167,8 @@ def write_dynamics_chart(record: dict[str, Any], path: Path) -> list[Path]:
     return [path]
 
 
-def _methods(record: dict[str, Any]) -> list[str]:
+def methods_of(record: dict[str, Any]) -> list[str]:
+    """Labels of the methods, each once, without the full model."""
     return [name for name in dict.fromkeys(row["label"] for row in record["rows"]) if name != FULL]
 
 

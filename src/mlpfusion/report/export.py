@@ -8,7 +8,8 @@ from mlpfusion.export.run import ExportRecord
 from mlpfusion.report.card import code, front_matter, plain
 from mlpfusion.report.terminal.console import PlainConsole, bold
 
-_WHAT = {
+# Target -> what is written.
+WHAT = {
     "hf": "a stock checkpoint of transformers",
     "onnx": "a graph for ONNX Runtime, `model.onnx`",
     "openvino": "a graph for OpenVINO, `openvino_model.xml`",
@@ -33,10 +34,10 @@ The licence is that of the source model. The full record is in `mlp_fusion_expor
 def print_export(record: ExportRecord, out: str, repository: str | None = None) -> None:
     """Prints what was written, how near it is, and the repository of the Hub that has it too."""
     console = PlainConsole()
-    console.print(Text.assemble(bold(out), f" is complete: {_WHAT[record.to]}, {record.bytes:,} bytes."))
+    console.print(Text.assemble(bold(out), f" is complete: {WHAT[record.to]}, {record.bytes:,} bytes."))
     if record.padding:
-        console.print(_padding_words(record), highlight=False)
-    console.print(_compared_words(record), highlight=False)
+        console.print(padding_words(record), highlight=False)
+    console.print(compared_words(record), highlight=False)
     if repository is not None:
         console.print(f"Pushed to {repository}.", highlight=False)
 
@@ -48,18 +49,20 @@ def export_card(record: ExportRecord, source: Path) -> str:
         title=f"{plain(record.model.name.rpartition('/')[2])}, exported",
         source=code(record.model.name),
         version=record.versions["mlpfusion"],
-        what=_WHAT[record.to],
+        what=WHAT[record.to],
         parameters=record.parameters,
         bytes=record.bytes,
         dtype=record.dtype,
-        compared=" ".join([_compared_words(record), *([_padding_words(record)] if record.padding else [])]),
+        compared=" ".join([compared_words(record), *([padding_words(record)] if record.padding else [])]),
     )
 
 
-def _compared_words(record: ExportRecord) -> str:
+def compared_words(record: ExportRecord) -> str:
+    """By what the export was run, and how near its outputs are."""
     return f"Run by {record.engine} without this package, {record.compared}."
 
 
-def _padding_words(record: ExportRecord) -> str:
+def padding_words(record: ExportRecord) -> str:
+    """How many parameters are zeros that were added."""
     share = 100 * record.padding / record.parameters
     return f"Neurons of zeros, for widths that fit, are {record.padding:,} of its parameters ({share:.1f} %)."

@@ -16,7 +16,8 @@ from mlpfusion.progress import Progress
 class ReportOptions:
     """Puts what was done into one HTML file: the records in every DIR, as tables and charts.
 
-    DIR is what `compress`, `tune`, `distill` or `reproduce` wrote, or a record in it. The file loads nothing, neither
+    DIR is what `compress`, `tune`, `distill`, `export` or `reproduce` wrote, what `compare`, `dynamics` or `evaluate`
+    wrote by --out, or a record in it. The file loads nothing, neither
     script nor picture, so that it can be sent, kept and printed.
     """
 

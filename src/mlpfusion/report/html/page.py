@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from importlib import resources
 from xml.etree.ElementTree import Element
 
+from mlpfusion.export.run import ExportRecord
+from mlpfusion.measure.evaluation.harness import HarnessEvaluation
+from mlpfusion.measure.evaluation.task import TaskEvaluation
+from mlpfusion.measure.evaluation.text import Evaluation
 from mlpfusion.record import Record
 from mlpfusion.report.html.compression import compression_sections, compression_title
 from mlpfusion.report.html.element import element, html
 from mlpfusion.report.html.grids import grid_sections, grid_title
+from mlpfusion.report.html.measured.comparison import comparison_sections, comparison_title
+from mlpfusion.report.html.measured.dynamics import dynamics_sections, dynamics_title
+from mlpfusion.report.html.measured.evaluation import evaluation_sections, evaluation_title
+from mlpfusion.report.html.measured.export import export_sections, export_title
+from mlpfusion.report.html.measured.records import Comparison, Dynamics
 from mlpfusion.report.html.records import AnyRecord
 from mlpfusion.report.html.tuning import (
     distillation_sections,
@@ -43,6 +52,14 @@ def _part(record: AnyRecord) -> tuple[str, list[Element]]:
         return tuning_title(record), tuning_sections(record)
     if isinstance(record, DistillRecord):
         return distillation_title(record), distillation_sections(record)
+    if isinstance(record, ExportRecord):
+        return export_title(record), export_sections(record)
+    if isinstance(record, Comparison):
+        return comparison_title(record), comparison_sections(record)
+    if isinstance(record, Dynamics):
+        return dynamics_title(record), dynamics_sections(record)
+    if isinstance(record, Evaluation | TaskEvaluation | HarnessEvaluation):
+        return evaluation_title(record), evaluation_sections(record)
     return grid_title(record), grid_sections(record)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,22 @@ from typing import Any
 from mlpfusion.checks import user_path
 from mlpfusion.data.tasks import TASKS, find_task
 from mlpfusion.errors import InputError, one_line, shown
+from mlpfusion.export.run import EXPORT_RECORD_FILE, ExportRecord
 from mlpfusion.kinds.table import KIND_NAMES
+from mlpfusion.measure.evaluation.task import RECORD_FILE as EVALUATION_FILE
+from mlpfusion.measure.run_dynamics import RECORD_FILE as DYNAMICS_FILE
 from mlpfusion.record import RECORD_FILE, Record, SiteRecord, record_from_dict
+from mlpfusion.report.comparison_chart import COMPARISON_FILES
+from mlpfusion.report.html.measured.checks import check_some, check_versions
+from mlpfusion.report.html.measured.records import (
+    AnyEvaluation,
+    Comparison,
+    Dynamics,
+    comparison,
+    dynamics,
+    evaluation,
+    export,
+)
 from mlpfusion.storage.typed import typed
 from mlpfusion.tune.record import (
     DISTILL_RECORD_FILE,
@@ -24,7 +38,7 @@ from mlpfusion.tune.record import (
 
 MAX_BYTES = 2**28  # far above any record: a grid of 100 runs has 1 MiB
 # Of a grid it is the JSON data, as the tables and charts of `reproduce` take it.
-AnyRecord = Record | TuneRecord | DistillRecord | dict[str, Any]
+AnyRecord = Record | TuneRecord | DistillRecord | ExportRecord | Comparison | Dynamics | AnyEvaluation | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -186,19 +200,20 @@ def _read(file: Path) -> AnyRecord:
     data = _json(file)
     if not isinstance(data, dict):
         raise InputError(f"{file} must hold a record, got {shown(data)}")
-    if file.name not in _READERS and not {"rows", "tasks"} <= data.keys():
-        raise InputError(f"{file} must be a record of compress, tune, distill or reproduce, got {shown(list(data))}")
-    return _READERS.get(file.name, _grid)(data, str(file))
+    reader = _READERS.get(file.name) or next((one for keys, one in _BY_KEYS if keys <= data.keys()), None)
+    if reader is None:
+        raise InputError(f"{file} must be a record of {_MADE_BY}, got {shown(list(data))}")
+    return reader(data, str(file))
 
 
 def _compression(data: dict[str, Any], where: str) -> Record:
     record = record_from_dict(data, where)
-    _check_some(record.sites, "sites", where)
+    check_some(record.sites, "sites", where)
     for site in record.sites:
         _check_site(site, where)
     if min(record.original.parameters, record.original.bytes) < 1:
         raise InputError(f"{where} must have sizes of at least 1 in `original`, got {record.original}")
-    _check_versions(record.versions, where)
+    check_versions(record.versions, where)
     typed(_Recipe, record.recipe, f"the recipe of {where}", in_part=True)
     if record.budget is not None:
         typed(_Budget, record.budget, f"the budget of {where}", in_part=True)
@@ -207,15 +222,15 @@ def _compression(data: dict[str, Any], where: str) -> Record:
 
 def _tuning(data: dict[str, Any], where: str) -> TuneRecord:
     record = tune_record_from_dict(data, where)
-    _check_some(record.runs, "runs", where)
-    _check_versions(record.versions, where)
+    check_some(record.runs, "runs", where)
+    check_versions(record.versions, where)
     typed(_TuneRecipe, record.recipe, f"the recipe of {where}", in_part=True)
     return record
 
 
 def _distillation(data: dict[str, Any], where: str) -> DistillRecord:
     record = distill_record_from_dict(data, where)
-    _check_versions(record.versions, where)
+    check_versions(record.versions, where)
     typed(_DistillRecipe, record.recipe, f"the recipe of {where}", in_part=True)
     return record
 
@@ -223,8 +238,8 @@ def _distillation(data: dict[str, Any], where: str) -> DistillRecord:
 def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
     """The data itself, once its known part is checked."""
     grid = typed(_Grid, data, where, in_part=True)
-    _check_some(grid.rows, "rows", where)
-    _check_some(grid.tasks, "tasks", where)
+    check_some(grid.rows, "rows", where)
+    check_some(grid.tasks, "tasks", where)
     if grid.select_on not in ("holdout", "validation", "last"):
         raise InputError(f"{where} must have holdout, validation or last for `select_on`, got {shown(grid.select_on)}")
     if unknown := [task for task in grid.tasks if task not in TASKS]:
@@ -232,7 +247,7 @@ def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
     for row in grid.rows:
         if row.task not in grid.tasks:
             raise InputError(f"{where} must have one of its tasks in every row, got {shown(row.task)}")
-        _check_versions(row.versions, where)
+        check_versions(row.versions, where)
         if row.run is None:
             if row.diverged is None:
                 raise InputError(f"{where} must have the entry `run` or `diverged` in every row, one has neither")
@@ -264,7 +279,18 @@ _READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
     RECORD_FILE: _compression,
     DISTILL_RECORD_FILE: _distillation,
     TUNE_RECORD_FILE: _tuning,
+    EXPORT_RECORD_FILE: export,
+    COMPARISON_FILES[0]: comparison,
+    DYNAMICS_FILE: dynamics,
+    EVALUATION_FILE: evaluation,
 }
+# Of records under other names the entries that tell them apart.
+_BY_KEYS: tuple[tuple[set[str], Callable[[dict[str, Any], str], AnyRecord]], ...] = (
+    ({"rows", "tasks"}, _grid),
+    ({"rows", "measured_at"}, dynamics),
+    ({"rows", "scalar"}, comparison),
+)
+_MADE_BY = "compress, tune, distill, export, compare, dynamics, evaluate or reproduce"
 
 
 def _check_site(site: SiteRecord, where: str) -> None:
@@ -276,16 +302,6 @@ def _check_site(site: SiteRecord, where: str) -> None:
     needed = ("num_experts", "num_selected") if site.kind == "routed" else ()
     if site.rank == {} or any(name not in site.metrics for name in needed):
         raise InputError(f"{where} must have the size of every block, {shown(site.path)} has none")
-
-
-def _check_some(entries: Sequence[object], name: str, where: str) -> None:
-    if not entries:
-        raise InputError(f"{where} must have at least one entry in `{name}`, got none")
-
-
-def _check_versions(versions: Mapping[str, str], where: str) -> None:
-    if "mlpfusion" not in versions:
-        raise InputError(f"{where} must name the version of mlpfusion in `versions`, got {shown(versions)}")
 
 
 def _json(file: Path) -> Any:

@@ -178,14 +178,19 @@ def _loss_change(whole: ModelError) -> str:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Prints the perplexity with its interval, and on what it was measured."""
+    console = PlainConsole()
+    for words in perplexity_words(evaluation):
+        console.print(words, highlight=False)
+
+
+def perplexity_words(evaluation: Evaluation) -> tuple[str, str]:
+    """The perplexity with its interval; on what it was measured."""
     found, text = evaluation.result, evaluation.text
     interval = "" if found.low is None else f" (95 % interval {found.low:.4g} to {found.high:.4g})"
-    console = PlainConsole()
-    console.print(f"perplexity {found.perplexity:.4g}{interval}, loss {found.loss:.4f} nats a token", highlight=False)
-    console.print(
+    return (
+        f"perplexity {found.perplexity:.4g}{interval}, loss {found.loss:.4f} nats a token",
         f"{found.tokens:,} tokens of {text.file}, windows of {text.window} tokens: {found.windows:,}; "
         f"{evaluation.parameters:,} parameters, {evaluation.dtype}, {evaluation.seconds:.1f} s",
-        highlight=False,
     )
 
 
