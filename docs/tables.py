@@ -38,6 +38,7 @@ from decoders import (
     perplexity_table,
 )
 from exports import exports_table, gguf_perplexity_table
+from inference_speed import inference_sizes, inference_table
 from page import markdown
 from recovery import draw_recovery, recovery_table
 from small_gpt2 import pretraining_table
@@ -337,6 +338,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "dynamics-of-smollm2": lambda: distance_table(read_result("smollm2_dynamics")),
     "dynamics-of-decoder": lambda: distance_table(read_result("stories260k_dynamics")),
     "kernel-errors": errors("adam_kernel_error"),
+    "inference": lambda: inference_table(read_result("inference")),
+    "inference-sizes": lambda: inference_sizes(read_result("inference")),
     "layer-output-errors": errors("block_output_error"),
     "llama-kernel-errors": llama_errors("adam_kernel_error"),
     "llama-output-errors": llama_errors("output_error"),
