@@ -28,6 +28,7 @@ from parts.dynamics import dynamics, dynamics_over_fusion
 from parts.exports import exports_table, gguf_perplexity_table
 from parts.generation import pretraining_table, webnlg_examples, webnlg_order, webnlg_table
 from parts.headlines import headlines
+from parts.inference import inference_sizes, inference_table
 from parts.page import IMAGES, ROOT, read_result
 from parts.recovery import draw_recovery, recovery_table
 from parts.reference import architectures, command_help, method_options, methods
@@ -73,6 +74,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "dynamics-of-smollm2": lambda: distance_table(read_result("smollm2_dynamics")),
     "dynamics-of-decoder": lambda: distance_table(read_result("stories260k_dynamics")),
     "kernel-errors": errors("adam_kernel_error"),
+    "inference": lambda: inference_table(read_result("inference")),
+    "inference-sizes": lambda: inference_sizes(read_result("inference")),
     "layer-output-errors": errors("block_output_error"),
     "llama-kernel-errors": llama_errors("adam_kernel_error"),
     "llama-output-errors": llama_errors("output_error"),
