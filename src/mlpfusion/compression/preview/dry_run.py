@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.save import CutFiles, block_paths
 from mlpfusion.checkpoint.stored_model import StoredModel
@@ -15,7 +16,7 @@ from mlpfusion.compression.budget.amount import parse_budget
 from mlpfusion.compression.checkpoint import Work
 from mlpfusion.compression.plan import Plan, choose_sites, make_plan
 from mlpfusion.compression.settings import Settings
-from mlpfusion.compression.streaming.memory import expected_bytes
+from mlpfusion.compression.streaming.memory import SeenTokens, expected_bytes
 from mlpfusion.compression.streaming.run import why_not_streamed
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, CalibrationTexts
 from mlpfusion.kinds.key import FusionKey
@@ -99,12 +100,12 @@ def _streamed_bytes(
 ) -> int | None:
     """The memory of a streamed run; None for what cannot be streamed. Raises `InputError` for bad texts."""
     prepared = None if texts is None else texts.prepare(source.folder, source.empty(), work.seed)
-    num_tokens, is_written = 0, texts is not None and not isinstance(texts, CalibrationTexts)
+    batches, is_written = list[Batch](), texts is not None and not isinstance(texts, CalibrationTexts)
     if prepared is not None and not is_written:  # a model writes its text once it has weights
-        num_tokens = sum(batch["input_ids"].numel() for batch in prepared.batches(model, work.progress))
+        batches = prepared.batches(model, work.progress)
     if plan is None or why_not_streamed(work.method, work.selection, data_free=is_written) is not None:
         return None
-    return expected_bytes(model, plan, num_tokens, sequential=work.sequential)
+    return expected_bytes(model, plan, SeenTokens.of(batches, work.method), sequential=work.sequential)
 
 
 @torch.no_grad()

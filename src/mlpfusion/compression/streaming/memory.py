@@ -1,10 +1,15 @@
 """How much memory a streamed run takes, from shapes alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from transformers import PreTrainedModel
 
+from mlpfusion.batch import Batch
 from mlpfusion.compression.plan import Plan
+from mlpfusion.methods.block import CalibrationNeeds
+from mlpfusion.methods.needs import calibration_needs, needs_batches
 from mlpfusion.sites.over_batches import IN_MEMORY_BYTES
 from mlpfusion.sites.recording import layers_of, outside_of
 from mlpfusion.sites.sites import Site, base_model, by_block, by_holder, site_parameters
@@ -23,6 +28,18 @@ class SeenTokens:
     number: int = 0
     in_batch: int = 0
     recordings: int = 0
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], method: Any) -> Self:
+        """Those of the batches that `method` sees."""
+        sizes, needs = [batch["input_ids"].numel() for batch in batches], gradient_needs(method)
+        return cls(sum(sizes), max(sizes, default=0), 0 if needs is None else 1 + (needs.pooling != "mean"))
+
+
+def gradient_needs(method: Any) -> CalibrationNeeds | None:
+    """What a method needs whose gradients are recorded, None of another."""
+    needs = calibration_needs(method) if needs_batches(method) else None
+    return needs if needs is not None and (needs.gradients or needs.pooling != "mean") else None
 
 
 def expected_bytes(

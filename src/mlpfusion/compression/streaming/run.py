@@ -31,7 +31,7 @@ from mlpfusion.compression.run import MethodRun, check_finite_outcomes, run_meth
 from mlpfusion.compression.settings import Settings
 from mlpfusion.compression.streaming.block_files import BlockFiles, FinishedBlock
 from mlpfusion.compression.streaming.launch import Launch
-from mlpfusion.compression.streaming.memory import SeenTokens, expected_bytes
+from mlpfusion.compression.streaming.memory import SeenTokens, expected_bytes, gradient_needs
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationSource, PreparedCalibration
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.key import FusionKey, key_to_dict
@@ -41,9 +41,7 @@ from mlpfusion.kinds.outcome import Outcome
 from mlpfusion.kinds.rebuild import rebuild_sites
 from mlpfusion.kinds.stock.entries import set_key
 from mlpfusion.kinds.table import rebuild, site_size, stored_form
-from mlpfusion.methods.block import CalibrationNeeds
 from mlpfusion.methods.names import method_name
-from mlpfusion.methods.needs import calibration_needs
 from mlpfusion.methods.table import METHODS
 from mlpfusion.mlp import MLP
 from mlpfusion.options.selection import Selection
@@ -187,16 +185,8 @@ class Stream:
     @cached_property
     def expected_bytes(self) -> int:
         """The memory that the run is expected to take, at most."""
-        sizes = [batch["input_ids"].numel() for batch in self.batches]
-        recordings = 0 if self.needs is None else 1 + (self.needs.pooling != "mean")
-        tokens = SeenTokens(sum(sizes), max(sizes, default=0), recordings)
-        return expected_bytes(self.stored.model, self.plan, tokens, sequential=self.work.sequential)
-
-    @property
-    def needs(self) -> CalibrationNeeds | None:
-        """What a method needs whose gradients are recorded, None of another."""
-        needs = None if self.texts is None else calibration_needs(self.work.method)
-        return needs if needs is not None and (needs.gradients or needs.pooling != "mean") else None
+        seen = SeenTokens.of(self.batches, self.work.method)
+        return expected_bytes(self.stored.model, self.plan, seen, sequential=self.work.sequential)
 
     @property
     def settings(self) -> Settings:
@@ -264,10 +254,11 @@ class Stream:
 
     def _traced(self, running: PreTrainedModel) -> TracedCalibration | None:
         """The traces of all blocks for a method that needs gradients, None for another."""
-        if self.needs is None:
+        needs = gradient_needs(self.work.method)
+        if needs is None:
             return None
         self.work.progress(0, len(self.blocks), "recording gradients")
-        return streamed_traces(running, self.plan.sites, self.batches, self.work.seed, self.needs)
+        return streamed_traces(running, self.plan.sites, self.batches, self.work.seed, needs)
 
     def _pass(self, number: int, passes: BlockPasses, running: PreTrainedModel) -> None:
         """Lets the passes go on behind a block that is there already."""
