@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel
 
 from mlpfusion.compression.checks import check_not_compressed
 from mlpfusion.errors import InputError
 from mlpfusion.kinds.key import FusionKey, model_key
 from mlpfusion.sites.sites import Site, base_model, by_holder, find_sites, site_parameters
+from mlpfusion.storage.raw import raw_bytes
 
 
 def source_hash(model: PreTrainedModel, sites: Sequence[Site]) -> str:
@@ -25,7 +25,7 @@ def hash_site(digest: "hashlib._Hash", base: PreTrainedModel, site: Site) -> Non
     names = {id(parameter): name for name, parameter in base.named_parameters()}
     for parameter in site_parameters(base, site):
         digest.update(f"{names[id(parameter)]} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(raw_bytes(parameter))
 
 
 def check_source(

@@ -14,6 +14,7 @@ from mlpfusion.heads.key import KEY, HeadsKey, heads_key, key_to_dict
 from mlpfusion.heads.sites import Cut, HeadSite, find_heads
 from mlpfusion.sites.sites import base_model, check_in_memory, check_transformers_model, has_module
 from mlpfusion.sites.weights import linear_bias, linear_weight, resized
+from mlpfusion.storage.raw import raw_bytes
 
 
 def slice_heads(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> PreTrainedModel:
@@ -90,7 +91,7 @@ def attention_sha256(model: PreTrainedModel, sites: Iterable[HeadSite]) -> str:
     for path in dict.fromkeys(path for site in sites for path in site.maps):
         for name, parameter in base.get_submodule(path).named_parameters():
             digest.update(f"{path}.{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(raw_bytes(parameter))
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlpfusion.batch import Batch, num_tokens
 from mlpfusion.errors import InputError
+from mlpfusion.storage.raw import raw_bytes
 
 # Larger recordings go to a file: a laptop of 8 GB holds as much beside a model and its gradients.
 IN_MEMORY_BYTES = 2**31
@@ -93,7 +94,7 @@ class _OnDisk:
 
     def add(self, part: Tensor) -> None:
         self._empty = part[:0].cpu()
-        self._file.write(part.cpu().contiguous().view(torch.uint8).numpy().data)
+        self._file.write(raw_bytes(part))
 
     def joined(self) -> Tensor:
         """Returns a view of the file, which lives as long as the view."""

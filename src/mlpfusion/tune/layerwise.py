@@ -15,6 +15,7 @@ from mlpfusion.data.language.labels import text_ids
 from mlpfusion.kinds.key import model_key
 from mlpfusion.kinds.rebuild import installed_sites
 from mlpfusion.sites.sites import base_model, site_parameters
+from mlpfusion.storage.raw import raw_bytes
 from mlpfusion.tune.frozen import frozen
 
 # One tensor per layer: the hidden states of the visible tokens of a batch, sample by sample.
@@ -73,5 +74,5 @@ def _digest(model: nn.Module, without: set[int]) -> str:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if id(value) not in without:
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(raw_bytes(value))
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from mlpfusion.sites.sites import base_model
 from mlpfusion.storage.manifest import seal
 from mlpfusion.storage.output import staged_folder
 from mlpfusion.storage.processes import of_first
+from mlpfusion.storage.raw import raw_bytes
 from mlpfusion.storage.unfinished import give_back
 from mlpfusion.tune.layerwise import States, layer_states
 
@@ -91,7 +92,7 @@ def model_sha256(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(base_model(model).config.to_json_string().encode())
     for name, value in base_model(model).named_parameters():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(raw_bytes(value))
     return digest.hexdigest()
 
 

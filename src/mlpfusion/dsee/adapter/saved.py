@@ -21,6 +21,7 @@ from mlpfusion.checkpoint.weights import StoredTensor, stored_tensors
 from mlpfusion.checks import user_path
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.storage.listing import file_sha256
+from mlpfusion.storage.raw import raw_bytes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KINDS = ("DSEE", "LORA")
@@ -179,8 +180,7 @@ def weights_sha256(adapted: Any) -> str:
         linear = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if isinstance(linear, nn.Linear | Conv1D):
             digest.update(f"{path} {tuple(linear.weight.shape)}\n".encode())
-            numbers = linear.weight.detach().to("cpu", torch.float32).contiguous()
-            digest.update(numbers.view(torch.uint8).numpy().data)
+            digest.update(raw_bytes(linear.weight.detach().to("cpu", torch.float32)))
     return digest.hexdigest()
 
 
