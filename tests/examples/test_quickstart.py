@@ -23,7 +23,8 @@ def test_the_notebook_runs_and_the_stock_model_is_the_tuned_one():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=3000, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    printed = "".join(output.get("text", "") for output in outputs)
+    # rich, by which `inspect` prints, shows a notebook its text as data
+    printed = "".join(output.get("text", output.get("data", {}).get("text/plain", "")) for output in outputs)
     losses = [float(number) for number in re.findall(r"loss ([\d.]+) -> ([\d.]+)", printed)[1]]
     assert losses[1] < losses[0]
     assert "intermediate_size 768" in printed
