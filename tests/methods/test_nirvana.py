@@ -8,6 +8,7 @@ import pytest
 import torch
 from pico import WIDTH, others_slow, pico_inputs, pico_model, pico_outputs, sites_of
 from random_mlp import make_mlp
+from saliency import saliency_by_hand
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -77,15 +78,6 @@ def peak_gradients(model: Any, batches: list[dict[str, Tensor]], values: Any) ->
         parameter.data = torch.zeros_like(original) if original.grad is None else original.grad / len(means)
     model.zero_grad()
     return gradients
-
-
-def saliency_by_hand(weights: MLP, gradients: MLP) -> Tensor:
-    total = torch.zeros(weights.num_neurons, dtype=torch.float64)
-    for name, weight in weights.tensors().items():
-        product = (weight * gradients.tensors()[name]).abs().detach()
-        if name != "down_bias":
-            total += product.sum(0) if name == "down" else product if product.ndim == 1 else product.sum(1)
-    return total
 
 
 def assert_saliency_is_that_of_autograd(model: Any, batches: list[dict[str, Tensor]], values: Any) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from mixtures import WIDTH, mixture_model, slow_but, switch_model
+from saliency import saliency_by_hand
 from torch import Tensor
 
 import mlpfusion
 from mlpfusion.compression.calibration.traces import trace_calibration
 from mlpfusion.methods.calibrated.nirvana import NIRVANA, saliency, widths_under_one_threshold
-from mlpfusion.mlp import MLP
 from mlpfusion.sites.detect import find_architecture
 from mlpfusion.sites.sites import Site, by_block, find_sites, read_mlp
 
@@ -56,15 +56,6 @@ def peak_gradients(model: Any, batches: list[dict[str, Tensor]]) -> Any:
     for parameter in own.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / number
     return own
-
-
-def saliency_by_hand(weights: MLP, gradients: MLP) -> Tensor:
-    total = torch.zeros(weights.num_neurons, dtype=torch.float64)
-    for name, weight in weights.tensors().items():
-        product = (weight * gradients.tensors()[name]).abs().detach()
-        if name != "down_bias":
-            total += product.sum(0) if name == "down" else product if product.ndim == 1 else product.sum(1)
-    return total
 
 
 @pytest.mark.parametrize("name", [*slow_but("deepseek_v3", "gpt_oss", "llama4_text", "mixtral"), "switch"])

@@ -16,6 +16,7 @@ from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
 from mlpfusion.data.labelled.heads import teacher_order
 from mlpfusion.data.language.labels import NOT_PREDICTED, is_shifted
 from mlpfusion.data.language.predicted import head_at_predicted
+from mlpfusion.data.unlabelled.examples import labelled_batches
 from mlpfusion.errors import InputError
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.training import Finetune
@@ -229,11 +230,9 @@ def mean_loss(trainer: StageTrainer, loss: Loss, examples: EncodedExamples, conf
     For Eq. 6 that equals the loss of all examples as one batch.
     """
     model, device = trainer.network.eval(), trainer.args.device
-    order = sorted(range(len(examples)), key=lambda number: examples.lengths[number])
     total, tokens = 0.0, 0
-    for start in range(0, len(order), trainer.args.per_device_train_batch_size):
-        numbers = order[start : start + trainer.args.per_device_train_batch_size]
-        batch = to_device(trainer.data_collator([examples[number] for number in numbers]), device)
+    for one in labelled_batches(examples, trainer.data_collator, trainer.args.per_device_train_batch_size):
+        batch = to_device(one, device)
         weight = int(matched(batch, config).sum())
         total, tokens = total + weight * float(loss(model, batch)), tokens + weight
     return total / tokens
