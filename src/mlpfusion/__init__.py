@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlpfusion.dsee.load import load_adapted as load_adapted
     from mlpfusion.errors import InputError as InputError
     from mlpfusion.kinds.stock.fold import fold as fold
+    from mlpfusion.methods.calibrated.fisher import Fisher as Fisher
     from mlpfusion.methods.calibrated.flap import FLAP as FLAP
     from mlpfusion.methods.calibrated.maintain_ntk_gradient import MaintainNTKGradient as MaintainNTKGradient
     from mlpfusion.methods.calibrated.maintain_output import MaintainOutput as MaintainOutput
@@ -48,6 +49,7 @@ _PUBLIC = {
     "Clustering": "mlpfusion.methods.data_free.clustering",
     "FoldedFusion": "mlpfusion.methods.data_free.folded_fusion",
     "FLAP": "mlpfusion.methods.calibrated.flap",
+    "Fisher": "mlpfusion.methods.calibrated.fisher",
     "FLOP": "mlpfusion.methods.on_task.flop",
     "Fusion": "mlpfusion.methods.data_free.fusion",
     "GemMiner": "mlpfusion.methods.on_task.gem_miner",

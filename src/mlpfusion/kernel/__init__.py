@@ -17,6 +17,7 @@ from mlpfusion.kernel.ntk import adam_and_plain_kernel as adam_and_plain_kernel
 from mlpfusion.kernel.ntk import adam_kernel as adam_kernel
 from mlpfusion.kernel.ntk import plain_kernel as plain_kernel
 from mlpfusion.kernel.scalar import SCALARS as SCALARS
+from mlpfusion.kernel.scalar import NextTokens as NextTokens
 from mlpfusion.kernel.scalar import PeakHead as PeakHead
 from mlpfusion.kernel.scalar import RandomHead as RandomHead
 from mlpfusion.kernel.scalar import Scalar as Scalar

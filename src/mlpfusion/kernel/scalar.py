@@ -155,6 +155,31 @@ class PeakHead:
         return token_logits.max(1).values
 
 
+@dataclass(frozen=True)
+class NextTokens:
+    """The log-likelihood of a sample's own next tokens, the one logit of a causal language model that reads them.
+
+    It has no weights, and reads logits at every token as `PeakHead` does.
+
+    >>> flat = torch.zeros(1, 3, 4)  # four tokens are equally likely
+    >>> round(NextTokens().logits(flat, torch.tensor([[0, 1, 2]]), None).item(), 4)  # 2 log(1/4)
+    -2.7726
+    """
+
+    def logits(
+        self,
+        token_logits: Float[Tensor, "samples tokens classes"],
+        input_ids: Int[Tensor, "samples tokens"],
+        mask: Int[Tensor, "samples tokens"] | None,
+    ) -> Float[Tensor, "samples 1"]:
+        """Sums over the tokens that are not masked and follow one that is not, in nats, in fp32 or better."""
+        scores = token_logits[:, :-1].to(torch.promote_types(token_logits.dtype, torch.float32)).transpose(1, 2)
+        losses = torch.nn.functional.cross_entropy(scores, input_ids[:, 1:], reduction="none")
+        if mask is not None:
+            losses = losses * (mask[:, 1:] * mask[:, :-1]).to(losses)
+        return -losses.sum(1, keepdim=True)
+
+
 def check_pooling(pooling: str) -> None:
     """Raises `ValueError` for an unknown pooling.
 

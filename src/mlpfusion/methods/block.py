@@ -13,7 +13,8 @@ from mlpfusion.mlp import MLP
 
 # The f whose gradients a calibration holds. `head`: logits of a random head on the last hidden states, in turns.
 # `peak`: the mean over the vocabulary of the model's own logits, each at the token where it is largest.
-CalibrationScalar = Literal["head", "peak"]
+# `likelihood`: the log-likelihood of every next token in a causal language model, in others that of `head`.
+CalibrationScalar = Literal["head", "peak", "likelihood"]
 
 # (original block, its trace, narrowed block, its trace) -> the narrowed block with other scales
 SecondStep = Callable[[MLP, BlockTrace, Narrowed, BlockTrace], Narrowed]

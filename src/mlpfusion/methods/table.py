@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mlpfusion.kinds.outcome import LowRank, Masked, Narrowed, Outcome, Routed
 from mlpfusion.methods.block import SecondStep
 from mlpfusion.methods.calibrated import (
+    fisher,
     flap,
     maintain_ntk_gradient,
     maintain_output,
@@ -74,6 +75,7 @@ METHODS: dict[type, Method] = {
         mmd.compress, why_inexact="points are moved, and pulled to zero by weight decay, wherever they start"
     ),
     flap.FLAP: Method(flap.compress, sees="inputs"),
+    fisher.Fisher: Method(fisher.compress, sees="inputs"),
     nirvana.NIRVANA: Method(nirvana.compress, sees="inputs", ranked_together=True),
     maintain_output.MaintainOutput: Method(maintain_output.compress, sees="inputs", scales=_cluster_sizes),
     maintain_ntk_gradient.MaintainNTKGradient: Method(

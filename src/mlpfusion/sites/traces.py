@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
 from mlpfusion.errors import InputError, shown
-from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, Scalar, random_trace
+from mlpfusion.kernel import BlockTrace, NextTokens, PeakHead, RandomHead, Scalar, random_trace
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.sites.mixtures.routing import Routing, called_routing, output_instead, watch_mixtures
 from mlpfusion.sites.mixtures.traces import RecordedTraces, check_mixtures_ran, routed_tokens
@@ -21,6 +21,8 @@ from mlpfusion.sites.over_batches import joined_over_batches
 from mlpfusion.sites.parts import text_config
 from mlpfusion.sites.recording import differentiable, hooks
 from mlpfusion.sites.sites import Site, base_model, site_module
+
+Head = RandomHead | PeakHead | NextTokens
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def recorded_traces(
     sites: Sequence[Site],
     batches: Iterable[Batch],
     scalar: Scalar,
-    head: RandomHead | PeakHead | None = None,
+    head: Head | None = None,
     keep: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> RecordedTraces:
     """The traces of all sites for f = `scalar` of the logits; of experts one record a mixture.
@@ -46,9 +48,8 @@ def recorded_traces(
     mixture D is the gradient at the output of its module, the weighted sum of what its experts give. Tokens
     that `attention_mask` hides (in a decoder `decoder_attention_mask`) are left out. The logits are those of the model
     at the samples, or of a `RandomHead` on its last hidden states, or of a `PeakHead` on its logits at every token (on
-    the last hidden states where it has no language-modelling head). `keep` keeps what enters a site until the end of a
-    batch. `labels` of a batch go to `scalar`, not to the
-    model. No parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there
+    the last hidden states where it has no language-modelling head), or `NextTokens` of a causal language model. `keep`
+    keeps what enters a site until the end of a batch. `labels` of a batch go to `scalar`, not to the model. No parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there
     is no batch, the model gives no logits of shape (samples, classes) and there is no head, or a site runs not once a
     batch.
     """
@@ -192,9 +193,11 @@ def _model_inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
-def _logits(
-    model: PreTrainedModel, batch: Batch, head: RandomHead | PeakHead | None
-) -> Float[Tensor, "samples classes"]:
+def _logits(model: PreTrainedModel, batch: Batch, head: Head | None) -> Float[Tensor, "samples classes"]:
+    if isinstance(head, NextTokens):
+        if "input_ids" not in batch:
+            raise InputError(f"`batches` must hold input_ids, whose likelihood is f, got {', '.join(batch)}")
+        return head.logits(_outputs(model, batch)[0], batch["input_ids"], _mask(batch, decoder=False))
     if head is not None:
         predicts_tokens = isinstance(head, PeakHead) and model.get_output_embeddings() is not None
         read = _outputs(model, batch)[0] if predicts_tokens else _last_hidden_states(model, batch)

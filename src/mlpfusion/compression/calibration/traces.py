@@ -13,8 +13,9 @@ from mlpfusion.checks import seed_number
 from mlpfusion.compression.calibration.checks import check_some, check_taken
 from mlpfusion.compression.calibration.experts import expert_calibration
 from mlpfusion.compression.run import MethodRun
+from mlpfusion.data.unlabelled.windows import is_causal
 from mlpfusion.errors import InputError, shown
-from mlpfusion.kernel import BlockTrace, PeakHead, RandomHead, alternating_logit, mean_logit
+from mlpfusion.kernel import BlockTrace, NextTokens, PeakHead, RandomHead, alternating_logit, logit, mean_logit
 from mlpfusion.methods.block import CalibrationNeeds, CalibrationScalar
 from mlpfusion.methods.calibrated.calibration import Calibration, token_weights
 from mlpfusion.methods.needs import calibration_needs
@@ -105,11 +106,12 @@ def trace_calibration(
     The model is in eval mode. `scalar` and `pooling` are those of the `CalibrationNeeds` of the method. f is, for
     `head`, a logit of a random head on the mean of the last hidden states; the head is drawn from `seed`, and its
     logits take turns from sample to sample. For `peak` it is the mean over the vocabulary of the model's own logits,
-    each at the token where it is largest; this takes memory for all logits of a batch. A `pooling` other than `mean`
-    costs a second pass, whose head reads by it and gives the weights of the tokens. The traces are two tensors a site
-    of tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB); above 2 GiB they are on the CPU, in
-    a temporary file. Raises `InputError` for no batch, batches unfit for the model, an unknown scalar, and a temporary
-    folder without room.
+    each at the token where it is largest. For `likelihood` it is the log-likelihood of the next tokens where the model
+    is a causal language model, else that of `head`. These two take memory for all logits of a batch. A `pooling` other
+    than `mean` costs a second pass, whose head reads by it and gives the weights of the tokens. The traces are two
+    tensors a site of tokens x hidden size (RoBERTa-base, 12 sites, 6,000 tokens, fp32: 0.44 GB); above 2 GiB they are
+    on the CPU, in a temporary file. Raises `InputError` for no batch, batches unfit for the model, an unknown scalar,
+    and a temporary folder without room.
     """
     if scalar not in get_args(CalibrationScalar):
         raise InputError(f"`scalar` must be one of {', '.join(get_args(CalibrationScalar))}, got {shown(scalar)}")
@@ -163,6 +165,8 @@ def _traced(
     with recording_by_layer(model) if by_layer else recording(model):
         if needs.scalar == "peak":
             found = recorded_traces(model, sites, home, mean_logit, PeakHead(), keep)
+        elif needs.scalar == "likelihood" and is_causal(model):
+            found = recorded_traces(model, sites, home, logit, NextTokens(), keep)
         else:
             found = recorded_traces(model, sites, home, alternating_logit, calibration_head(model, seed), keep)
         if pooling != "mean":
