@@ -54,6 +54,7 @@ METHODS: tuple[Any, ...] = (
     mlpfusion.MMD(),
     mlpfusion.MaintainNTKGradient(),
     mlpfusion.NIRVANA(),
+    mlpfusion.Fisher(),
     mlpfusion.FLAP(),
     mlpfusion.NTKMatch(match="none", refine_epochs=0, refit=False),
     REFIT,
