@@ -46,7 +46,7 @@ from parts.verdict import paper_order, verdict_on
 from mlpfusion.report.cells import Table
 from mlpfusion.report.comparison_chart import write_chart
 from mlpfusion.report.dynamics import distance_table, write_dynamics_chart
-from mlpfusion.report.experiment import cost_table, score_table, share_table
+from mlpfusion.report.grid.tables import cost_table, score_table, share_table
 
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 

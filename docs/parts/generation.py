@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from mlpfusion.report.experiment import labels
+from mlpfusion.report.grid.columns import labels
 from mlpfusion.report.numbers import score_with_deviation
 from parts.page import markdown
 from parts.verdict import order_of

@@ -6,7 +6,8 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from mlpfusion.report.experiment import columns, labels, shares
+from mlpfusion.report.grid.columns import columns, labels
+from mlpfusion.report.grid.tables import shares
 
 # Table 2 of the paper, SST-2: labels of ours -> accuracy there.
 PAPER_SST2 = {

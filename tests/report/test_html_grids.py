@@ -11,7 +11,8 @@ import pytest
 from command import call, refused
 from html_page import Page, assert_asks_for_nothing
 
-from mlpfusion.report.experiment import experiment_markdown
+from mlpfusion.report.grid.recovery import recovery_tables
+from mlpfusion.report.grid.tables import experiment_markdown
 from mlpfusion.report.html.page import report
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "results" / "minilm" / "minilm-table2.json"
@@ -126,6 +127,46 @@ def test_runs_of_two_stages_have_a_table_of_cost_and_steps():
     assert "Two stages" not in experiment_markdown(RECORD)
 
 
+def with_recovery() -> dict[str, Any]:
+    """The record with scores at three steps: the full model ends at 80 %, `fusion` is there last, `sketch` never."""
+    record = copy.deepcopy(RECORD) | {"eval_steps": 10}
+    ends = {"full": (0.6, 0.79, 0.8), "fusion": (0.5, 0.7, 0.7925), "sketch": (0.5, 0.6, 0.79)}
+    for row in record["rows"]:
+        scores = ends.get(row["label"], (0.5, 0.5, 0.5))
+        row["run"]["epochs"] = [
+            {"epoch": step / 10, "step": step, "loss": 1.0, "scores": {"accuracy": score + 0.01 * (row["seed"] - 1)}}
+            for step, score in zip((10, 20, 30), scores, strict=True)
+        ]
+    return record
+
+
+def test_runs_scored_while_training_have_tables_and_curves_of_recovery():
+    record = with_recovery()
+    page, markdown = page_of(record), experiment_markdown(record)
+    caption = "Recovery, sst2: score, percent after steps, mean and sample standard deviation over the seeds"
+    header, *rows = page.tables[caption]
+    assert header == ["method", "10", "30", "first at 79.2"]  # a half of three steps is one
+    found = {label: cells for label, *cells in rows}
+    assert found["full"] == ["60.00 +- 1.00", "80.00 +- 1.00", "30"]
+    assert found["fusion"] == ["50.00 +- 1.00", "79.25 +- 1.00", "30"]
+    assert found["sketch"][-1] == "never"
+    assert all(f"| {' | '.join(row)} |" in markdown for row in rows)
+    titles = [title.partition(":")[0] for title in page.charts()]
+    assert titles[2:4] == ["Scores while training, sst2", "Scores while training, mrpc"]
+    assert "Recovery" not in experiment_markdown(RECORD)
+
+
+def test_recovery_of_a_score_that_is_better_lower_is_near_from_above():
+    rows = with_recovery()["rows"][:1]
+    rows[0] |= {"task": "wikitext2", "seed": 1, "label": "full"}
+    rows[0]["run"] |= {"scores": {"test": {"perplexity": 20.0}}}
+    rows[0]["run"]["epochs"] = [{"step": step, "scores": {"perplexity": 30.0 - step}} for step in (5, 9, 10)]
+    record = RECORD | {"eval_steps": 5, "tasks": ["wikitext2"], "rows": rows}
+    (table,) = recovery_tables(record)
+    assert table.header[-1] == "first at 20.2"
+    assert table.rows[0][-1] == "10"  # 21 at step 9 is not near enough
+
+
 def test_flops_are_absolute_without_a_full_model_and_ratios_are_named():
     record = with_stages()
     record["rows"] = [row for row in record["rows"] if row["label"] == "fusion"]
@@ -204,6 +245,19 @@ def test_a_broken_run_of_two_stages_is_refused_by_the_name_of_its_record(change,
         change(next(row for row in record["rows"] if row["label"] == "fusion"))
 
     refused_for(with_stages(), of_first, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run.update(epochs=[]), "must have at least one entry in `epochs`, got none"),
+        (lambda run: run["epochs"][1].update(scores={}), "must have the accuracy at every step that was scored, one"),
+        (lambda run: run["epochs"][1].update(step="two"), ".epochs[1].step`, got 'two'"),
+    ],
+    ids=range(3),
+)
+def test_a_broken_curve_is_refused_by_the_name_of_its_record(change, message, tmp_path):
+    refused_for(with_recovery(), lambda record: change(record["rows"][0]["run"]), message, tmp_path)
 
 
 def refused_for(

@@ -13,8 +13,9 @@ from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
 from mlpfusion.data.tasks import TASKS
-from mlpfusion.report.experiment import columns, experiment_markdown, labels, shares
-from mlpfusion.report.experiment_chart import write_experiment_chart
+from mlpfusion.report.grid.chart import write_experiment_chart
+from mlpfusion.report.grid.columns import columns, labels
+from mlpfusion.report.grid.tables import experiment_markdown, shares
 from mlpfusion.reproduce.experiment import (
     CHARTS,
     Experiment,
@@ -58,8 +59,9 @@ def test_a_grid_leaves_a_table_with_every_method(recipe, tmp_path):
 @pytest.mark.slow
 def test_every_chart_is_drawn_of_every_grid(recipe, tmp_path):
     path = recipe(
-        methods=["full", "fusion"], layers=["last:1", "last:2"], keep_ratio=[0.25, 0.5], tasks=["sst2", "mrpc"]
-    )
+        methods=["full", "fusion"], layers=["last:1", "last:2"], keep_ratio=[0.25, 0.5], tasks=["sst2", "mrpc"],
+        select_on="last", eval_steps=2,
+    )  # fmt: skip
     assert call("reproduce", path, "--out", tmp_path / "out", "--seeds", 0).exit_code == 0
     record = json.loads((tmp_path / "out" / "small.json").read_text())
     assert len(columns(record)) == 8
@@ -112,6 +114,8 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
         ({"keep_ratio": [0.0]}, "`keep_ratio` must"),
         ({"keep_ratio": [1.5]}, "`keep_ratio` must"),
         ({"learning_rate": [2.0]}, "`learning_rate` must be above 0 and below 1"),
+        ({"chart": "recovery"}, "`chart` must not be recovery without `eval_steps`"),
+        ({"eval_steps": 5}, "`eval_steps` must be left out for select_on=holdout"),
         ({"select_on": "last", "learning_rate": [1e-4, 1e-3]}, "`select_on` must be holdout or validation"),
         (
             {"select_on": "last", "methods": ["full+lora"], "lora_learning_rate": [1e-3, 2e-3]},

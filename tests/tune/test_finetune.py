@@ -171,6 +171,25 @@ def test_the_split_does_not_depend_on_the_seed_of_the_run(task):
     assert split_train(task, with_fields(FAST, select_on="validation"))[1] is task.evaluation["validation"]
 
 
+def test_a_run_is_scored_every_so_many_steps_and_chooses_nothing(task):
+    config = with_fields(FAST, select_on="last")
+    steps = finetune(fused(), task, config)[1].steps
+    _, record = finetune(fused(), task, with_fields(config, eval_steps=steps // 4))
+    assert [entry.step for entry in record.epochs] == [steps // 4 * part for part in (1, 2, 3, 4)][: len(record.epochs)]
+    assert record.epochs[-1].step == steps == record.best_step
+    assert record.selected_on is record.selection_score is None
+    (split,) = record.scores.values()
+    assert {name: split[name] for name in record.epochs[-1].scores} == record.epochs[-1].scores
+    assert record.epochs[0].loss != record.epochs[-1].loss
+
+
+def test_scores_between_choices_are_refused():
+    with pytest.raises(InputError, match="`eval_steps` must be left out for select_on=holdout, which scores after"):
+        with_fields(FAST, eval_steps=3)
+    with pytest.raises(InputError, match="`eval_steps` must be at least 1, got 0"):
+        with_fields(FAST, select_on="last", eval_steps=0)
+
+
 def test_patience_ends_a_run_that_gets_no_better(task):
     hopeless = with_fields(FAST, learning_rate=1e-9, epochs=6, patience=2)
     _, record = finetune(fused(), task, hopeless)

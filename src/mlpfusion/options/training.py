@@ -22,7 +22,8 @@ class Finetune:
     habit), or nothing (`last`: the last epoch of all of train). `split_seed` draws the held-out part and the
     `max_train_samples`; `seed` the head, the order of the data and the dropout. `metric_for_best_model` is the
     headline metric of the task unless given. `patience` epochs without a better score end the run. `save_steps` saves
-    the state for resuming within epochs as well. `freeze_router`: the routers of mixtures of experts do not train.
+    the state for resuming within epochs as well. `eval_steps` steps apart the run is scored on the first reported split
+    without any choice: a curve of its recovery. `freeze_router`: the routers of mixtures of experts do not train.
     """
 
     learning_rate: float = own(2e-5)
@@ -46,6 +47,7 @@ class Finetune:
     precision: str = option("fp32", "fp32, bf16 or fp16 autocast; weights stay fp32.")
     device: str = option("auto", "auto, cpu or cuda.")
     save_steps: int | None = option(None, "Save the state for --resume this often, not only after epochs.")
+    eval_steps: int | None = option(None, "With --select-on last: score the first reported split this often.")
     freeze_router: bool = option(False, "Train all but the routers of mixtures of experts.")
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class Finetune:
         check_that(0 < self.learning_rate < 1, "learning_rate", "above 0 and below 1", self.learning_rate)
         for name in ("epochs", "batch_size"):
             check_that(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("patience", "max_train_samples", "save_steps"):
+        for name in ("patience", "max_train_samples", "save_steps", "eval_steps"):
             value = getattr(self, name)
             check_that(value is None or value >= 1, name, "at least 1", value)
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
@@ -77,6 +79,12 @@ class Finetune:
         )
         check_that(
             self.patience is None or self.select_on != "last", "patience", "left out for select_on=last", self.patience
+        )
+        check_that(
+            self.eval_steps is None or self.select_on == "last",
+            "eval_steps",
+            f"left out for select_on={self.select_on}, which scores after every epoch",
+            self.eval_steps,
         )
         if self.lora is not None and self.dsee is not None:
             raise InputError("`dsee` must be left out with `lora`, got both")

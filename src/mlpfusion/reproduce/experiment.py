@@ -18,7 +18,7 @@ from mlpfusion.reproduce.named import named_experiments
 from mlpfusion.reproduce.rows import TableRow, parse_table_row
 
 _REQUIRED = ("model", "out", "tasks", "methods", "layers", "keep_ratio", "seeds", "learning_rate")
-CHARTS = ("scores", "layers", "keep_ratio", "training_loss")
+CHARTS = ("scores", "layers", "keep_ratio", "training_loss", "recovery")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Experiment:
     adapter trains again, by the same settings. `references` are other models, fine-tuned in full. Every cell chooses
     its learning rate with the first seed, among `learning_rate` (with LoRA or DSEE `lora_learning_rate`, if given).
     Calibrated methods see `calibration_samples` training texts without labels, layer-wise tuning sees all of them.
-    `chart` is `scores`, `layers` or `keep_ratio` (scores over either), or `training_loss`. `name` begins the file names
+    `chart` is `scores`, `layers` or `keep_ratio` (scores over either), `training_loss`, or `recovery` (scores over the
+    steps, every `eval_steps` of them). `name` begins the file names
     of the report. `max_length` and `new_head` are options of `tune`, all other fields of `Finetune`.
     """
 
@@ -60,6 +61,7 @@ class Experiment:
     select_on: str = Finetune.select_on
     max_train_samples: int | None = None
     freeze_router: bool = False
+    eval_steps: int | None = None
     calibration_samples: int = 256
     decoding: Decoding = part(Decoding)
     precision: str = "fp32"
@@ -89,6 +91,7 @@ class Experiment:
             precision=self.precision,
             device=self.device,
             freeze_router=self.freeze_router,
+            eval_steps=self.eval_steps,
         )
 
     def distill(self, learning_rate: float, seed: int, epochs: int) -> Distill:
@@ -142,6 +145,8 @@ def check_experiment(experiment: Experiment) -> None:
             raise InputError(f"`{name}` must not repeat, got {', '.join(map(str, given))}")
     if experiment.chart not in CHARTS:
         raise InputError(f"`chart` must be one of {', '.join(CHARTS)}, got {shown(experiment.chart)}")
+    if experiment.chart == "recovery" and experiment.eval_steps is None:
+        raise InputError("`chart` must not be recovery without `eval_steps`, which says how often a run is scored")
     if experiment.calibration_samples < 1:
         raise InputError(f"`calibration_samples` must be at least 1, got {experiment.calibration_samples}")
     if experiment.select_on == "last" and any(len(experiment.rates(row)) > 1 for row in table_rows(experiment)):

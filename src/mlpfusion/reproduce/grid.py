@@ -135,7 +135,7 @@ class Grid:
         unused = {"calibration_samples"} if row.method is None or not needs_batches(row.method) else set()
         unused |= set() if row.layerwise else {"layerwise_learning_rate"}
         # Options younger than recorded runs count when they are given only: the runs keep their names.
-        unused |= {name for name in ("new_head", "freeze_router") if not getattr(experiment, name)}
+        unused |= {name for name in ("new_head", "freeze_router", "eval_steps") if not getattr(experiment, name)}
         if find_task(cell.task).kind != "generation":
             unused |= {leaf.name for leaf in leaves(Decoding)}
         settings = {name: value for name, value in bound(experiment).items() if name not in unused}

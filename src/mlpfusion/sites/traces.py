@@ -49,9 +49,9 @@ def recorded_traces(
     that `attention_mask` hides (in a decoder `decoder_attention_mask`) are left out. The logits are those of the model
     at the samples, or of a `RandomHead` on its last hidden states, or of a `PeakHead` on its logits at every token (on
     the last hidden states where it has no language-modelling head), or `NextTokens` of a causal language model. `keep`
-    keeps what enters a site until the end of a batch. `labels` of a batch go to `scalar`, not to the model. No parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there
-    is no batch, the model gives no logits of shape (samples, classes) and there is no head, or a site runs not once a
-    batch.
+    keeps what enters a site until the end of a batch. `labels` of a batch go to `scalar`, not to the model. No
+    parameter gets a gradient and no flag changes. Raises `InputError` if the model is in training mode, there is no
+    batch, the model gives no logits of shape (samples, classes) and there is no head, or a site runs not once a batch.
     """
     _check_mode(model)
     alone = [site for site in sites if site.mixture is None]

@@ -103,14 +103,13 @@ def _train_all(
     use_cache = getattr(model.config, "use_cache", None)
     with TemporaryDirectory() as scratch, seeded(config.seed), frozen(routers.values()):
         together = kind.evaluation_batch(config.batch_size)
-        arguments = _arguments(
-            context.folder or Path(scratch), config, metric, together, evaluated=selection is not None
-        )
+        arguments = _arguments(context.folder or Path(scratch), config, metric, together, chooses=selection is not None)
         if config.continued is not None:
             adapted = load_adapter(model, config.continued)
         trained = adapted
         if adapted is None:
             trained = _with_new_adapter(model, config, data, train, routers, arguments.device)
+        scored = selection if config.eval_steps is None else next(iter(data.evaluation.values()))
         sha256 = None if adapted is None else frozen_sha256(adapted)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
@@ -119,7 +118,7 @@ def _train_all(
             model=trained,
             args=arguments,
             train_dataset=train,
-            eval_dataset=None if selection is None else selection.by_length(),
+            eval_dataset=None if scored is None else scored.by_length(),
             data_collator=data.collate,
             compute_metrics=lambda output: kind.score(data.task, output.predictions, output.label_ids),
             preprocess_logits_for_metrics=partial(kind.kept, shifted=is_shifted(model.config)),
@@ -140,7 +139,10 @@ def _train_all(
     return trained, record
 
 
-def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, evaluated: bool) -> Any:
+def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, chooses: bool) -> Any:
+    every = {"eval_strategy": "epoch" if chooses else "no"}
+    if config.eval_steps is not None:
+        every = {"eval_strategy": "steps", "eval_steps": config.eval_steps}
     return training_arguments(
         folder,
         device=config.device,
@@ -157,10 +159,10 @@ def _arguments(folder: Path, config: Finetune, metric: str, together: int, *, ev
         lr_scheduler_type="linear",
         seed=config.seed,
         save_strategy="epoch",
-        eval_strategy="epoch" if evaluated else "no",
-        load_best_model_at_end=evaluated,
-        metric_for_best_model=f"eval_{metric}" if evaluated else None,
-        greater_is_better=merit(metric, 1.0) > 0 if evaluated else None,
+        load_best_model_at_end=chooses,
+        metric_for_best_model=f"eval_{metric}" if chooses else None,
+        greater_is_better=merit(metric, 1.0) > 0 if chooses else None,
+        **every,
     )
 
 

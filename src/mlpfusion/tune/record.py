@@ -20,7 +20,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Loss and scores on the selection split after an epoch.
+    """Loss and scores on the selection split after an epoch, or with `eval_steps` on the first reported split.
 
     The epoch is a fraction if it was not complete.
     """

@@ -74,8 +74,8 @@ def write_report(experiment: "Experiment", record: dict[str, Any], *, with_page:
     Several experiments with runs in common may have the same folder.
     """
     from mlpfusion.checks import user_path
-    from mlpfusion.report.experiment import experiment_markdown
-    from mlpfusion.report.experiment_chart import write_experiment_chart
+    from mlpfusion.report.grid.chart import write_experiment_chart
+    from mlpfusion.report.grid.tables import experiment_markdown
     from mlpfusion.report.html.page import report
     from mlpfusion.storage.atomic import write_file
 
@@ -92,7 +92,7 @@ def write_report(experiment: "Experiment", record: dict[str, Any], *, with_page:
 def show(record: dict[str, Any], options: ReproduceOptions) -> None:
     """Prints the report, and which files there are."""
     from mlpfusion.report.comparison_chart import chart_note
-    from mlpfusion.report.experiment import experiment_markdown
+    from mlpfusion.report.grid.tables import experiment_markdown
 
     click.echo(printable(experiment_markdown(record), keep="\n"))
     assert options.experiment is not None

@@ -1,12 +1,14 @@
 """The part of the page on a grid of runs, as `reproduce` makes it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from mlpfusion.data.tasks import find_task, merit
-from mlpfusion.report.experiment import ScoreColumn, columns, diverged_runs, labels, mean_losses, settings_words, tables
+from mlpfusion.report.grid.columns import ScoreColumn, columns, labels
+from mlpfusion.report.grid.recovery import recovery, recovery_columns
+from mlpfusion.report.grid.tables import diverged_runs, mean_losses, settings_words, tables
 from mlpfusion.report.html.blocks import code, figure, figures, paragraph, section, table, versions_table
 from mlpfusion.report.html.charts import Bar, Curve, curve_chart, dot_chart
 from mlpfusion.report.html.commands import reproduce_command
@@ -24,6 +26,7 @@ def grid_sections(record: dict[str, Any]) -> list[Element]:
     """Content of the part: settings, scores, tables, curves, and the command."""
     failed = [paragraph(f"Diverged: {line}", note=True) for line in diverged_runs(record)]
     scored = [column for column in columns(record) if any(column.scores(record, label) for label in labels(record))]
+    curved = [column for column in recovery_columns(record) if column in scored]
     return [
         section(
             "What was run",
@@ -32,6 +35,7 @@ def grid_sections(record: dict[str, Any]) -> list[Element]:
             *failed,
         ),
         section("Scores", figures(*(_scores(record, column) for column in scored)), *map(table, tables(record))),
+        *([section("Recovery", figures(*(_recovery(record, column) for column in curved)))] if curved else []),
         section("Training", figures(*(_losses(record, column) for column in scored))),
         section("How it was made", code(reproduce_command(record)), versions_table(_versions(record))),
     ]
@@ -51,11 +55,32 @@ def _scores(record: dict[str, Any], column: ScoreColumn) -> Element:
     return figure(column.title(), dot_chart(column.title(), bars, guide), note)
 
 
+def _recovery(record: dict[str, Any], column: ScoreColumn) -> Element:
+    """The mean score of every method by step; the full model and the best stand out."""
+    curves = {
+        label: [(step, statistics.mean(scores)) for step, scores in recovery(record, label, column)]
+        for label in labels(record)
+    }
+    return _curves(record, column, f"Scores while training, {column.title()}", f"{column.unit}, by step", curves)
+
+
 def _losses(record: dict[str, Any], column: ScoreColumn) -> Element:
     """The mean training loss of every method; the full model and the best stand out."""
+    curves = {label: mean_losses(record, label, column) for label in labels(record)}
+    return _curves(record, column, f"Training loss, {column.title()}", "by step, smoothed", curves)
+
+
+def _curves(
+    record: dict[str, Any],
+    column: ScoreColumn,
+    title: str,
+    note: str,
+    points: Mapping[str, Sequence[tuple[int, float]]],
+) -> Element:
+    """One curve a method with a score, means over the seeds; the full model and the best score stand out."""
     named = [label for label in labels(record) if column.scores(record, label)]
     best = _best([label for label in named if label != FULL], record, column)
-    curves = [Curve(label, mean_losses(record, label, column), _style(label, best)) for label in named]
+    curves = [Curve(label, points[label], _style(label, best)) for label in named]
     curves.sort(key=lambda curve: ("thin", "full", "main").index(curve.style))
     told = [f"{curve.label} ends at {curve.points[-1][1]:.3g}" for curve in curves if curve.points]
     names = {FULL: FULL, best: f"{best} ({_BEST})"}
@@ -64,8 +89,7 @@ def _losses(record: dict[str, Any], column: ScoreColumn) -> Element:
     ]
     if len(curves) > len(legend):
         legend.append(Curve(_OTHERS, (), "thin"))
-    title = f"Training loss, {column.title()}"
-    return figure(title, curve_chart(title, curves, told), "by step, smoothed, mean over the seeds", legend)
+    return figure(title, curve_chart(title, curves, told), f"{note}, mean over the seeds", legend)
 
 
 def _best(named: Sequence[str], record: dict[str, Any], column: ScoreColumn) -> str | None:

@@ -1,14 +1,12 @@
 """Records from the disk, each checked before a word of it is used."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlpfusion.checks import user_path
-from mlpfusion.data.tasks import TASKS, find_task
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.export.run import EXPORT_RECORD_FILE, ExportRecord
 from mlpfusion.kinds.table import KIND_NAMES
@@ -16,6 +14,7 @@ from mlpfusion.measure.evaluation.task import RECORD_FILE as EVALUATION_FILE
 from mlpfusion.measure.run_dynamics import RECORD_FILE as DYNAMICS_FILE
 from mlpfusion.record import RECORD_FILE, Record, SiteRecord, record_from_dict
 from mlpfusion.report.comparison_chart import COMPARISON_FILES
+from mlpfusion.report.html.grid_record import grid
 from mlpfusion.report.html.measured.checks import check_some, check_versions
 from mlpfusion.report.html.measured.records import (
     AnyEvaluation,
@@ -106,72 +105,11 @@ class _Budget:
 
 
 @dataclass(frozen=True)
-class _GridRun:
-    """The known part of the run of a row."""
+class _Evaluation:
+    """The known part of a score while a run trained."""
 
-    scores: dict[str, dict[str, float]]
-    training_loss: tuple[tuple[int, float], ...]
-    seconds_per_step: float | None
-    trained_parameters: int | None = None
-    before: dict[str, dict[str, float]] | None = None
-
-
-@dataclass(frozen=True)
-class _Losses:
-    loss_before: float
-    loss_after: float
-
-
-@dataclass(frozen=True)
-class _Cost:
-    flops: int | None
-    flops_without_zeros: int | None
-    parameters: int
-    nonzero_parameters: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class _GridRow:
-    """The known part of a row: a finished run, or why it diverged."""
-
-    label: str
-    task: str
-    method: str | None
-    layers: str
-    keep_ratio: float
-    learning_rate: float
-    seed: int
-    chosen: bool
-    versions: dict[str, str]
-    run: _GridRun | None = None
-    diverged: str | None = None
-    distill: _Losses | None = None
-    parameters: int | None = None
-    nonzero_parameters: int | None = None
-    first: dict[str, dict[str, float]] | None = None
-    cost: _Cost | None = None
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The known part of the record of a grid."""
-
-    name: str
-    title: str
-    description: str
-    model: str
-    tasks: tuple[str, ...]
-    layers: tuple[str, ...]
-    keep_ratio: tuple[float, ...]
-    seeds: tuple[int, ...]
-    learning_rate: tuple[float, ...]
-    epochs: int
-    batch_size: int
-    holdout: float
-    select_on: str
-    max_train_samples: int | None
-    rows: tuple[_GridRow, ...]
+    step: int
+    scores: dict[str, float]
 
 
 def read_records(names: Sequence[str]) -> list[AnyRecord]:
@@ -235,46 +173,6 @@ def _distillation(data: dict[str, Any], where: str) -> DistillRecord:
     return record
 
 
-def _grid(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The data itself, once its known part is checked."""
-    grid = typed(_Grid, data, where, in_part=True)
-    check_some(grid.rows, "rows", where)
-    check_some(grid.tasks, "tasks", where)
-    if grid.select_on not in ("holdout", "validation", "last"):
-        raise InputError(f"{where} must have holdout, validation or last for `select_on`, got {shown(grid.select_on)}")
-    if unknown := [task for task in grid.tasks if task not in TASKS]:
-        raise InputError(f"{where} must have tasks of this version, got {shown(unknown[0])}")
-    for row in grid.rows:
-        if row.task not in grid.tasks:
-            raise InputError(f"{where} must have one of its tasks in every row, got {shown(row.task)}")
-        check_versions(row.versions, where)
-        if row.run is None:
-            if row.diverged is None:
-                raise InputError(f"{where} must have the entry `run` or `diverged` in every row, one has neither")
-            continue
-        if row.parameters is None or row.nonzero_parameters is None:
-            raise InputError(f"{where} must have the parameters of every run, one has none")
-        task = find_task(row.task)
-        if row.first is not None:
-            _check_stages(row, row.run, task.reported, where)
-        for split in task.reported:
-            if not math.isfinite(row.run.scores.get(split, {}).get(task.headline, math.nan)):
-                raise InputError(f"{where} must have the {task.headline} of every run on {split}, one has none")
-    has_stages = any(row.first is not None for row in grid.rows)  # then a table tells what was trained
-    if has_stages and any(row.run is not None and row.run.trained_parameters is None for row in grid.rows):
-        raise InputError(f"{where} must have the trained parameters of every run, one has none")
-    return data
-
-
-def _check_stages(row: _GridRow, run: _GridRun, splits: Sequence[str], where: str) -> None:
-    """Raises `InputError` unless a run of two stages has a cost, and scores after the first and before the second."""
-    if row.cost is None:
-        raise InputError(f"{where} must have the cost of a run of two stages, {shown(row.label)} has none")
-    for scores in (row.first, run.before):
-        if scores is None or any(split not in scores for split in splits):
-            raise InputError(f"{where} must have the scores of both stages on every split, {shown(row.label)} has not")
-
-
 _READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
     RECORD_FILE: _compression,
     DISTILL_RECORD_FILE: _distillation,
@@ -286,7 +184,7 @@ _READERS: dict[str, Callable[[dict[str, Any], str], AnyRecord]] = {
 }
 # Of records under other names the entries that tell them apart.
 _BY_KEYS: tuple[tuple[set[str], Callable[[dict[str, Any], str], AnyRecord]], ...] = (
-    ({"rows", "tasks"}, _grid),
+    ({"rows", "tasks"}, grid),
     ({"rows", "measured_at"}, dynamics),
     ({"rows", "scalar"}, comparison),
 )

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from mlpfusion.extras import CHARTS
-from mlpfusion.report.experiment import Row, ScoreColumn, columns, labels, mean_losses
+from mlpfusion.report.grid.columns import Row, ScoreColumn, columns, labels
+from mlpfusion.report.grid.recovery import recovery, recovery_columns
+from mlpfusion.report.grid.tables import mean_losses
 from mlpfusion.report.numbers import FULL, deviation, method_colors
 
 
 def write_experiment_chart(record: Row, path: Path) -> list[Path]:
     """Writes the chart of kind `record["chart"]` to `path`; returns [] without matplotlib.
 
-    One panel per task. Error bars are sample standard deviations over the seeds.
+    One panel per task, of scores and recovery also per layers and ratio. Error bars and bands are sample standard
+    deviations over the seeds.
     """
     if CHARTS.missing():
         return []
@@ -25,7 +28,7 @@ def write_experiment_chart(record: Row, path: Path) -> list[Path]:
     height = 1.6 + 0.32 * len(labels(record)) if of_scores else 4.6
     figure = Figure(figsize=(max(6.5, 4.6 * len(panels)), height), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharey="row" if of_scores else "none")[0]
-    draw = {"scores": _scores, "training_loss": _losses}.get(record["chart"], _lines)
+    draw = {"scores": _scores, "training_loss": _losses, "recovery": _recovery}.get(record["chart"], _lines)
     for axes, (title, panel) in zip(all_axes, panels.items(), strict=True):
         draw(axes, record, panel)
         axes.set_title(title, fontsize=11)
@@ -40,10 +43,12 @@ def write_experiment_chart(record: Row, path: Path) -> list[Path]:
 
 
 def _panels(record: Row) -> dict[str, list[ScoreColumn]]:
-    """Groups columns by panel: split of a task, for scores also layers and ratio."""
+    """Groups columns by panel: split of a task, for scores and recovery also layers and ratio."""
     panels: dict[str, list[ScoreColumn]] = {}
-    for column in columns(record):
-        place = column if record["chart"] == "scores" else replace(column, layers=None, keep_ratio=None)
+    of_recovery = record["chart"] == "recovery"
+    for column in recovery_columns(record) if of_recovery else columns(record):
+        is_own = of_recovery or record["chart"] == "scores"
+        place = column if is_own else replace(column, layers=None, keep_ratio=None)
         panels.setdefault(place.title(), []).append(column)
     return panels
 
@@ -77,6 +82,24 @@ def _lines(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
         axes.axhline(statistics.mean(full), color="black", linewidth=1.2, linestyle="--", label=FULL)
     axes.set_xlabel("compressed layers" if over_layers else "share of the MLP kept, percent")
     axes.set_ylabel(panel[0].unit)
+
+
+def _recovery(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
+    """Draws mean scores over the steps, each in a band of one deviation; the full model above all others."""
+    (column,) = panel
+    colors = method_colors(labels(record))
+    for label in labels(record):
+        curve = recovery(record, label, column)
+        if not curve:
+            continue
+        steps, means = [step for step, _ in curve], [statistics.mean(scores) for _, scores in curve]
+        spread = [deviation(scores) for _, scores in curve]
+        low, high = ([mean + sign * one for mean, one in zip(means, spread, strict=True)] for sign in (-1, 1))
+        order = 3 if label == FULL else 2
+        axes.fill_between(steps, low, high, color=colors[label], alpha=0.15, linewidth=0)
+        axes.plot(steps, means, color=colors[label], linewidth=2.0 if label == FULL else 1.4, label=label, zorder=order)
+    axes.set_xlabel("training steps")
+    axes.set_ylabel(column.unit)
 
 
 def _losses(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
