@@ -1,7 +1,8 @@
 """Records as one HTML page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from mlpfusion.export.run import ExportRecord
@@ -32,6 +33,20 @@ HEAD = "<!doctype html>\n<!-- a report of mlpfusion -->\n"
 # The browser itself sees to it that nothing is loaded and no script is run.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
+# Record -> title and content of its part.
+_PARTS: dict[type, tuple[Callable[[Any], str], Callable[[Any], list[Element]]]] = {
+    Record: (compression_title, compression_sections),
+    TuneRecord: (tuning_title, tuning_sections),
+    DistillRecord: (distillation_title, distillation_sections),
+    ExportRecord: (export_title, export_sections),
+    Comparison: (comparison_title, comparison_sections),
+    Dynamics: (dynamics_title, dynamics_sections),
+    Evaluation: (evaluation_title, evaluation_sections),
+    TaskEvaluation: (evaluation_title, evaluation_sections),
+    HarnessEvaluation: (evaluation_title, evaluation_sections),
+    dict: (grid_title, grid_sections),
+}
+
 
 def report(records: Sequence[AnyRecord]) -> str:
     """The page of all records, the same bytes for the same records."""
@@ -46,21 +61,8 @@ def report(records: Sequence[AnyRecord]) -> str:
 
 def _part(record: AnyRecord) -> tuple[str, list[Element]]:
     """Title and content of the part on one record."""
-    if isinstance(record, Record):
-        return compression_title(record), compression_sections(record)
-    if isinstance(record, TuneRecord):
-        return tuning_title(record), tuning_sections(record)
-    if isinstance(record, DistillRecord):
-        return distillation_title(record), distillation_sections(record)
-    if isinstance(record, ExportRecord):
-        return export_title(record), export_sections(record)
-    if isinstance(record, Comparison):
-        return comparison_title(record), comparison_sections(record)
-    if isinstance(record, Dynamics):
-        return dynamics_title(record), dynamics_sections(record)
-    if isinstance(record, Evaluation | TaskEvaluation | HarnessEvaluation):
-        return evaluation_title(record), evaluation_sections(record)
-    return grid_title(record), grid_sections(record)
+    title, sections = _PARTS[type(record)]
+    return title(record), sections(record)
 
 
 def style(name: str) -> str:
