@@ -24,6 +24,7 @@ from parts.decoders import (
     language_table,
     perplexity_table,
 )
+from parts.dsee import dsee_claims, dsee_stages
 from parts.dynamics import dynamics, dynamics_over_fusion
 from parts.exports import exports_table, gguf_perplexity_table
 from parts.generation import pretraining_table, webnlg_examples, webnlg_order, webnlg_table
@@ -69,6 +70,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "census-missed": lambda: census_missed(read_result("census")),
     "decoding": lambda: decoding_table(read_result("decoding")),
     "decoder": lambda: decoder_table(read_result("stories260k_cut")),
+    "dsee-claims": lambda: dsee_claims(read_result("minilm/minilm-dsee")),
+    "dsee-stages": lambda: dsee_stages(read_result("minilm/minilm-dsee")),
     "dynamics": dynamics,
     "dynamics-over-fusion": dynamics_over_fusion,
     "dynamics-of-smollm2": lambda: distance_table(read_result("smollm2_dynamics")),
