@@ -1,6 +1,7 @@
 """A batch of model inputs by name, and its preparation for a model."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,3 +57,15 @@ def num_tokens(batch: Batch) -> int:
     6
     """
     return next(iter(batch.values())).numel()
+
+
+def batches_sha256(batches: Iterable[Batch]) -> str:
+    """Hash of all model inputs, in order.
+
+    >>> batches_sha256([{"input_ids": torch.ones(1, 2)}]) == batches_sha256([{"input_ids": torch.ones(2, 1)}])
+    False
+    """
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(repr([(name, batch[name].tolist()) for name in sorted(batch)]).encode())
+    return digest.hexdigest()

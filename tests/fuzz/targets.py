@@ -21,7 +21,7 @@ from mlpfusion.compression.plan import parse_layers
 from mlpfusion.data.files.text import read_texts
 from mlpfusion.data.labelled.glue import CustomTask
 from mlpfusion.data.labelled.load import load_files
-from mlpfusion.measure.method_list import parse_methods, parse_seeds
+from mlpfusion.measure.method_list import parse_methods
 from mlpfusion.methods.names import method_from_name, method_name
 from mlpfusion.methods.table import ONE_SHOT
 from mlpfusion.options.adapters.dsee import parse_dsee
@@ -41,7 +41,6 @@ _STRINGS: tuple[tuple[Callable[[str], object], tuple[str, ...]], ...] = (
     (parse_budget, ("60%", "60%flops", "12.5% parameters")),
     (parse_option, ("refine=false", "num_init=3", "variant=code", "x=[1, 2]", "y={a: 1}")),
     (parse_methods, ("all", "fusion,svd", "fusion:refine=false", "ntk-match:pooling=first:match_ridge=3.0")),
-    (parse_seeds, ("0", "0,1,2", "17")),
     (parse_dsee, ("rank=16", "rank=4,alpha=8,sparse=16,omega=random,omega_seed=3", "rounds=9,power=1,tau=1e-3")),
     (parse_lora, ("r=8", "r=8,alpha=16,dropout=0.1", "r=4,targets=query+value")),
     (

@@ -10,7 +10,9 @@ from tiny_texts import rows, webnlg_folder, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from mlpfusion.checkpoint.open import open_checkpoint
+from mlpfusion.compression.calibration.traces import trace_calibration
 from mlpfusion.data.measured import task_texts
+from mlpfusion.measure import comparison
 from mlpfusion.options.task import TaskOptions
 
 QUICK = ["--methods", "fusion", "--seeds", 0, "--json"]
@@ -113,3 +115,57 @@ def test_webnlg_is_read_with_segments(tmp_path, monkeypatch):
 )
 def test_what_does_not_go_together_is_refused(flags, message, tmp_path):
     assert message in refused("compare", save_checkpoint(tmp_path / "model"), *flags)
+
+
+def test_the_training_split_calibrates_without_its_labels(tmp_path, monkeypatch):
+    model, (train, validation) = save_checkpoint(tmp_path / "model"), write_files(tmp_path)
+    kept = [json.loads(line) for line in train.read_text().splitlines()]
+    train.write_text("".join(json.dumps(row) + "\n" for row in kept if row["label"] == 1))  # words 30 to 59
+    with train.open("a") as file:
+        file.write('{"sentence": "w59", "label": 0}\n')
+    seen = list[Any]()
+
+    def spy(model: Any, sites: Any, batches: Any, *more: Any) -> Any:
+        seen.extend(batches)
+        return trace_calibration(model, sites, batches, *more)
+
+    monkeypatch.setattr(comparison, "trace_calibration", spy)
+    task = ["--train", train, "--validation", validation, "--text-column", "sentence", "--label-column", "label"]
+    flags = ["--methods", "maintain-output", "--seeds", 0, "--max-samples", 8, "--json"]
+    record = json.loads(
+        call("compare", model, *task, *flags, "--calibrate-on-train", "--calibration-samples", 9).stdout
+    )
+    assert sum(len(batch["input_ids"]) for batch in seen) == 9
+    assert {name for batch in seen for name in batch} <= {"input_ids", "token_type_ids", "attention_mask"}
+    assert {int(word) for batch in seen for word in batch["input_ids"].flatten()} <= {0, CLS, SEP, *range(34, 64)}
+    assert record["calibration"]["file"] == "custom train: train.jsonl"
+    assert record["calibration"]["samples"] == 9
+    seen.clear()
+    assert "calibration" not in compared(model, *task, "--calibrate-on-train")  # of methods that see nothing
+    assert not seen
+    call("compare", model, *task, *flags)  # made up, without the flag
+    assert any(FIRST <= int(word) < 34 for batch in seen for word in batch["input_ids"].flatten())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--data", "TEXTS", "--calibrate-on-train"],
+            "`--calibrate-on-train` must be left out with `--data`, got True",
+        ),
+        (
+            ["--task", "sst2", "--calibrate-on-train", "--calibration", "TEXTS"],
+            "`--calibrate-on-train` must be left out with `--calibration`, got True",
+        ),
+        (
+            ["--task", "sst2", "--calibrate-on-train", "--calibration-samples", "0"],
+            "`--calibration-samples` must be at least 1, got 0",
+        ),
+    ],
+)
+def test_where_the_training_split_cannot_calibrate_the_flag_is_refused(flags, message, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("w1 w2\n")
+    words = [texts if flag == "TEXTS" else flag for flag in flags]
+    assert message in refused("compare", save_checkpoint(tmp_path / "model"), *words)

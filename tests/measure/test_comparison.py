@@ -211,7 +211,7 @@ def test_measure_takes_only_the_source_of_a_checkpoint(minilm, tmp_path):
     [
         (["--methods", "magic"], "`method` must be one of"),
         (["--methods", "fusion:speed=3"], "options of fusion must be among"),
-        (["--seeds", "a"], "`--seeds` must be a list of whole numbers like 0,1,2, got 'a'"),
+        (["--seeds", "-1"], "`--seeds` must be at least 0, got -1"),
         (["--scalar", "accuracy"], "`--scalar` must be one of logit"),
         (["--layers", "last:99"], "`--layers last:N` must have N between 1 and 6, got 99"),
         (["--data", "none.jsonl"], "`--data` must be a readable file, got none.jsonl"),
@@ -251,7 +251,7 @@ def test_the_calibrated_methods_share_one_calibration_a_seed_pooling_and_scalar(
 
 def test_out_of_compare_is_looked_at_before_any_work(tmp_path, monkeypatch):
     """And what it holds is not replaced."""
-    monkeypatch.setattr("mlpfusion.commands.results.compare.run_comparison", lambda *_, **__: pytest.fail("it worked"))
+    monkeypatch.setattr("mlpfusion.commands.results.compare.prepared", lambda *_, **__: pytest.fail("it worked"))
     (tmp_path / "text.txt").write_text("w1 w2\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "comparison.md").write_text("mine")

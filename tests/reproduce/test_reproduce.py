@@ -12,6 +12,7 @@ from html_page import assert_asks_for_nothing
 from tiny_task import tiny_tokenizer
 from transformers import AutoModel
 
+from mlpfusion.commands.results.reproduce import ReproduceOptions, other_command
 from mlpfusion.data.tasks import TASKS
 from mlpfusion.report.grid.chart import write_experiment_chart
 from mlpfusion.report.grid.columns import columns, labels
@@ -20,10 +21,10 @@ from mlpfusion.reproduce.experiment import (
     CHARTS,
     Experiment,
     cells,
-    named_experiments,
     read_experiment,
 )
 from mlpfusion.reproduce.grid import Grid, run_name
+from mlpfusion.reproduce.named import named_experiments
 from mlpfusion.reproduce.rows import parse_table_row
 
 RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "minilm" / "runs"
@@ -173,8 +174,12 @@ def test_without_a_recipe_all_are_listed():
     assert all(name in result.output for name in named_experiments())
 
 
-@pytest.mark.parametrize("name", named_experiments())
-def test_every_recipe_of_the_package_is_a_valid_grid(name):
+OF_OTHERS = ("mpnet-table1", "mpnet-table1-1024", "mpnet-table1-data-free", "mpnet-dynamics")
+
+
+@pytest.mark.parametrize("name", [name for name in named_experiments() if name not in OF_OTHERS])
+def test_every_other_recipe_of_the_package_is_a_valid_grid(name):
+    assert other_command(ReproduceOptions(name, out="somewhere"), name) is None
     experiment = read_experiment(name, {"out": "somewhere"})
     assert experiment.title
     found = list(cells(experiment))

@@ -1,4 +1,4 @@
-"""Texts of a task to measure a model on, without labels."""
+"""Texts of a task to measure a model on, or to calibrate on, without labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.data.chosen import chosen_data
-from mlpfusion.data.task import REPORTED
+from mlpfusion.data.task import REPORTED, TRAIN
 from mlpfusion.data.tasks import check_new_tokens, encode_task, kind_of_task
-from mlpfusion.data.unlabelled.examples import model_batches
+from mlpfusion.data.unlabelled.examples import CalibrationExamples, model_batches
 from mlpfusion.options.task import TaskOptions
 
 
@@ -40,3 +40,13 @@ def task_texts(checkpoint: Checkpoint, options: TaskOptions, validation: str | N
     examples = examples.subset(range(len(examples))[:max_samples])
     batches = model_batches(examples, encoded.collate, config)
     return Measured(batches, f"{data.task.name} {name}: {data.source}", len(examples))
+
+
+def calibration_examples(checkpoint: Checkpoint, options: TaskOptions, num_samples: int) -> CalibrationExamples:
+    """The training split to calibrate on. Raises `InputError` as `task_texts` does."""
+    check_new_tokens(checkpoint.tokenizer, options.task)
+    data, config = chosen_data(options, None, TRAIN), checkpoint.training_config
+    encoded = encode_task(data, checkpoint.tokenizer, config, max_length=options.max_length)
+    return CalibrationExamples(
+        encoded.train, encoded.collate, config, num_samples, f"{data.task.name} train: {data.source}"
+    )

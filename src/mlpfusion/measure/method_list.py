@@ -1,10 +1,8 @@
-"""Methods and seeds written as a list, for what is measured of several."""
+"""Methods written as a list, for what is measured of several."""
 
-import re
 from typing import Any
 
-from mlpfusion.checks import seed_number
-from mlpfusion.errors import InputError, shown
+from mlpfusion.errors import InputError
 from mlpfusion.methods.names import method_name, parse_method
 from mlpfusion.methods.table import ON_TASK, ONE_SHOT
 
@@ -23,18 +21,6 @@ def parse_methods(text: str) -> list[Any]:
         every = item.strip() == "all"
         methods += [method() for method in ONE_SHOT] if every else [_without_labels(item.strip())]
     return methods
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Returns the seeds in a list. Raises `InputError` for anything else.
-
-    >>> parse_seeds("0,1,2")
-    [0, 1, 2]
-    """
-    items = [item.strip() for item in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,12}", item) for item in items):
-        raise InputError(f"`seeds` must be a list of whole numbers like 0,1,2, got {shown(text)}")
-    return [seed_number("seeds", int(item)) for item in items]
 
 
 def _without_labels(text: str) -> Any:

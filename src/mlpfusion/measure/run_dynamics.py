@@ -36,9 +36,10 @@ from mlpfusion.options.fields import bound
 from mlpfusion.progress import Progress
 from mlpfusion.record import versions
 from mlpfusion.storage.manifest import seal
-from mlpfusion.storage.output import check_output, staged_folder
+from mlpfusion.storage.output import staged_folder
 from mlpfusion.storage.processes import join_processes
-from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
+from mlpfusion.storage.record_job import RecordJob
+from mlpfusion.storage.unfinished import normalised
 from mlpfusion.tune.start import compressed_start, trained_parameters
 from mlpfusion.tune.trainer import training_arguments
 
@@ -55,10 +56,8 @@ def run_dynamics(
     started again: `OUT.unfinished` holds the runs that are complete. Raises `InputError`, and a `DivergenceError` if a
     loss is not finite.
     """
-    methods, out, reads = _check_options(options), user_path("out", options.out), _reads(options)
-    resume = work_folder(out).exists() and not options.overwrite
-    if not resume:
-        check_output(out, overwrite=options.overwrite, reads=reads)
+    methods, job = _check_options(options), _job(options)
+    job.check()
     tokens = new_tokens(options.data.task)
     source = open_for_training(
         options.model, options.revision, mlps=options.mlps, new_head=options.data.new_head, new_tokens=tokens
@@ -70,23 +69,12 @@ def run_dynamics(
         texts = CalibrationTexts.read(told.calibration, told.column, told.calibration_samples)
     arguments = training_arguments(Path(options.out), device=options.device, precision="fp32")
     runner = Runner(options, source, data, texts, arguments)
-    settings = runner.settings()
-    with opened_work(out, settings, RECORD_FILE, resume=resume, overwrite=options.overwrite, reads=reads) as opened:
-        if opened.done is not None:
-            return opened.done
-        record = _record(runner, _run_all(runner, methods, progress))
-        text = json.dumps(record, indent=1) + "\n"
-        expect_record(out, text)
-        with staged_folder(out, opened.replaced) as folder:
-            (folder / RECORD_FILE).write_text(text, encoding="utf-8")
-            write_report(record, folder)
-        remove_work(out)
-        return record
+    return job.record(runner.settings(), lambda: _record(runner, _run_all(runner, methods, progress)), write_report)
 
 
-def _reads(options: DynamicsOptions) -> tuple[str | None, ...]:
-    """What `out` must not be and not hold."""
-    return (options.model, options.data.train, options.validation, options.texts.calibration)
+def _job(options: DynamicsOptions) -> RecordJob:
+    reads = (options.model, options.data.train, options.validation, options.texts.calibration)
+    return RecordJob(user_path("out", options.out), RECORD_FILE, options.overwrite, reads)
 
 
 @dataclass(frozen=True)
@@ -145,7 +133,7 @@ class Runner:
 
     def run(self, name: str, method: Any, seed: int, progress: Progress) -> tuple[dict[str, Any], TrainingPath]:
         """What one run was, and its path."""
-        folder = work_folder(user_path("out", self.options.out)) / name
+        folder = _job(self.options).folder / name
         if not is_whole(folder):
             config = self.options.dynamics(seed)
             model, sizes = self.start(method, seed)

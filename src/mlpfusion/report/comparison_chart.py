@@ -1,6 +1,5 @@
 """Draws a comparison (paper, Figure 1): output and Adam kernel error by method."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from mlpfusion.report.comparison import (
     paths_of,
 )
 from mlpfusion.report.numbers import deviation
-from mlpfusion.storage.output import Occupant, staged_folder
 
 COMPARISON_FILES = ("comparison.json", "comparison.md", "comparison.png")
 _PANELS = (COLUMNS["output_error"], COLUMNS["adam_kernel_error"])
@@ -35,16 +33,11 @@ def chart_note(name: str) -> str:
     return f"{name} was not drawn, that needs {missing}: {CHARTS.install}\n" if missing else ""
 
 
-def write_comparison(record: dict[str, Any], folder: Path, replacing: Occupant | None = None) -> None:
-    """Writes `COMPARISON_FILES` into the new `folder`, the chart where matplotlib is installed.
-
-    Complete or not at all. Raises `InputError` as `staged_folder` does.
-    """
-    data, text, chart = COMPARISON_FILES
-    with staged_folder(folder, replacing) as staged:
-        (staged / data).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (staged / text).write_text(comparison_markdown(record), encoding="utf-8")
-        write_chart(record, staged / chart)
+def write_comparison(record: dict[str, Any], folder: Path) -> None:
+    """Writes comparison.md and, where matplotlib is installed, comparison.png into `folder`."""
+    _, text, chart = COMPARISON_FILES
+    (folder / text).write_text(comparison_markdown(record), encoding="utf-8")
+    write_chart(record, folder / chart)
 
 
 def write_chart(record: dict[str, Any], path: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlpfusion.checks import check_given, user_path
+from mlpfusion.checks import check_given
 from mlpfusion.data.tasks import find_task
 from mlpfusion.errors import InputError, shown
 from mlpfusion.options.adapters.dsee import Dsee
@@ -14,7 +14,7 @@ from mlpfusion.options.distill import Distill
 from mlpfusion.options.fields import from_plain, key, part, plain, read_values
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.options.training import Finetune
-from mlpfusion.reproduce.named import named_experiments
+from mlpfusion.reproduce.named import experiment_file
 from mlpfusion.reproduce.rows import TableRow, parse_table_row
 
 _REQUIRED = ("model", "out", "tasks", "methods", "layers", "keep_ratio", "seeds", "learning_rate")
@@ -32,8 +32,9 @@ class Experiment:
     its learning rate with the first seed, among `learning_rate` (with LoRA or DSEE `lora_learning_rate`, if given).
     Calibrated methods see `calibration_samples` training texts without labels, layer-wise tuning sees all of them.
     `chart` is `scores`, `layers` or `keep_ratio` (scores over either), `training_loss`, or `recovery` (scores over the
-    steps, every `eval_steps` of them). `name` begins the file names
-    of the report. `max_length` and `new_head` are options of `tune`, all other fields of `Finetune`.
+    steps, every `eval_steps` of them). `name` begins the file names of the report. `adapter_targets` are the linear
+    maps of adapters where a row names none, as `targets` of `--lora`. `max_length` and `new_head` are options of
+    `tune`, all other fields of `Finetune`.
     """
 
     name: str = key("", free=True)
@@ -63,6 +64,7 @@ class Experiment:
     freeze_router: bool = False
     eval_steps: int | None = None
     calibration_samples: int = 256
+    adapter_targets: str | None = key(None, free=True)
     decoding: Decoding = part(Decoding)
     precision: str = "fp32"
     device: str = key("auto", free=True)
@@ -126,10 +128,7 @@ def read_experiment(name: str, changes: Mapping[str, Any]) -> Experiment:
 
     Raises `InputError` for an unknown name or field, and for values that no run could have.
     """
-    known = named_experiments()
-    file = known.get(name) or user_path("experiment", name)
-    if not file.is_file():
-        raise InputError(f"`experiment` must be a YAML file or one of {', '.join(known)}, got {shown(name)}")
+    file = experiment_file(name)
     experiment = from_plain(Experiment, {"name": file.stem, **read_values(file, "experiment"), **changes})
     check_experiment(experiment)
     return experiment
@@ -164,7 +163,8 @@ def check_experiment(experiment: Experiment) -> None:
 def table_rows(experiment: Experiment) -> list[TableRow]:
     """Rows of the table, references first. Raises `InputError` for an unknown method or addition."""
     references = [TableRow(model) for model in experiment.references]
-    return references + [parse_table_row(text, experiment.model) for text in experiment.methods]
+    rows = [parse_table_row(text, experiment.model) for text in experiment.methods]
+    return references + [row.with_targets(experiment.adapter_targets) for row in rows]
 
 
 def cells(experiment: Experiment) -> Iterator[GridCell]:

@@ -3,6 +3,8 @@
 from importlib import resources
 from pathlib import Path
 
+from mlpfusion.checks import user_path
+from mlpfusion.errors import InputError, shown
 from mlpfusion.storage.yaml import read_yaml
 
 
@@ -21,3 +23,12 @@ def experiment_list() -> str:
     titles = {name: read_yaml(file, "experiment")["title"] for name, file in named_experiments().items()}
     width = max(map(len, titles))
     return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())
+
+
+def experiment_file(name: str) -> Path:
+    """The YAML file of an experiment, by its name in the package or its path. Raises `InputError` without one."""
+    known = named_experiments()
+    file = known.get(name) or user_path("experiment", name)
+    if not file.is_file():
+        raise InputError(f"`experiment` must be a YAML file or one of {', '.join(known)}, got {shown(name)}")
+    return file

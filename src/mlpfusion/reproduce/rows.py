@@ -1,7 +1,7 @@
 """Rows of the table of an experiment: a method, and what comes after it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlpfusion.checks import check_that
@@ -49,6 +49,12 @@ class TableRow:
         epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
         layerwise = f" + layer-wise{epochs}" if self.layerwise else ""
         return name + layerwise + _adapter_label(self.adapter) + _second_label(self.second)
+
+    def with_targets(self, targets: str | None) -> "TableRow":
+        """The row with its adapter on these maps, if it has one and names none."""
+        if self.adapter is None or self.adapter.targets is not None:
+            return self
+        return replace(self, adapter=replace(self.adapter, targets=targets))
 
 
 def parse_table_row(text: str, model: str) -> TableRow:

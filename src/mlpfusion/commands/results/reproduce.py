@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlpfusion.checks import check_given, check_that
 from mlpfusion.commands.command import SAME_OUT, Command
-from mlpfusion.errors import printable
+from mlpfusion.commands.results import compare, dynamics
+from mlpfusion.errors import InputError, printable
 from mlpfusion.extras import check_training_installed
-from mlpfusion.options.fields import argument, changed, option, part
+from mlpfusion.options.fields import argument, changed, from_plain, key, leaves, option, part, read_values
 from mlpfusion.options.mlps import MLPOptions
 from mlpfusion.progress import Progress
 
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """Runs the grid of EXPERIMENT, a table or figure of the paper: compress, fine-tune, over methods, tasks and seeds.
+    """Runs EXPERIMENT, a table or figure of the paper: a grid of compressions and fine-tunings, or another command.
 
-    EXPERIMENT is a name (without one, all are listed) or a YAML file. Every run leaves a file in DIR/runs: killed, and
-    started again, it repeats no finished run. Started several times with the same DIR, one for each GPU say, the
-    processes share the runs. In the end DIR holds EXPERIMENT.json, .md, .html and .png.
+    EXPERIMENT is a name (without one, all are listed) or a YAML file. A grid goes over methods, tasks and seeds. Every
+    run leaves a file in DIR/runs: killed, and started again, it repeats no finished run. Started several times with the
+    same DIR, one for each GPU say, the processes share the runs. In the end DIR holds EXPERIMENT.json, .md, .html and
+    .png. A file with `command`, compare or dynamics, has the options of that command and leaves what it leaves.
     """
 
     experiment: str | None = argument("EXPERIMENT", required=False)
@@ -38,6 +41,19 @@ class ReproduceOptions:
     new_head: bool = option(False, "Draw the head anew, also where the model has a trained one.")
     no_report: bool = option(False, "Write no EXPERIMENT.html.")
     device: str | None = option(None, "auto, cpu or cuda, instead of the experiment's.")
+    overwrite: bool = option(False, "Of another command than a grid: replace --out, drop an unfinished run.")
+
+
+_COMMANDS = {command.name: command for command in (compare.COMMAND, dynamics.COMMAND)}
+
+
+@dataclass(frozen=True)
+class CommandExperiment:
+    """What the file of an experiment says beside the options of its `command`; without one it is a grid."""
+
+    title: str = key("")
+    description: str = key("")
+    command: str = key("")
 
 
 def run(options: ReproduceOptions, progress: Progress) -> dict[str, Any] | None:
@@ -47,6 +63,10 @@ def run(options: ReproduceOptions, progress: Progress) -> dict[str, Any] | None:
 
         click.echo(experiment_list())
         return None
+    other = other_command(options, options.experiment)
+    if other is not None:
+        command, its_options = other
+        return command.run(its_options, progress)
     check_training_installed()
     from mlpfusion.reproduce.schedule import run_experiment
     from mlpfusion.storage.processes import is_first
@@ -59,11 +79,36 @@ def run(options: ReproduceOptions, progress: Progress) -> dict[str, Any] | None:
     return record
 
 
-def _experiment(options: ReproduceOptions, name: str) -> "Experiment":
-    from mlpfusion.reproduce.experiment import read_experiment
+def other_command(options: ReproduceOptions, name: str) -> tuple[Command, Any] | None:
+    """The command of an experiment and its options; None for a grid. Raises `InputError`."""
+    from mlpfusion.reproduce.named import experiment_file
 
-    changes = changed(options)
-    del changes["experiment"]
+    values = read_values(experiment_file(name), "experiment")
+    if "command" not in values:
+        return None
+    about = [leaf.name for leaf in leaves(CommandExperiment) if leaf.name in values]
+    called = from_plain(CommandExperiment, {name: values.pop(name) for name in about}).command
+    check_that(called in _COMMANDS, "command", f"one of {', '.join(_COMMANDS)}", called)
+    command = _COMMANDS[called]
+    told = from_plain(command.options, values | _changes(options, {leaf.name for leaf in leaves(command.options)}))
+    check_given(bool(told.out), "out")
+    return command, told
+
+
+def _changes(options: ReproduceOptions, known: set[str]) -> dict[str, Any]:
+    """The values for an experiment that were typed. Raises `InputError` for one that it does not know."""
+    values = {name: value for name, value in changed(options).items() if name != "experiment"}
+    for name, value in values.items():
+        if name not in known:
+            given = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            raise InputError(f"`{name}` must be left out for {options.experiment}, which does not take it, got {given}")
+    return values
+
+
+def _experiment(options: ReproduceOptions, name: str) -> "Experiment":
+    from mlpfusion.reproduce.experiment import Experiment, read_experiment
+
+    changes = _changes(options, {leaf.name for leaf in leaves(Experiment)} | {"no_report"})
     changes.pop("no_report", None)
     return read_experiment(name, changes)
 
@@ -94,8 +139,13 @@ def show(record: dict[str, Any], options: ReproduceOptions) -> None:
     from mlpfusion.report.comparison_chart import chart_note
     from mlpfusion.report.grid.tables import experiment_markdown
 
-    click.echo(printable(experiment_markdown(record), keep="\n"))
     assert options.experiment is not None
+    other = other_command(options, options.experiment)
+    if other is not None:
+        command, its_options = other
+        command.show(record, its_options)
+        return
+    click.echo(printable(experiment_markdown(record), keep="\n"))
     experiment = _experiment(options, options.experiment)
     out, name = printable(experiment.out), printable(experiment.name)
     page = "" if options.no_report else " .html,"

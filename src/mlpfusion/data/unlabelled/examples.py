@@ -1,12 +1,15 @@
 """Batches of training examples in a fixed order, for calibration and for measuring."""
 
-from transformers import PreTrainedConfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlpfusion.batch import Batch, shifted_right, with_decoder_inputs
 from mlpfusion.checkpoint.tokenizer import BATCH_SIZE
 from mlpfusion.data.encode import Collate, EncodedExamples, without_labels
 from mlpfusion.data.language.labels import text_ids
-from mlpfusion.data.unlabelled.calibration_texts import order_by_length
+from mlpfusion.data.unlabelled.calibration_texts import PreparedCalibration, order_by_length
 
 
 def unlabelled_batches(examples: EncodedExamples, collate: Collate) -> list[Batch]:
@@ -42,3 +45,23 @@ def calibration_batches(
     """Draws `num_samples` examples, long ones more often, as `model_batches`."""
     drawn = order_by_length(examples.lengths, seed)[:num_samples]
     return model_batches(examples.subset(drawn), collate, config)
+
+
+@dataclass(frozen=True)
+class CalibrationExamples:
+    """Training examples of a task, of which a run draws `num_samples`, without their labels.
+
+    `source` names the task and its files. `config` is that of the model, with the padding id of the tokenizer.
+    """
+
+    examples: EncodedExamples
+    collate: Collate
+    config: PreTrainedConfig
+    num_samples: int
+    source: str
+
+    def prepare(self, folder: Path, model: PreTrainedModel, seed: int) -> PreparedCalibration:
+        """Draws the examples, which were tokenized before."""
+        batches = calibration_batches(self.examples, self.collate, self.config, self.num_samples, seed)
+        origin = {"file": self.source, "examples_sha256": self.examples.sha256()}
+        return PreparedCalibration(lambda _model, _progress: batches, origin)
