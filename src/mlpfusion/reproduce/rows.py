@@ -86,9 +86,9 @@ def parse_table_row(text: str, model: str) -> TableRow:
     second = None
     if taken is not None:
         kind, _, value = taken.partition("=")
-        if not (isinstance(adapter, Dsee) or (kind == "zeros" and (adapter is not None or method is None))):
+        if adapter is None and (kind == "heads" or method is not None):
             raise InputError(
-                f"`methods` must have zeros with full, lora or dsee, and heads with dsee, got {shown(text)}"
+                f"`methods` must have zeros with full, lora or dsee, and heads with lora or dsee, got {shown(text)}"
             )
         second = _parse_zeros(value, adapter) if kind == "zeros" else _parse_heads(value)
     return TableRow(model, method, layerwise, adapter, second)

@@ -131,7 +131,7 @@ def smaller(job: Job, checkpoint: Path) -> Any:
 
     adapted = load_beside(model, checkpoint)
     if isinstance(second, HeadChoice):
-        return slice_adapted(adapted, second)
+        return slice_adapted(adapted, second)[0]
     set_zeros(adapted, second)
     return adapted
 
