@@ -1,5 +1,6 @@
 """Which heads go, and the adapter of the model without them."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,22 @@ import torch
 from detected import detected_model
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from pico import pico_model
 from torch import Tensor, nn
 
 from mlpfusion.dsee.adapter.config import DseeConfig
 from mlpfusion.dsee.adapter.describe import describe
 from mlpfusion.dsee.adapter.layer import DseeLayer
-from mlpfusion.dsee.structured.adapted import slice_adapted
-from mlpfusion.dsee.structured.adapter import StoredAdapter, read_adapter
-from mlpfusion.dsee.structured.choice import HeadChoice, head_scores, kept_heads
-from mlpfusion.dsee.structured.lowest import slice_lowest
+from mlpfusion.dsee.structured.adapted import check_slice, slice_adapted
+from mlpfusion.dsee.structured.adapter import lay, lift, maps_under
+from mlpfusion.dsee.structured.choice import HeadChoice, kept_heads
 from mlpfusion.errors import InputError
 from mlpfusion.heads.sites import HeadSite, find_heads
 from mlpfusion.heads.slicing import slice_heads
 from mlpfusion.options.adapters.dsee import Support
 
+KINDS = ["dsee", "lora"]
 NAMES = ["bert", "roberta", "mpnet", "gpt2", "llama"]
 IDS = torch.tensor([[1, 5, 9, 33, 2], [1, 7, 60, 4, 3]])
 
@@ -32,9 +33,13 @@ def model_of(name: str) -> Any:
     return detected_model(name).double() if name == "mpnet" else pico_model(name, dtype=torch.float64)
 
 
-def trained_adapter(name: str, folder: Path, **changes: Any) -> Any:
+def trained_adapter(name: str, folder: Path, kind: str = "dsee", **changes: Any) -> Any:
     """A model under an adapter with numbers in it, saved into `folder`."""
-    config = DseeConfig(**{"r": 3, "alpha": 6.0, "support": Support(sparse=40, omega="random")} | changes)
+    told: dict[str, Any] = {"r": 3, "alpha": 6.0, "support": Support(sparse=40, omega="random")}
+    if kind == "lora":
+        told = {"r": 3, "lora_alpha": 6, "fan_in_fan_out": name == "gpt2"}
+        told |= {"target_modules": ["q", "v"]} if name == "mpnet" else {}
+    config: Any = (LoraConfig if kind == "lora" else DseeConfig)(**told | changes)
     adapted: Any = get_peft_model(model_of(name), config).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in adapted.parameters():
@@ -65,86 +70,100 @@ def silence(module: nn.Module, columns: list[int]) -> None:
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cut_adapter_on_the_sliced_model_is_that_of_the_masked_model(name, targets, tmp_path):
-    parts = {"attn.c_attn": [True, True, True]} if targets else None
-    adapted = trained_adapter(name, tmp_path / "whole", target_modules=targets, parts=parts)
-    model = model_of(name)
-    adapter, sites = read_adapter(tmp_path / "whole", model), find_heads(model)
+def test_the_cut_adapter_on_the_sliced_model_is_that_of_the_masked_model(name, kind, targets, tmp_path):
+    changes: dict[str, Any] = {"target_modules": targets} if targets else {}
+    if targets and kind == "dsee":
+        changes["parts"] = {"attn.c_attn": [True, True, True]}
+    adapted = trained_adapter(name, tmp_path, kind, **changes)
+    model, adapter = lift(copy.deepcopy(adapted))
+    sites = find_heads(model)
     kept = {path: sorted(set(heads)) for path, heads in some_heads(sites).items()}
-    adapter.cut(model, sites, kept).write("base", tmp_path / "cut")
+    cut = adapter.cut(model, sites, kept)
     inner = adapted.base_model.model
     for site in sites:
         gone = [head for head in range(site.num_heads) if head not in kept[site.path]]
         silence(inner.get_submodule(site.output), site.query_rows(gone))
-    slice_heads(model, kept)
-    found = PeftModel.from_pretrained(model, str(tmp_path / "cut")).eval()
+    found = lay(slice_heads(model, kept), cut).eval()
     torch.testing.assert_close(states(found), states(adapted), rtol=0, atol=1e-11)
     with found.disable_adapter():
         assert (states(found) - states(adapted)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_score_of_a_head_is_the_sum_of_what_was_added_to_its_rows(name, tmp_path):
-    adapted = trained_adapter(name, tmp_path)
-    model = model_of(name)
-    adapter = read_adapter(tmp_path, model)
-    for site in find_heads(model):
-        update: list[Any] = [adapter.update(model, path) for path in (site.query, site.value)]
-        for path, one in zip((site.query, site.value), update, strict=True):
-            layer = adapted.base_model.model.get_submodule(path)
-            delta = layer.get_delta_weight("default")
-            torch.testing.assert_close(one, delta.T if name == "gpt2" else delta, rtol=0, atol=1e-12)
-        scores = head_scores(site, *update)
+def test_the_score_of_a_head_is_the_sum_of_what_was_added_to_its_rows(name, kind, tmp_path):
+    adapted = trained_adapter(name, tmp_path, kind)
+    deltas = {path: layer.get_delta_weight("default").detach() for path, layer in maps_under(adapted).items()}
+    sites = find_heads(model_of(name))
+    _, layers = slice_adapted(adapted, HeadChoice(1))
+    for site, layer in zip(sites, layers, strict=True):
+        update = [deltas[path].T if name == "gpt2" else deltas[path] for path in (site.query, site.value)]
         wide, size = site.shared * site.head_size, site.head_size
         start = 2 * site.num_heads * size if name == "gpt2" else 0
-        for head in range(site.num_heads):
-            query = update[0][head * wide : (head + 1) * wide]
-            value = update[1][start + head * size : start + (head + 1) * size]
-            expected = query.abs().sum() + value.abs().sum()
-            torch.testing.assert_close(scores[head], expected, rtol=1e-12, atol=0)
-            assert query.abs().sum() > 0 < value.abs().sum()
+        expected = [
+            update[0][head * wide : (head + 1) * wide].abs().sum()
+            + update[1][start + head * size : start + (head + 1) * size].abs().sum()
+            for head in range(site.num_heads)
+        ]
+        assert layer.scores == pytest.approx([float(score) for score in expected], rel=1e-12)
+        lowest = min(range(site.num_heads), key=lambda head: layer.scores[head])
+        assert layer.kept == tuple(head for head in range(site.num_heads) if head != lowest)
 
 
-def test_a_cut_adapter_trains_on_and_comes_back(tmp_path):
-    trained_adapter("gpt2", tmp_path / "whole")
-    model = model_of("gpt2")
-    adapter, sites = read_adapter(tmp_path / "whole", model), find_heads(model)
-    kept = {site.path: [site.layer] for site in sites}
-    cut = adapter.cut(model, sites, kept)
-    cut.write("base", tmp_path / "cut")
-    slice_heads(model, kept)
-    found: Any = PeftModel.from_pretrained(model, str(tmp_path / "cut"), is_trainable=True)
+def test_what_an_adapter_leaves_out_of_an_attention_counts_nothing(tmp_path):
+    adapted = trained_adapter("bert", tmp_path, target_modules=["value"])
+    sums = [layer.get_delta_weight("default").detach().abs().sum() for layer in maps_under(adapted).values()]
+    _, layers = slice_adapted(adapted, HeadChoice(1))
+    assert [sum(layer.scores) for layer in layers] == pytest.approx([float(one) for one in sums], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_adapter_trains_on_and_comes_back(name, kind, tmp_path):
+    stream = torch.random.get_rng_state()
+    whole = trained_adapter(name, tmp_path / "whole", kind)
+    torch.random.set_rng_state(stream)
+    found, layers = slice_adapted(whole, HeadChoice(1, "global"))
+    assert torch.equal(torch.random.get_rng_state(), stream)
     found(input_ids=IDS).last_hidden_state.square().sum().backward()
+    trained = {path: parameter for path, parameter in found.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained.values())
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.1)
     updates = [layer.update_of("default") for layer in found.modules() if isinstance(layer, DseeLayer)]
-    assert len(updates) == 3
-    assert len({len(update.S) for update in updates}) > 1  # other heads took other entries with them
-    for update in updates:
-        assert all(tensor.grad is not None and tensor.grad.any() for tensor in (update.A, update.B, update.S))
-        update.S.data += 1
-    record = describe(found)
-    assert record.sparse_parameters == sum(len(update.S) for update in updates)
-    assert record.low_rank_parameters + record.sparse_parameters == cut.num_entries
+    assert bool(updates) == (kind == "dsee")
+    if updates:
+        assert len({len(update.S) for update in updates}) > 1  # other heads took other entries with them
+        assert describe(found).sparse_parameters == sum(len(update.S) for update in updates)
     expected = states(found.eval())
+    found.peft_config["default"].base_model_name_or_path = "base"
     found.save_pretrained(tmp_path / "again", save_embedding_layers=False)  # it would ask the Hub for `base`
-    again = model_of("gpt2")
-    slice_heads(again, kept)
+    again = slice_heads(model_of(name), {layer.path: layer.kept for layer in layers})
     loaded = PeftModel.from_pretrained(again, str(tmp_path / "again")).eval()
     torch.testing.assert_close(states(loaded), expected, rtol=0, atol=1e-12)
 
 
 def test_a_head_that_takes_all_entries_with_it_leaves_none(tmp_path):
-    trained_adapter("bert", tmp_path / "whole", support=Support(sparse=1, omega="random"))
-    model = model_of("bert")
-    adapter, sites = read_adapter(tmp_path / "whole", model), find_heads(model)
-    row = int(adapter.tensors[f"{adapter.places[sites[0].query]}.omega"][0])
+    adapted = trained_adapter("bert", tmp_path, support=Support(sparse=1, omega="random"))
+    row = int(next(iter(maps_under(adapted).values())).update_of("default").omega[0])
+    model, adapter = lift(adapted)
+    sites = find_heads(model)
     kept = {site.path: [head for head in range(4) if site.layer or head != row // 8] for site in sites}
-    adapter.cut(model, sites, kept).write("base", tmp_path / "cut")
-    slice_heads(model, kept)
-    found = PeftModel.from_pretrained(model, str(tmp_path / "cut")).eval()
-    first = next(layer for layer in found.modules() if isinstance(layer, DseeLayer))
-    assert len(first.update_of("default").S) == 0
+    cut = adapter.cut(model, sites, kept)
+    found = lay(slice_heads(model, kept), cut).eval()
+    assert len(next(iter(maps_under(found).values())).update_of("default").S) == 0
     assert states(found).isfinite().all()
+
+
+@pytest.mark.parametrize("changes", [{"bias": "lora_only"}, {"lora_bias": True}])
+def test_a_lora_with_biases_is_refused(changes):
+    adapted = get_peft_model(model_of("bert"), LoraConfig(**changes))
+    with pytest.raises(InputError, match="`adapter` must be a LoRA without biases for heads to go, got one with bias="):
+        check_slice(adapted, HeadChoice(1), "drop_heads")
 
 
 @given(
@@ -178,38 +197,11 @@ def test_a_number_of_heads_or_a_scope_that_cannot_be_is_refused():
         HeadChoice(1, "all")
 
 
-def test_the_adapter_in_memory_stays_as_it_was(tmp_path):
-    trained_adapter("bert", tmp_path)
-    model = model_of("bert")
-    adapter, sites = read_adapter(tmp_path, model), find_heads(model)
-    before = {name: tensor.clone() for name, tensor in adapter.tensors.items()}
-    state = torch.random.get_rng_state()
-    assert isinstance(adapter.cut(model, sites, {site.path: [0] for site in sites}), StoredAdapter)
-    assert adapter.update(model, sites[0].query) is not None
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert adapter.config.entries is None
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_adapter_stays_as_it_was_when_another_is_cut_from_it(kind, tmp_path):
+    model, adapter = lift(trained_adapter("bert", tmp_path, kind))
+    before, sites = {name: tensor.clone() for name, tensor in adapter.tensors.items()}, find_heads(model)
+    cut = adapter.cut(model, sites, {site.path: [0] for site in sites})
+    assert any(cut.tensors[name].shape != tensor.shape for name, tensor in before.items())
+    assert getattr(adapter.config, "entries", None) is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.tensors.items())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_loses_heads_in_memory_is_what_is_written_and_read(name, tmp_path):
-    choice = HeadChoice(1)
-    adapted = trained_adapter(name, tmp_path / "whole")
-    model = model_of(name)
-    left = slice_lowest(model, choice, read_adapter(tmp_path / "whole", model))
-    assert left.adapter is not None
-    left.adapter.write("base", tmp_path / "cut")
-    expected = PeftModel.from_pretrained(model, str(tmp_path / "cut"), is_trainable=True).eval()
-    stream = torch.random.get_rng_state()
-    found = slice_adapted(adapted, choice).eval()
-    assert torch.equal(torch.random.get_rng_state(), stream)
-    assert torch.equal(states(found), states(expected))
-    trained, same = (
-        {path: parameter for path, parameter in one.named_parameters() if parameter.requires_grad}
-        for one in (found, expected)
-    )
-    assert trained.keys() == same.keys()
-    assert all(torch.equal(trained[path], same[path]) for path in trained)
-    config: Any = found.peft_config["default"]
-    read: Any = expected.peft_config["default"]
-    assert (config.entries, config.r, config.target_modules) == (read.entries, read.r, read.target_modules)

@@ -1,4 +1,4 @@
-"""Rows of a grid with a second stage: zeros under an adapter, or heads that go by it."""
+"""Rows of a grid with a second stage: zeros under an adapter or in a full model, or heads that go by an adapter."""
 
 import json
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from filelock import FileLock
 from pico import HIDDEN, WIDTH
 from test_schedule import numbers
 
+from mlpfusion.errors import InputError
 from mlpfusion.reproduce import grid, schedule, stages
 from mlpfusion.reproduce.experiment import cells, read_experiment
 from mlpfusion.reproduce.rows import parse_table_row
@@ -19,6 +20,7 @@ from mlpfusion.tune.record import TUNE_RECORD_FILE
 DSEE = "dsee=2:sparse=8:omega=magnitude"
 FIRST = "sst2-full-dsee-sparse-8-omega-magnitude-all-1-seed-0-"
 UNDER, OTHERS = 6 * HIDDEN * HIDDEN, 3 * (2 * HIDDEN * HIDDEN + 2 * WIDTH * HIDDEN) + HIDDEN * HIDDEN
+TOGETHER = "`methods` must have zeros with full, lora or dsee, and heads with lora or dsee"
 TUNE = ("--task", "sst2", "--learning-rate", 1e-2, "--select-on", "last", "--epochs", 3, "--batch-size", 16)
 
 
@@ -92,6 +94,31 @@ def test_a_grid_without_second_stages_has_the_same_numbers(small, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_pruned_model_trains_on_with_its_zeros(small, first_runs, tmp_path):
+    alone = made(small("full"), tmp_path / "alone")
+    rows = made(small("full+zeros=0.5", "full", "full+zeros=0.75:rounds=2"), tmp_path / "out")
+    once, full, twice = rows
+    (expected,), (_, found, _) = numbers({"rows": alone}), numbers({"rows": rows})
+    assert found == expected  # it trains and is saved for the others to begin with
+    assert first_runs == ["full + 50 % zeros"]
+    for row, ratio in ((once, 0.5), (twice, 0.75)):
+        cost = row["cost"]
+        assert cost["parameters"] == row["run"]["trained_parameters"] == full["cost"]["parameters"]
+        assert cost["parameters"] - cost["nonzero_parameters"] == round(ratio * (UNDER + OTHERS))
+        assert cost["flops"] == full["cost"]["flops"] > cost["flops_without_zeros"]
+        assert row["first"] == full["run"]["scores"]
+        assert set(row["run"]["before"]) == {"validation"}
+    assert "rounds" not in once
+    (before,) = twice["rounds"]
+    # the first round of two takes as much as the one round
+    assert [before[name] for name in ("before", "scores", "training_loss")] == [
+        once["run"][name] for name in ("before", "scores", "training_loss")
+    ]
+    assert twice["run"]["training_loss"] != before["training_loss"]
+    assert not (tmp_path / "out" / "first").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("addition", "command"),
     [
@@ -120,10 +147,20 @@ def test_the_second_stage_is_that_of_the_commands(addition, command, small, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [7, 20])  # of 12 each, in the first and in the second stage
-@pytest.mark.parametrize("addition", ["zeros=0.5", "heads=1"])
-def test_a_killed_run_goes_on_to_the_same_row(addition, steps, small, tmp_path):
-    path = small(f"full+{DSEE}+{addition}")
+@pytest.mark.parametrize(
+    ("additions", "steps", "later"),  # a stage tells 13 times where it is; `later` stages come after the killed one
+    [
+        (f"{DSEE}+zeros=0.5", 7, 1),
+        (f"{DSEE}+zeros=0.5", 20, 0),
+        (f"{DSEE}+heads=1", 7, 1),
+        (f"{DSEE}+heads=1", 20, 0),
+        ("zeros=0.5", 7, 1),
+        ("zeros=0.5:rounds=2", 20, 1),
+        ("zeros=0.5:rounds=2", 33, 0),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_row(additions, steps, later, small, tmp_path):
+    path = small(f"full+{additions}")
     expected = made(path, tmp_path / "whole")
     said: list[str] = []
 
@@ -135,10 +172,10 @@ def test_a_killed_run_goes_on_to_the_same_row(addition, steps, small, tmp_path):
     experiment = read_experiment(str(path), {"out": str(tmp_path / "killed")})
     with pytest.raises(KeyboardInterrupt):
         schedule.run_experiment(experiment, progress)
-    assert len(list((tmp_path / "killed" / "first").glob("*/result"))) == (steps > 12)
+    assert len(list((tmp_path / "killed" / "first").glob("*/result"))) == (steps > 13)
     said.clear()
     (row,) = schedule.run_experiment(experiment, lambda done, total, what: said.append(what))["rows"]
-    assert sum("step 0 of 12" in what for what in said) == (steps < 12)  # that of the second stage
+    assert sum("step 0 of 12" in what for what in said) == later
     assert numbers({"rows": [row]}) == numbers({"rows": expected})
     assert not (tmp_path / "killed" / "first").exists()
 
@@ -167,22 +204,28 @@ def test_a_first_stage_of_another_process_is_waited_for(small, tmp_path):
 
 
 def test_only_a_second_stage_is_new_in_the_identity_of_a_run(small, tmp_path):
-    methods = (f"full+{DSEE}", f"full+{DSEE}+zeros=0.5", f"full+{DSEE}+heads=1")
+    pruned = ("full", "full+zeros=0.5", "full+zeros=0.5:rounds=2")
+    methods = (f"full+{DSEE}", f"full+{DSEE}+zeros=0.5", f"full+{DSEE}+heads=1", *pruned)
     experiment = read_experiment(str(small(*methods)), {"out": str(tmp_path / "out")})
     runs = grid.Grid(experiment)
-    whole, zeros, heads = (runs.identity(cell, 1e-2, 0) for cell in cells(experiment))
+    whole, zeros, heads, full, once, twice = (runs.identity(cell, 1e-2, 0) for cell in cells(experiment))
     assert zeros.keys() - whole.keys() == {"zeros"}
     assert heads.keys() - whole.keys() == {"heads"}
-    assert len({grid.run_name(one) for one in (whole, zeros, heads)}) == 3
+    assert once.keys() - full.keys() == twice.keys() - full.keys() == {"zeros"}
+    assert len({grid.run_name(one) for one in (whole, zeros, heads, full, once, twice)}) == 6
     assert grid.run_name(whole).startswith(FIRST)
 
 
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("full+zeros=0.2", "`methods` must have zeros with lora or dsee, and heads with dsee, got 'full+zeros=0.2'"),
-        ("fusion+heads=1", "`methods` must have zeros with lora or dsee, and heads with dsee, got 'fusion+heads=1'"),
-        ("full+lora+heads=1", "`methods` must have zeros with lora or dsee, and heads with dsee, got"),
+        ("fusion+zeros=0.2", f"{TOGETHER}, got 'fusion+zeros=0.2'"),
+        ("fusion+heads=1", f"{TOGETHER}, got 'fusion+heads=1'"),
+        ("full+heads=1", f"{TOGETHER}, got 'full+heads=1'"),
+        ("full+zeros=1.2", "`zeros` must be above 0 and below 1, got '1.2'"),
+        ("full+zeros=0.2:criterion=w", "`zeros` must be NAME=VALUE among ratio, rounds, divided by commas, got"),
+        ("full+zeros=0.2:rounds=0", "`zeros rounds` must be a whole number of at least 1, got 0"),
+        ("full+zeros=0.2:rounds=few", "`zeros rounds` must be a number, got 'few'"),
         ("magnitude+dsee+zeros=0.2", "`methods` must have lora and dsee with methods that mask nothing, got"),
         ("full+dsee+zeros=1.2", "`zeros` must be above 0 and below 1, got '1.2'"),
         ("full+dsee+zeros=0.0", "`zeros` must be above 0 and below 1, got '0.0'"),
@@ -211,9 +254,21 @@ def test_additions_that_cannot_be_are_told_before_the_first_run(method, message,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_cannot_be_pruned_is_told_before_the_first_run(small, tmp_path, monkeypatch):
+    def refuse(model: Any) -> None:
+        raise InputError(f"`model` must be another, got {type(model).__name__} on {model.device}")
+
+    monkeypatch.setattr(stages, "check_prunable", refuse)
+    said = refused("reproduce", small("full+zeros=0.5"), "--out", tmp_path / "out")
+    assert "got BertForSequenceClassification on meta" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_labels_say_what_goes():
     for text, label in (
         ("full+lora+zeros=.25", "full + LoRA + 25 % zeros"),
+        ("full+zeros=0.5", "full + 50 % zeros"),
+        ("full+zeros=0.5:rounds=3", "full + 50 % zeros rounds=3"),
         ("full+dsee+zeros=0.2:other_ratio=0.5:criterion=random:seed=3", "20 and 50 % zeros criterion=random seed=3"),
         ("fusion+dsee+heads=1", "fusion + DSEE - 1 head a layer"),
         ("fusion+dsee+heads=3:scope=global", "fusion + DSEE - 3 heads a layer, global"),

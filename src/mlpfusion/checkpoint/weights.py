@@ -60,11 +60,7 @@ def check_weights(folder: Path) -> list[Path]:
     files = weight_files(folder)
     for file in files:
         check_plain_file(folder, file)
-        try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
+        check_whole_file(file)
         if is_changed(folder, file.name):
             warnings.warn(
                 f"{file} is not the file that was written (its SHA-256 is another): it is damaged, unless you put "
@@ -78,6 +74,15 @@ def check_weights(folder: Path) -> list[Path]:
             allowed = ", ".join(FLOATS)
             raise InputError(f"{stored.file} must hold plain weights ({allowed}), got {stored.dtype} for {name}")
     return files
+
+
+def check_whole_file(file: Path) -> None:
+    """Raises `InputError` for a damaged or truncated safetensors file. Reads the header alone."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} must be a whole safetensors file: {one_line(error)}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

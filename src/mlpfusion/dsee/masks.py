@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mlpfusion.checkpoint.read import is_pooler
 from mlpfusion.dsee.adapter.layer import DseeLayer, dense_weight
 from mlpfusion.dsee.criteria import update_scores
+from mlpfusion.dsee.magnitude import layer_maps
 from mlpfusion.dsee.record import MaskedRows
 from mlpfusion.dsee.update import part_rows
 from mlpfusion.errors import InputError
 from mlpfusion.methods.masking import smallest
 from mlpfusion.options.adapters.sparsity import Sparsity
-from mlpfusion.sites.mixtures.routers import router_parameters
 from mlpfusion.sites.sites import base_model, base_prefix
 
 
@@ -66,36 +65,21 @@ def maskable_rows(adapted: Any, sparsity: Sparsity, adapter_name: str = "default
     Heads, embeddings and routers are left out. Raises `InputError` for a share of the others where there are none.
     """
     model: PreTrainedModel = adapted.get_base_model()
-    base, prefix = base_model(model), base_prefix(model)
-    lists = tuple(f"{path}." for path, module in base.named_modules() if isinstance(module, nn.ModuleList))
-    routers = {id(parameter) for parameter in router_parameters(base).values()}
+    base, prefix, plain = base_model(model), base_prefix(model), layer_maps(model)
+    inside: tuple[str, ...] = ()
     found: list[Rows] = []
-    for path, module in _maps(base):
+    for name, module in base.named_modules():
+        path = f"{prefix}{name}"
         if isinstance(module, BaseTunerLayer):
-            found += _rows_under(f"{prefix}{path}", module, adapter_name)
-        elif (path.startswith(lists) or is_pooler(path)) and id(module.weight) not in routers:
-            found.append(Rows(f"{prefix}{path}", 0, len(dense_weight(module)), is_updated=False))
+            inside = (*inside, f"{path}.")
+            if isinstance(module.get_base_layer(), nn.Linear | Conv1D):
+                found += _rows_under(path, module, adapter_name)
+        elif path in plain and not path.startswith(inside):
+            found.append(Rows(path, 0, len(dense_weight(module)), is_updated=False))
     if sparsity.other_ratio and all(rows.is_updated for rows in found):
         raise InputError(
             f"`other_ratio` must be 0 for an adapter on all linear maps of the layers, got {sparsity.other_ratio}"
         )
-    return found
-
-
-def _maps(base: nn.Module) -> list[tuple[str, Any]]:
-    """Adapted and plain linear maps by path, without what is inside an adapted one."""
-    found: list[tuple[str, Any]] = []
-    inside = ""
-    for path, module in base.named_modules():
-        if inside and path.startswith(inside):
-            continue
-        if isinstance(module, BaseTunerLayer):
-            inside = f"{path}."
-            module_below = module.get_base_layer()
-        else:
-            module_below = module
-        if isinstance(module_below, nn.Linear | Conv1D):
-            found.append((path, module))
     return found
 
 

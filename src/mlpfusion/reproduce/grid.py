@@ -8,6 +8,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -23,12 +24,12 @@ from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration
 from mlpfusion.data.task_model import empty_for_task, encode_for
 from mlpfusion.data.tasks import find_task, kind_of_task, load_task, new_tokens
+from mlpfusion.dsee.structured.choice import HeadChoice
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.adapters.lora import Lora
-from mlpfusion.options.adapters.sparsity import Sparsity
 from mlpfusion.options.decoding import Decoding
 from mlpfusion.options.fields import bound, leaves
 from mlpfusion.options.selection import Selection
@@ -116,10 +117,11 @@ class Grid:
             check_experts(empty, row.method, find_sites(empty, source.row))
             check_cut(empty, source.row, selection)
         routers = frozen_routers(empty, freeze=config.freeze_router)
+        trained: Any = empty
         if row.adapter is not None:
-            adapted = add_adapter(empty, row.adapter, kind_of_task(data.task).names(empty.config).adapter, routers)
-            if row.second is not None:
-                check_second(adapted, row.second)
+            trained = add_adapter(empty, row.adapter, kind_of_task(data.task).names(empty.config).adapter, routers)
+        if row.second is not None:
+            check_second(trained, row.second)
         for rate in self.experiment.rates(row):
             for seed in self.experiment.seeds:
                 file = self._file(self.identity(cell, rate, seed))
@@ -153,7 +155,7 @@ class Grid:
         if isinstance(row.adapter, Dsee):  # younger than recorded runs, which keep their names
             own |= {"dsee": asdict(row.adapter)}
         if row.second is not None:  # the same
-            own |= {"zeros" if isinstance(row.second, Sparsity) else "heads": asdict(row.second)}
+            own |= {"heads" if isinstance(row.second, HeadChoice) else "zeros": asdict(row.second)}
         if row.method is not None:
             own |= self.source(cell).row_for_identity()
         place = {"task": cell.task, "layers": cell.layers, "keep_ratio": cell.keep_ratio}
@@ -215,11 +217,11 @@ class Grid:
             if cell.row.second is None:
                 self._keep_texts(checkpoint / GENERATED, folder.name)
                 return alone(job, checkpoint, first)
-            adapted = smaller(job, checkpoint)
+            model = smaller(job, checkpoint)
             PartialState().wait_for_everyone()  # until then they may read the checkpoint
         finally:
             give_back(lock)  # others may begin with it too
-        return second_stage(job, adapted, first, states)
+        return second_stage(job, model, first, states)
 
     def _begins_another(self, cell: GridCell) -> bool:
         """True if a run with a second stage in the grid begins as the runs of `cell` do."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlpfusion.checks import check_that
+from mlpfusion.dsee.magnitude import Pruning
 from mlpfusion.dsee.structured.choice import HeadChoice
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
@@ -17,20 +18,22 @@ from mlpfusion.options.adapters.sparsity import Sparsity
 from mlpfusion.options.fields import changed
 from mlpfusion.report.numbers import FULL
 
+Second = Sparsity | HeadChoice | Pruning
+
 
 @dataclass(frozen=True)
 class TableRow:
     """One row of the table: a method, epochs of layer-wise tuning, an adapter, a second stage.
 
-    `method` is None for a model in which nothing is compressed. `second` is what the trained adapter says to take from
-    the model, weights or heads; the adapter then trains again.
+    `method` is None for a model in which nothing is compressed. `second` is what is taken from the trained model, which
+    then trains again: weights or heads, as the adapter says, or without one the smallest weights of the full model.
     """
 
     model: str
     method: Any = None
     layerwise: int = 0
     adapter: Lora | Dsee | None = None
-    second: Sparsity | HeadChoice | None = None
+    second: Second | None = None
 
     @property
     def label(self) -> str:
@@ -44,6 +47,8 @@ class TableRow:
         'full + DSEE + 20 % zeros criterion=w'
         >>> parse_table_row("fusion+dsee+heads=3", "model").label
         'fusion + DSEE - 3 heads a layer'
+        >>> parse_table_row("full+zeros=0.5:rounds=3", "model").label
+        'full + 50 % zeros rounds=3'
         """
         name = FULL if self.method is None else method_label(self.method)
         epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
@@ -64,7 +69,7 @@ def parse_table_row(text: str, model: str) -> TableRow:
     """
     name, *additions = (part.strip() for part in text.split("+"))
     method = None if name == FULL else parse_method(name, METHODS)
-    layerwise, adapter, second = 0, None, None
+    layerwise, adapter, taken = 0, None, None
     for addition in additions:
         kind, _, value = addition.partition("=")
         if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
@@ -75,25 +80,33 @@ def parse_table_row(text: str, model: str) -> TableRow:
             rank, *options = value.split(":")
             adapter = parse_dsee(",".join((f"rank={rank or 16}", *options)))
         elif kind in ("zeros", "heads"):
-            if second is not None:
+            if taken is not None:
                 raise InputError(f"`methods` must have zeros or heads once, not both, got {shown(text)}")
-            second = _parse_zeros(value) if kind == "zeros" else _parse_heads(value)
+            taken = addition
         else:
             layers = "" if method is None else ", layerwise[=EPOCHS]"
             allowed = f"lora[=R], dsee[=RANK]{layers}, zeros=RATIO, heads=N"
             raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
     if adapter is not None and method is not None and METHODS[type(method)].makes is Masked:
         raise InputError(f"`methods` must have lora and dsee with methods that mask nothing, got {shown(text)}")
-    if second is not None and (adapter is None or (isinstance(adapter, Lora) and isinstance(second, HeadChoice))):
-        raise InputError(f"`methods` must have zeros with lora or dsee, and heads with dsee, got {shown(text)}")
+    second = None
+    if taken is not None:
+        kind, _, value = taken.partition("=")
+        if adapter is None and (kind == "heads" or method is not None):
+            raise InputError(
+                f"`methods` must have zeros with full, lora or dsee, and heads with lora or dsee, got {shown(text)}"
+            )
+        second = _parse_zeros(value, adapter) if kind == "zeros" else _parse_heads(value)
     return TableRow(model, method, layerwise, adapter, second)
 
 
-def _parse_zeros(text: str) -> Sparsity:
-    """Parses `0.2:criterion=w`; the ratio is that of both pools."""
+def _parse_zeros(text: str, adapter: Lora | Dsee | None) -> Sparsity | Pruning:
+    """Parses `0.2:criterion=w`, the ratio of both pools, or without an adapter `0.2:rounds=3`."""
     ratio, *options = text.split(":")
     is_ratio = re.fullmatch(r"0?\.[0-9]+", ratio) is not None and float(ratio) > 0
     check_that(is_ratio, "zeros", "above 0 and below 1", ratio)
+    if adapter is None:
+        return parse_pairs(Pruning, "zeros", ",".join((f"ratio={ratio}", *options)))
     both = (f"updated_ratio={ratio}", f"other_ratio={ratio}")
     return parse_pairs(Sparsity, "zeros", ",".join((*both, *options)))
 
@@ -113,12 +126,13 @@ def _adapter_label(adapter: Lora | Dsee | None) -> str:
     return " ".join((" + DSEE", *told))
 
 
-def _second_label(second: Sparsity | HeadChoice | None) -> str:
+def _second_label(second: Second | None) -> str:
     if second is None:
         return ""
     if isinstance(second, HeadChoice):
         heads = f" - {second.drop_heads} head{'s' * (second.drop_heads > 1)} a layer"
         return heads + ("" if second.scope == "layer" else f", {second.scope}")
-    ratios = dict.fromkeys(f"{100 * ratio:.4g}" for ratio in (second.updated_ratio, second.other_ratio))
+    pools = (second.ratio,) if isinstance(second, Pruning) else (second.updated_ratio, second.other_ratio)
+    ratios = dict.fromkeys(f"{100 * ratio:.4g}" for ratio in pools)
     told = (f"{name}={value}" for name, value in changed(second).items() if not name.endswith("ratio"))
     return " ".join((f" + {' and '.join(ratios)} % zeros", *told))

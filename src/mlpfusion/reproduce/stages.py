@@ -15,14 +15,15 @@ from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import load_for_task
 from mlpfusion.data.unlabelled.examples import calibration_batches
+from mlpfusion.dsee.magnitude import Pruning, check_prunable, zero_smallest
 from mlpfusion.dsee.structured.choice import HeadChoice
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import ON_TASK
-from mlpfusion.options.adapters.sparsity import Sparsity
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.reproduce.cost import cost_of, counted_tokens
 from mlpfusion.reproduce.experiment import Experiment, GridCell
+from mlpfusion.reproduce.rows import Second
 from mlpfusion.storage.typed import typed
 from mlpfusion.tune.adapter import load_beside, save_beside
 from mlpfusion.tune.distill import distill
@@ -71,20 +72,24 @@ def one_stage(job: Job, states: Path) -> Row:
 
 
 def first_stage(job: Job, folder: Path) -> tuple[Path, Row]:
-    """Trains the adapter of a run beside the weights, or reads what was trained; the checkpoint, and the row's entries.
+    """Trains a run up to its second stage, or reads what was trained; the checkpoint, and the row's entries.
 
-    The checkpoint is one as `load_adapted` reads, in `folder`. The numbers are those of `one_stage`.
+    An adapter lies beside the weights, as `load_adapted` reads it. The checkpoint is in `folder`. The numbers are those
+    of `one_stage`.
     """
+    has_adapter = job.cell.row.adapter is not None
 
     def train(states: Path) -> tuple[Any, FirstStage]:
         model, row = _start(job, states)
         config = job.experiment.finetune(job.rate, job.seed, job.cell.row.adapter)
-        adapted, run = train_adapter(model, job.data, config, _context(states, job.progress))
-        return adapted, FirstStage(row | {"run": asdict(run), "device": str(PartialState().device)})
+        where = _context(states, job.progress)
+        trained, run = (train_adapter if has_adapter else finetune)(model, job.data, config, where)
+        return trained, FirstStage(row | {"run": asdict(run), "device": str(PartialState().device)})
 
-    def save(adapted: Any, source: Path, place: Path) -> None:
-        save_beside(adapted, place, job.seed, is_beside=True)
-        save_model(adapted.unload(), source, place)
+    def save(trained: Any, source: Path, place: Path) -> None:
+        if has_adapter:
+            save_beside(trained, place, job.seed, is_beside=True)
+        save_model(trained.unload() if has_adapter else trained, source, place)
 
     result, first = run_stage(
         folder, job.source.folder, train, lambda data: typed(FirstStage, data, "the first stage"), save
@@ -97,42 +102,55 @@ def alone(job: Job, checkpoint: Path, first: Row) -> Row:
     return first | job.cost(load_for_task(job.source.at(checkpoint), job.data.task, job.seed))
 
 
-def check_second(adapted: Any, second: Sparsity | HeadChoice) -> None:
+def check_second(model: Any, second: Second) -> None:
     """Raises `InputError` for a second stage that cannot be.
 
-    `adapted` may be on the meta device; it is taken apart.
+    `model` is under its adapter, if any, and may be on the meta device; it is taken apart.
     """
     from mlpfusion.dsee.masks import maskable_rows
     from mlpfusion.dsee.structured.adapted import check_slice
 
-    if isinstance(second, HeadChoice):
-        check_slice(adapted, second, "heads")
+    if isinstance(second, Pruning):
+        check_prunable(model)
+    elif isinstance(second, HeadChoice):
+        check_slice(model, second, "heads")
     else:
-        maskable_rows(adapted, second)
+        maskable_rows(model, second)
 
 
 def smaller(job: Job, checkpoint: Path) -> Any:
-    """The model of a first stage under its adapter, with the zeros of the second or without its heads."""
+    """The model of a first stage under its adapter, if any, with the first zeros of the second or without its heads."""
+    second = job.cell.row.second
+    assert second is not None
+    model = load_for_task(job.source.at(checkpoint), job.data.task, job.seed)
+    if isinstance(second, Pruning):
+        zero_smallest(model, second.shares()[0])
+        return model
     from mlpfusion.dsee.masks import set_zeros
     from mlpfusion.dsee.structured.adapted import slice_adapted
 
-    second = job.cell.row.second
-    assert second is not None
-    adapted = load_beside(load_for_task(job.source.at(checkpoint), job.data.task, job.seed), checkpoint)
+    adapted = load_beside(model, checkpoint)
     if isinstance(second, HeadChoice):
-        return slice_adapted(adapted, second)
+        return slice_adapted(adapted, second)[0]
     set_zeros(adapted, second)
     return adapted
 
 
-def second_stage(job: Job, adapted: Any, first: Row, states: Path) -> Row:
-    """The entries of the row of a run with two stages, after the `first`: trains the adapter of `smaller` again.
+def second_stage(job: Job, model: Any, first: Row, states: Path) -> Row:
+    """The entries of the row of a run with two stages, after the `first`: trains what `smaller` returned again.
 
-    `run` is that of the second stage, `first` holds the scores of the first.
+    `run` is that of the second stage, `first` holds the scores of the first. Of a pruning in several rounds `run` is
+    the last one, and `rounds` has those before.
     """
-    config = job.experiment.finetune(job.rate, job.seed, None)
-    run = train_again(adapted, job.data, config, _context(states / TUNING, job.progress))
-    return first | {"first": first["run"]["scores"], "run": asdict(run)} | job.cost(adapted)
+    config, second = job.experiment.finetune(job.rate, job.seed, None), job.cell.row.second
+    rounds = []
+    for number, share in enumerate(second.shares()[1:] if isinstance(second, Pruning) else (), start=1):
+        where = _context(states / f"{TUNING}-{number}", job.progress)
+        rounds.append(asdict(train_again(model, job.data, config, where)))
+        zero_smallest(model, share)
+    run = train_again(model, job.data, config, _context(states / TUNING, job.progress))
+    told = {"first": first["run"]["scores"], "run": asdict(run)} | ({"rounds": rounds} if rounds else {})
+    return first | told | job.cost(model)
 
 
 def _start(job: Job, states: Path) -> tuple[PreTrainedModel, Row]:

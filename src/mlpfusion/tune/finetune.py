@@ -80,21 +80,26 @@ def train_adapter(
     return trained.eval(), record
 
 
-def train_again(adapted: Any, data: EncodedTask, config: Finetune, context: RunContext | None = None) -> RunRecord:
-    """Trains the adapter that is on a `PeftModel` further, in place, and returns the record of the run.
+def train_again(trained: Any, data: EncodedTask, config: Finetune, context: RunContext | None = None) -> RunRecord:
+    """Trains a model further, in place, and returns the record of the run, with the scores before it.
 
-    With the same numbers it is `finetune` with an adapter that is `continued`. The weights under it stay as they are.
+    Of a `PeftModel` the adapter trains, as in `finetune` with one that is `continued`, and the weights under it stay as
+    they are. A plain model trains as a whole, but for the zeros of masked maps.
     """
     assert config.adapter is config.continued is None
-    _, record = _train_all(adapted.get_base_model(), data, config, context or RunContext(), adapted)
-    adapted.eval()
+    model = trained if isinstance(trained, PreTrainedModel) else trained.get_base_model()
+    _, record = _train_all(model, data, config, context or RunContext(), trained)
+    trained.eval()
     return record
 
 
 def _train_all(
-    model: PreTrainedModel, data: EncodedTask, config: Finetune, context: RunContext, adapted: Any = None
+    model: PreTrainedModel, data: EncodedTask, config: Finetune, context: RunContext, again: Any = None
 ) -> tuple[Any, RunRecord]:
-    """The trained model, under its adapter if any, and the record. `adapted` is `model` under an old adapter."""
+    """The trained model, under its adapter if any, and the record.
+
+    `again` trains further: `model`, or `model` under an old adapter.
+    """
     metric, kind = check_metric(data.task, config.metric_for_best_model), kind_of_task(data.task)
     check_in_memory(model)
     kind.check_model(model, data.task)
@@ -105,12 +110,12 @@ def _train_all(
         together = kind.evaluation_batch(config.batch_size)
         arguments = _arguments(context.folder or Path(scratch), config, metric, together, chooses=selection is not None)
         if config.continued is not None:
-            adapted = load_adapter(model, config.continued)
-        trained = adapted
-        if adapted is None:
+            again = load_adapter(model, config.continued)
+        trained = again
+        if again is None:
             trained = _with_new_adapter(model, config, data, train, routers, arguments.device)
         scored = selection if config.eval_steps is None else next(iter(data.evaluation.values()))
-        sha256 = None if adapted is None else frozen_sha256(adapted)
+        sha256 = None if again is None or again is model else frozen_sha256(again)
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
@@ -124,7 +129,7 @@ def _train_all(
             preprocess_logits_for_metrics=partial(kind.kept, shifted=is_shifted(model.config)),
             callbacks=[watch, *patience, *within, *context.callbacks],
         )
-        before = None if adapted is None else _all_scores(trainer, data)
+        before = None if again is None else _all_scores(trainer, data)
         seconds = _train(trainer, patience)
         scores = _all_scores(trainer, data)
         generated = (

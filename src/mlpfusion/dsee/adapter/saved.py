@@ -11,14 +11,16 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mlpfusion.checkpoint.files import ADAPTER, ADAPTER_BASE, read_json
 from mlpfusion.checkpoint.open import Checkpoint
-from mlpfusion.checkpoint.weights import StoredTensor, stored_tensors
-from mlpfusion.checks import user_path
+from mlpfusion.checkpoint.weights import StoredTensor, check_whole_file, stored_tensors
+from mlpfusion.checks import check_finite, user_path
+from mlpfusion.dsee.adapter.layer import DseeLayer
 from mlpfusion.errors import InputError, one_line, shown
 from mlpfusion.storage.listing import file_sha256
 from mlpfusion.storage.raw import raw_bytes
@@ -69,7 +71,7 @@ class SavedAdapter:
 def read_adapter(name: str) -> SavedAdapter:
     """Opens the folder of an adapter; of its weights only the header is read.
 
-    Raises `InputError` for a folder that holds none, and for a kind that adds no B A to linear maps.
+    Raises `InputError` for a folder that holds none, a damaged file, and a kind that adds no B A to linear maps.
     """
     folder = user_path("adapter", name)
     for file in (CONFIG, WEIGHTS):
@@ -86,6 +88,7 @@ def read_adapter(name: str) -> SavedAdapter:
         raise InputError(f"`adapter` must have a config that PEFT reads: {one_line(error)}") from error
     if isinstance(config, LoraConfig):
         _check_plain(config)
+    check_whole_file(folder / WEIGHTS)
     return SavedAdapter(folder, config, stored_tensors([folder / WEIGHTS]), read_base(folder))
 
 
@@ -138,8 +141,12 @@ def check_not_merged(source: Checkpoint, saved: SavedAdapter) -> None:
 def put_on(model: PreTrainedModel, saved: SavedAdapter, *, is_trainable: bool) -> Any:
     """Returns `model` with the adapter on it, unmerged. Changes the modules of `model`.
 
-    Raises `InputError` if the adapter was trained on other weights.
+    Raises `InputError` if the adapter was trained on other weights, for NaN or Inf in it, and for values of S outside
+    the map.
     """
+    for name, tensor in load_file(saved.folder / WEIGHTS).items():
+        if tensor.is_floating_point():
+            check_finite(tensor, "`adapter`", f" in {name}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(model, str(saved.folder), is_trainable=is_trainable, torch_device="cpu")
@@ -148,6 +155,9 @@ def put_on(model: PreTrainedModel, saved: SavedAdapter, *, is_trainable: bool) -
             "`adapter` must lie on the weights that it was trained on, got a model with other ones: another model, or "
             "one into which an adapter is merged; give the model that was tuned"
         )
+    for path, layer in adapted.get_base_model().named_modules():
+        if isinstance(layer, DseeLayer):
+            _check_positions(path, layer)
     return adapted
 
 
@@ -188,6 +198,13 @@ def _embedding_paths(model: PreTrainedModel) -> list[str]:
     """Paths of the embeddings and of the head that is made of them."""
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     return [path for path, module in model.named_modules() if any(module is end for end in ends)]
+
+
+def _check_positions(path: str, layer: DseeLayer) -> None:
+    """Raises `InputError` if a value of S lies outside the linear map."""
+    shape, omega = layer.dense_weight().shape, layer.update_of("default").omega.to("cpu")
+    if bool(((omega < 0) | (omega >= torch.tensor(shape)[:, None])).any()):
+        raise InputError(f"`adapter` must have positions inside the {shape[0]} x {shape[1]} entries of {path}")
 
 
 def _check_plain(config: LoraConfig) -> None:

@@ -35,15 +35,12 @@ class HeadChoice:
 
 
 def head_scores(
-    site: HeadSite, query: Float[Tensor, "rows hidden"], value: Float[Tensor, "rows hidden"]
+    site: HeadSite, query: Float[Tensor, " rows"], value: Float[Tensor, " rows"]
 ) -> Float[Tensor, " heads"]:
-    """Returns the sum of |x| over the rows of a head, those of its query in `query` and of its value in `value`."""
+    """Returns the sum over the rows of each head: those of its query in `query`, of its value in `value`."""
     heads = range(site.num_heads)
-    found = []
-    for matrix, rows in ((query, site.query_rows(heads)), (value, site.value_rows(heads))):
-        sums = matrix.detach().abs().sum(1, dtype=torch.float64)
-        found.append(sums[rows].view(site.num_heads, -1).sum(1))
-    return found[0] + found[1]
+    both = query[site.query_rows(heads)], value[site.value_rows(heads)]
+    return torch.stack([rows.view(site.num_heads, -1).sum(1) for rows in both]).sum(0)
 
 
 def kept_heads(scores: Mapping[str, Tensor], choice: HeadChoice) -> dict[str, list[int]]:

@@ -29,7 +29,7 @@ checkpoint with a shape error. {adapter}The licence is that of the source model.
 The full record, with the scores of all heads, is in `{record_file}`.
 """
 _SCORED = {
-    "update": "They had the smallest update by an adapter of DSEE.",
+    "update": "They had the smallest update by the adapter that was trained on it.",
     "weights": "They had the smallest weights of query and value.",
 }
 
