@@ -95,6 +95,7 @@ def test_the_table_is_printed_and_the_record_kept(model, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     again = refused("evaluate", model, *task, "--out", tmp_path / "out")
     assert "`--out` must" in again
+    assert call("evaluate", model, *task, "--out", tmp_path / "out", "--overwrite").exit_code == 0
 
 
 @installed

@@ -79,6 +79,19 @@ def test_texts_are_kept_and_shown(generator, tmp_path):
     assert json.loads(again.stdout)["scores"] == record["scores"]
 
 
+def test_a_former_evaluation_is_replaced_when_told_so(generator, tmp_path):
+    model, flags = generator
+    out = ("--out", tmp_path / "out")
+    assert call("evaluate", model, *flags, *out).exit_code == 0
+    before = (tmp_path / "out/evaluation.json").read_bytes()
+    flags[-1] = 2
+    assert "--overwrite replaces it" in refused("evaluate", model, *flags, *out)
+    assert (tmp_path / "out/evaluation.json").read_bytes() == before
+    assert call("evaluate", model, *flags, *out, "--overwrite").exit_code == 0
+    assert json.loads((tmp_path / "out/evaluation.json").read_text())["decoding"]["max_new_tokens"] == 2
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
 def test_a_stopped_evaluation_goes_on_where_it_was(generator, tmp_path, monkeypatch):
     model, flags = generator
     flags = [*flags, "--decode-batch", 1]

@@ -19,7 +19,7 @@ _DECODING = tuple(leaf.name for leaf in leaves(Decoding))
 _OF_TEXT = ("column", "window", "stride", "max_tokens", "seed")
 # What each way of scoring does not use, beside the data of the others.
 _NOT_USED = {
-    "data": ("validation", "out", "lm_eval_include", *_DECODING),
+    "data": ("validation", "out", "overwrite", "lm_eval_include", *_DECODING),
     "task": (*_OF_TEXT, "new_head", "lm_eval_include"),
     "lm_eval": (*_OF_TEXT, "validation", *_DECODING),
 }
@@ -47,6 +47,7 @@ class EvaluateOptions:
     lm_eval: tuple[str, ...] = option((), "Tasks of lm-eval, run in this process.", metavar="A[,B..]")
     lm_eval_include: str | None = option(None, "Folder of YAML files with tasks of your own for it.", metavar="DIR")
     out: str | None = option(None, "New folder for evaluation.json, and the texts of a generator.", metavar="DIR")
+    overwrite: bool = option(False, "Replace --out, if a former run wrote all that it holds.")
     device: str = option("cpu", "cpu (fp32) or cuda (in the dtype of MODEL; a task in fp32).")
     seed: int = option(0, "Of the bootstrap over the windows, for the interval.")
 
@@ -101,7 +102,7 @@ def _on_task(options: EvaluateOptions, progress: Progress) -> "TaskEvaluation":
     check_new_tokens(source.tokenizer, told.task)
     data = chosen_data(told, options.validation, REPORTED)
     encoded = with_decoding(encode_for_scores(source, data, told.max_length), options.decoding)
-    return evaluate_on_task(source, encoded, options.out, options.device, progress)
+    return evaluate_on_task(source, encoded, options.out, options.device, progress, overwrite=options.overwrite)
 
 
 def _by_harness(options: EvaluateOptions) -> "HarnessEvaluation":
@@ -114,7 +115,9 @@ def _by_harness(options: EvaluateOptions) -> "HarnessEvaluation":
     source = open_checkpoint(options.model)
     check_writes(source.empty())
     check_head_stored(source)
-    return evaluate_by_harness(source, options.lm_eval, manager, options.out, options.device)
+    return evaluate_by_harness(
+        source, options.lm_eval, manager, options.out, options.device, overwrite=options.overwrite
+    )
 
 
 def show(evaluation: "Evaluation | TaskEvaluation | HarnessEvaluation", options: EvaluateOptions) -> None:

@@ -75,16 +75,17 @@ def harness_tasks(names: Sequence[str], include: str | None) -> Any:
 
 
 def evaluate_by_harness(
-    source: Checkpoint, names: Sequence[str], manager: Any, out: str | None, device: str
+    source: Checkpoint, names: Sequence[str], manager: Any, out: str | None, device: str, *, overwrite: bool = False
 ) -> HarnessEvaluation:
-    """Runs the tasks `names` on `source`; the record is written into the new folder `out`, if one is named.
+    """Runs the tasks `names` on `source`; the record is written into the new folder `out`, if one is named,
+    or in the place of a former one with `overwrite`.
 
     Seeds, batches of shots and all else are lm-eval's own defaults. Global random streams are restored. Raises
     `InputError`, before weights are read, for a decoder whose tokenizer puts a token after a text.
     """
     check_texts_are_open(source)
     folder = None if out is None else user_path("out", out)
-    replaced = None if folder is None else check_output(folder, overwrite=False, reads=(source.name,))
+    replaced = None if folder is None else check_output(folder, overwrite=overwrite, reads=(source.name,))
     evaluator: Any = import_module("lm_eval.evaluator")
     models: Any = import_module("lm_eval.models.huggingface")
     model = source.load()

@@ -1,6 +1,5 @@
 """The scores of a checkpoint on a task, without training it."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,8 +32,8 @@ from mlpfusion.options.decoding import Decoding
 from mlpfusion.progress import Progress
 from mlpfusion.record import Origin, versions
 from mlpfusion.storage.listing import file_sha256
-from mlpfusion.storage.output import staged_folder
-from mlpfusion.storage.unfinished import expect_record, normalised, opened_work, remove_work, work_folder
+from mlpfusion.storage.record_job import RecordJob
+from mlpfusion.storage.unfinished import normalised
 
 RECORD_FILE = "evaluation.json"
 
@@ -72,35 +71,30 @@ def encode_for_scores(source: Checkpoint, data: TaskData[Any, Any], max_length: 
 
 
 def evaluate_on_task(
-    source: Checkpoint, data: EncodedTask, out: str | None, device: str, progress: Progress
+    source: Checkpoint, data: EncodedTask, out: str | None, device: str, progress: Progress, *, overwrite: bool = False
 ) -> TaskEvaluation:
     """Scores `source` on `data`, in fp32.
 
-    Generated texts and the record are written into the new folder `out`, if one is named. A run that was killed goes on
-    with the texts that are missing when it is started again.
+    Generated texts and the record are written into the new folder `out`, if one is named; `overwrite` replaces a
+    former one. A run that was killed goes on with the texts that are missing when it is started again.
     """
     if out is None:
         with TemporaryDirectory() as scratch:
             return _evaluated(source, data, Path(scratch), device, progress)
-    folder = user_path("out", out)
+    job = RecordJob(user_path("out", out), RECORD_FILE, overwrite, (source.name,))
     splits = {name: examples.sha256() for name, examples in data.evaluation.items()}
     told = {"decoding": asdict(data.decoding)} if isinstance(data, EncodedGeneration) else {}
     beside = adapter_beside(source.folder)
     told |= {} if beside is None else {"adapter": file_sha256(beside / "adapter_model.safetensors")}
     settings = normalised({"model": source.sha256, "task": data.task.name, "versions": versions()} | splits | told)
-    resume = work_folder(folder).exists()
-    with opened_work(folder, settings, RECORD_FILE, resume=resume, overwrite=False, reads=(source.name,)) as opened:
-        if opened.done is not None:
-            return _from_dict(opened.done)
-        found = _evaluated(source, data, work_folder(folder), device, progress)
-        text = json.dumps(asdict(found), indent=1) + "\n"
-        expect_record(folder, text)
-        with staged_folder(folder, opened.replaced) as staged:
-            (staged / RECORD_FILE).write_text(text, encoding="utf-8")
-            for file in sorted((work_folder(folder) / GENERATED).glob("*.jsonl")):
-                (staged / file.name).write_bytes(file.read_bytes())
-        remove_work(folder)
-    return found
+
+    def keep_texts(_record: dict[str, Any], staged: Path) -> None:
+        for file in sorted((job.folder / GENERATED).glob("*.jsonl")):
+            (staged / file.name).write_bytes(file.read_bytes())
+
+    return _from_dict(
+        job.record(settings, lambda: asdict(_evaluated(source, data, job.folder, device, progress)), keep_texts)
+    )
 
 
 def _evaluated(source: Checkpoint, data: EncodedTask, folder: Path, device: str, progress: Progress) -> TaskEvaluation:
