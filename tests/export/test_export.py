@@ -10,12 +10,20 @@ from pico import PICO, others_slow, pico_config, pico_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+import mlpfusion
+from mlpfusion.compression.install import install_outcomes
+from mlpfusion.compression.plan import make_plan
+from mlpfusion.compression.settings import Settings
 from mlpfusion.errors import InputError
 from mlpfusion.export import table
 from mlpfusion.export.fresh import run_module
 from mlpfusion.export.hf import TARGET
 from mlpfusion.export.run import EXPORT_RECORD_FILE
 from mlpfusion.extras import ONNX
+from mlpfusion.kinds.outcome import Routed
+from mlpfusion.options.selection import Selection
+from mlpfusion.sites.sites import find_sites, read_mlp
+from mlpfusion.sites.table import ARCHITECTURES
 
 LACKING = replace(ONNX, modules=("no_such_module",))
 
@@ -61,6 +69,21 @@ def test_layers_of_different_widths_are_padded_on_request_only(cut, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] == width
 
 
+def test_routed_blocks_are_refused_by_every_target_before_weights_are_read(tmp_path, monkeypatch):
+    model, row = pico_model("bert"), ARCHITECTURES["bert"]
+    plan = make_plan(find_sites(model, row), Selection(keep_ratio=0.5))
+    routers = torch.zeros(4, model.config.hidden_size), torch.zeros(4, 4)
+    outcomes = [Routed(read_mlp(model, site), *routers, 2) for site, _ in plan.entries]
+    settings = Settings(mlpfusion.MoEfication(), Selection(keep_ratio=0.5), 0)
+    install_outcomes(model, plan, outcomes, row, settings, torch.device("cpu"))
+    model.save_pretrained(tmp_path / "cut")
+    monkeypatch.setattr("mlpfusion.checkpoint.open.Checkpoint.load", None)
+    for name, target in list(table.TARGETS.items()):
+        monkeypatch.setitem(table.TARGETS, name, replace(target, needs=None))
+        message = refused("export", tmp_path / "cut", tmp_path / "out", "--to", name)
+        assert "its blocks are routed to experts, which no stock model does" in message
+
+
 @pytest.mark.slow
 def test_a_checkpoint_in_bf16_stays_one(cut, tmp_path):
     source = cut("llama", auto_class=AutoModelForCausalLM, dtype=torch.bfloat16)
@@ -98,7 +121,7 @@ def test_the_other_process_cannot_import_this_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--to", "tflite"), "`--to` must be one of hf, onnx, openvino, gguf, got 'tflite'"),
+        (("--to", "tflite"), "`--to` must be one of hf, onnx, openvino, executorch, gguf, got 'tflite'"),
         (("--pad-to", 0), "`--pad-to` must be at least 1, got 0"),
         (("--dtype", "f16"), "`--dtype` must be left out but for `--to` gguf, got 'f16'"),
     ],

@@ -19,9 +19,31 @@ from mlpfusion.extras import ONNX, OPENVINO
 from mlpfusion.kinds.stock.entries import set_entries
 
 
+def exporter_module(kind: str) -> Any:
+    """The module of transformers' exporter of one kind. Raises `InputError` for an older transformers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the engines import
+            return importlib.import_module(f"transformers.exporters.exporter_{kind}")
+    except ModuleNotFoundError as error:
+        raise InputError("`to` needs transformers 5.23 or newer for graphs: pip install -U transformers") from error
+
+
+def write_graph(
+    exporter: Any, config: Any, model: PreTrainedModel, inputs: dict[str, Tensor], source: Path, folder: Path
+) -> None:
+    """Writes the graph of `model`, traced with `inputs`, and the tokenizer and the like of its checkpoint `source`."""
+    set_entries(model, {}, None)  # a graph needs no key: the widths are in it
+    # What the exporters print of their steps is no result, and what they warn of is theirs to mend.
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exporter.export(model, inputs, config=config).save_pretrained(folder)
+    copy_carried(source, folder)
+
+
 @dataclass(frozen=True)
 class _Graph:
-    """A kind of graph: where transformers keeps its exporter, and the script that runs it."""
+    """A kind of graph: the module of its exporter, the names in it, and the script that runs it."""
 
     module: str
     exporter: str
@@ -29,26 +51,18 @@ class _Graph:
     runner: str
 
     def write(self, model: PreTrainedModel, work: ExportWork, folder: Path) -> None:
-        """Writes the graph for batches of any size and length. Raises `InputError` for an older transformers."""
-        try:
-            module: Any = importlib.import_module(f"transformers.exporters.{self.module}")
-        except ModuleNotFoundError as error:
-            raise InputError("`to` needs transformers 5.23 or newer for graphs: pip install -U transformers") from error
-        config = getattr(module, self.config)(dynamic=True)
-        set_entries(model, {}, None)  # a graph needs no key: the widths are in it
-        # What the exporters print of their steps is no result, and what they warn of is theirs to mend.
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            getattr(module, self.exporter)().export(model, work.traced, config=config).save_pretrained(folder)
-        copy_carried(work.source.folder, folder)
+        """Writes the graph for batches of any size and length."""
+        module = exporter_module(self.module)
+        exporter, config = getattr(module, self.exporter)(), getattr(module, self.config)(dynamic=True)
+        write_graph(exporter, config, model, work.traced, work.source.folder, folder)
 
     def found(self, work: ExportWork, folder: Path) -> Tensor:
         """The first output of the graph."""
         return outputs_of(self.runner, folder, work.compared)
 
 
-_ONNX = _Graph("exporter_onnx", "OnnxExporter", "OnnxConfig", "onnx_runtime")
-_OPENVINO = _Graph("exporter_openvino", "OpenVINOExporter", "OpenVINOConfig", "open_vino")
+_ONNX = _Graph("onnx", "OnnxExporter", "OnnxConfig", "onnx_runtime")
+_OPENVINO = _Graph("openvino", "OpenVINOExporter", "OpenVINOConfig", "open_vino")
 TARGETS = (
     Target("onnx", "ONNX Runtime", _ONNX.write, first_output, _ONNX.found, needs=ONNX),
     Target("openvino", "OpenVINO", _OPENVINO.write, first_output, _OPENVINO.found, needs=OPENVINO),

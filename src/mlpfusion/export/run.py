@@ -74,7 +74,8 @@ def check_export(source: Checkpoint, target: Target, pad_to: int | None, dtype: 
     if key is None and pad_to is not None:
         raise InputError(f"`pad_to` must be left out for a model whose MLPs have one width, got {pad_to}")
     form = StockForm(reason=NO_STOCK_FORM) if key is None else form_after_fold(source.empty(), key, pad_to)
-    if (reason := target.refusal(source.config, form)) is not None:
+    reason = target.refusal(source.config, form) if form.is_foldable else form.reason
+    if reason is not None:
         cure = "; --pad-to gives them one" if form.is_uneven else ""
         raise InputError(f"`to` {target.name} must find a stock form of the model, but {reason}{cure}")
     check_fit(source.folder, source.config)

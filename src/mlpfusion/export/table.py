@@ -1,10 +1,12 @@
 """The targets of `mlpfusion export`: one row each."""
 
 from mlpfusion.errors import InputError, shown
-from mlpfusion.export import gguf, graphs, hf
+from mlpfusion.export import executorch, gguf, graphs, hf
 from mlpfusion.export.target import Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (hf.TARGET, *graphs.TARGETS, gguf.TARGET)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (hf.TARGET, *graphs.TARGETS, executorch.TARGET, gguf.TARGET)
+}
 
 
 def find_target(name: str) -> Target:

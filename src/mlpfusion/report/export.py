@@ -13,6 +13,7 @@ WHAT = {
     "hf": "a stock checkpoint of transformers",
     "onnx": "a graph for ONNX Runtime, `model.onnx`",
     "openvino": "a graph for OpenVINO, `openvino_model.xml`",
+    "executorch": "a program for ExecuTorch on CPUs, `model.pte`",
     "gguf": "a file for llama.cpp, `model.gguf`",
 }
 _CARD = """\

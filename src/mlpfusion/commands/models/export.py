@@ -16,14 +16,14 @@ class ExportOptions:
     """Writes MODEL, compressed by mlpfusion (a folder or a Hub id), into the new folder OUT for other engines.
 
     Constants, factors and masks are folded into plain weights: export after the training. hf is a stock checkpoint of
-    transformers, which other servers load too; onnx and openvino are graphs; gguf is a file for llama.cpp. What was
-    written is run by its engine, without this package, and compared: OUT appears if the outputs agree, complete or not
-    at all.
+    transformers, which other servers load too; onnx and openvino are graphs; executorch is a program for phones,
+    gguf a file for llama.cpp. What was written is run by its engine, without this package, and compared: OUT appears if
+    the outputs agree, complete or not at all.
     """
 
     model: str = argument("MODEL")
     out: str = argument("OUT")
-    to: str = option("hf", "hf, onnx, openvino or gguf.", metavar="TARGET")
+    to: str = option("hf", "hf, onnx, openvino, executorch or gguf.", metavar="TARGET")
     pad_to: int | None = option(
         None, "Give all layers one width by neurons of zeros: the smallest multiple of this that holds the widest."
     )

@@ -64,7 +64,7 @@ def fold(model: PreTrainedModel, *, pad_to: int | None = None) -> PreTrainedMode
 def form_after_fold(empty: PreTrainedModel, key: FusionKey, pad_to: int | None = None) -> StockForm:
     """What `fold` will make of a model with `key`. `empty` is on the meta device, compressed or not; it is changed."""
     if (reason := _no_stock_form(key)) is not None:
-        return StockForm(reason=reason)
+        return StockForm(reason=reason, is_foldable=False)
     for site in installed_sites(empty, key):
         rebuild(empty, site, key.sites[site.holder])
     return _fold_blocks(empty, key, pad_to)

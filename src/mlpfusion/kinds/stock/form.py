@@ -19,12 +19,14 @@ from mlpfusion.sites.width_keys import saved_shapes, stock_shapes
 class StockForm:
     """The widths that the config of a stock model must hold, by their names there; or the reason why there is none.
 
-    `is_uneven` where the reason is layers of different widths.
+    `is_uneven` where the reason is layers of different widths; not `is_foldable` where blocks are not linear maps even
+    after folding, which no other engine holds.
     """
 
     widths: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     is_uneven: bool = False
+    is_foldable: bool = True
 
 
 def stock_after_fold(empty: PreTrainedModel, row: Architecture, widths: Mapping[str, int]) -> StockForm:

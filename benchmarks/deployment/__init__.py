@@ -1,0 +1,1 @@
+"""What benchmarks/deploy_paths.py tries, one file a kind of path."""
