@@ -86,7 +86,7 @@ def test_data_free_calibrates_an_encoder_on_random_tokens(checkpoint, tmp_path):
     [
         (["--method", "maintain-output"], "`--calibration` must be given for maintain-output, or `--data-free`"),
         (["--calibration", "{texts}"], "`--calibration` must be left out for fusion, which takes none"),
-        (["--data-free"], "`--data-free` must be left out but for flap, nirvana, maintain-output"),
+        (["--data-free"], "`--data-free` must be left out but for flap, fisher, nirvana, maintain-output"),
         (["--sequential"], "`--sequential` must be left out for fusion"),
         (["--method", "nirvana", "--data-free"], "`--width` must be left out for nirvana, which chooses the width of"),
         (["--column", "text"], "`--column` must be left out without `--calibration`, got 'text'"),

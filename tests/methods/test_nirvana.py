@@ -328,5 +328,5 @@ def test_traces_of_another_f_are_refused():
         with pytest.raises(InputError, match=message):
             mlpfusion.compress(model, method, keep_ratio=0.5, calibration=traced)
     unknown: Any = "loss"
-    with pytest.raises(InputError, match="`scalar` must be one of head, peak, got 'loss'"):
+    with pytest.raises(InputError, match="`scalar` must be one of head, peak, likelihood, got 'loss'"):
         trace_calibration(model, sites_of(model), batches, 0, scalar=unknown)
