@@ -5,9 +5,9 @@ from typing import Any
 
 from mlpfusion.data.tasks import find_task
 from mlpfusion.report.grid.columns import ScoreColumn
-from mlpfusion.report.grid.tables import shares, stage_table
+from mlpfusion.report.grid.tables import stage_table
 from mlpfusion.report.numbers import FULL
-from parts.verdict import judge
+from parts.verdict import judge, mean_shares
 
 # "Competitive" is the word of the abstract; the number is ours.
 _NEAR, _WHOSE = 99.0, "our reading of `competitive`"
@@ -38,8 +38,7 @@ def dsee_claims(record: dict[str, Any]) -> str:
 
 def _answer(record: dict[str, Any], label: str) -> str:
     """The claim about the score, for the mean over the tasks, seed by seed."""
-    by_task = [shares(record, label, column) for column in _columns(record)]
-    return judge([statistics.mean(tasks) for tasks in zip(*by_task, strict=True)], _NEAR, _WHOSE)
+    return judge(mean_shares([(record, column) for column in _columns(record)], label), _NEAR, _WHOSE)
 
 
 def _second_stage(record: dict[str, Any], label: str) -> str:

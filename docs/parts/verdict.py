@@ -6,7 +6,7 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from mlpfusion.report.grid.columns import columns, labels
+from mlpfusion.report.grid.columns import ScoreColumn, columns, labels
 from mlpfusion.report.grid.tables import shares
 
 # Table 2 of the paper, SST-2: labels of ours -> accuracy there.
@@ -48,7 +48,12 @@ def verdict_on(records: list[dict[str, Any]]) -> str:
 
 def shares_of_tasks(records: list[dict[str, Any]], name: str) -> list[float]:
     """The mean over the tasks of the share of the full model's score that a method keeps, seed by seed."""
-    found = [shares(record, name, column) for record in records for column in columns(record)]
+    return mean_shares([(record, column) for record in records for column in columns(record)], name)
+
+
+def mean_shares(scores: Sequence[tuple[dict[str, Any], ScoreColumn]], name: str) -> list[float]:
+    """The mean over columns of records of the share of the full model's score that a method keeps, seed by seed."""
+    found = [shares(record, name, column) for record, column in scores]
     return [statistics.mean(tasks) for tasks in zip(*found, strict=True)]
 
 

@@ -14,7 +14,7 @@ from mlpfusion.checks import check_finite
 from mlpfusion.kernel import BlockTrace
 from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.methods.block import Block, CalibrationNeeds
-from mlpfusion.methods.calibrated.refit import activation_chunks
+from mlpfusion.methods.calibrated.refit import activation_chunks, chunks_like
 from mlpfusion.methods.data_free.neuron_pruning import keep_best
 from mlpfusion.mlp import MLP
 
@@ -56,11 +56,9 @@ def information(mlp: MLP, trace: BlockTrace) -> Float64[Tensor, " neurons"]:
     [36.0]
     """
     total = torch.zeros(mlp.num_neurons, dtype=torch.float64, device=mlp.up.device)
-    chunks = activation_chunks(mlp, trace.inputs)
-    first = 0
-    for activations in chunks:
-        cotangents = trace.cotangents[first : first + len(activations)].to(activations)
-        effects = activations * (cotangents @ mlp.down.to(activations))
+    chunks = zip(activation_chunks(mlp, trace.inputs), chunks_like(trace.inputs, trace.cotangents), strict=True)
+    for activations, cotangents in chunks:
+        assert cotangents is not None
+        effects = activations * (cotangents.to(activations) @ mlp.down.to(activations))
         total += effects.double().square().sum(0)
-        first += len(activations)
     return total

@@ -95,7 +95,7 @@ def moments(
     block, size = in_compute_dtype(mlp), mlp.num_neurons + (mlp.down_bias is not None)
     gram = torch.zeros(size, size, dtype=torch.float64, device=mlp.up.device)
     missing = None if targets is None else gram.new_zeros(size, mlp.hidden_size)
-    chunks = activation_chunks(mlp, inputs), _chunks(inputs, targets), _chunks(inputs, weights)
+    chunks = activation_chunks(mlp, inputs), chunks_like(inputs, targets), chunks_like(inputs, weights)
     for activations, target, weight in zip(*chunks, strict=True):
         ones = activations.new_ones(len(activations), size - mlp.num_neurons)
         columns = weighted(torch.cat([activations, ones], dim=1), weight)
@@ -115,7 +115,7 @@ def activation_chunks(
     With `weights`, each row is multiplied by the weight of its token.
     """
     block = in_compute_dtype(mlp)
-    for x, weight in zip(inputs.split(_CHUNK_TOKENS), _chunks(inputs, weights), strict=True):
+    for x, weight in zip(inputs.split(_CHUNK_TOKENS), chunks_like(inputs, weights), strict=True):
         yield weighted(hidden_activations(block, x.to(block.up)), weight)
 
 
@@ -128,7 +128,7 @@ def weighted(rows: Float[Tensor, "tokens features"], weights: Float[Tensor, " to
     return rows if weights is None else rows * weights.to(rows)[:, None]
 
 
-def _chunks(inputs: Tensor, of_tokens: Tensor | None) -> Sequence[Tensor | None]:
+def chunks_like(inputs: Tensor, of_tokens: Tensor | None) -> Sequence[Tensor | None]:
     """Splits what belongs to the tokens of `inputs` like them; as many Nones for None."""
     return [None] * -(-len(inputs) // _CHUNK_TOKENS) if of_tokens is None else of_tokens.split(_CHUNK_TOKENS)
 
