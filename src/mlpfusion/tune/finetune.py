@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlpfusion.data.language.labels import is_shifted
 from mlpfusion.data.tasks import check_metric, kind_of_task, merit
 from mlpfusion.dsee.record import DseeRecord
 from mlpfusion.generation.run import generate_and_score
+from mlpfusion.loop.rows import RowDecay, used_rows
 from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.training import Finetune
 from mlpfusion.progress import Progress
@@ -106,7 +108,13 @@ def _train_all(
     train, selection = split_train(data, config)
     routers = frozen_routers(model, freeze=config.freeze_router)
     use_cache = getattr(model.config, "use_cache", None)
-    with TemporaryDirectory() as scratch, seeded(config.seed), frozen(routers.values()):
+    trains_weights = config.adapter is config.continued is None and (again is None or again is model)
+    rows_of = (
+        used_rows(model, train, data.collate)
+        if trains_weights and not torch.distributed.is_initialized()
+        else nullcontext()
+    )
+    with TemporaryDirectory() as scratch, seeded(config.seed), frozen(routers.values()), rows_of as rows:
         together = kind.evaluation_batch(config.batch_size)
         arguments = _arguments(context.folder or Path(scratch), config, metric, together, chooses=selection is not None)
         if config.continued is not None:
@@ -119,6 +127,7 @@ def _train_all(
         watch = StepWatch(context.progress, f"learning rate {config.learning_rate:g}, seed {config.seed}")
         patience = [] if config.patience is None else [Patience(config.patience, metric)]
         within = [] if config.save_steps is None else [SaveWithinEpochs(config.save_steps)]
+        decay = [] if rows is None else [RowDecay(rows)]
         trainer = StageTrainer(
             model=trained,
             args=arguments,
@@ -127,7 +136,7 @@ def _train_all(
             data_collator=data.collate,
             compute_metrics=lambda output: kind.score(data.task, output.predictions, output.label_ids),
             preprocess_logits_for_metrics=partial(kind.kept, shifted=is_shifted(model.config)),
-            callbacks=[watch, *patience, *within, *context.callbacks],
+            callbacks=[watch, *patience, *within, *decay, *context.callbacks],
         )
         before = None if again is None else _all_scores(trainer, data)
         seconds = _train(trainer, patience)
@@ -137,6 +146,8 @@ def _train_all(
         )
         record = _run_record(trainer, config, metric, kind.choices(data.task), scores, seconds, watch)
         record = replace(record, generated=generated, dsee=_dsee_record(trained), before=before)
+        if rows is not None:
+            record = replace(record, trained_parameters=record.trained_parameters + rows.num_others)
     if use_cache is not None:  # the Trainer switches it off
         model.config.use_cache = use_cache
     if sha256 is not None:
