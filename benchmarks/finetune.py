@@ -6,8 +6,8 @@ all-MiniLM-L6-v2, and MPNET if it is given (examples/mpnet.py makes it). Every r
 otherwise idle machine, all loops of a seed after each other; a seed draws the head, the order and the dropout. Every
 loop sees the same tokens in batches of 32 with the same rate, decay and schedule, and scores the validation split
 once. Padded to 128 is what run_glue.py does, the collator's padding what the Trainer does by itself, and it can group
-by length when told so. Fused: all layers at a quarter of their width, cut in the same process. A run that the record
-holds is not repeated, so a command that was stopped goes on.
+by length when told so. Fused: all layers at a quarter of their width, cut in the same process. bf16: autocast, the
+weights stay fp32. A run that the record holds is not repeated, so a command that was stopped goes on.
 """
 
 import argparse
@@ -25,9 +25,28 @@ from typing import Any
 
 from mlpfusion.storage.atomic import write_file
 
-PADDED, DYNAMIC, GROUPED = "Trainer, padded to 128", "Trainer", "Trainer, grouped by length"
-FULL, FUSED = "tune, full", "tune, fused"
-LOOPS = (PADDED, DYNAMIC, GROUPED, FULL, FUSED)
+
+@dataclass(frozen=True)
+class Loop:
+    """How a run trains: by transformers' Trainer or by `tune`, the full model or the fused one."""
+
+    by_trainer: bool = False
+    is_padded: bool = False
+    is_grouped: bool = False
+    is_fused: bool = False
+    precision: str = "fp32"
+
+
+LOOPS = {
+    "Trainer, padded to 128": Loop(by_trainer=True, is_padded=True),
+    "Trainer": Loop(by_trainer=True),
+    "Trainer, grouped by length": Loop(by_trainer=True, is_grouped=True),
+    "Trainer, bf16": Loop(by_trainer=True, precision="bf16"),
+    "tune, full": Loop(),
+    "tune, fused": Loop(is_fused=True),
+    "tune, full, bf16": Loop(precision="bf16"),
+    "tune, fused, bf16": Loop(is_fused=True, precision="bf16"),
+}
 BATCH, MAX_LENGTH, KEEP_RATIO, WARM_UP, DECAY = 32, 128, 0.25, 0.06, 0.1
 # Task -> training examples of one epoch. SST-2 has 13 tokens a text, MRPC 53, RTE 70 and up to the limit.
 TASKS = {"sst2": 3200, "mrpc": 1280, "rte": 960}
@@ -36,7 +55,7 @@ RATES = {"MiniLM": 1e-4, "MPNet": 5e-5}
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning run."""
+    """One fine-tuning run; `loop` is a name in `LOOPS`."""
 
     model: str
     task: str
@@ -81,11 +100,12 @@ def measured(run: Run, folder: Path, started: float) -> Row:
         select_on="last",
         max_train_samples=TASKS[run.task],
         device="cpu",
+        precision=LOOPS[run.loop].precision,
     )
     source = open_for_training(str(folder))
     data = encode_for(source, load_task(run.task), MAX_LENGTH, config)
     model = load_for_task(source, data.task, run.seed)
-    loop = by_tune if run.loop in (FULL, FUSED) else by_trainer
+    loop = by_trainer if LOOPS[run.loop].by_trainer else by_tune
     ready = time.time()
     steps, training, scores = loop(run, model, data, config)
     return Row(
@@ -106,7 +126,7 @@ def by_tune(run: Run, model: Any, data: Any, config: Any) -> tuple[int, float, M
     from mlpfusion.tune.finetune import finetune
 
     started = time.time()
-    if run.loop == FUSED:
+    if LOOPS[run.loop].is_fused:
         mlpfusion.compress(model, mlpfusion.Fusion(), keep_ratio=KEEP_RATIO, seed=run.seed)
     cut = time.time() - started
     _, record = finetune(model, data, config)
@@ -120,7 +140,8 @@ def by_trainer(run: Run, model: Any, data: Any, config: Any) -> tuple[int, float
     from mlpfusion.data.tasks import kind_of_task
 
     tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
-    padding = "max_length" if run.loop == PADDED else "longest"
+    loop = LOOPS[run.loop]
+    padding = "max_length" if loop.is_padded else "longest"
     with TemporaryDirectory() as states:
         trainer = Trainer(
             model=model,
@@ -132,10 +153,11 @@ def by_trainer(run: Run, model: Any, data: Any, config: Any) -> tuple[int, float
                 learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
                 warmup_steps=config.warmup_ratio,
-                train_sampling_strategy="group_by_length" if run.loop == GROUPED else "random",
+                train_sampling_strategy="group_by_length" if loop.is_grouped else "random",
                 seed=run.seed,
                 save_strategy="epoch",  # as `tune` does
                 use_cpu=True,
+                bf16=loop.precision == "bf16",
                 disable_tqdm=True,
                 report_to="none",
             ),

@@ -28,6 +28,7 @@ from parts.deploying import paths_table, paths_versions
 from parts.dsee import dsee_claims, dsee_stages
 from parts.dynamics import dynamics, dynamics_over_fusion
 from parts.exports import exports_table, gguf_perplexity_table
+from parts.finetune import finetune_table
 from parts.generation import pretraining_table, webnlg_examples, webnlg_order, webnlg_table
 from parts.headlines import headlines
 from parts.inference import inference_sizes, inference_table
@@ -87,6 +88,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "llama-output-errors": llama_errors("output_error"),
     "exports": lambda: exports_table(read_result("exports")),
     "gguf-perplexity": lambda: gguf_perplexity_table(read_result("gguf_perplexity")),
+    "finetune": lambda: finetune_table(read_result("finetune")),
     "headlines": headlines,
     "mean-errors": mean_errors,
     "method-options": method_options,
