@@ -8,6 +8,8 @@ from typing import Any
 _MAX_LENGTH = 1200
 # Unicode categories: control and format characters, lone surrogates, line and paragraph separators.
 _NOT_PRINTED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# What the code of a model, and what runs or traces it, may raise for inputs that it does not take.
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class InputError(ValueError):

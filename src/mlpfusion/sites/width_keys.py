@@ -9,24 +9,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mlpfusion.errors import InputError, shown
+from mlpfusion.errors import REFUSALS, InputError, shown
 from mlpfusion.sites.parts import parts_of, text_config
 from mlpfusion.sites.sites import Site, base_prefix, by_holder, linear_maps
 from mlpfusion.sites.table import Architecture, Stack
 
 # What the `__init__` of a model class may raise for a config that it does not like.
-_REFUSALS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
+_REFUSALS = (*REFUSALS, ImportError, StrictDataclassError)
 _USUAL = ("intermediate", "ffn", "inner", "d_ff", "mlp")
 
 

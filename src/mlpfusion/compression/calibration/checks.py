@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mlpfusion.batch import Batch
-from mlpfusion.errors import InputError, one_line
+from mlpfusion.errors import REFUSALS, InputError, one_line
 from mlpfusion.methods.names import method_name
 from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import METHODS
@@ -73,7 +73,7 @@ def check_taken(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         try:
             with eval_mode(model):
                 base(**first)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except REFUSALS as error:
             wanted = f"`calibration` must hold batches that a {type(model).__name__} takes"
             raise InputError(f"{wanted}, batch {number} is none: {one_line(error)}") from error
 

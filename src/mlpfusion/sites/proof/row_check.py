@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mlpfusion.checks import num_not_finite
-from mlpfusion.errors import InputError, one_line, shown
+from mlpfusion.errors import REFUSALS, InputError, one_line, shown
 from mlpfusion.mlp import forward
 from mlpfusion.sites.coverage import unnamed_mixtures, visited_share
 from mlpfusion.sites.detect import find_architecture
@@ -34,8 +34,6 @@ from mlpfusion.sites.traces import Seen, watch_sites
 from mlpfusion.sites.width_keys import check_width_keys
 
 Held = Callable[[nn.Module], AbstractContextManager[Any]]
-# What a model may raise for inputs that it does not take.
-_REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def check_row(model: PreTrainedModel, sites: Sequence[Site], held: Held = nullcontext) -> None:
@@ -80,7 +78,7 @@ def made_up_runs(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[Made
         for inputs in made_up_inputs(part):
             try:
                 run = _watched_run(model, sites, part, inputs)
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 refusals += [one_line(error)] if part is base else []
                 continue
             has_run = True
