@@ -41,6 +41,7 @@ _TASK_OPTIONS: dict[str, dict[str, Any]] = {
     "LTH": {"learning_rate": 5e-3, "batch_size": 16},
     "GemMiner": {"learning_rate": 5e-2, "batch_size": 16},
     "FLOP": {"learning_rate": 1e-3, "batch_size": 16},
+    "Slimming": {"learning_rate": 1e-3, "batch_size": 16},
     "MoEfication": {"epochs": 3, "batch_size": 64},
 }
 _TASK = make_task()

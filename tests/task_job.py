@@ -16,4 +16,5 @@ def make_job(name: str = "bert", keep_ratio: float = 0.25, data: EncodedTask = H
     """All parameters of the model train; `options` are those of `pico_model`."""
     model = pico_model(name, AutoModelForSequenceClassification, **options).requires_grad_(True)
     sites = sites_of(model)[-2:]
-    return TaskJob(model, tuple(sites), keep_ratio, data, 0, lambda done, total, what: None)
+    widths = tuple(round(keep_ratio * site.intermediate_size) for site in sites)
+    return TaskJob(model, tuple(sites), keep_ratio, data, 0, lambda done, total, what: None, widths)

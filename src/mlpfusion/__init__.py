@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mlpfusion.methods.on_task.gem_miner import GemMiner as GemMiner
     from mlpfusion.methods.on_task.lth import LTH as LTH
     from mlpfusion.methods.on_task.moefication import MoEfication as MoEfication
+    from mlpfusion.methods.on_task.slimming import Slimming as Slimming
     from mlpfusion.record import Record as Record
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ _PUBLIC = {
     "RandomNeurons": "mlpfusion.methods.data_free.random_neurons",
     "Record": "mlpfusion.record",
     "Sketch": "mlpfusion.methods.data_free.sketch",
+    "Slimming": "mlpfusion.methods.on_task.slimming",
     "SVD": "mlpfusion.methods.data_free.svd",
     "WhitenedSVD": "mlpfusion.methods.calibrated.whitened_svd",
 }

@@ -26,6 +26,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "MoEfication": {"epochs": 1},
     "NTKMatch": {"refine_epochs": 1},
     "NTKSAP": {"num_rounds": 2},
+    "Slimming": {"batch_size": 96},
 }
 METHODS = [method(**QUICK.get(method.__name__, {})) for method in (*ONE_SHOT, *ON_TASK)]
 _OFTEN = (mlpfusion.Fusion, mlpfusion.NTKMatch, mlpfusion.SVD, mlpfusion.Magnitude, mlpfusion.LTH)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command import call, refused
 from filelock import FileLock
-from pico import HIDDEN, WIDTH
+from pico import HIDDEN, WIDTH, pico_config
 from test_schedule import numbers
 
 from mlpfusion.errors import InputError
@@ -20,7 +20,7 @@ from mlpfusion.tune.record import TUNE_RECORD_FILE
 DSEE = "dsee=2:sparse=8:omega=magnitude"
 FIRST = "sst2-full-dsee-sparse-8-omega-magnitude-all-1-seed-0-"
 UNDER, OTHERS = 6 * HIDDEN * HIDDEN, 3 * (2 * HIDDEN * HIDDEN + 2 * WIDTH * HIDDEN) + HIDDEN * HIDDEN
-TOGETHER = "`methods` must have zeros with full, lora or dsee, and heads with lora or dsee"
+TOGETHER = "`methods` must have zeros with full, lora or dsee"
 TUNE = ("--task", "sst2", "--learning-rate", 1e-2, "--select-on", "last", "--epochs", 3, "--batch-size", 16)
 
 
@@ -116,6 +116,20 @@ def test_a_pruned_model_trains_on_with_its_zeros(small, first_runs, tmp_path):
     ]
     assert twice["run"]["training_loss"] != before["training_loss"]
     assert not (tmp_path / "out" / "first").exists()
+
+
+@pytest.mark.slow
+def test_without_an_adapter_heads_go_by_their_coefficients(small, first_runs, tmp_path):
+    """EarlyBERT's two parts, neurons and heads, and heads of the full model alone."""
+    slim, both, heads = made(small("slimming", "slimming+heads=1", "full+heads=1"), tmp_path / "out")
+    assert first_runs == ["slimming", "full - 1 head a layer"]
+    size = HIDDEN // pico_config("bert").num_attention_heads
+    for less, more in ((both, slim["parameters"]), (heads, heads["parameters"])):
+        assert more - less["cost"]["parameters"] == 3 * size * (4 * HIDDEN + 3)
+        assert less["run"]["trained_parameters"] == less["cost"]["parameters"]
+        assert set(less["run"]["before"]) == {"validation"}
+    assert both["first"] == slim["run"]["scores"]
+    assert both["cost"]["flops"] < slim["cost"]["flops"]
 
 
 @pytest.mark.slow
@@ -220,8 +234,6 @@ def test_only_a_second_stage_is_new_in_the_identity_of_a_run(small, tmp_path):
     ("method", "message"),
     [
         ("fusion+zeros=0.2", f"{TOGETHER}, got 'fusion+zeros=0.2'"),
-        ("fusion+heads=1", f"{TOGETHER}, got 'fusion+heads=1'"),
-        ("full+heads=1", f"{TOGETHER}, got 'full+heads=1'"),
         ("full+zeros=1.2", "`zeros` must be above 0 and below 1, got '1.2'"),
         ("full+zeros=0.2:criterion=w", "`zeros` must be NAME=VALUE among ratio, rounds, divided by commas, got"),
         ("full+zeros=0.2:rounds=0", "`zeros rounds` must be a whole number of at least 1, got 0"),

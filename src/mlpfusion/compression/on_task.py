@@ -81,7 +81,9 @@ def learn(
     check_visited(model, plan.sites)
     assert plan.keep_ratio is not None
     with seeded(seed):
-        job = TaskJob(_working_copy(model, place), tuple(plan.sites), plan.keep_ratio, data, seed, told)
+        widths = tuple(width for _, width in plan.entries)
+        copied, sites = working_copy(model, place), tuple(plan.sites)
+        job = TaskJob(copied, sites, plan.keep_ratio, data, seed, told, widths, plan.round_to)
         outcomes = tuple(METHODS[type(method)].compress(job, method))
     seconds = round(time.perf_counter() - started, 3)
     return Learned(row, plan, outcomes, Settings(method, selection, seed, task=data), place, seconds)
@@ -102,7 +104,7 @@ def install_learned(model: PreTrainedModel, learned: Learned) -> Record:
     return replace(record, seconds=learned.seconds)
 
 
-def _working_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def working_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Copies the model to `device`, in fp32 or better and in eval mode, with gradients for all parameters."""
     copied = cast(nn.Module, copy.deepcopy(model))
     copied.to(device, torch.promote_types(model.dtype, torch.float32)).eval().requires_grad_(True)

@@ -32,7 +32,7 @@ from mlpfusion.methods.data_free import (
     sketch,
     svd,
 )
-from mlpfusion.methods.on_task import flop, gem_miner, lth, moefication
+from mlpfusion.methods.on_task import flop, gem_miner, lth, moefication, slimming
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ METHODS: dict[type, Method] = {
     ntk_sap.NTKSAP: Method(ntk_sap.compress, makes=Masked),
     lth.LTH: Method(lth.compress, makes=Masked, sees="labels"),
     gem_miner.GemMiner: Method(gem_miner.compress, makes=Masked, sees="labels"),
+    slimming.Slimming: Method(slimming.compress, sees="labels", ranked_together=True),
     flop.FLOP: Method(flop.compress, makes=LowRank, sees="labels"),
     moefication.MoEfication: Method(moefication.compress, makes=Routed, sees="labels"),
 }

@@ -26,7 +26,8 @@ class TableRow:
     """One row of the table: a method, epochs of layer-wise tuning, an adapter, a second stage.
 
     `method` is None for a model in which nothing is compressed. `second` is what is taken from the trained model, which
-    then trains again: weights or heads, as the adapter says, or without one the smallest weights of the full model.
+    then trains again: weights or heads, as the adapter says, or without one the smallest weights of the full model, or
+    the heads of the smallest trained coefficients.
     """
 
     model: str
@@ -47,6 +48,8 @@ class TableRow:
         'full + DSEE + 20 % zeros criterion=w'
         >>> parse_table_row("fusion+dsee+heads=3", "model").label
         'fusion + DSEE - 3 heads a layer'
+        >>> parse_table_row("slimming+heads=1", "model").label
+        'slimming - 1 head a layer'
         >>> parse_table_row("full+zeros=0.5:rounds=3", "model").label
         'full + 50 % zeros rounds=3'
         """
@@ -92,10 +95,8 @@ def parse_table_row(text: str, model: str) -> TableRow:
     second = None
     if taken is not None:
         kind, _, value = taken.partition("=")
-        if adapter is None and (kind == "heads" or method is not None):
-            raise InputError(
-                f"`methods` must have zeros with full, lora or dsee, and heads with lora or dsee, got {shown(text)}"
-            )
+        if kind == "zeros" and adapter is None and method is not None:
+            raise InputError(f"`methods` must have zeros with full, lora or dsee, got {shown(text)}")
         second = _parse_zeros(value, adapter) if kind == "zeros" else _parse_heads(value)
     return TableRow(model, method, layerwise, adapter, second)
 

@@ -5,25 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.checkpoint.stage import run_stage
 from mlpfusion.compression.compress import compress
+from mlpfusion.compression.on_task import working_copy
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import load_for_task
 from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.dsee.magnitude import Pruning, check_prunable, zero_smallest
-from mlpfusion.dsee.structured.choice import HeadChoice
+from mlpfusion.dsee.structured.choice import HeadChoice, kept_heads
+from mlpfusion.heads.sites import find_heads
+from mlpfusion.heads.slicing import slice_heads
 from mlpfusion.methods.needs import needs_batches
+from mlpfusion.methods.on_task.job import TaskJob
+from mlpfusion.methods.on_task.slimming import Slimming, head_coefficients
 from mlpfusion.methods.table import ON_TASK
 from mlpfusion.options.selection import Selection
 from mlpfusion.progress import Progress
 from mlpfusion.reproduce.cost import cost_of, counted_tokens
 from mlpfusion.reproduce.experiment import Experiment, GridCell
 from mlpfusion.reproduce.rows import Second
+from mlpfusion.seeds import seeded
 from mlpfusion.storage.typed import typed
 from mlpfusion.tune.adapter import load_beside, save_beside
 from mlpfusion.tune.distill import distill
@@ -112,6 +119,8 @@ def check_second(model: Any, second: Second) -> None:
 
     if isinstance(second, Pruning):
         check_prunable(model)
+    elif isinstance(second, HeadChoice) and isinstance(model, PreTrainedModel):
+        second.check(find_heads(model), "heads")
     elif isinstance(second, HeadChoice):
         check_slice(model, second, "heads")
     else:
@@ -119,13 +128,18 @@ def check_second(model: Any, second: Second) -> None:
 
 
 def smaller(job: Job, checkpoint: Path) -> Any:
-    """The model of a first stage under its adapter, if any, with the first zeros of the second or without its heads."""
+    """The model of a first stage under its adapter, if any, with the first zeros of the second or without its heads.
+
+    Heads go by the update of the adapter, without one by trained coefficients.
+    """
     second = job.cell.row.second
     assert second is not None
     model = load_for_task(job.source.at(checkpoint), job.data.task, job.seed)
     if isinstance(second, Pruning):
         zero_smallest(model, second.shares()[0])
         return model
+    if isinstance(second, HeadChoice) and job.cell.row.adapter is None:
+        return slice_heads(model, kept_heads(_head_coefficients(job, model), second))
     from mlpfusion.dsee.masks import set_zeros
     from mlpfusion.dsee.structured.adapted import slice_adapted
 
@@ -134,6 +148,15 @@ def smaller(job: Job, checkpoint: Path) -> Any:
         return slice_adapted(adapted, second)[0]
     set_zeros(adapted, second)
     return adapted
+
+
+def _head_coefficients(job: Job, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The score of every head without an adapter: its coefficient, trained on the task as those of neurons are."""
+    method, data = job.cell.row.method, replace(job.data, train=job.train_split())
+    config = method if isinstance(method, Slimming) else Slimming()
+    with seeded(job.seed):
+        learning = TaskJob(working_copy(model, model.device), (), 1.0, data, job.seed, job.progress, ())
+        return head_coefficients(learning, config)
 
 
 def second_stage(job: Job, model: Any, first: Row, states: Path) -> Row:

@@ -19,7 +19,13 @@ from mlpfusion.methods.names import method_name
 from mlpfusion.methods.table import ON_TASK
 from mlpfusion.options.training import Finetune
 
-OPTIONS = {"lth": "learning_rate=0.005", "gem-miner": "rounds=2", "flop": "batch_size=8", "moefication": "epochs=2"}
+OPTIONS = {
+    "lth": "learning_rate=0.005",
+    "gem-miner": "rounds=2",
+    "slimming": "learning_rate=0.005",
+    "flop": "batch_size=8",
+    "moefication": "epochs=2",
+}
 
 
 def call(*arguments: object) -> Result:
@@ -165,5 +171,5 @@ def test_what_is_held_out_by_tune_is_not_learned_on():
 
 
 def test_the_public_names_are_those_of_the_table():
-    assert {getattr(mlpfusion, name) for name in ("LTH", "GemMiner", "FLOP", "MoEfication")} == set(ON_TASK)
-    assert TASK_METHODS == ["lth", "gem-miner", "flop", "moefication"]
+    assert {getattr(mlpfusion, name) for name in ("LTH", "GemMiner", "Slimming", "FLOP", "MoEfication")} == set(ON_TASK)
+    assert TASK_METHODS == ["lth", "gem-miner", "slimming", "flop", "moefication"]

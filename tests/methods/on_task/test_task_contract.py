@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "LTH": {"learning_rate": 5e-3, "batch_size": 16},
     "GemMiner": {"learning_rate": 5e-2, "batch_size": 16},
     "FLOP": {"learning_rate": 1e-3, "batch_size": 16},
+    "Slimming": {"learning_rate": 1e-3, "batch_size": 16},
     "MoEfication": {"epochs": 3, "batch_size": 64},
 }
 METHODS = [method(**OPTIONS.get(method.__name__, {})) for method in ON_TASK]
@@ -116,6 +117,9 @@ def test_the_kept_share_is_exact(name, method):
         moved = {name for name, value in after.items() if not torch.equal(value, original[name])}
         assert len(moved) == len(weights)
         assert all(((after[name] == original[name]) | (after[name] == 0)).all() for name in moved)
+    elif record.sites[0].kind == "narrow":
+        fewer = mlpfusion.compress(with_head(name), mlpfusion.NeuronPruning(), layers="last:2", keep_ratio=0.25)
+        assert record.compressed.parameters == fewer.compressed.parameters
     elif record.sites[0].kind == "low-rank":
         svd = mlpfusion.compress(with_head(name), mlpfusion.SVD(), layers="last:2", keep_ratio=0.25)
         assert record.compressed.parameters == svd.compressed.parameters

@@ -22,6 +22,7 @@ Parts = Sequence[Mapping[str, Tensor]]
 class TaskJob:
     """Everything a task method works with; `keep_ratio` is the share of matrix entries to keep.
 
+    A method that narrows keeps the sum of `widths`, one a site, in steps of `round_to`.
     `model` is a copy for the method to change, in fp32 or better on the device of the arithmetic,
     with the head of the task. Only `data.train` may be used. `seed` draws the order of the data and
     other random numbers; dropout draws from the global generators, which are seeded.
@@ -33,6 +34,8 @@ class TaskJob:
     data: EncodedTask
     seed: int
     progress: Progress
+    widths: tuple[int, ...]
+    round_to: int = 1
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the new head: all outside the base model."""
