@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from parts.base_size import base_size_claims, base_size_tables
 from parts.census import census_missed, census_summary, trips_done, trips_missed, trips_summary
 from parts.comparison import comparison, draw_errors, errors, llama_errors, mean_errors, means_over_layers
 from parts.costs import before_after, kmeans, roberta_cost, training_step
@@ -67,6 +68,8 @@ def verdict() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "command-help": command_help,
+    "base-size-claims": lambda: base_size_claims(read_result("mpnet/mpnet-recovery")),
+    "base-size": lambda: base_size_tables(read_result("mpnet/mpnet-recovery")),
     "before-after": before_after,
     "census": lambda: census_summary(read_result("census")),
     "census-missed": lambda: census_missed(read_result("census")),

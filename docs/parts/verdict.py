@@ -1,5 +1,6 @@
 """What the records of the fine-tuning runs say of what is claimed: the share of the score, and the paper's order."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ PAPER_SST2 = {
     "fusion": 93.23,
     "fusion + layer-wise": 93.79,
 }
+_MOST_SEEDS = 1000  # nobody will run more
 # What is claimed: label of ours -> percent of the full model's score that it keeps, and by whom.
 CLAIMS = {"fusion": (98.5, "the paper's claim"), "ntk-match + layer-wise": (99.5, "our aim")}
 
@@ -61,12 +63,34 @@ def judge(found: list[float], claim: float, whose: str) -> str:
     """The shares of the seeds against the claim, in words."""
     if len(found) < 2:
         return f"{len(found)} seeds so far, no verdict."
-    mean, error = statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+    mean, error = statistics.mean(found), _error(found)
     answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
     return (
         f"{mean:.1f} % of the full model's score, standard error {error:.1f} over {len(found)} seeds. "
-        f"That it keeps {claim} %, {whose}, {answer}."
+        f"That it keeps {claim} %, {whose}, {answer}{_more_seeds(found, claim)}."
     )
+
+
+def judge_difference(found: Sequence[float]) -> str:
+    """Paired differences of the seeds in points, in words: more, less, or not decided."""
+    if len(found) < 2:
+        return f"{len(found)} seeds so far, no verdict."
+    mean, error = statistics.mean(found), _error(found)
+    answer = "more" if mean - 2 * error > 0 else "less" if mean + 2 * error < 0 else "not decided"
+    return f"{mean:+.2f} points, standard error {error:.2f} over {len(found)} seeds: {answer}{_more_seeds(found, 0)}."
+
+
+def _error(found: Sequence[float]) -> float:
+    return statistics.stdev(found) / len(found) ** 0.5
+
+
+def _more_seeds(found: Sequence[float], claim: float) -> str:
+    """How many seeds put two standard errors between this mean and the claim, where these do not."""
+    gap = abs(statistics.mean(found) - claim)
+    if gap > 2 * _error(found):
+        return ""
+    seeds = math.ceil((2 * statistics.stdev(found) / gap) ** 2) if gap else math.inf
+    return f"; about {seeds:,} seeds would tell" if seeds <= _MOST_SEEDS else f"; {_MOST_SEEDS:,} seeds would not tell"
 
 
 def paper_order(record: dict[str, Any]) -> str:
