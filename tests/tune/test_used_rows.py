@@ -64,6 +64,7 @@ def dict_name(model: Any) -> str:
 def test_the_rows_are_those_of_the_texts_and_of_the_padding(task):
     model = wide()
     with used_rows(model, task.train, task.collate) as rows:
+        assert rows is not None
         assert rows is model.get_input_embeddings()
         tokens = {token for item in task.train.items for token in item["input_ids"]} | {0}
         assert set(rows.tokens.tolist()) == tokens

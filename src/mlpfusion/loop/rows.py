@@ -5,7 +5,7 @@ MiniLM half of all parameters, of a multilingual model most. What such a row doe
 all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,11 @@ class RowEmbedding(nn.Module):
     >>> rows.weight.shape, rows(torch.tensor([[3, 1]])).shape
     (torch.Size([2, 2]), torch.Size([1, 2, 2]))
     """
+
+    decay: Tensor
+    tokens: Tensor
+    places: Tensor
+    others: Tensor
 
     def __init__(self, whole: nn.Embedding, tokens: Int[Tensor, " rows"]):
         super().__init__()
@@ -87,7 +92,7 @@ def used_rows(model: PreTrainedModel, examples: EncodedExamples, collate: Collat
     rows. Who trains has to call `decay_with` after every step.
     """
     whole, tokens = model.get_input_embeddings(), _tokens(examples, collate)
-    if not _pays(model, whole, tokens):
+    if not isinstance(whole, nn.Embedding) or not _pays(model, whole, len(tokens)):
         yield None
         return
     rows = RowEmbedding(whole, tokens)
@@ -106,8 +111,8 @@ def _tokens(examples: EncodedExamples, collate: Collate) -> Int[Tensor, " rows"]
     return torch.tensor(sorted(used.union(*(item["input_ids"] for item in examples.items))))
 
 
-def _pays(model: PreTrainedModel, whole: nn.Module, tokens: Sequence[int] | Tensor) -> bool:
-    if type(whole) is not nn.Embedding or not whole.weight.requires_grad:
-        return False
+def _pays(model: PreTrainedModel, whole: nn.Embedding, used: int) -> bool:
+    """True for a plain embedding that trains, has one name in the model, and few rows that are used."""
     names = [name for name, value in model.named_parameters(remove_duplicate=False) if value is whole.weight]
-    return len(names) == 1 and whole.max_norm is None and len(tokens) <= _MOST * len(whole.weight)
+    is_plain = type(whole) is nn.Embedding and whole.max_norm is None and whole.weight.requires_grad
+    return is_plain and len(names) == 1 and used <= _MOST * len(whole.weight)

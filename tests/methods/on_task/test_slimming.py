@@ -84,13 +84,16 @@ def test_the_largest_coefficients_of_all_blocks_stay_with_the_weights_from_befor
         outcomes = slimming.compress(job, CONFIG)
         torch.manual_seed(0)
         sizes = list(train_coefficients(twin, CONFIG, neurons_of(twin)).values())
-    total = sum(job.widths)
-    threshold = torch.cat(sizes).sort(descending=True).values[total - 1]
-    kept = [(one >= threshold).nonzero()[:, 0] for one in sizes]
-    assert sum(map(len, kept)) == total == sum(outcome.mlp.num_neurons for outcome in outcomes)
-    for mlp, outcome, stays in zip(before, outcomes, kept, strict=True):
-        assert torch.equal(outcome.mlp.up, mlp.up[stays])
-        assert torch.equal(outcome.mlp.down, mlp.down[:, stays])
+    kept = [
+        torch.tensor([bool((row == outcome.mlp.up).all(1).any()) for row in mlp.up])
+        for mlp, outcome in zip(before, outcomes, strict=True)
+    ]
+    assert sum(int(one.sum()) for one in kept) == sum(job.widths)
+    is_kept, every = torch.cat(kept), torch.cat(sizes)
+    assert every[is_kept].min() >= every[~is_kept].max()
+    for mlp, outcome, one in zip(before, outcomes, kept, strict=True):
+        assert torch.equal(outcome.mlp.up, mlp.up[one])
+        assert torch.equal(outcome.mlp.down, mlp.down[:, one])
     trained = chain.from_iterable(read_mlp(job.model, site).tensors().values() for site in job.sites)
     old = chain.from_iterable(mlp.tensors().values() for mlp in before)
     assert not any(torch.equal(one, other) for one, other in zip(trained, old, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlpfusion.checks import check_range
 from mlpfusion.heads.sites import find_heads
-from mlpfusion.kinds.outcome import Outcome
+from mlpfusion.kinds.outcome import Narrowed
 from mlpfusion.loop.steps import adamw
 from mlpfusion.methods.block import Block
 from mlpfusion.methods.calibrated.nirvana import widths_under_one_threshold
@@ -57,7 +57,7 @@ class Inputs:
     count: int
 
 
-def compress(job: TaskJob, config: Slimming) -> list[Outcome]:
+def compress(job: TaskJob, config: Slimming) -> list[Narrowed]:
     """Keeps the neurons with the largest coefficients, under one threshold for all blocks, in their old order.
 
     Among equal ones those of the earlier block stay, then those of the lower index.
