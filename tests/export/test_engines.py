@@ -45,9 +45,12 @@ def test_a_model_that_cannot_be_traced_is_one_line(target, tmp_path, monkeypatch
     pico_model("bert").save_pretrained(tmp_path / "model")
     assert call("compress", tmp_path / "model", tmp_path / "cut", "--width", 14).exit_code == 0
     monkeypatch.setattr(BertPooler, "forward", lambda _, states: states[:, 0] if states.sum() > 0 else states[:, 1])
-    message = refused("export", tmp_path / "cut", tmp_path / "out", "--to", target)
-    assert "`--to` must name a form that fits the model, " in message
+    done = call("export", tmp_path / "cut", tmp_path / "out", "--to", target)
+    *steps, message = done.stderr.splitlines()
+    assert done.exit_code == 2
+    assert message.startswith("Error: `--to` must name a form that fits the model, ")
     assert "Exporter says: " in message
+    assert all(step.startswith("[torch.onnx]") for step in steps)  # the exporter's own
     assert not (tmp_path / "out").exists()
 
 

@@ -1,9 +1,10 @@
 """Graphs of ONNX and OpenVINO, made by the exporters of transformers. Layers may have different widths."""
 
 import importlib
+import io
 import sys
 import warnings
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ def write_graph(
     Raises `InputError` for a model that the exporter cannot trace or put into words of its target.
     """
     set_entries(model, {}, None)  # a graph needs no key: the widths are in it
-    # What the exporters print of their steps is no result, and what they warn of is theirs to mend.
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+    # What the exporters print of their steps is no result, what they warn of is theirs to mend, and of a graph that
+    # cannot be traced torch prints all.
+    with redirect_stdout(sys.stderr), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             graph = exporter.export(model, inputs, config=config)
