@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from parts.base_size import base_size_claims, base_size_tables
+from parts.base_size import base_size_claims, base_size_tables, draw_base_size
 from parts.census import census_missed, census_summary, trips_done, trips_missed, trips_summary
 from parts.comparison import comparison, draw_errors, errors, llama_errors, mean_errors, means_over_layers
 from parts.costs import before_after, kmeans, roberta_cost, training_step
@@ -159,6 +159,7 @@ def main() -> None:
         for model in ("stories260k", "smollm2"):
             draw_recovery(read_result(f"{model}_recovery"), IMAGES / f"{model}_recovery.png")
         draw_perplexity(read_result("smollm2_perplexity"), IMAGES / "smollm2_perplexity.png")
+        draw_base_size(read_result("mpnet/mpnet-recovery"), IMAGES / "mpnet_recovery.png")
         draw_mixtures(small_mixtures(), IMAGES / "small_moe.png")
     stale = []
     for path in DOCUMENTS:

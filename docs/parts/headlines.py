@@ -2,6 +2,8 @@
 
 import statistics
 
+from mlpfusion.report.grid.recovery import recovery, recovery_columns
+from mlpfusion.report.numbers import FULL
 from parts.comparison import ERRORS, labelled_rows, means_over_layers
 from parts.dynamics import DYNAMICS, DYNAMICS_ON_NEW_SEEDS, over_fusion
 from parts.page import read_result
@@ -25,10 +27,11 @@ def headlines() -> str:
     early, late = (distances[what]["ntk-match"] for what in distances)
     tables = [read_result(f"minilm/{name}") for name in ("minilm-table2", "minilm-table6")]
     scores = {name: mean_and_error(shares_of_tasks(tables, name)) for name in ("fusion", "ntk-match")}
-    story = read_result("stories260k_cut")
-    perplexity = {row["method"]: row["perplexity"] for row in story["rows"] if row["keep_ratio"] == 0.8}
     output, kernel = ratios.values()
-    full, matched, fused = story["perplexity"], perplexity["ntk-match"], perplexity["fusion"]
+    recovered = read_result("mpnet/mpnet-recovery")
+    quarter = next(cut for cut in recovery_columns(recovered) if cut.keep_ratio == 0.25)
+    curves = {name: recovery(recovered, name, quarter) for name in (FULL, "ntk-match", "fusion")}
+    full, matched, fused = (statistics.mean(curve[-1][1]) for curve in curves.values())
     return "\n".join(
         [
             f"- Errors of a MiniLM layer at 25 %, `ntk-match` over `fusion`: output {output:.2f}, "
@@ -37,7 +40,7 @@ def headlines() -> str:
             f"{late:.2f} after 100.",
             f"- Scores of four GLUE tasks, over the full model's (standard error): `fusion` {scores['fusion']}, "
             f"`ntk-match` {scores['ntk-match']}.",
-            f"- A tiny Llama at 80 % of its width: perplexity {full:.1f} -> {matched:.1f} by `ntk-match` on text, "
-            f"{fused:.1f} by `fusion`, without any.",
+            f"- MPNet (110 M), all layers at 25 %, accuracy after {curves[FULL][-1][0]} steps: full {full:.1f}, "
+            f"`ntk-match` {matched:.1f}, `fusion` {fused:.1f}, chance.",
         ]
     )
