@@ -90,11 +90,12 @@ def test_the_memory_is_that_of_the_streamed_run(more, source):
         (("--budget", "90%flops"), "a budget of 90%flops is spread by the errors that the weights give"),
         (("--method", "nirvana", "--keep-ratio", 0.5, "--data-free"), "nirvana ranks the neurons of all layers"),
         (("--method", "flop", "--keep-ratio", 0.5), "flop learns them on the task"),
+        (("--method", "slimming", "--keep-ratio", 0.5), "slimming learns them on the task"),
         (("--method", "moefication", "--keep-ratio", 0.5), "moefication learns them on the task"),
     ],
 )
 def test_what_only_the_weights_can_tell_is_said(flags, words, source, tmp_path):
-    if flags[1] in ("flop", "moefication"):
+    if flags[1] in ("flop", "slimming", "moefication"):
         rows = "\n".join(f"{text}\t{label}" for text, label in zip(*sentences(64, seed=0), strict=True))
         (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows)
         flags = (*flags, "--train", tmp_path / "train.tsv", "--text-column", "text", "--label-column", "label")

@@ -168,6 +168,6 @@ def _unknown(method: Any, selection: Selection, model: PreTrainedModel) -> str |
         told = f"a budget of {budget} is spread by the errors that the weights give"
         most = int(budget.share * model_size(model).parameters)
         return f"{told}; at most {most:,} parameters are kept" if budget.unit == "parameters" else told
-    if row.makes is Narrowed:
+    if row.makes is Narrowed and row.sees != "labels":
         return f"{name} ranks the neurons of all layers together"
     return f"{name} learns them on the task"
