@@ -187,6 +187,8 @@ def _calibration_source(options: CompressOptions, method: Any) -> "CalibrationSo
 
 def _check_learning(options: CompressOptions) -> None:
     """Raises `InputError` for what a method that learns on a task does not take, and for a task that is missing."""
+    from mlpfusion.data.labelled.glue import check_labelled
+    from mlpfusion.data.tasks import TASKS
     from mlpfusion.extras import check_training_installed
     from mlpfusion.options.training import Finetune
 
@@ -198,6 +200,8 @@ def _check_learning(options: CompressOptions) -> None:
     if data.task is None and not (data.train and data.text_column and data.label_column):
         known = f"`task` must be given for {options.method}, or `train` with `text_column` and `label_column`"
         raise InputError(known)
+    if data.task in TASKS:  # before its texts are read
+        check_labelled(TASKS[data.task])
     Finetune(max_train_samples=options.max_train_samples)
 
 
