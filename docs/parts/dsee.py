@@ -7,7 +7,7 @@ from mlpfusion.data.tasks import find_task
 from mlpfusion.report.grid.columns import ScoreColumn
 from mlpfusion.report.grid.tables import stage_table
 from mlpfusion.report.numbers import FULL
-from parts.verdict import judge, mean_shares
+from parts.verdict import judge, mean_shares, standard_error
 
 # "Competitive" is the word of the abstract; the number is ours.
 _NEAR, _WHOSE = 99.0, "our reading of `competitive`"
@@ -70,5 +70,4 @@ def _columns(record: dict[str, Any]) -> list[ScoreColumn]:
 
 
 def _with_error(numbers: list[float]) -> str:
-    error = statistics.stdev(numbers) / len(numbers) ** 0.5
-    return f"{statistics.mean(numbers):+.1f} (+- {error:.1f})"
+    return f"{statistics.mean(numbers):+.1f} (+- {standard_error(numbers):.1f})"

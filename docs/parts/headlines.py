@@ -7,13 +7,12 @@ from mlpfusion.report.numbers import FULL
 from parts.comparison import ERRORS, labelled_rows, means_over_layers
 from parts.dynamics import DYNAMICS, DYNAMICS_ON_NEW_SEEDS, over_fusion
 from parts.page import read_result
-from parts.verdict import shares_of_tasks
+from parts.verdict import shares_of_tasks, standard_error
 
 
 def mean_and_error(numbers: list[float]) -> str:
     """A share in percent with its standard error."""
-    error = statistics.stdev(numbers) / len(numbers) ** 0.5
-    return f"{statistics.mean(numbers):.1f} % ({error:.1f})"
+    return f"{statistics.mean(numbers):.1f} % ({standard_error(numbers):.1f})"
 
 
 def headlines() -> str:

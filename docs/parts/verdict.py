@@ -63,7 +63,7 @@ def judge(found: list[float], claim: float, whose: str) -> str:
     """The shares of the seeds against the claim, in words."""
     if len(found) < 2:
         return f"{len(found)} seeds so far, no verdict."
-    mean, error = statistics.mean(found), _error(found)
+    mean, error = statistics.mean(found), standard_error(found)
     answer = "holds" if mean - 2 * error >= claim else "fails" if mean + 2 * error < claim else "is not decided"
     return (
         f"{mean:.1f} % of the full model's score, standard error {error:.1f} over {len(found)} seeds. "
@@ -75,19 +75,20 @@ def judge_difference(found: Sequence[float]) -> str:
     """Paired differences of the seeds in points, in words: more, less, or not decided."""
     if len(found) < 2:
         return f"{len(found)} seeds so far, no verdict."
-    mean, error = statistics.mean(found), _error(found)
+    mean, error = statistics.mean(found), standard_error(found)
     answer = "more" if mean - 2 * error > 0 else "less" if mean + 2 * error < 0 else "not decided"
     return f"{mean:+.2f} points, standard error {error:.2f} over {len(found)} seeds: {answer}{_more_seeds(found, 0)}."
 
 
-def _error(found: Sequence[float]) -> float:
+def standard_error(found: Sequence[float]) -> float:
+    """That of the mean over the seeds."""
     return statistics.stdev(found) / len(found) ** 0.5
 
 
 def _more_seeds(found: Sequence[float], claim: float) -> str:
     """How many seeds put two standard errors between this mean and the claim, where these do not."""
     gap = abs(statistics.mean(found) - claim)
-    if gap > 2 * _error(found):
+    if gap > 2 * standard_error(found):
         return ""
     seeds = math.ceil((2 * statistics.stdev(found) / gap) ** 2) if gap else math.inf
     return f"; about {seeds:,} seeds would tell" if seeds <= _MOST_SEEDS else f"; {_MOST_SEEDS:,} seeds would not tell"

@@ -91,8 +91,12 @@ def used_rows(model: PreTrainedModel, examples: EncodedExamples, collate: Collat
     class of its own, or most of its rows are used. At the end, on any way out, the embedding is back, with its trained
     rows. Who trains has to call `decay_with` after every step.
     """
-    whole, tokens = model.get_input_embeddings(), _tokens(examples, collate)
-    if not isinstance(whole, nn.Embedding) or not _pays(model, whole, len(tokens)):
+    whole = model.get_input_embeddings()
+    if not isinstance(whole, nn.Embedding) or not _is_plain(model, whole):
+        yield None
+        return
+    tokens = _tokens(examples, collate)
+    if len(tokens) > _MOST * len(whole.weight):
         yield None
         return
     rows = RowEmbedding(whole, tokens)
@@ -111,8 +115,7 @@ def _tokens(examples: EncodedExamples, collate: Collate) -> Int[Tensor, " rows"]
     return torch.tensor(sorted(used.union(*(item["input_ids"] for item in examples.items))))
 
 
-def _pays(model: PreTrainedModel, whole: nn.Embedding, used: int) -> bool:
-    """True for a plain embedding that trains, has one name in the model, and few rows that are used."""
+def _is_plain(model: PreTrainedModel, whole: nn.Embedding) -> bool:
+    """True for an embedding of torch's own class that trains and has one name in the model."""
     names = [name for name, value in model.named_parameters(remove_duplicate=False) if value is whole.weight]
-    is_plain = type(whole) is nn.Embedding and whole.max_norm is None and whole.weight.requires_grad
-    return is_plain and len(names) == 1 and used <= _MOST * len(whole.weight)
+    return type(whole) is nn.Embedding and whole.max_norm is None and whole.weight.requires_grad and len(names) == 1
