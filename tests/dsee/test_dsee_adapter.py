@@ -144,8 +144,8 @@ def test_only_values_of_omega_and_factors_get_gradients_and_the_right_ones():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_unmerged_merged_and_unmerged_again_give_the_same_logits(name):
-    model = trained(adapted(name))
-    expected, base = logits(model), logits(classifier(name))
+    model = trained(adapted(name, torch.float64))  # of float32, the order of sums alone can be more than 1e-6
+    expected, base = logits(model), logits(classifier(name, torch.float64))
     assert (expected - base).abs().max() > 1e-2
     model.merge_adapter()
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-6)
@@ -271,7 +271,7 @@ def test_several_adapters_are_added_chosen_switched_off_and_deleted(tmp_path):
     assert torch.equal(logits(loaded), other)
     model.merge_adapter()
     with model.disable_adapter():
-        torch.testing.assert_close(logits(model), base, rtol=0, atol=1e-6)
+        torch.testing.assert_close(logits(model), base, rtol=0, atol=1e-5)
 
 
 def test_an_adapter_on_other_maps_waits_until_it_is_chosen():
