@@ -4,10 +4,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mlpfusion.report.grid.chart import draw_band
 from mlpfusion.report.grid.columns import ScoreColumn, labels
 from mlpfusion.report.grid.recovery import recovery, recovery_columns, recovery_tables
 from mlpfusion.report.grid.tables import shares
-from mlpfusion.report.numbers import FULL, deviation, method_colors
+from mlpfusion.report.numbers import FULL, method_colors
 from parts.verdict import CLAIMS, judge, judge_difference
 
 FUSION = "fusion"
@@ -49,12 +50,10 @@ def draw_base_size(record: dict[str, Any], path: Path) -> None:
     for axes, cut in zip(panels, cuts, strict=True):
         ends: dict[str, float] = {}
         for label in labels(record):
-            steps, seeds = zip(*recovery(record, label, cut), strict=True)
-            means, spread = [statistics.mean(one) for one in seeds], [deviation(one) for one in seeds]
-            low, high = ([mean + sign * one for mean, one in zip(means, spread, strict=True)] for sign in (-1, 1))
-            axes.fill_between(steps, low, high, color=colors[label], alpha=0.15, linewidth=0)
-            axes.plot(steps, means, color=colors[label], linewidth=2.4 if label in (FULL, "ntk-match") else 1.4)
-            ends[label] = means[-1]
+            curve = recovery(record, label, cut)
+            width = 2.4 if label in (FULL, "ntk-match") else 1.4
+            ends[label] = draw_band(axes, curve, colors[label], linewidth=width)[-1]
+        steps = [step for step, _ in curve]
         for names, height in _apart(ends):
             axes.annotate(", ".join(names), (steps[-1], height), (6, 0), textcoords="offset points", va="center")
         axes.set_title(f"all {_LAYERS} layers at {100 * (cut.keep_ratio or 1):.4g} % of their neurons", loc="left")

@@ -92,14 +92,23 @@ def _recovery(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
         curve = recovery(record, label, column)
         if not curve:
             continue
-        steps, means = [step for step, _ in curve], [statistics.mean(scores) for _, scores in curve]
-        spread = [deviation(scores) for _, scores in curve]
-        low, high = ([mean + sign * one for mean, one in zip(means, spread, strict=True)] for sign in (-1, 1))
-        order = 3 if label == FULL else 2
-        axes.fill_between(steps, low, high, color=colors[label], alpha=0.15, linewidth=0)
-        axes.plot(steps, means, color=colors[label], linewidth=2.0 if label == FULL else 1.4, label=label, zorder=order)
+        width, order = (2.0, 3) if label == FULL else (1.4, 2)
+        draw_band(axes, curve, colors[label], linewidth=width, label=label, zorder=order)
     axes.set_xlabel("training steps")
     axes.set_ylabel(column.unit)
+
+
+def draw_band(axes: Any, curve: Sequence[tuple[int, Sequence[float]]], color: str, **line: Any) -> list[float]:
+    """Draws the mean over the seeds of a `recovery`, in a band of one sample deviation; returns the means.
+
+    `line` are arguments of matplotlib's `plot`.
+    """
+    steps, means = [step for step, _ in curve], [statistics.mean(scores) for _, scores in curve]
+    spread = [deviation(scores) for _, scores in curve]
+    low, high = ([mean + sign * one for mean, one in zip(means, spread, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(steps, means, color=color, **line)
+    return means
 
 
 def _losses(axes: Any, record: Row, panel: Sequence[ScoreColumn]) -> None:
