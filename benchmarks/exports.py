@@ -46,6 +46,7 @@ CASES = (
     Case("SmolLM2-135M", "all layers at 75 %", Selection(keep_ratio=0.75, round_to=64), (None,)),
     Case("SmolLM2-135M", "last 20 of 30 at 75 %", Selection("last:20", keep_ratio=0.75, round_to=64), (None, 256)),
     Case("small Mixtral", "all experts at 50 %", Selection(keep_ratio=0.5, round_to=8), (None,)),
+    Case("small Mixtral", "experts of the last 3 of 5 layers at 50 %", Selection("last:3", keep_ratio=0.5), (None, 16)),
 )
 
 
