@@ -105,6 +105,7 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
         ),
         ({"methods": ["magnitude+lora"]}, "`methods` must have lora and dsee with methods that mask nothing"),
         ({"methods": ["fusion+lora=0"]}, "`lora r` must be a whole number of at least 1"),
+        ({"methods": ["fusion+lora=4:beta=1"]}, "`lora` must be NAME=VALUE among r, alpha, dropout, targets"),
         ({"methods": ["fusion+dsee=0"]}, "`dsee rank` must be a whole number of at least 1"),
         ({"methods": ["full+dsee=4:omega=best"]}, "`dsee omega` must be one of decompose"),
         ({"methods": ["magnitude+dsee"]}, "`methods` must have lora and dsee with methods that mask nothing"),
@@ -217,3 +218,6 @@ def test_entries_say_what_they_are():
     entry = parse_table_row("fusion:refine=false+layerwise=2", "m")
     assert entry.label == "fusion refine=False + layer-wise, 2 epochs"
     assert parse_table_row("full+lora=4", "m").label == "full + LoRA"
+    for_all, own = (parse_table_row(f"full+{adapter}", "m") for adapter in ("lora", "lora=4:targets=key"))
+    assert for_all.with_targets("query+value").label == "full + LoRA"  # those of all rows are not told
+    assert own.with_targets("query+value").label == "full + LoRA targets=key"

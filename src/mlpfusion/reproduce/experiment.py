@@ -25,8 +25,8 @@ CHARTS = ("scores", "layers", "keep_ratio", "training_loss", "recovery")
 class Experiment:
     """A grid: methods x tasks x `layers` x `keep_ratio` x `seeds`.
 
-    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora[=R]]`, or `full` (nothing compressed) with the same
-    additions; `+dsee[=RANK[:OPTION=VALUE..]]` stands in the place of LoRA. A second stage follows an adapter: with
+    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora[=R[:OPTION=VALUE..]]]`, or `full` (nothing
+    compressed) with the same additions; `+dsee[=RANK[:OPTION=VALUE..]]` stands in the place of LoRA. A second stage follows an adapter: with
     `+zeros=RATIO[:OPTION=VALUE..]` weights are zeroed, with `+heads=N[:scope=global]` heads go, then the adapter trains
     again, by the same settings. `full+zeros=RATIO[:rounds=N]` prunes the fine-tuned model by magnitude and trains it
     again, zeros fixed. `references` are other models, fine-tuned in full. Every cell chooses its learning rate with the

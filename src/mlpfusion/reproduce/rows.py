@@ -35,6 +35,7 @@ class TableRow:
     layerwise: int = 0
     adapter: Lora | Dsee | None = None
     second: Second | None = None
+    grid_targets: str | None = None  # of the adapter where they are those of the whole grid, which no label repeats
 
     @property
     def label(self) -> str:
@@ -42,6 +43,8 @@ class TableRow:
 
         >>> parse_table_row("fusion+layerwise=2+lora=8", "model").label
         'fusion + layer-wise, 2 epochs + LoRA'
+        >>> parse_table_row("full+lora=16:alpha=32", "model").label
+        'full + LoRA alpha=32.0'
         >>> parse_table_row("full+dsee=16:omega=random", "model").label
         'full + DSEE omega=random'
         >>> parse_table_row("full+dsee+zeros=0.2:criterion=w", "model").label
@@ -56,13 +59,13 @@ class TableRow:
         name = FULL if self.method is None else method_label(self.method)
         epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
         layerwise = f" + layer-wise{epochs}" if self.layerwise else ""
-        return name + layerwise + _adapter_label(self.adapter) + _second_label(self.second)
+        return name + layerwise + _adapter_label(self.adapter, self.grid_targets) + _second_label(self.second)
 
     def with_targets(self, targets: str | None) -> "TableRow":
         """The row with its adapter on these maps, if it has one and names none."""
         if self.adapter is None or self.adapter.targets is not None:
             return self
-        return replace(self, adapter=replace(self.adapter, targets=targets))
+        return replace(self, adapter=replace(self.adapter, targets=targets), grid_targets=targets)
 
 
 def parse_table_row(text: str, model: str) -> TableRow:
@@ -78,7 +81,8 @@ def parse_table_row(text: str, model: str) -> TableRow:
         if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
             layerwise = int(value or 1)
         elif kind == "lora":
-            adapter = parse_lora(f"r={value}" if value else "r=8")
+            rank, *options = value.split(":")
+            adapter = parse_lora(",".join((f"r={rank or 8}", *options)))
         elif kind == "dsee":
             rank, *options = value.split(":")
             adapter = parse_dsee(",".join((f"rank={rank or 16}", *options)))
@@ -120,11 +124,12 @@ def _parse_heads(text: str) -> HeadChoice:
     return parse_pairs(HeadChoice, "heads", ",".join((f"drop_heads={number}", *options)))
 
 
-def _adapter_label(adapter: Lora | Dsee | None) -> str:
-    if not isinstance(adapter, Dsee):
-        return "" if adapter is None else " + LoRA"
-    told = (f"{name}={value}" for name, value in changed(adapter).items() if name != "rank")
-    return " ".join((" + DSEE", *told))
+def _adapter_label(adapter: Lora | Dsee | None, grid_targets: str | None) -> str:
+    if adapter is None:
+        return ""
+    untold = {"r", "rank", "targets" if adapter.targets == grid_targets else ""}
+    told = (f"{name}={value}" for name, value in changed(adapter).items() if name not in untold)
+    return " ".join((" + LoRA" if isinstance(adapter, Lora) else " + DSEE", *told))
 
 
 def _second_label(second: Second | None) -> str:
