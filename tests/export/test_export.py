@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from command import call, refused
-from pico import PICO, others_slow, pico_config, pico_model
+from pico import others_slow, pico_config, pico_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -48,7 +48,8 @@ def exported(cut, out, *flags):
     return json.loads((out / EXPORT_RECORD_FILE).read_text())
 
 
-@pytest.mark.parametrize("name", others_slow(PICO, quick=("bert",)))
+# A process each: of the others what is folded is compared in tests/kinds, in this process.
+@pytest.mark.parametrize("name", others_slow(("bert", "gpt2", "llama", "t5"), quick=("bert",)))
 def test_an_export_runs_in_plain_transformers_with_the_same_outputs(name, cut, tmp_path):
     record = exported(cut(name), tmp_path / "out")
     assert 0 < record["difference"] < 1e-5
