@@ -46,6 +46,7 @@ from parts.small_mixture import (
 )
 from parts.streaming import streamed_summary, streaming_table
 from parts.verdict import paper_order, verdict_on
+from parts.width import width_limit_table
 
 from mlpfusion.report.cells import Table
 from mlpfusion.report.comparison_chart import write_chart
@@ -130,6 +131,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "plain-kernel-errors": errors("plain_kernel_error"),
     "training-step": training_step,
     "verdict": verdict,
+    "width-limit": lambda: width_limit_table(read_result("width_limit")),
     "webnlg-bleu": lambda: webnlg_table(read_result("small_table3"), ("bleu_protocol", "chrf")),
     "webnlg-others": lambda: webnlg_table(read_result("small_table3"), ("meteor_exact_stem", "ter")),
     "webnlg-order": lambda: textwrap.fill(webnlg_order(read_result("small_table3")), 140),
