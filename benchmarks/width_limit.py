@@ -87,12 +87,11 @@ def fitted(mlp: MLP, trace: BlockTrace, fit: Fit, seed: int) -> MLP:
     """The block of a quarter of the neurons: those of the largest energy, refitted, all weights refined."""
     width, config = round(KEEP_RATIO * mlp.num_neurons), NTKMatch(match="none", refine_epochs=0)
     generator, calibration = torch.Generator().manual_seed(seed), Calibration(trace)
-    if fit.epochs:
-        calibration, held_out = split_samples(calibration, generator)
-    start: Any = compress_block(Block(mlp, width, generator, KEEP_RATIO, calibration), config)
+    fit_on, held_out = split_samples(calibration, generator) if fit.epochs else (calibration, calibration)
+    start: Any = compress_block(Block(mlp, width, generator, KEEP_RATIO, fit_on), config)
     if not fit.epochs:
         return start.mlp
-    parts = calibration.with_targets(mlp), held_out.with_targets(mlp)
+    parts = fit_on.with_targets(mlp), held_out.with_targets(mlp)
     return refine_weights(start.mlp, *parts, Refinement(fit.epochs, max_steps=fit.max_steps), generator)
 
 

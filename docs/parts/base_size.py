@@ -49,11 +49,10 @@ def draw_base_size(record: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(1, len(cuts), sharey=True, squeeze=False)[0]
     for axes, cut in zip(panels, cuts, strict=True):
         ends: dict[str, float] = {}
+        steps = [step for step, _ in recovery(record, FULL, cut)]
         for label in labels(record):
-            curve = recovery(record, label, cut)
             width = 2.4 if label in (FULL, "ntk-match") else 1.4
-            ends[label] = draw_band(axes, curve, colors[label], linewidth=width)[-1]
-        steps = [step for step, _ in curve]
+            ends[label] = draw_band(axes, recovery(record, label, cut), colors[label], linewidth=width)[-1]
         for names, height in _apart(ends):
             axes.annotate(", ".join(names), (steps[-1], height), (6, 0), textcoords="offset points", va="center")
         axes.set_title(f"all {_LAYERS} layers at {100 * (cut.keep_ratio or 1):.4g} % of their neurons", loc="left")
