@@ -79,7 +79,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decoding": lambda: decoding_table(read_result("decoding")),
     "decoder": lambda: decoder_table(read_result("stories260k_cut")),
     "dsee-claims": lambda: dsee_claims(read_result("minilm/minilm-dsee")),
-    "dsee-stages": lambda: dsee_stages(read_result("minilm/minilm-dsee")),
+    "dsee-stages": lambda: dsee_stages(read_result("minilm/minilm-dsee"), read_result("minilm/minilm-dsee-narrow")),
     "dynamics": dynamics,
     "dynamics-over-fusion": dynamics_over_fusion,
     "dynamics-of-smollm2": lambda: distance_table(read_result("smollm2_dynamics")),

@@ -16,9 +16,11 @@ _ZEROS = ("full + DSEE + 20 % zeros", "full + DSEE + 50 % zeros")
 _HEADS, _KEPT = "neuron-pruning + DSEE - 3 heads a layer", 0.75
 
 
-def dsee_stages(record: dict[str, Any]) -> str:
-    """The table of cost and scores."""
-    return stage_table(record).markdown()
+def dsee_stages(record: dict[str, Any], narrow: dict[str, Any]) -> str:
+    """The table of cost and scores, of the rows of `narrow` too: another ratio, the same full model."""
+    rows = [*record["rows"], *(row for row in narrow["rows"] if row["label"] != FULL)]
+    both = {"rows": rows, "keep_ratio": [*record["keep_ratio"], *narrow["keep_ratio"]]}
+    return stage_table(record | both).markdown()
 
 
 def dsee_claims(record: dict[str, Any]) -> str:
