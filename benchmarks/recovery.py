@@ -31,6 +31,7 @@ from mlpfusion.data.encode import EncodedExamples
 from mlpfusion.data.files.text import read_texts
 from mlpfusion.data.unlabelled.calibration_texts import CalibrationTexts
 from mlpfusion.data.unlabelled.windows import Window, token_windows
+from mlpfusion.loop.callbacks import StepWatch
 from mlpfusion.measure.language import language_loss
 from mlpfusion.methods.names import method_label, parse_method
 from mlpfusion.methods.needs import needs_batches
@@ -41,7 +42,7 @@ from mlpfusion.record import versions
 from mlpfusion.report.numbers import FULL
 from mlpfusion.seeds import seeded
 from mlpfusion.storage.atomic import write_file
-from mlpfusion.tune.trainer import StageTrainer, StepWatch, training_arguments
+from mlpfusion.tune.trainer import StageTrainer, training_arguments
 
 STARTS = (
     "ntk-match",

@@ -18,6 +18,7 @@ from mlpfusion.data.language.labels import NOT_PREDICTED, is_shifted
 from mlpfusion.data.language.predicted import head_at_predicted
 from mlpfusion.data.unlabelled.examples import labelled_batches
 from mlpfusion.errors import InputError
+from mlpfusion.loop.callbacks import SaveWithinEpochs, StepWatch
 from mlpfusion.options.distill import Distill
 from mlpfusion.options.training import Finetune
 from mlpfusion.record import peak_bytes
@@ -28,7 +29,7 @@ from mlpfusion.tune.frozen import frozen, frozen_routers
 from mlpfusion.tune.layerwise import layer_states, layerwise_loss, only_blocks_trained
 from mlpfusion.tune.record import DistillRun
 from mlpfusion.tune.teacher import CachedTeacher, Teacher, cache_states
-from mlpfusion.tune.trainer import Loss, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
+from mlpfusion.tune.trainer import Loss, StageTrainer, training_arguments
 
 
 def distill(

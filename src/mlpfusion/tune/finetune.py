@@ -21,6 +21,7 @@ from mlpfusion.data.language.labels import is_shifted
 from mlpfusion.data.tasks import check_metric, kind_of_task, merit
 from mlpfusion.dsee.record import DseeRecord
 from mlpfusion.generation.run import generate_and_score
+from mlpfusion.loop.callbacks import Patience, SaveWithinEpochs, StepWatch
 from mlpfusion.loop.rows import RowDecay, used_rows
 from mlpfusion.options.adapters.dsee import Dsee
 from mlpfusion.options.training import Finetune
@@ -32,7 +33,7 @@ from mlpfusion.storage.processes import is_first, of_first
 from mlpfusion.tune.adapter import add_adapter, check_unmoved, frozen_sha256, load_adapter, split_targets, take_off
 from mlpfusion.tune.frozen import frozen, frozen_routers
 from mlpfusion.tune.record import EpochRecord, GeneratedRecord, RunRecord
-from mlpfusion.tune.trainer import Patience, SaveWithinEpochs, StageTrainer, StepWatch, training_arguments
+from mlpfusion.tune.trainer import StageTrainer, training_arguments
 
 _TOGETHER = 8  # examples a batch of the pass for gradients: their sum is the same for any
 
