@@ -20,11 +20,11 @@ check: .venv/test
 	$(BIN)/python -m pytest -n auto -m "not exhaustive"
 	$(BIN)/python docs/tables.py --check
 
-# The same tests with the oldest versions that pyproject.toml allows.
+# The same tests with the oldest versions that pyproject.toml allows, but those of scripts that are no part of the package.
 test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
-	.venv-lowest/bin/python -m pytest -n auto -m "not slow and not exhaustive"
+	.venv-lowest/bin/python -m pytest -n auto -m "not slow and not exhaustive" --ignore tests/benchmarks --ignore tests/examples
 
 # Loading by quantisers, and QLoRA, on the CPU. In an environment of its own above .venv: where bitsandbytes is installed,
 # PEFT imports it and half of torch's compiler with it, ten seconds in every process.

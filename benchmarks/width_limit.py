@@ -60,6 +60,7 @@ USUAL = Refinement(AS_IT_IS.refine_epochs)
 FITS = {
     "as it is": Fit(256, USUAL.num_epochs, USUAL.max_steps),
     "no refinement": Fit(256, 0, USUAL.max_steps),
+    "four times the texts, no refinement": Fit(1024, 0, USUAL.max_steps),
     "four times the texts": Fit(1024, USUAL.num_epochs, USUAL.max_steps),
     "four times the texts, 180 steps": Fit(1024, USUAL.num_epochs, 180),
     "32 times the texts, 180 steps": Fit(8192, 1, 180),

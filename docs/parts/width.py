@@ -10,6 +10,7 @@ from parts.page import markdown
 _FITS = {
     "no refinement": "256 texts, not refined",
     "as it is": "256 texts, as it is",
+    "four times the texts, no refinement": "1,024 texts, not refined",
     "four times the texts, 180 steps": "1,024 texts, 180 steps",
     "four times the texts": "1,024 texts, as it is",
     "32 times the texts, 180 steps": "8,192 texts, 180 steps",
