@@ -53,13 +53,13 @@ def test_the_claims_are_answered_with_errors():
 
 def test_the_row_of_another_ratio_stands_in_the_same_table():
     tables = load_script("docs/tables.py")
-    both = record() | {"keep_ratio": [0.75]}
+    both: dict[str, Any] = {**record(), "keep_ratio": [0.75]}
     for row in both["rows"]:
         row["cost"] |= {"flops_without_zeros": row["cost"]["flops"], "bytes": 10**6}
     heads = [row for row in both["rows"] if "heads" in row["label"]]
     narrow = [row | {"keep_ratio": 0.6, "cost": row["cost"] | {"flops": 600}} for row in heads]
     full = [row for row in both["rows"] if row["label"] == "full"]
-    lines = tables.dsee_stages(both, both | {"rows": [*full, *narrow], "keep_ratio": [0.6]}).splitlines()
+    lines = tables.dsee_stages(both, {**both, "rows": [*full, *narrow], "keep_ratio": [0.6]}).splitlines()
     starts = [line.split("|")[1].strip() for line in lines[2:]]
     label = "neuron-pruning + DSEE - 3 heads a layer"
     assert starts == [*list({"full": 0} | LOST)[:-1], f"{label} at 75 %", f"{label} at 60 %"]
