@@ -39,7 +39,7 @@ from mlpfusion.methods.run import compress_block
 from mlpfusion.mlp import MLP, forward
 from mlpfusion.record import versions
 from mlpfusion.sites.sites import Site, find_sites, read_mlp
-from mlpfusion.sites.traces import random_traces
+from mlpfusion.sites.traces import mlp_inputs, random_traces
 from mlpfusion.storage.atomic import write_file
 
 KEEP_RATIO, MAX_LENGTH = 0.25, 128
@@ -109,26 +109,27 @@ def rows_of(name: str, folder: Path, seeds: Sequence[int], known: Sequence[Row])
     data, model = encode_for(source, load_task("sst2"), MAX_LENGTH), AutoModel.from_pretrained(folder).eval()
     found = find_sites(model, source.row)
     sites, config = [found[layer] for layer in MODELS[name]], source.training_config
-    judged, _ = traced(model, sites, model_batches(data.evaluation["validation"], data.collate, config))
+    judged = mlp_inputs(model, sites, model_batches(data.evaluation["validation"], data.collate, config))
     for seed in seeds:
+        done = {(row.layer, row.fit) for row in known if (row.model, row.seed) == (name, seed)}
         for texts in sorted({fit.texts for fit in FITS.values()}):
             fits = {
                 label: fit for label, fit in FITS.items() if fit.texts == texts and (label not in LIMITS or not seed)
             }
-            done = {(row.layer, row.fit) for row in known if (row.model, row.seed) == (name, seed)}
             if all((layer, label) in done for layer in MODELS[name] for label in fits):
                 continue
             batches = calibration_batches(data.train, data.collate, config, texts, seed)
             traces, pass_seconds = traced(model, sites, batches)
             for layer, site in zip(MODELS[name], sites, strict=True):
-                mlp, inputs = read_mlp(model, site), judged[site.path].inputs
+                mlp, inputs = read_mlp(model, site), judged[site.path]
+                exact = forward(mlp, inputs)
                 for label, fit in fits.items():
                     if (layer, label) in done:
                         continue
                     started = time.process_time()
                     small = fitted(mlp, traces[site.path], fit, seed)
                     seconds = time.process_time() - started
-                    error = output_error(forward(mlp, inputs), forward(small, inputs)).relative
+                    error = output_error(exact, forward(small, inputs)).relative
                     tokens = traces[site.path].num_tokens
                     yield Row(name, layer, label, seed, tokens, error, round(seconds, 2), round(pass_seconds, 2))
 
