@@ -58,16 +58,16 @@ class Fit:
 AS_IT_IS = NTKMatch(match="none")
 USUAL = Refinement(AS_IT_IS.refine_epochs)
 FITS = {
-    "as it is": Fit(256, USUAL.num_epochs, USUAL.max_steps),
-    "no refinement": Fit(256, 0, USUAL.max_steps),
-    "four times the texts, no refinement": Fit(1024, 0, USUAL.max_steps),
-    "four times the texts": Fit(1024, USUAL.num_epochs, USUAL.max_steps),
-    "four times the texts, 180 steps": Fit(1024, USUAL.num_epochs, 180),
-    "32 times the texts, 180 steps": Fit(8192, 1, 180),
-    "2,000 steps": Fit(8192, 1000, 2000),
+    "256 texts, not refined": Fit(256, 0, USUAL.max_steps),
+    "256 texts, as it is": Fit(256, USUAL.num_epochs, USUAL.max_steps),
+    "1,024 texts, not refined": Fit(1024, 0, USUAL.max_steps),
+    "1,024 texts, 180 steps": Fit(1024, USUAL.num_epochs, 180),
+    "1,024 texts, as it is": Fit(1024, USUAL.num_epochs, USUAL.max_steps),
+    "8,192 texts, 180 steps": Fit(8192, 1, 180),
+    "8,192 texts, 2,000 steps": Fit(8192, 1000, 2000),
     "limit": Fit(8192, 1000, 6000),
 }
-LIMITS = ("2,000 steps", "limit")  # of the first seed alone
+LIMITS = ("8,192 texts, 2,000 steps", "limit")  # of the first seed alone
 
 
 @dataclass(frozen=True)

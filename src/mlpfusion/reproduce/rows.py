@@ -1,6 +1,7 @@
 """Rows of the table of an experiment: a method, and what comes after it."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +45,7 @@ class TableRow:
         >>> parse_table_row("fusion+layerwise=2+lora=8", "model").label
         'fusion + layer-wise, 2 epochs + LoRA'
         >>> parse_table_row("full+lora=16:alpha=32", "model").label
-        'full + LoRA alpha=32.0'
+        'full + LoRA alpha=32'
         >>> parse_table_row("full+dsee=16:omega=random", "model").label
         'full + DSEE omega=random'
         >>> parse_table_row("full+dsee+zeros=0.2:criterion=w", "model").label
@@ -128,8 +129,7 @@ def _adapter_label(adapter: Lora | Dsee | None, grid_targets: str | None) -> str
     if adapter is None:
         return ""
     untold = {"r", "rank", "targets" if adapter.targets == grid_targets else ""}
-    told = (f"{name}={value}" for name, value in changed(adapter).items() if name not in untold)
-    return " ".join((" + LoRA" if isinstance(adapter, Lora) else " + DSEE", *told))
+    return " ".join((" + LoRA" if isinstance(adapter, Lora) else " + DSEE", *_told(adapter, untold)))
 
 
 def _second_label(second: Second | None) -> str:
@@ -140,5 +140,12 @@ def _second_label(second: Second | None) -> str:
         return heads + ("" if second.scope == "layer" else f", {second.scope}")
     pools = (second.ratio,) if isinstance(second, Pruning) else (second.updated_ratio, second.other_ratio)
     ratios = dict.fromkeys(f"{100 * ratio:.4g}" for ratio in pools)
-    told = (f"{name}={value}" for name, value in changed(second).items() if not name.endswith("ratio"))
-    return " ".join((f" + {' and '.join(ratios)} % zeros", *told))
+    untold = {"ratio", "updated_ratio", "other_ratio"}
+    return " ".join((f" + {' and '.join(ratios)} % zeros", *_told(second, untold)))
+
+
+def _told(options: Any, untold: set[str]) -> Iterator[str]:
+    """The options that are not the defaults, as they are given: `alpha=32`, though alpha is a float."""
+    for name, value in changed(options).items():
+        if name not in untold:
+            yield f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
