@@ -26,7 +26,7 @@ MODELS = {
     "sentence-transformers/all-MiniLM-L6-v2": ("bert", "AutoModel", 6),
     "HuggingFaceTB/SmolLM2-135M": ("llama", "AutoModelForCausalLM", 3),
 }
-# Pages whose snippets are run in less than three seconds; CI runs all.
+# Pages whose snippets `make test` runs: the first one that people read, and the quickest. CI runs all.
 QUICK = ("README.md", "docs/concepts/saving.md", "docs/jobs/inspect.md")
 
 
