@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from command import call, refused
 from detected import detected_config
 from html_page import assert_asks_for_nothing
@@ -14,9 +15,11 @@ from transformers import AutoModel
 
 from mlpfusion.commands.results.reproduce import ReproduceOptions, other_command
 from mlpfusion.data.tasks import TASKS
+from mlpfusion.data.unlabelled.data_free import data_free_batches
 from mlpfusion.report.grid.chart import write_experiment_chart
 from mlpfusion.report.grid.columns import columns, labels
 from mlpfusion.report.grid.tables import experiment_markdown, shares
+from mlpfusion.reproduce import stages
 from mlpfusion.reproduce.experiment import (
     CHARTS,
     Experiment,
@@ -26,6 +29,7 @@ from mlpfusion.reproduce.experiment import (
 from mlpfusion.reproduce.grid import Grid, run_name
 from mlpfusion.reproduce.named import named_experiments
 from mlpfusion.reproduce.rows import parse_table_row
+from mlpfusion.tune.start import compressed_start
 
 RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "minilm" / "runs"
 
@@ -103,6 +107,11 @@ def test_lora_has_rates_of_its_own_and_trains_its_factors_only(recipe, tmp_path)
             {"methods": ["fusion+layerwise=x"]},
             "`methods` must have additions among lora[=R], dsee[=RANK], layerwise[=EPOCHS]",
         ),
+        ({"methods": ["fusion+data-free"]}, "`methods` must have additions among lora[=R], dsee[=RANK], layerwise"),
+        (
+            {"methods": ["ntk-match+data-free=8"]},
+            "`methods` must have additions among lora[=R], dsee[=RANK], data-free, layerwise",
+        ),
         ({"methods": ["magnitude+lora"]}, "`methods` must have lora and dsee with methods that mask nothing"),
         ({"methods": ["fusion+lora=0"]}, "`lora r` must be a whole number of at least 1"),
         ({"methods": ["fusion+lora=4:beta=1"]}, "`lora` must be NAME=VALUE among r, alpha, dropout, targets"),
@@ -144,6 +153,30 @@ def test_dsee_trains_its_updates_only_and_says_what_they_are(recipe, tmp_path):
     assert (row["label"], row["learning_rate"]) == ("full + DSEE sparse=8 omega=random", 1e-2)
     assert (row["lora"], row["dsee"]["support"]["sparse"]) == (None, 8)
     assert row["run"]["dsee"]["sparse_parameters"] == 8 * 6  # query and value of three layers
+
+
+@pytest.mark.slow
+def test_a_row_without_text_is_calibrated_as_without_a_grid(recipe, tmp_path, monkeypatch):
+    seen = []
+
+    def start(source: Any, *args: Any, **options: Any) -> Any:
+        seen.append((source, options["calibration"]))
+        return compressed_start(source, *args, **options)
+
+    monkeypatch.setattr(stages, "compressed_start", start)
+    path = recipe(methods=["ntk-match", "ntk-match+data-free"], seeds=[0], select_on="last", epochs=1)
+    assert call("reproduce", path, "--out", tmp_path / "out").exit_code == 0
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert labels(record) == ["ntk-match", "ntk-match, no text"]
+    with_text, without = record["rows"]
+    assert without.keys() - with_text.keys() == {"data_free"}
+    (source, texts), (_, made) = seen
+    model = AutoModel.from_pretrained(source.folder)
+    expected = data_free_batches(model, source.tokenizer, 8, seed=0)
+    assert len(expected) == len(made)
+    for one, other in zip(made, expected, strict=True):
+        torch.testing.assert_close(one["input_ids"], other["input_ids"], rtol=0, atol=0)
+    assert any(not torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(texts, made, strict=True))
 
 
 def test_a_model_type_without_targets_of_lora_is_told_as_that(recipe, tmp_path):

@@ -25,17 +25,18 @@ CHARTS = ("scores", "layers", "keep_ratio", "training_loss", "recovery")
 class Experiment:
     """A grid: methods x tasks x `layers` x `keep_ratio` x `seeds`.
 
-    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora[=R[:OPTION=VALUE..]]]`, or `full` (nothing compressed)
-    with the same additions; `+dsee[=RANK[:OPTION=VALUE..]]` stands in the place of LoRA. A second stage follows an
-    adapter: with `+zeros=RATIO[:OPTION=VALUE..]` weights are zeroed, with `+heads=N[:scope=global]` heads go, then the
-    adapter trains again, by the same settings. `full+zeros=RATIO[:rounds=N]` prunes the fine-tuned model by magnitude
-    and trains it again, zeros fixed. `references` are other models, fine-tuned in full. Every cell chooses its learning
-    rate with the first seed, among `learning_rate` (with LoRA or DSEE `lora_learning_rate`, if given).
-    Calibrated methods see `calibration_samples` training texts without labels, layer-wise tuning sees all of them.
-    `chart` is `scores`, `layers` or `keep_ratio` (scores over either), `training_loss`, or `recovery` (scores over the
-    steps, every `eval_steps` of them). `name` begins the file names of the report. `adapter_targets` are the linear
-    maps of adapters where a row names none, as `targets` of `--lora`. `max_length` and `new_head` are options of
-    `tune`, all other fields of `Finetune`.
+    A method is `NAME[:OPTION=VALUE..][+layerwise[=EPOCHS]][+lora[=R[:OPTION=VALUE..]]]`, or `full` (nothing
+    compressed) with the same additions; `+dsee[=RANK[:OPTION=VALUE..]]` stands in the place of LoRA. A second stage
+    follows an adapter: with `+zeros=RATIO[:OPTION=VALUE..]` weights are zeroed, with `+heads=N[:scope=global]`
+    heads go, then the adapter trains again, by the same settings. `full+zeros=RATIO[:rounds=N]` prunes the
+    fine-tuned model by magnitude and trains it again, zeros fixed. `references` are other models, fine-tuned in
+    full. Every cell chooses its learning rate with the first seed, among `learning_rate` (with LoRA or DSEE
+    `lora_learning_rate`, if given). Calibrated methods see `calibration_samples` training texts without labels,
+    with `+data-free` none (as `compress --data-free`); layer-wise tuning sees all. `chart` is `scores`, `layers` or
+    `keep_ratio` (scores over either), `training_loss`, or `recovery` (scores over the steps, every `eval_steps` of
+    them). `name` begins the file names of the report. `adapter_targets` are the linear maps of adapters where a row
+    names none, as `targets` of `--lora`. `max_length` and `new_head` are options of `tune`, all other fields of
+    `Finetune`.
     """
 
     name: str = key("", free=True)

@@ -24,6 +24,7 @@ from mlpfusion.data.encode import EncodedTask
 from mlpfusion.data.generation.encode import EncodedGeneration
 from mlpfusion.data.task_model import empty_for_task, encode_for
 from mlpfusion.data.tasks import find_task, kind_of_task, load_task, new_tokens
+from mlpfusion.data.unlabelled.data_free import DataFree
 from mlpfusion.dsee.structured.choice import HeadChoice
 from mlpfusion.errors import DivergenceError, InputError, one_line
 from mlpfusion.methods.names import method_name
@@ -116,6 +117,8 @@ class Grid:
             selection = Selection(cell.layers, cell.keep_ratio)
             check_experts(empty, row.method, find_sites(empty, source.row))
             check_cut(empty, source.row, selection)
+        if row.data_free:
+            DataFree(self.experiment.calibration_samples).prepare(source.folder, empty, config.seed)
         routers = frozen_routers(empty, freeze=config.freeze_router)
         trained: Any = empty
         if row.adapter is not None:
@@ -154,6 +157,8 @@ class Grid:
         }
         if isinstance(row.adapter, Dsee):  # younger than recorded runs, which keep their names
             own |= {"dsee": asdict(row.adapter)}
+        if row.data_free:  # the same
+            own |= {"data_free": True}
         if row.second is not None:  # the same
             own |= {"heads" if isinstance(row.second, HeadChoice) else "zeros": asdict(row.second)}
         if row.method is not None:

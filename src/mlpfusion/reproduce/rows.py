@@ -11,6 +11,7 @@ from mlpfusion.dsee.structured.choice import HeadChoice
 from mlpfusion.errors import InputError, shown
 from mlpfusion.kinds.outcome import Masked
 from mlpfusion.methods.names import method_label, parse_method
+from mlpfusion.methods.needs import needs_batches
 from mlpfusion.methods.table import METHODS
 from mlpfusion.options.adapters.dsee import Dsee, parse_dsee
 from mlpfusion.options.adapters.lora import Lora, parse_lora
@@ -26,7 +27,8 @@ Second = Sparsity | HeadChoice | Pruning
 class TableRow:
     """One row of the table: a method, epochs of layer-wise tuning, an adapter, a second stage.
 
-    `method` is None for a model in which nothing is compressed. `second` is what is taken from the trained model, which
+    `method` is None for a model in which nothing is compressed; `data_free` if it is calibrated without the texts of
+    the task, as by `compress --data-free`. `second` is what is taken from the trained model, which
     then trains again: weights or heads, as the adapter says, or without one the smallest weights of the full model, or
     the heads of the smallest trained coefficients.
     """
@@ -37,6 +39,7 @@ class TableRow:
     adapter: Lora | Dsee | None = None
     second: Second | None = None
     grid_targets: str | None = None  # of the adapter where they are those of the whole grid, which no label repeats
+    data_free: bool = False
 
     @property
     def label(self) -> str:
@@ -44,6 +47,8 @@ class TableRow:
 
         >>> parse_table_row("fusion+layerwise=2+lora=8", "model").label
         'fusion + layer-wise, 2 epochs + LoRA'
+        >>> parse_table_row("ntk-match+data-free", "model").label
+        'ntk-match, no text'
         >>> parse_table_row("full+lora=16:alpha=32", "model").label
         'full + LoRA alpha=32'
         >>> parse_table_row("full+dsee=16:omega=random", "model").label
@@ -57,7 +62,7 @@ class TableRow:
         >>> parse_table_row("full+zeros=0.5:rounds=3", "model").label
         'full + 50 % zeros rounds=3'
         """
-        name = FULL if self.method is None else method_label(self.method)
+        name = (FULL if self.method is None else method_label(self.method)) + ", no text" * self.data_free
         epochs = "" if self.layerwise == 1 else f", {self.layerwise} epochs"
         layerwise = f" + layer-wise{epochs}" if self.layerwise else ""
         return name + layerwise + _adapter_label(self.adapter, self.grid_targets) + _second_label(self.second)
@@ -76,11 +81,13 @@ def parse_table_row(text: str, model: str) -> TableRow:
     """
     name, *additions = (part.strip() for part in text.split("+"))
     method = None if name == FULL else parse_method(name, METHODS)
-    layerwise, adapter, taken = 0, None, None
+    layerwise, adapter, taken, data_free = 0, None, None, False
     for addition in additions:
         kind, _, value = addition.partition("=")
         if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
             layerwise = int(value or 1)
+        elif addition == "data-free" and method is not None and needs_batches(method):
+            data_free = True
         elif kind == "lora":
             rank, *options = value.split(":")
             adapter = parse_lora(",".join((f"r={rank or 8}", *options)))
@@ -92,8 +99,9 @@ def parse_table_row(text: str, model: str) -> TableRow:
                 raise InputError(f"`methods` must have zeros or heads once, not both, got {shown(text)}")
             taken = addition
         else:
+            calibrated = ", data-free" if method is not None and needs_batches(method) else ""
             layers = "" if method is None else ", layerwise[=EPOCHS]"
-            allowed = f"lora[=R], dsee[=RANK]{layers}, zeros=RATIO, heads=N"
+            allowed = f"lora[=R], dsee[=RANK]{calibrated}{layers}, zeros=RATIO, heads=N"
             raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
     if adapter is not None and method is not None and METHODS[type(method)].makes is Masked:
         raise InputError(f"`methods` must have lora and dsee with methods that mask nothing, got {shown(text)}")
@@ -103,7 +111,7 @@ def parse_table_row(text: str, model: str) -> TableRow:
         if kind == "zeros" and adapter is None and method is not None:
             raise InputError(f"`methods` must have zeros with full, lora or dsee, got {shown(text)}")
         second = _parse_zeros(value, adapter) if kind == "zeros" else _parse_heads(value)
-    return TableRow(model, method, layerwise, adapter, second)
+    return TableRow(model, method, layerwise, adapter, second, data_free=data_free)
 
 
 def _parse_zeros(text: str, adapter: Lora | Dsee | None) -> Sparsity | Pruning:

@@ -8,6 +8,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mlpfusion.batch import Batch
 from mlpfusion.checkpoint.open import Checkpoint
 from mlpfusion.checkpoint.save import save_model
 from mlpfusion.checkpoint.stage import run_stage
@@ -16,6 +17,7 @@ from mlpfusion.compression.on_task import working_copy
 from mlpfusion.data.chosen import split_train
 from mlpfusion.data.encode import EncodedExamples, EncodedTask
 from mlpfusion.data.task_model import load_for_task
+from mlpfusion.data.unlabelled.data_free import DataFree
 from mlpfusion.data.unlabelled.examples import calibration_batches
 from mlpfusion.dsee.magnitude import Pruning, check_prunable, zero_smallest
 from mlpfusion.dsee.structured.choice import HeadChoice, kept_heads
@@ -207,9 +209,7 @@ def _compressed(job: Job) -> tuple[PreTrainedModel, Row]:
             progress=job.progress,
         )
     else:
-        calibration, count = None, job.experiment.calibration_samples
-        if needs_batches(method):
-            calibration = calibration_batches(train, data.collate, source.training_config, count, seed)
+        calibration = _calibration(job, train) if needs_batches(method) else None
         model, record = compressed_start(
             source,
             data.task,
@@ -221,6 +221,15 @@ def _compressed(job: Job) -> tuple[PreTrainedModel, Row]:
         )
     sizes = {"parameters": record.compressed.parameters, "nonzero_parameters": trained_parameters(record)}
     return model, sizes | {"compress_seconds": record.seconds}
+
+
+def _calibration(job: Job, train: EncodedExamples) -> list[Batch]:
+    """What a calibrated method sees: training texts, or what there is without any."""
+    source, count = job.source, job.experiment.calibration_samples
+    if job.cell.row.data_free:
+        model = load_for_task(source, job.data.task, job.seed)
+        return DataFree(count).prepare(source.folder, model, job.seed).batches(model, job.progress)
+    return calibration_batches(train, job.data.collate, source.training_config, count, job.seed)
 
 
 def _context(folder: Path, progress: Progress) -> RunContext:
