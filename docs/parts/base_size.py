@@ -56,7 +56,7 @@ def draw_base_size(record: dict[str, Any], path: Path) -> None:
         for names, height in _apart(ends):
             axes.annotate(", ".join(names), (steps[-1], height), (6, 0), textcoords="offset points", va="center")
         axes.set_title(f"all {_LAYERS} layers at {100 * (cut.keep_ratio or 1):.4g} % of their neurons", loc="left")
-        axes.set_xlim(steps[0], steps[-1] * 1.6)  # room for the names
+        axes.set_xlim(steps[0], steps[-1] * 1.75)  # room for the names
         axes.set_xticks(steps[:-1])
         axes.set_xlabel("training steps after the cut")
         axes.grid(linewidth=0.3)

@@ -5,7 +5,7 @@ from typing import Any
 
 from mlpfusion.data.tasks import find_task
 from mlpfusion.report.grid.columns import ScoreColumn
-from mlpfusion.report.grid.tables import stage_table
+from mlpfusion.report.grid.tables import shares, stage_table
 from mlpfusion.report.numbers import FULL
 from parts.verdict import judge, mean_shares, standard_error
 
@@ -39,8 +39,11 @@ def dsee_claims(record: dict[str, Any]) -> str:
 
 
 def _answer(record: dict[str, Any], label: str) -> str:
-    """The claim about the score, for the mean over the tasks, seed by seed."""
-    return judge(mean_shares([(record, column) for column in _columns(record)], label), _NEAR, _WHOSE)
+    """The claim about the score, for the mean over the tasks, seed by seed; then the share of every task."""
+    columns = _columns(record)
+    shared = {column.task: shares(record, label, column) for column in columns}
+    tasks = ", ".join(f"{task} {statistics.mean(one):.1f} ({standard_error(one):.1f})" for task, one in shared.items())
+    return f"{judge(mean_shares([(record, column) for column in columns], label), _NEAR, _WHOSE)} By task: {tasks}."
 
 
 def _second_stage(record: dict[str, Any], label: str) -> str:

@@ -29,8 +29,9 @@ def headlines() -> str:
     output, kernel = ratios.values()
     recovered = read_result("mpnet/mpnet-recovery")
     quarter = next(cut for cut in recovery_columns(recovered) if cut.keep_ratio == 0.25)
-    curves = {name: recovery(recovered, name, quarter) for name in (FULL, "ntk-match", "fusion")}
-    full, matched, fused = (statistics.mean(curve[-1][1]) for curve in curves.values())
+    names = (FULL, "ntk-match", "ntk-match, no text", "fusion")
+    curves = {name: recovery(recovered, name, quarter) for name in names}
+    full, matched, blind, fused = (statistics.mean(curve[-1][1]) for curve in curves.values())
     return "\n".join(
         [
             f"- Errors of a MiniLM layer at 25 %, `ntk-match` over `fusion`: output {output:.2f}, "
@@ -40,6 +41,6 @@ def headlines() -> str:
             f"- Scores of four GLUE tasks, over the full model's (standard error): `fusion` {scores['fusion']}, "
             f"`ntk-match` {scores['ntk-match']}.",
             f"- MPNet (110 M), all layers at 25 %, accuracy after {curves[FULL][-1][0]} steps: full {full:.1f}, "
-            f"`ntk-match` {matched:.1f}, `fusion` {fused:.1f}, chance.",
+            f"`ntk-match` {matched:.1f}, no text {blind:.1f}, `fusion` {fused:.1f}.",
         ]
     )

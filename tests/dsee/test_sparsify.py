@@ -71,6 +71,21 @@ def test_weights_with_zeros_and_the_adapter_lie_side_by_side_and_load_in_one_cal
     assert "mlp_fusion" not in json.loads((out / "config.json").read_text())
 
 
+def test_a_map_of_which_hardly_anything_is_left_is_named(model, tmp_path):
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    weights["pooler.dense.weight"] *= 1e-6
+    save_file(weights, file, {"format": "pt"})
+    adapter = saved_adapter(model, tmp_path / "adapter-of-dsee")
+    command = ("sparsify", model, tmp_path / "out", "--adapter", adapter, "--updated-ratio", 0.5, "--other-ratio")
+    for ratio, is_named in ((0.5, True), (0.01, False)):
+        result = call(*command, ratio, "--overwrite")
+        assert result.exit_code == 0, result.output
+        for told in (result.output, (tmp_path / "out" / "README.md").read_text()):
+            said = " ".join(told.split())
+            assert ("Hardly anything is left of bert.pooler.dense: what comes after" in said) == is_named
+
+
 def test_the_same_seed_gives_the_same_bytes(model, adapter, tmp_path):
     files = [Path("model.safetensors"), Path("adapter/adapter_model.safetensors")]
     for out, seed in (("one", 1), ("two", 1), ("other", 2)):

@@ -9,6 +9,8 @@ from mlpfusion.dsee.record import SPARSITY_RECORD_FILE, SparsityRecord
 from mlpfusion.report.card import code, plain
 from mlpfusion.report.terminal.console import PlainConsole, bold
 
+_HARDLY_ANY = 0.99  # share of zeros
+
 _CARD = """\
 ---
 {data}
@@ -42,13 +44,21 @@ def print_sparsity(record: SparsityRecord, out: str) -> None:
 
 
 def zeros_words(record: SparsityRecord) -> str:
-    """Shares of zeros in one sentence each."""
+    """Shares of zeros in one sentence each, and the maps of which hardly anything is left."""
     shares = [100 * record.sparsity(is_updated=which) for which in (True, False)]
     return (
         f"{record.zeros:,} of {record.parameters:,} parameters are zero: {shares[0]:.1f} % of the maps under the "
         f"adapter, {shares[1]:.1f} % of the other linear maps of the layers. "
         f"The adapter adds {record.adapter_parameters:,} parameters."
-    )
+    ) + _emptied_words(record)
+
+
+def _emptied_words(record: SparsityRecord) -> str:
+    """A pool is ranked as a whole: a map of small weights, as an untrained pooler, can lose all of them."""
+    emptied = [rows.path for rows in record.maps if rows.zeros > _HARDLY_ANY * rows.entries]
+    if not emptied:
+        return ""
+    return f" Hardly anything is left of {', '.join(emptied)}: what comes after depends little on the text."
 
 
 def sparsity_card(record: SparsityRecord) -> str:
