@@ -209,7 +209,9 @@ def test_what_a_killed_process_left_of_a_finished_run_goes_with_the_next_start(r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["minilm-table2", "minilm-table5", "minilm-table6"])
+@pytest.mark.parametrize(
+    "name", ["minilm-table2", "minilm-table5", "minilm-table6", "minilm-dsee", "minilm-dsee-narrow"]
+)
 def test_the_recorded_runs_are_found_again(name, minilm, evaluation_data, monkeypatch):
     """Their files have the names of the runs that `reproduce` would make: it makes none of them again."""
     monkeypatch.setenv("MLPFUSION_DATA", str(evaluation_data))
