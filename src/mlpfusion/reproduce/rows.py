@@ -28,9 +28,9 @@ class TableRow:
     """One row of the table: a method, epochs of layer-wise tuning, an adapter, a second stage.
 
     `method` is None for a model in which nothing is compressed; `data_free` if it is calibrated without the texts of
-    the task, as by `compress --data-free`. `second` is what is taken from the trained model, which
-    then trains again: weights or heads, as the adapter says, or without one the smallest weights of the full model, or
-    the heads of the smallest trained coefficients.
+    the task, as by `compress --data-free`. `second` is what is taken from the trained model, which then trains again:
+    weights or heads, as the adapter says, or without one the smallest weights of the full model, or the heads of the
+    smallest trained coefficients.
     """
 
     model: str
@@ -81,12 +81,13 @@ def parse_table_row(text: str, model: str) -> TableRow:
     """
     name, *additions = (part.strip() for part in text.split("+"))
     method = None if name == FULL else parse_method(name, METHODS)
+    is_calibrated = method is not None and needs_batches(method)
     layerwise, adapter, taken, data_free = 0, None, None, False
     for addition in additions:
         kind, _, value = addition.partition("=")
         if kind == "layerwise" and method is not None and re.fullmatch(r"|[1-9][0-9]{0,5}", value):
             layerwise = int(value or 1)
-        elif addition == "data-free" and method is not None and needs_batches(method):
+        elif addition == "data-free" and is_calibrated:
             data_free = True
         elif kind == "lora":
             rank, *options = value.split(":")
@@ -99,7 +100,7 @@ def parse_table_row(text: str, model: str) -> TableRow:
                 raise InputError(f"`methods` must have zeros or heads once, not both, got {shown(text)}")
             taken = addition
         else:
-            calibrated = ", data-free" if method is not None and needs_batches(method) else ""
+            calibrated = ", data-free" if is_calibrated else ""
             layers = "" if method is None else ", layerwise[=EPOCHS]"
             allowed = f"lora[=R], dsee[=RANK]{calibrated}{layers}, zeros=RATIO, heads=N"
             raise InputError(f"`methods` must have additions among {allowed} in {shown(text)}, got {shown(addition)}")
